@@ -1,0 +1,1 @@
+"""Every number that describes a model."""

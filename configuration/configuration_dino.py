@@ -1,0 +1,77 @@
+"""DINO: self-distillation with no labels (arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+
+from .objective_config import ObjectiveConfig
+
+
+@strict
+class DINOConfig(ObjectiveConfig):
+    """What DINO adds to an encoder: projection head, loss, and the schedules of the teacher.
+
+    Ratios of a schedule are fractions of all training steps, so that a shorter run keeps its shape.
+
+    Args:
+        num_prototypes: outputs of the projection head (K).
+        head_hidden_size: width of the head's hidden layers.
+        head_bottleneck_size: width before the weight-normalised last layer.
+        num_head_layers: linear layers before the last one.
+        normalize_last_layer: keep the last layer's magnitudes at 1 (more stable; the reference
+            trains them for ViT-S).
+        student_temperature: unitless; divides the student's logits.
+        teacher_temperature: unitless; divides the teacher's logits after the warm-up.
+        warmup_teacher_temperature: unitless; where the linear warm-up starts.
+        teacher_temperature_warmup_ratio: fraction of the steps that the warm-up takes.
+        teacher_momentum: EMA momentum of the teacher at the first step; grows along a cosine.
+        teacher_momentum_end: EMA momentum of the teacher at the last step.
+        center_momentum: EMA momentum of the center.
+        freeze_last_layer_ratio: fraction of the steps, from the first, in which the last layer does
+            not move.
+    """
+
+    model_type = "selfvit_dino"
+    base_config_key = "dino_config"
+
+    num_prototypes: int = 65536  # Sec. 3.2, "Implementation details"
+    head_hidden_size: int = 2048  # Appendix C, "Projection head"
+    head_bottleneck_size: int = 256  # Appendix C
+    num_head_layers: int = 3  # Appendix C
+    normalize_last_layer: bool = True  # main_dino.py --norm_last_layer
+    student_temperature: float = 0.1  # Sec. 3.2
+    teacher_temperature: float = 0.07  # Sec. 3.2
+    warmup_teacher_temperature: float = 0.04  # Sec. 3.2
+    teacher_temperature_warmup_ratio: float = 0.3  # Sec. 3.2: 30 epochs; of the 100 of Table 8
+    teacher_momentum: float = 0.996  # Sec. 3.1
+    teacher_momentum_end: float = 1.0  # Sec. 3.1
+    center_momentum: float = 0.9  # Appendix D
+    freeze_last_layer_ratio: float = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
+
+    def validate_architecture(self) -> None:
+        """Check the ranges that the maths needs."""
+        for name, least in (
+            ("num_prototypes", 2),
+            ("head_hidden_size", 1),
+            ("head_bottleneck_size", 1),
+            ("num_head_layers", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}.")
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) must be above 0; the paper uses 0.04 to 0.1."
+                )
+        for name in (
+            "teacher_temperature_warmup_ratio",
+            "teacher_momentum",
+            "teacher_momentum_end",
+            "center_momentum",
+            "freeze_last_layer_ratio",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
+
+
+__all__ = ["DINOConfig"]

@@ -1,0 +1,213 @@
+"""The configuration of every selfvit checkpoint: encoder geometry, pooling, one optional part per
+objective."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_dino import DINOConfig
+
+# hidden_size, num_hidden_layers, num_attention_heads
+SIZES: dict[str, tuple[int, int, int]] = {
+    "ti": (192, 12, 3),  # DeiT, arXiv 2012.12877, Table 1
+    "s": (384, 12, 6),  # DeiT, Table 1
+    "b": (768, 12, 12),  # ViT, arXiv 2010.11929, Table 1
+    "l": (1024, 24, 16),  # ViT, Table 1
+}
+PATCH_SIZES = (8, 14, 16, 32)  # DINO: 8, 16; DINOv2: 14; ViT: 14, 16, 32
+
+POOLING_PATTERN = re.compile(r"cls|mean|cls\+mean|gem|concat:[1-9][0-9]*")
+
+
+@strict
+class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Geometry of the encoder, its pooling, and the objective it was trained with.
+
+    Args:
+        hidden_size: width of the tokens (D).
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads per block; divides `hidden_size`.
+        mlp_ratio: hidden width of a block's MLP, as a multiple of `hidden_size`.
+        hidden_act: activation of the MLP.
+        layer_norm_eps: epsilon of every LayerNorm.
+        initializer_range: standard deviation of the truncated normal that initialises weights.
+        image_size: pixels, one number or (height, width): the size whose positions are stored.
+            Others are interpolated.
+        patch_size: pixels; divides `image_size`.
+        num_channels: channels of `pixel_values`.
+        qkv_bias: whether query, key and value projections have a bias.
+        num_register_tokens: extra tokens after the class token (arXiv 2309.16588).
+        layerscale_value: initial LayerScale (arXiv 2103.17239), or None for none.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+        position_embedding_type: "learned", or "sincos": fixed, two-dimensional.
+        use_mask_token: whether the encoder has a learned token that stands in for masked patches.
+        pooling: what `pooler_output` is. "cls": class token; "mean": mean of the patch tokens;
+            "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
+            class tokens of the last n blocks. Register tokens never enter a mean.
+        dino_config: what DINO adds, or None.
+
+    Raises:
+        ValueError: (wrapped by `@strict`) if two fields do not fit together; the message names the
+            fix.
+
+    Example:
+        >>> from selfvit import SelfViTConfig, SelfViTModel
+        >>> model = SelfViTModel(SelfViTConfig.from_name("vits16"))
+    """
+
+    model_type = "selfvit"
+    sub_configs_defaults = {"dino_config": SubConfigSpec(DINOConfig, optional=True)}
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    mlp_ratio: float | int = 4.0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6  # timm and DINO; transformers' ViT has 1e-12
+    initializer_range: float = 0.02
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    num_register_tokens: int = 0
+    layerscale_value: float | None = None
+    drop_path_rate: float | int = 0.0
+    position_embedding_type: Literal["learned", "sincos"] = "learned"
+    use_mask_token: bool = False
+    pooling: str = "cls"
+    dino_config: dict[str, Any] | PreTrainedConfig | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.stage_names = ["stem"] + [
+            f"stage{index}" for index in range(1, self.num_hidden_layers + 1)
+        ]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None),
+            out_features=kwargs.pop("out_features", None),
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_name(cls, name: str, **overrides: Any) -> SelfViTConfig:
+        """Return a named size, "vit" + ti, s, b or l + patch size 8, 14, 16 or 32: "vits16" is
+        ViT-S/16.
+
+        Args:
+            name: for example "vits16" or "vitb8".
+            overrides: any other field of the configuration.
+
+        Raises:
+            ValueError: if there is no such size.
+        """
+        match = re.fullmatch(r"vit(ti|s|b|l)([0-9]+)", name)
+        if match is None or int(match[2]) not in PATCH_SIZES:
+            known = ", ".join(f"vit{size}{patch}" for size in SIZES for patch in PATCH_SIZES)
+            raise ValueError(f"there is no encoder {name!r}; known are {known}.")
+        hidden_size, num_hidden_layers, num_attention_heads = SIZES[match[1]]
+        geometry = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": num_hidden_layers,
+            "num_attention_heads": num_attention_heads,
+            "patch_size": int(match[2]),
+        }
+        return cls(**{**geometry, **overrides})
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of patches at `image_size`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def intermediate_size(self) -> int:
+        """Hidden width of a block's MLP."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 + self.num_register_tokens
+
+    @property
+    def num_class_blocks(self) -> int:
+        """How many blocks, counted from the last, the pooling takes class tokens from (0: it
+        averages patches only)."""
+        if self.pooling.startswith("concat:"):
+            return int(self.pooling.removeprefix("concat:"))
+        return 1 if self.pooling.startswith("cls") else 0
+
+    @property
+    def embedding_size(self) -> int:
+        """Length of `pooler_output`."""
+        return self.hidden_size * (
+            self.num_class_blocks + (self.pooling in ("mean", "cls+mean", "gem"))
+        )
+
+    def validate_architecture(self) -> None:
+        """Check that the fields fit together."""
+        super().validate_architecture()
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "patch_size",
+            "num_channels",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}); the usual choice is heads of 64: {max(1, self.hidden_size // 64)} heads."
+            )
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be one number or (height, width), in pixels."
+            )
+        for size in self.image_height_width:
+            if size < 1 or size % self.patch_size:
+                below = size // self.patch_size * self.patch_size
+                choices = [str(choice) for choice in (below, below + self.patch_size) if choice > 0]
+                raise ValueError(
+                    f"image_size ({size}) must be a multiple of patch_size ({self.patch_size}); "
+                    f"use {' or '.join(choices)}."
+                )
+        if self.position_embedding_type == "sincos" and self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions (sine and cosine of "
+                f"rows and columns); use {self.hidden_size // 4 * 4 + 4}, or learned positions."
+            )
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens ({self.num_register_tokens}) must be 0 or more.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(
+                f"drop_path_rate ({self.drop_path_rate}) must be at least 0 and below 1."
+            )
+        if POOLING_PATTERN.fullmatch(self.pooling) is None:
+            raise ValueError(
+                f"pooling ({self.pooling!r}) must be cls, mean, cls+mean, gem, or concat:n as in concat:4."
+            )
+        if self.num_class_blocks > self.num_hidden_layers:
+            raise ValueError(
+                f"pooling ({self.pooling!r}) asks for more blocks than num_hidden_layers ({self.num_hidden_layers}); "
+                f"use at most concat:{self.num_hidden_layers}."
+            )
+
+
+__all__ = ["PATCH_SIZES", "SIZES", "SelfViTConfig"]

@@ -1,0 +1,1 @@
+"""The encoder and the objectives: torch and transformers only."""

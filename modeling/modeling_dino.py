@@ -1,0 +1,326 @@
+"""DINO: a student learns to predict a momentum teacher's output for other views (arXiv 2104.14294).
+
+On top of the encoder: a projection head, a teacher of the same shape as the student, a center of
+the teacher's outputs.
+"""
+
+# B batch · G global views · V all views · K prototypes · D hidden
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .distributed import all_reduce_sum
+from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
+from .momentum_teacher import copy_student, update_teacher
+from .schedules import cosine_schedule, linear_schedule
+
+
+@dataclass
+class DINOOutput(ModelOutput):
+    """What a step of DINO gives.
+
+    Args:
+        loss: scalar, float32; cross-entropy in nats, mean over pairs of different views and over
+            images.
+        teacher_entropy: scalar; entropy in nats of the teacher's output, mean over global views and
+            images. It goes to 0 if the teacher collapses to one prototype, to ln K if it becomes
+            uniform.
+    """
+
+    loss: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+
+
+class DINOLastLayer(nn.Module):
+    """Weight-normalised linear layer without bias: logits are cosines times a magnitude (Sec. 3.2,
+    Appendix C).
+
+    The two factors are plain tensors: transformers would rename torch's `weight_g` and `weight_v`
+    while loading.
+    """
+
+    def __init__(self, in_features: int, out_features: int, train_magnitude: bool):
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(out_features, in_features))
+        magnitude = torch.empty(out_features, 1)
+        if train_magnitude:
+            self.magnitude = nn.Parameter(magnitude)
+        else:
+            self.register_buffer("magnitude", magnitude)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(*, bottleneck) -> (*, K)."""
+        return F.linear(features, F.normalize(self.direction, dim=-1) * self.magnitude)
+
+
+class DINOHead(nn.Module):
+    """Projection head: MLP with GELU, L2 normalisation, weight-normalised last layer (Appendix
+    C)."""
+
+    def __init__(self, in_features: int, config: SelfViTConfig):
+        super().__init__()
+        dino = config.dino_config
+        widths = (
+            [in_features]
+            + [dino.head_hidden_size] * (dino.num_head_layers - 1)
+            + [dino.head_bottleneck_size]
+        )
+        self.layers = nn.ModuleList(
+            [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        )
+        self.last_layer = DINOLastLayer(
+            dino.head_bottleneck_size,
+            dino.num_prototypes,
+            train_magnitude=not dino.normalize_last_layer,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, K)."""
+        for layer in self.layers[:-1]:
+            features = F.gelu(layer(features))
+        features = self.layers[-1](features)
+        # float32: under fp16 the squared norm can overflow, and epsilon 1e-12 is 0
+        features = F.normalize(features.float(), dim=-1).to(features.dtype)
+        return self.last_layer(features)
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy between teacher and student over pairs of different views; owns the center
+    (Sec. 3.1, Alg. 1).
+
+    The center moves once an optimizer step, in `update_center`, by all the teacher's outputs since
+    the last time: so micro-batches of one step see the same center, and their mean loss is the loss
+    of the whole batch.
+    """
+
+    def __init__(self, num_prototypes: int, student_temperature: float, center_momentum: float):
+        super().__init__()
+        self.student_temperature = student_temperature
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(num_prototypes))  # (K,) float32
+        self._pending_sum: Tensor | None = None  # teacher's logits since the last update
+        self._pending_count = 0
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, teacher_temperature: float
+    ) -> DINOOutput:
+        """Compare the views and take note of the teacher's logits for the center.
+
+        Args:
+            student_logits: (V, B, K); the first G views are the global ones, in the teacher's
+                order.
+            teacher_logits: (G, B, K); no gradient flows into them.
+            teacher_temperature: unitless, above 0; smaller is sharper.
+
+        Raises:
+            ValueError: if no pair of different views is left, or the shapes do not fit.
+        """
+        num_views, num_global_views = len(student_logits), len(teacher_logits)
+        if (
+            num_views < 2
+            or num_global_views > num_views
+            or student_logits.shape[1:] != teacher_logits.shape[1:]
+        ):
+            raise ValueError(
+                "DINO compares different views: student_logits must be (views, batch, prototypes) with at least 2 views, "
+                f"the teacher's global views first; got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
+            )
+        with torch.autocast(student_logits.device.type, enabled=False):
+            student_logits = student_logits.float() / self.student_temperature
+            teacher_logits = teacher_logits.detach().float()
+            self._take_note(teacher_logits)
+            teacher_log_probabilities = F.log_softmax(
+                (teacher_logits - self.center) / teacher_temperature, dim=-1
+            )
+            teacher_probabilities = teacher_log_probabilities.exp()  # (G, B, K)
+
+            # A teacher's row sums to 1, so its cross-entropy with view v is logsumexp(s_v) - <p,
+            # s_v>: the sum over the V - 1 other views needs no log-softmax of every pair.
+            others = student_logits.sum(dim=0) - student_logits[:num_global_views]  # (G, B, K)
+            agreement = (teacher_probabilities * others).sum(dim=(0, 2))  # (B,)
+            log_normalizer = student_logits.logsumexp(dim=-1)  # (V, B)
+            # a global view is left out of the comparison with itself
+            normalizers = num_global_views * log_normalizer.sum(dim=0) - log_normalizer[
+                :num_global_views
+            ].sum(dim=0)
+            num_pairs = num_global_views * (num_views - 1)
+            loss = (normalizers - agreement).mean() / num_pairs
+            entropy = -(teacher_probabilities * teacher_log_probabilities).sum(dim=-1).mean()
+        return DINOOutput(loss=loss, teacher_entropy=entropy)
+
+    @torch.no_grad()
+    def _take_note(self, teacher_logits: Tensor) -> None:
+        if not self.training:
+            return
+        total = teacher_logits.sum(dim=(0, 1))
+        self._pending_sum = total if self._pending_sum is None else self._pending_sum + total
+        self._pending_count += teacher_logits.shape[0] * teacher_logits.shape[1]
+
+    @torch.no_grad()
+    def update_center(self) -> None:
+        """Move the center towards the mean of the teacher's logits since the last call, over all
+        processes (Eq. 4)."""
+        if self._pending_sum is None:
+            return
+        count = self._pending_sum.new_tensor([self._pending_count])
+        reduced = all_reduce_sum(torch.cat([self._pending_sum, count]))
+        self.center.lerp_(reduced[:-1] / reduced[-1], 1 - self.center_momentum)
+        self._pending_sum, self._pending_count = None, 0
+
+
+class DINONetwork(nn.Module):
+    """An encoder and its head; the student is one."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.vit = SelfViTModel(config)
+        self.head = DINOHead(config.hidden_size, config)
+
+
+class SelfViTForDINO(SelfViTPreTrainedModel):
+    """DINO. `vit` and `head` are the teacher, the network to take features from; `student` is what
+    is trained."""
+
+    main_input_name = "global_views"
+    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
+
+    def __init__(self, config: SelfViTConfig):
+        if config.dino_config is None:
+            raise ValueError(
+                "SelfViTForDINO needs config.dino_config; pass dino_config=DINOConfig()."
+            )
+        super().__init__(config)
+        dino = config.dino_config
+        self.vit = SelfViTModel(config)
+        self.head = DINOHead(config.hidden_size, config)
+        self.student = DINONetwork(config)
+        self.loss = DINOLoss(dino.num_prototypes, dino.student_temperature, dino.center_momentum)
+        self.post_init()
+        self.restart_teacher()
+        self.train()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as the encoder does.
+
+        Last layer of the head: directions uniform in +-1/sqrt(bottleneck) (torch's own for a linear
+        layer), magnitudes 1. Center: 0.
+        """
+        super()._init_weights(module)
+        if isinstance(module, DINOLastLayer):
+            bound = 1 / math.sqrt(module.direction.shape[1])
+            init.uniform_(module.direction, -bound, bound)
+            init.ones_(module.magnitude)
+        elif isinstance(module, DINOLoss):
+            init.zeros_(module.center)
+
+    def train(self, mode: bool = True) -> SelfViTForDINO:
+        """Set training mode for the student; the teacher stays in evaluation mode and asks for no
+        gradient.
+
+        (So drop path is the student's alone. `from_pretrained` ends by calling this, and would
+        otherwise leave a loaded teacher asking for gradients.)
+        """
+        super().train(mode)
+        for teacher in (self.vit, self.head):
+            teacher.train(False).requires_grad_(False)
+        return self
+
+    def restart_teacher(self) -> None:
+        """Make the teacher, head included, a copy of the student: how training starts."""
+        copy_student(self.student.vit, self.vit)
+        copy_student(self.student.head, self.head)
+
+    def restart_from_encoder(self) -> None:
+        """Make the student's encoder a copy of `vit`, after pretrained weights were loaded
+        there."""
+        copy_student(self.vit, self.student.vit)
+
+    @can_return_tuple
+    def forward(
+        self,
+        global_views: Tensor,
+        local_views: Tensor | None = None,
+        teacher_temperature: float | None = None,
+    ) -> DINOOutput:
+        """Compute the loss of one (micro-)batch of views.
+
+        Args:
+            global_views: (G, B, C, H, W), the views that the teacher sees; the paper's G is 2.
+            local_views: (V - G, B, C, h, w), smaller crops that only the student sees, or None.
+            teacher_temperature: unitless; the configuration's final one if None.
+
+        Returns:
+            loss and teacher_entropy.
+        """
+        if teacher_temperature is None:
+            teacher_temperature = self.config.dino_config.teacher_temperature
+        num_global_views, batch_size = global_views.shape[:2]
+        with torch.no_grad():
+            teacher_features = self.vit(global_views.flatten(0, 1)).last_hidden_state[:, 0]
+            teacher_logits = self.head(teacher_features).unflatten(
+                0, (num_global_views, batch_size)
+            )
+
+        # crops of one size go through the encoder as one batch, all crops through the head as one
+        crops = (
+            [global_views]
+            if local_views is None or len(local_views) == 0
+            else [global_views, local_views]
+        )
+        features = [
+            self.student.vit(views.flatten(0, 1)).last_hidden_state[:, 0] for views in crops
+        ]
+        student_logits = self.student.head(torch.cat(features))  # (V * B, K)
+        return self.loss(
+            student_logits.unflatten(0, (-1, batch_size)), teacher_logits, teacher_temperature
+        )
+
+    @property
+    def trained_encoder(self) -> SelfViTModel:
+        """The student's encoder."""
+        return self.student.vit
+
+    def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Names and parameters of the student."""
+        return self.student.named_parameters(prefix="student")
+
+    def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
+        """Temperature of the teacher: a linear warm-up, then constant (Sec. 3.2)."""
+        dino = self.config.dino_config
+        num_warmup_steps = round(dino.teacher_temperature_warmup_ratio * num_steps)
+        temperature = linear_schedule(
+            step, num_warmup_steps, dino.warmup_teacher_temperature, dino.teacher_temperature
+        )
+        return {"teacher_temperature": temperature}
+
+    def before_optimizer_step(self, step: int, num_steps: int) -> None:
+        """Hold the last layer still in the first steps (Appendix D, "Training stability")."""
+        if step < round(self.config.dino_config.freeze_last_layer_ratio * num_steps):
+            for parameter in self.student.head.last_layer.parameters():
+                parameter.grad = None
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
+        """Move the teacher, momentum along a cosine (Sec. 3.1), and the center."""
+        dino = self.config.dino_config
+        momentum = cosine_schedule(
+            step, num_steps, dino.teacher_momentum, dino.teacher_momentum_end
+        )
+        update_teacher(self.student.vit, self.vit, momentum)
+        update_teacher(self.student.head, self.head, momentum)
+        self.loss.update_center()
+        return {"teacher_momentum": momentum}
+
+
+__all__ = ["DINOHead", "DINOLoss", "DINOOutput", "SelfViTForDINO"]

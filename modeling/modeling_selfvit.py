@@ -1,0 +1,556 @@
+"""The vision transformer: encoder, classifier and backbone.
+
+Pre-norm ViT (arXiv 2010.11929) with the semantics of timm and DINO, and transformers' own names of
+modules, so that PEFT targets, quantizers and stock ViT weights fit. The encoder is deterministic:
+whoever wants patches masked hands in which ones to keep.
+"""
+
+# B batch · C channels · H, W pixels · P patch size · N patches · T tokens (class, registers,
+# patches) · D hidden A attention heads · L classes · E embedding
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .pooling import pool
+from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
+
+
+class SelfViTPatchEmbeddings(nn.Module):
+    """Project each patch of P x P pixels to a token."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+        )
+
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Return (rows, columns) of patches.
+
+        Raises:
+            ValueError: if the shape is not (B, C, H, W) with H and W multiples of the patch size.
+        """
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}; "
+                "grey images are converted by the image processor (do_convert_rgb)."
+            )
+        for name, size in (("height", pixel_values.shape[2]), ("width", pixel_values.shape[3])):
+            if size < 1 or size % self.patch_size:
+                below = size // self.patch_size * self.patch_size
+                choices = [str(choice) for choice in (below, below + self.patch_size) if choice > 0]
+                raise ValueError(
+                    f"{name} ({size}) must be a multiple of patch_size ({self.patch_size}); "
+                    f"resize the image to {' or '.join(choices)} pixels."
+                )
+        return pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size
+
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Return (B, N, D), or (B, K, D) for the K patches of `ids_keep` (B, K), the others never
+        computed."""
+        if ids_keep is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        patches = F.pixel_unshuffle(pixel_values, self.patch_size)  # (B, C*P*P, H/P, W/P)
+        patches = patches.flatten(2).transpose(1, 2)  # (B, N, C*P*P)
+        patches = patches.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+
+
+class SelfViTEmbeddings(nn.Module):
+    """Class token, register tokens, and patches with their positions."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.position_embedding_type = config.position_embedding_type
+        rows, columns = config.grid_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
+            if config.num_register_tokens
+            else None
+        )
+        self.mask_token = (
+            nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_mask_token else None
+        )
+        self.patch_embeddings = SelfViTPatchEmbeddings(config)
+        positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = nn.Parameter(positions)
+        else:
+            self.register_buffer("position_embeddings", positions)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        ids_keep: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Return (B, T, D)."""
+        grid = self.patch_embeddings.grid_of(pixel_values)
+        batch_size = pixel_values.shape[0]
+        positions = interpolate_position_embeddings(self.position_embeddings, self.grid_size, grid)
+        class_position, patch_positions = positions[:, :1], positions[:, 1:]
+
+        patches = self.patch_embeddings(pixel_values, ids_keep)  # (B, N or K, D)
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError(
+                    "bool_masked_pos needs a mask token; set use_mask_token=True in the configuration."
+                )
+            patches = torch.where(
+                bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(patches.dtype), patches
+            )
+        if ids_keep is not None:
+            index = ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+            patch_positions = patch_positions.expand(batch_size, -1, -1).gather(1, index)
+        prefix = [(self.cls_token + class_position).expand(batch_size, -1, -1)]
+        if self.register_tokens is not None:
+            prefix.append(
+                self.register_tokens.expand(batch_size, -1, -1)
+            )  # registers have no position
+        return torch.cat([*prefix, patches + patch_positions], dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for `output_attentions`; query, key, value are (B, A, T, D/A)."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, A, T, T)
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SelfViTAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False  # read by the attention interface
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens (B, Q, D) and, with eager attention, the weights (B, A, Q, T).
+
+        Q is `num_queries` (the first so many tokens ask), or all T.
+        """
+        queries = hidden_states[:, :num_queries]
+
+        def split_heads(tokens: Tensor) -> Tensor:
+            return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A, T, D/A)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            split_heads(self.q_proj(queries)),
+            split_heads(self.k_proj(hidden_states)),
+            split_heads(self.v_proj(hidden_states)),
+            None,
+            scaling=self.scaling,
+            dropout=0.0,
+            **kwargs,
+        )
+        return self.o_proj(attended.reshape(queries.shape)), weights
+
+
+class SelfViTMLP(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class SelfViTLayerScale(nn.Module):
+    """A learned factor a channel on a residual branch (arXiv 2103.17239, Sec. 2)."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return hidden_states * self.lambda1
+
+
+class SelfViTDropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of whole images in training (arXiv 1603.09382)."""
+
+    def __init__(self, drop_probability: float):
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.drop_probability == 0 or not self.training:
+            return hidden_states
+        keep_probability = 1 - self.drop_probability
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_probability)
+        return hidden_states * keep / keep_probability
+
+    def extra_repr(self) -> str:
+        """Show the probability when the model is printed."""
+        return f"drop_probability={self.drop_probability:.3f}"
+
+
+class SelfViTLayer(GradientCheckpointingLayer):
+    """A pre-norm block: attention, then MLP, each on a residual branch."""
+
+    def __init__(self, config: SelfViTConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = SelfViTAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SelfViTMLP(config)
+        has_scale = config.layerscale_value is not None
+        self.layer_scale1 = SelfViTLayerScale(config) if has_scale else nn.Identity()
+        self.layer_scale2 = SelfViTLayerScale(config) if has_scale else nn.Identity()
+        self.drop_path = SelfViTDropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, Q, D) where only the first `num_queries` tokens are
+        wanted."""
+        attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(attended))
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.layer_scale2(transformed))
+
+
+class SelfViTPreTrainedModel(PreTrainedModel):
+    """What all selfvit models share: how they initialise and load, and what the training loop asks
+    of them."""
+
+    config: SelfViTConfig
+    config_class = SelfViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": SelfViTLayer, "attentions": SelfViTAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module, as DINO does.
+
+        Linear weights, class, register and position embeddings: normal truncated at 2 (in absolute
+        terms, so in effect not at all), standard deviation `initializer_range`. Linear biases: 0.
+        Patch projection: uniform in +-1/sqrt(fan in), bias too (torch's own, which DINO leaves as
+        it is). LayerNorm: 1 and 0. LayerScale: `layerscale_value`. Mask token: 0. Fixed positions:
+        sine-cosine.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std, a=-2, b=2)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SelfViTLayerScale):
+            init.constant_(module.lambda1, self.config.layerscale_value)
+        elif isinstance(module, SelfViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std, a=-2, b=2)
+            if module.register_tokens is not None:
+                init.trunc_normal_(module.register_tokens, std=std, a=-2, b=2)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
+            if module.position_embedding_type == "learned":
+                init.trunc_normal_(module.position_embeddings, std=std, a=-2, b=2)
+            else:
+                fixed = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
+                init.copy_(module.position_embeddings, fixed)
+
+    # What the training loop asks of every model it trains. An objective overrides what it needs.
+
+    @property
+    def trained_encoder(self) -> SelfViTModel:
+        """The encoder that the optimizer trains: the student's, where there is a teacher."""
+        return self.vit
+
+    def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimizer trains."""
+        return (
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        )
+
+    def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
+        """Values of this step that `forward` takes as keyword arguments."""
+        return {}
+
+    def before_optimizer_step(self, step: int, num_steps: int) -> None:
+        """Change gradients, after they were accumulated and before they are clipped."""
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
+        """Update what the optimizer does not (teacher, center); return what is worth logging."""
+        return {}
+
+
+class SelfViTModel(SelfViTPreTrainedModel):
+    """The encoder. `pooler_output` is the image's embedding; there is no pooler with weights of its
+    own."""
+
+    # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
+    # left out.
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier|unused)\."]
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__(config)
+        self.embeddings = SelfViTEmbeddings(config)
+        rates = torch.linspace(
+            0, config.drop_path_rate, config.num_hidden_layers, device="cpu"
+        ).tolist()
+        self.layers = nn.ModuleList([SelfViTLayer(config, rate) for rate in rates])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, network: str = "teacher", **kwargs: Any
+    ):
+        """Load the encoder of any selfvit checkpoint; everything else is transformers'
+        `from_pretrained`.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            network: "teacher" is the network to take features from (`vit.*`; where an objective has
+                no teacher, its only encoder). "student" is the one that the optimizer trained, of a
+                checkpoint that has both.
+
+        Raises:
+            ValueError: for another network.
+        """
+        if network not in ("teacher", "student"):
+            raise ValueError(f"network ({network!r}) must be 'teacher' or 'student'.")
+        if network == "student":
+            kwargs["key_mapping"] = {r"^vit\.": "unused.", r"^student\.vit\.": "vit."}
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        ids_keep: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised; H and W are multiples of the patch size, else
+                any.
+            ids_keep: (B, K) indices of the patches to keep, row by row from the top left; the
+                others are left out before the first block.
+            bool_masked_pos: (B, N), True (1) is a patch to replace by the mask token, False (0) is
+                kept.
+            kwargs: `output_hidden_states`, `output_attentions` (with attn_implementation="eager"),
+                `return_dict`.
+
+        Returns:
+            last_hidden_state (B, T, D), normalised; pooler_output (B, E) by `config.pooling`.
+
+        Raises:
+            ValueError: if the patch size does not divide H or W, or the channels are others than
+                the model's.
+        """
+        hidden_states = self._embed_tokens(pixel_values, ids_keep, bool_masked_pos)
+        class_tokens = []
+        for index, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, **kwargs)
+            if index >= len(self.layers) - self.config.num_class_blocks:
+                class_tokens.append(hidden_states[:, 0])
+        last_hidden_state = self.layernorm(hidden_states)
+        patches = last_hidden_state[:, self.config.num_prefix_tokens :]
+        class_tokens = [self.layernorm(class_token) for class_token in class_tokens]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=pool(class_tokens, patches, self.config.pooling),
+        )
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Return `pooler_output` alone, computing only what the pooling needs.
+
+        Where it takes class tokens only, the last block runs for one query.
+
+        Args:
+            pixel_values: (B, C, H, W), as for `forward`.
+
+        Returns:
+            (B, E).
+        """
+        if self.config.pooling in ("mean", "cls+mean", "gem"):
+            return self(pixel_values).pooler_output
+        hidden_states = self._embed_tokens(pixel_values)
+        class_tokens = []
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, num_queries=1 if index == last else None)
+            if index > last - self.config.num_class_blocks:
+                class_tokens.append(self.layernorm(hidden_states[:, 0]))
+        return pool(class_tokens, None, self.config.pooling)
+
+    def _embed_tokens(self, pixel_values: Tensor, *masking: Tensor | None) -> Tensor:
+        return self.embeddings(
+            pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype), *masking
+        )
+
+
+class SelfViTForImageClassification(SelfViTPreTrainedModel):
+    """The encoder with a linear layer on its embedding."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss)\."]
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = SelfViTModel(config)
+        self.classifier = (
+            nn.Linear(config.embedding_size, config.num_labels)
+            if config.num_labels
+            else nn.Identity()
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            labels: (B,) class indices; with them the output has a loss.
+            kwargs: as for `SelfViTModel`.
+
+        Returns:
+            logits (B, L), loss (scalar) where there are labels.
+        """
+        outputs = self.vit(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
+    """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier)\."]
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.vit = SelfViTModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """Encode images to feature maps.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            kwargs: as for `SelfViTModel`.
+
+        Returns:
+            feature_maps: for each of `config.out_features`, (B, D, H/P, W/P).
+        """
+        outputs = self.vit(pixel_values, **kwargs)
+        grid = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
+        feature_maps = []
+        for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage in self.out_features:
+                patches = self.vit.layernorm(hidden_state)[:, self.config.num_prefix_tokens :]
+                feature_maps.append(patches.transpose(1, 2).unflatten(2, grid).contiguous())
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "SelfViTBackbone",
+    "SelfViTForImageClassification",
+    "SelfViTModel",
+    "SelfViTPreTrainedModel",
+]

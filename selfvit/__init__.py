@@ -1,0 +1,43 @@
+"""Self-supervised vision transformers, as transformers models.
+
+Importing this package registers its classes with transformers' Auto classes; it imports no training
+code.
+"""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+
+from .configuration.configuration_dino import DINOConfig
+from .configuration.configuration_selfvit import SelfViTConfig
+from .modeling.modeling_dino import SelfViTForDINO
+from .modeling.modeling_selfvit import (
+    SelfViTBackbone,
+    SelfViTForImageClassification,
+    SelfViTModel,
+)
+
+__version__ = "0.1.0"
+
+# One line an objective; transformers picks by `config.architectures`.
+PRETRAINING_CLASSES = (SelfViTForDINO,)
+
+AutoConfig.register("selfvit", SelfViTConfig)
+AutoModel.register(SelfViTConfig, SelfViTModel)
+AutoModelForImageClassification.register(SelfViTConfig, SelfViTForImageClassification)
+AutoBackbone.register(SelfViTConfig, SelfViTBackbone)
+AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASSES)
+
+__all__ = [
+    "DINOConfig",
+    "SelfViTBackbone",
+    "SelfViTConfig",
+    "SelfViTForDINO",
+    "SelfViTForImageClassification",
+    "SelfViTModel",
+    "__version__",
+]
