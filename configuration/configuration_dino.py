@@ -1,6 +1,6 @@
 """DINO: self-distillation with no labels (arXiv 2104.14294)."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
 
 from huggingface_hub.dataclasses import strict
 
@@ -39,14 +39,14 @@ class DINOConfig(ObjectiveConfig):
     head_bottleneck_size: int = 256  # Appendix C
     num_head_layers: int = 3  # Appendix C
     normalize_last_layer: bool = True  # main_dino.py --norm_last_layer
-    student_temperature: float = 0.1  # Sec. 3.2
-    teacher_temperature: float = 0.07  # Sec. 3.2
-    warmup_teacher_temperature: float = 0.04  # Sec. 3.2
-    teacher_temperature_warmup_ratio: float = 0.3  # Sec. 3.2: 30 epochs; of the 100 of Table 8
-    teacher_momentum: float = 0.996  # Sec. 3.1
-    teacher_momentum_end: float = 1.0  # Sec. 3.1
-    center_momentum: float = 0.9  # Appendix D
-    freeze_last_layer_ratio: float = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
+    student_temperature: float | int = 0.1  # Sec. 3.2
+    teacher_temperature: float | int = 0.07  # Sec. 3.2
+    warmup_teacher_temperature: float | int = 0.04  # Sec. 3.2
+    teacher_temperature_warmup_ratio: float | int = 0.3  # Sec. 3.2: 30 epochs; of Table 8's 100
+    teacher_momentum: float | int = 0.996  # Sec. 3.1
+    teacher_momentum_end: float | int = 1.0  # Sec. 3.1
+    center_momentum: float | int = 0.9  # Appendix D
+    freeze_last_layer_ratio: float | int = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
 
     def validate_architecture(self) -> None:
         """Check the ranges that the maths needs."""

@@ -1,7 +1,6 @@
-"""The configuration of every selfvit checkpoint: encoder geometry, pooling, one optional part per
-objective."""
+"""The configuration of every selfvit checkpoint: encoder, pooling, a part per objective."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
 
 import re
 from typing import Any, Literal
@@ -53,8 +52,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         dino_config: what DINO adds, or None.
 
     Raises:
-        ValueError: (wrapped by `@strict`) if two fields do not fit together; the message names the
-            fix.
+        StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
+            fit together; the message names the fix.
 
     Example:
         >>> from selfvit import SelfViTConfig, SelfViTModel
@@ -70,18 +69,18 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     mlp_ratio: float | int = 4.0
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6  # timm and DINO; transformers' ViT has 1e-12
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
     num_channels: int = 3
     qkv_bias: bool = True
     num_register_tokens: int = 0
-    layerscale_value: float | None = None
+    layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
     pooling: str = "cls"
-    dino_config: dict[str, Any] | PreTrainedConfig | None = None
+    dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -96,9 +95,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_name(cls, name: str, **overrides: Any) -> SelfViTConfig:
-        """Return a named size, "vit" + ti, s, b or l + patch size 8, 14, 16 or 32: "vits16" is
-        ViT-S/16.
+    def from_name(cls, name: str, **overrides: Any) -> "SelfViTConfig":
+        """Return a named size: "vits16" is ViT-S/16.
+
+        A name is "vit" + ti, s, b or l + patch size 8, 14, 16 or 32.
 
         Args:
             name: for example "vits16" or "vitb8".
@@ -146,8 +146,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_class_blocks(self) -> int:
-        """How many blocks, counted from the last, the pooling takes class tokens from (0: it
-        averages patches only)."""
+        """How many blocks, from the last, give the pooling class tokens (0: patches only)."""
         if self.pooling.startswith("concat:"):
             return int(self.pooling.removeprefix("concat:"))
         return 1 if self.pooling.startswith("cls") else 0
@@ -174,7 +173,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); the usual choice is heads of 64: {max(1, self.hidden_size // 64)} heads."
+                f"({self.num_attention_heads}); the usual choice is heads of 64: "
+                f"{max(1, self.hidden_size // 64)} heads."
             )
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(
@@ -190,8 +190,9 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if self.position_embedding_type == "sincos" and self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions (sine and cosine of "
-                f"rows and columns); use {self.hidden_size // 4 * 4 + 4}, or learned positions."
+                f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions "
+                "(sine and cosine of rows and columns); "
+                f"use {self.hidden_size // 4 * 4 + 4}, or learned positions."
             )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens ({self.num_register_tokens}) must be 0 or more.")
@@ -201,12 +202,13 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if POOLING_PATTERN.fullmatch(self.pooling) is None:
             raise ValueError(
-                f"pooling ({self.pooling!r}) must be cls, mean, cls+mean, gem, or concat:n as in concat:4."
+                f"pooling ({self.pooling!r}) must be cls, mean, cls+mean, gem, or concat:n "
+                "as in concat:4."
             )
         if self.num_class_blocks > self.num_hidden_layers:
             raise ValueError(
-                f"pooling ({self.pooling!r}) asks for more blocks than num_hidden_layers ({self.num_hidden_layers}); "
-                f"use at most concat:{self.num_hidden_layers}."
+                f"pooling ({self.pooling!r}) asks for more blocks than num_hidden_layers "
+                f"({self.num_hidden_layers}); use at most concat:{self.num_hidden_layers}."
             )
 
 

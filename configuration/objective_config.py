@@ -1,7 +1,5 @@
 """The base of the objectives' sub-configurations."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

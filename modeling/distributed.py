@@ -8,8 +8,7 @@ from torch import Tensor
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, without gradient; the argument stays as it
-    is."""
+    """Return the sum of `tensor` over all processes, without gradient; it stays as it is."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
     total = tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -43,11 +43,10 @@ class DINOOutput(ModelOutput):
 
 
 class DINOLastLayer(nn.Module):
-    """Weight-normalised linear layer without bias: logits are cosines times a magnitude (Sec. 3.2,
-    Appendix C).
+    """Weight-normalised linear layer without bias (Sec. 3.2, Appendix C).
 
-    The two factors are plain tensors: transformers would rename torch's `weight_g` and `weight_v`
-    while loading.
+    Logits are cosines (the inputs have norm 1) times a magnitude. The two factors are plain
+    tensors: transformers would rename torch's `weight_g` and `weight_v` while loading.
     """
 
     def __init__(self, in_features: int, out_features: int, train_magnitude: bool):
@@ -65,8 +64,7 @@ class DINOLastLayer(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """Projection head: MLP with GELU, L2 normalisation, weight-normalised last layer (Appendix
-    C)."""
+    """Projection head: MLP with GELU, L2 normalisation, weight-normalised layer (Appendix C)."""
 
     def __init__(self, in_features: int, config: SelfViTConfig):
         super().__init__()
@@ -96,19 +94,20 @@ class DINOHead(nn.Module):
 
 
 class DINOLoss(nn.Module):
-    """Cross-entropy between teacher and student over pairs of different views; owns the center
-    (Sec. 3.1, Alg. 1).
+    """Cross-entropy between teacher and student over pairs of different views (Sec. 3.1, Alg. 1).
 
-    The center moves once an optimizer step, in `update_center`, by all the teacher's outputs since
-    the last time: so micro-batches of one step see the same center, and their mean loss is the loss
-    of the whole batch.
+    It owns the center, which moves once an optimizer step, in `update_center`, by all the teacher's
+    outputs since the last time: so micro-batches of one step see the same center, and their mean
+    loss is the loss of the whole batch.
     """
+
+    center: Tensor  # (K,) float32
 
     def __init__(self, num_prototypes: int, student_temperature: float, center_momentum: float):
         super().__init__()
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(num_prototypes))  # (K,) float32
+        self.register_buffer("center", torch.zeros(num_prototypes))
         self._pending_sum: Tensor | None = None  # teacher's logits since the last update
         self._pending_count = 0
 
@@ -129,12 +128,13 @@ class DINOLoss(nn.Module):
         num_views, num_global_views = len(student_logits), len(teacher_logits)
         if (
             num_views < 2
-            or num_global_views > num_views
+            or not 1 <= num_global_views <= num_views
             or student_logits.shape[1:] != teacher_logits.shape[1:]
         ):
             raise ValueError(
-                "DINO compares different views: student_logits must be (views, batch, prototypes) with at least 2 views, "
-                f"the teacher's global views first; got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
+                "DINO compares different views: student_logits must be (views, batch, prototypes) "
+                "with at least 2 views, the teacher's global views first; got "
+                f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
             )
         with torch.autocast(student_logits.device.type, enabled=False):
             student_logits = student_logits.float() / self.student_temperature
@@ -151,9 +151,8 @@ class DINOLoss(nn.Module):
             agreement = (teacher_probabilities * others).sum(dim=(0, 2))  # (B,)
             log_normalizer = student_logits.logsumexp(dim=-1)  # (V, B)
             # a global view is left out of the comparison with itself
-            normalizers = num_global_views * log_normalizer.sum(dim=0) - log_normalizer[
-                :num_global_views
-            ].sum(dim=0)
+            own = log_normalizer[:num_global_views].sum(dim=0)
+            normalizers = num_global_views * log_normalizer.sum(dim=0) - own  # (B,)
             num_pairs = num_global_views * (num_views - 1)
             loss = (normalizers - agreement).mean() / num_pairs
             entropy = -(teacher_probabilities * teacher_log_probabilities).sum(dim=-1).mean()
@@ -169,13 +168,16 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self) -> None:
-        """Move the center towards the mean of the teacher's logits since the last call, over all
-        processes (Eq. 4)."""
+        """Move the center towards the teacher's mean logits since the last call (Eq. 4).
+
+        The mean is over all processes.
+        """
         if self._pending_sum is None:
             return
         count = self._pending_sum.new_tensor([self._pending_count])
         reduced = all_reduce_sum(torch.cat([self._pending_sum, count]))
-        self.center.lerp_(reduced[:-1] / reduced[-1], 1 - self.center_momentum)
+        mean = (reduced[:-1] / reduced[-1]).to(self.center.dtype)
+        self.center.lerp_(mean, 1 - self.center_momentum)
         self._pending_sum, self._pending_count = None, 0
 
 
@@ -189,11 +191,15 @@ class DINONetwork(nn.Module):
 
 
 class SelfViTForDINO(SelfViTPreTrainedModel):
-    """DINO. `vit` and `head` are the teacher, the network to take features from; `student` is what
-    is trained."""
+    """DINO, with a teacher and a student.
+
+    `vit` and `head` are the teacher, the network to take features from; `student` is what is
+    trained.
+    """
 
     main_input_name = "global_views"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
+    _keep_in_fp32_modules_strict = ["loss"]  # the center: its moves are too small for bf16
 
     def __init__(self, config: SelfViTConfig):
         if config.dino_config is None:
@@ -226,8 +232,7 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
             init.zeros_(module.center)
 
     def train(self, mode: bool = True) -> SelfViTForDINO:
-        """Set training mode for the student; the teacher stays in evaluation mode and asks for no
-        gradient.
+        """Set the student's mode; the teacher stays in evaluation mode and without gradient.
 
         (So drop path is the student's alone. `from_pretrained` ends by calling this, and would
         otherwise leave a loaded teacher asking for gradients.)
@@ -243,9 +248,12 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
         copy_student(self.student.head, self.head)
 
     def restart_from_encoder(self) -> None:
-        """Make the student's encoder a copy of `vit`, after pretrained weights were loaded
-        there."""
+        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
+
+        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
+        """
         copy_student(self.vit, self.student.vit)
+        copy_student(self.student.head, self.head)
 
     @can_return_tuple
     def forward(
@@ -268,10 +276,8 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
             teacher_temperature = self.config.dino_config.teacher_temperature
         num_global_views, batch_size = global_views.shape[:2]
         with torch.no_grad():
-            teacher_features = self.vit(global_views.flatten(0, 1)).last_hidden_state[:, 0]
-            teacher_logits = self.head(teacher_features).unflatten(
-                0, (num_global_views, batch_size)
-            )
+            (teacher_features,) = self.vit.class_tokens(global_views.flatten(0, 1))
+            teacher_logits = self.head(teacher_features)  # (G * B, K)
 
         # crops of one size go through the encoder as one batch, all crops through the head as one
         crops = (
@@ -279,12 +285,12 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
             if local_views is None or len(local_views) == 0
             else [global_views, local_views]
         )
-        features = [
-            self.student.vit(views.flatten(0, 1)).last_hidden_state[:, 0] for views in crops
-        ]
+        features = [self.student.vit.class_tokens(views.flatten(0, 1))[0] for views in crops]
         student_logits = self.student.head(torch.cat(features))  # (V * B, K)
         return self.loss(
-            student_logits.unflatten(0, (-1, batch_size)), teacher_logits, teacher_temperature
+            student_logits.unflatten(0, (-1, batch_size)),
+            teacher_logits.unflatten(0, (num_global_views, batch_size)),
+            teacher_temperature,
         )
 
     @property

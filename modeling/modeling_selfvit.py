@@ -5,8 +5,9 @@ modules, so that PEFT targets, quantizers and stock ViT weights fit. The encoder
 whoever wants patches masked hands in which ones to keep.
 """
 
-# B batch · C channels · H, W pixels · P patch size · N patches · T tokens (class, registers,
-# patches) · D hidden A attention heads · L classes · E embedding
+# B batch · C channels · H, W pixels · P patch size · N patches · K patches kept
+# T tokens (class, registers, patches) · Q tokens that ask · D hidden · A attention heads
+# L classes · E embedding
 
 from __future__ import annotations
 
@@ -60,8 +61,9 @@ class SelfViTPatchEmbeddings(nn.Module):
         """
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
-                f"pixel_values must be (batch, {self.num_channels}, height, width), got {tuple(pixel_values.shape)}; "
-                "grey images are converted by the image processor (do_convert_rgb)."
+                f"pixel_values must be (batch, {self.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}; grey images are converted by the image "
+                "processor (do_convert_rgb)."
             )
         for name, size in (("height", pixel_values.shape[2]), ("width", pixel_values.shape[3])):
             if size < 1 or size % self.patch_size:
@@ -74,8 +76,7 @@ class SelfViTPatchEmbeddings(nn.Module):
         return pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Return (B, N, D), or (B, K, D) for the K patches of `ids_keep` (B, K), the others never
-        computed."""
+        """Return (B, N, D), or (B, K, D) for `ids_keep` (B, K): the others are not computed."""
         if ids_keep is None:
             return self.projection(pixel_values).flatten(2).transpose(1, 2)
         patches = F.pixel_unshuffle(pixel_values, self.patch_size)  # (B, C*P*P, H/P, W/P)
@@ -124,11 +125,13 @@ class SelfViTEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError(
-                    "bool_masked_pos needs a mask token; set use_mask_token=True in the configuration."
+                    "bool_masked_pos needs a mask token; "
+                    "set use_mask_token=True in the configuration."
                 )
-            patches = torch.where(
-                bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(patches.dtype), patches
-            )
+            masked = bool_masked_pos.bool()
+            if ids_keep is not None:
+                masked = masked.gather(1, ids_keep)
+            patches = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         if ids_keep is not None:
             index = ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
             patch_positions = patch_positions.expand(batch_size, -1, -1).gather(1, index)
@@ -267,8 +270,7 @@ class SelfViTLayer(GradientCheckpointingLayer):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, Q, D) where only the first `num_queries` tokens are
-        wanted."""
+        """(B, T, D) -> (B, T, D), or (B, Q, D) for the first `num_queries` tokens."""
         attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries, **kwargs)
         hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(attended))
         transformed = self.mlp(self.layernorm_after(hidden_states))
@@ -276,14 +278,14 @@ class SelfViTLayer(GradientCheckpointingLayer):
 
 
 class SelfViTPreTrainedModel(PreTrainedModel):
-    """What all selfvit models share: how they initialise and load, and what the training loop asks
-    of them."""
+    """What all selfvit models share: initialisation, loading, what the training loop asks."""
 
     config: SelfViTConfig
+    vit: Any  # SelfViTModel; transformers evaluates annotations before that class exists
     config_class = SelfViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)  # a tuple, as transformers' own models have
     supports_gradient_checkpointing = True
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer"]
     _supports_sdpa = True
@@ -312,12 +314,13 @@ class SelfViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, SelfViTLayerScale):
-            init.constant_(module.lambda1, self.config.layerscale_value)
+            init.constant_(module.lambda1, self.config.layerscale_value or 0.0)
         elif isinstance(module, SelfViTEmbeddings):
             init.trunc_normal_(module.cls_token, std=std, a=-2, b=2)
             if module.register_tokens is not None:
@@ -336,6 +339,9 @@ class SelfViTPreTrainedModel(PreTrainedModel):
     def trained_encoder(self) -> SelfViTModel:
         """The encoder that the optimizer trains: the student's, where there is a teacher."""
         return self.vit
+
+    def restart_from_encoder(self) -> None:
+        """Bring the other networks into line after pretrained weights were loaded into `vit`."""
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimizer trains."""
@@ -358,8 +364,10 @@ class SelfViTPreTrainedModel(PreTrainedModel):
 
 
 class SelfViTModel(SelfViTPreTrainedModel):
-    """The encoder. `pooler_output` is the image's embedding; there is no pooler with weights of its
-    own."""
+    """The encoder.
+
+    `pooler_output` is the image's embedding; there is no pooler with weights of its own.
+    """
 
     # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
     # left out.
@@ -379,23 +387,35 @@ class SelfViTModel(SelfViTPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, network: str = "teacher", **kwargs: Any
     ):
-        """Load the encoder of any selfvit checkpoint; everything else is transformers'
-        `from_pretrained`.
+        """Load the encoder of any selfvit checkpoint, otherwise as transformers does.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
+            args: as for transformers' `from_pretrained`.
             network: "teacher" is the network to take features from (`vit.*`; where an objective has
                 no teacher, its only encoder). "student" is the one that the optimizer trained, of a
                 checkpoint that has both.
+            kwargs: as for transformers' `from_pretrained`.
 
         Raises:
-            ValueError: for another network.
+            ValueError: for another network, or the student of a checkpoint that has none.
         """
         if network not in ("teacher", "student"):
             raise ValueError(f"network ({network!r}) must be 'teacher' or 'student'.")
-        if network == "student":
-            kwargs["key_mapping"] = {r"^vit\.": "unused.", r"^student\.vit\.": "vit."}
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if network == "teacher":
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs["key_mapping"] = {r"^vit\.": "unused.", r"^student\.vit\.": "vit."}
+        with_loading_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model, loading_info = loaded
+        if loading_info["missing_keys"]:
+            raise ValueError(
+                f"network ('student'): {pretrained_model_name_or_path} holds no student; "
+                "use network='teacher' for its encoder."
+            )
+        return (model, loading_info) if with_loading_info else model
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -442,8 +462,6 @@ class SelfViTModel(SelfViTPreTrainedModel):
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Return `pooler_output` alone, computing only what the pooling needs.
 
-        Where it takes class tokens only, the last block runs for one query.
-
         Args:
             pixel_values: (B, C, H, W), as for `forward`.
 
@@ -452,14 +470,29 @@ class SelfViTModel(SelfViTPreTrainedModel):
         """
         if self.config.pooling in ("mean", "cls+mean", "gem"):
             return self(pixel_values).pooler_output
+        class_tokens = self.class_tokens(pixel_values, self.config.num_class_blocks)
+        return pool(class_tokens, None, self.config.pooling)
+
+    def class_tokens(self, pixel_values: Tensor, num_blocks: int = 1) -> list[Tensor]:
+        """Return the normalised class tokens of the last blocks, without the patches' last ones.
+
+        The last block runs for one query: patches still answer it, and are not computed themselves.
+
+        Args:
+            pixel_values: (B, C, H, W), as for `forward`.
+            num_blocks: how many blocks, counted from the last.
+
+        Returns:
+            `num_blocks` tensors (B, D), the last block's last.
+        """
         hidden_states = self._embed_tokens(pixel_values)
         class_tokens = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             hidden_states = layer(hidden_states, num_queries=1 if index == last else None)
-            if index > last - self.config.num_class_blocks:
+            if index > last - num_blocks:
                 class_tokens.append(self.layernorm(hidden_states[:, 0]))
-        return pool(class_tokens, None, self.config.pooling)
+        return class_tokens
 
     def _embed_tokens(self, pixel_values: Tensor, *masking: Tensor | None) -> Tensor:
         return self.embeddings(

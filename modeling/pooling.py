@@ -37,10 +37,9 @@ def pool(class_tokens: list[Tensor], patches: Tensor | None, pooling: str) -> Te
         (B, E), with E = `SelfViTConfig.embedding_size`.
     """
     parts = list(class_tokens)
-    if pooling == "gem":
-        parts.append(generalized_mean(patches))
-    elif pooling in ("mean", "cls+mean"):
-        parts.append(patches.mean(dim=1))
+    if pooling in ("mean", "cls+mean", "gem"):
+        assert patches is not None
+        parts.append(generalized_mean(patches) if pooling == "gem" else patches.mean(dim=1))
     return torch.cat(parts, dim=-1)
 
 

@@ -30,7 +30,7 @@ AutoConfig.register("selfvit", SelfViTConfig)
 AutoModel.register(SelfViTConfig, SelfViTModel)
 AutoModelForImageClassification.register(SelfViTConfig, SelfViTForImageClassification)
 AutoBackbone.register(SelfViTConfig, SelfViTBackbone)
-AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASSES)
+AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASSES)  # type: ignore[arg-type]
 
 __all__ = [
     "DINOConfig",

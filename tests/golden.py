@@ -1,0 +1,30 @@
+"""Reference values: what the authors' code computes, in `tests/golden`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def load_golden(file_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a file by name, and the configuration the reference ran with."""
+    with safe_open(FOLDER / f"{file_name}.safetensors", "pt") as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+        config = json.loads(file.metadata().get("config", "{}"))
+    return tensors, config
+
+
+def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the reference's state dict, in its own names."""
+    return {
+        name.removeprefix("weights."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("weights.")
+    }

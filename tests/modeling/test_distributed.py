@@ -1,0 +1,41 @@
+"""Collectives without a process group; with one, in the tests of training."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from selfvit.modeling.distributed import all_reduce_sum
+
+
+def test_without_a_process_group_it_is_the_identity():
+    tensor = torch.randn(3)
+    assert all_reduce_sum(tensor) is tensor
+
+
+def test_with_one_process_it_is_the_identity(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        tensor = torch.randn(3)
+        assert all_reduce_sum(tensor) is tensor
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_in_process(rank: int, store_file: str, result_file: str) -> None:
+    store = dist.FileStore(store_file, 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    tensor = torch.tensor([1.0, 10.0]) * (rank + 1)
+    total = all_reduce_sum(tensor)
+    torch.save((tensor, total), f"{result_file}{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_get_the_sum_and_keep_their_argument(tmp_path):
+    arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
+    torch.multiprocessing.spawn(sum_in_process, arguments, nprocs=2)
+    for rank in range(2):
+        tensor, total = torch.load(tmp_path / f"result{rank}")
+        assert torch.equal(tensor, torch.tensor([1.0, 10.0]) * (rank + 1))
+        assert torch.equal(total, torch.tensor([3.0, 30.0]))

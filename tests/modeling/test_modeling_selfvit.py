@@ -1,0 +1,634 @@
+"""The encoder, the classifier and the backbone."""
+
+# B batch · N patches · T tokens · D hidden · A attention heads
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoBackbone, AutoModel, ViTConfig, ViTModel
+
+from selfvit import SelfViTBackbone, SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
+from selfvit.modeling.modeling_selfvit import SelfViTDropPath
+from selfvit.modeling.pooling import generalized_mean
+from selfvit.modeling.position_embeddings import sincos_position_embeddings
+from tests.golden import load_golden, weights_of
+from tests.objectives import tiny_config, tiny_dino_config
+
+POOLINGS = ["cls", "mean", "cls+mean", "gem", "concat:1", "concat:3"]
+
+
+def make_model(seed: int = 0, **overrides: Any) -> SelfViTModel:
+    """Return a tiny encoder in evaluation mode."""
+    torch.manual_seed(seed)
+    return SelfViTModel(tiny_config(**{"initializer_range": 0.2, **overrides})).eval()
+
+
+def random_images(batch_size: int = 2, height: int = 32, width: int = 32, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch_size, 3, height, width, generator=generator)
+
+
+def random_ids(num_kept: int, num_patches: int = 16, batch_size: int = 2) -> Tensor:
+    """Return a different order of patches for every image, cut to the first `num_kept`."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(batch_size, num_patches, generator=generator).argsort(dim=1)[:, :num_kept]
+
+
+# The authors' DINO backbone
+
+
+def rename_dino_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of facebookresearch/dino's ViT under our names."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if ".attn.qkv." in name:
+            for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[name.replace("attn.qkv", f"attention.{part}_proj")] = chunk
+            continue
+        renamed[name.replace("attn.proj", "attention.o_proj")] = tensor
+    replacements = {
+        "blocks.": "layers.",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "pos_embed": "embeddings.position_embeddings",
+        "cls_token": "embeddings.cls_token",
+    }
+    for old, new in replacements.items():
+        renamed = {name.replace(old, new): tensor for name, tensor in renamed.items()}
+    return {re.sub(r"^norm\.", "layernorm.", name): value for name, value in renamed.items()}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_golden("dino_vit")[0]
+
+
+def golden_model(golden: dict[str, Tensor], image_size: Any, positions: Tensor) -> SelfViTModel:
+    """Return our encoder with the reference's weights and the given positions."""
+    config = tiny_config(
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=image_size,
+        patch_size=16,
+    )
+    model = SelfViTModel(config).eval()
+    weights = rename_dino_weights(weights_of(golden))
+    weights["embeddings.position_embeddings"] = positions
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def resize_as_dino_does(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize by scale factors with 0.1 added, as facebookresearch/dino does."""
+    side = math.isqrt(positions.shape[1] - 1)
+    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    resized = F.interpolate(patches, scale_factor=scale, mode="bicubic")
+    assert resized.shape[2:] == grid
+    return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def test_tokens_of_every_block_are_the_references(golden):
+    model = golden_model(golden, 64, golden["weights.pos_embed"])
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(golden["images"], output_hidden_states=True, output_attentions=True)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(outputs.pooler_output, golden["cls"], **close)
+    for block in range(4):
+        normed = model.layernorm(outputs.hidden_states[block + 1])
+        torch.testing.assert_close(normed, golden[f"intermediate.{block}"], **close)
+    torch.testing.assert_close(outputs.attentions[-1], golden["last_attention"], **close)
+
+
+@pytest.mark.parametrize(("name", "size"), [("small", (32, 32)), ("rect", (96, 48))])
+def test_other_sizes_are_the_references_given_its_positions(golden, name, size):
+    grid = (size[0] // 16, size[1] // 16)
+    positions = resize_as_dino_does(golden["weights.pos_embed"], grid)
+    model = golden_model(golden, size, positions)
+    with torch.no_grad():
+        embedding = model(golden[f"images_{name}"]).pooler_output
+    expected = golden[f"cls_{name}_dino_interpolation"]
+    torch.testing.assert_close(embedding, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small", "rect"])
+def test_our_interpolation_is_close_to_the_references(golden, name):
+    model = golden_model(golden, 64, golden["weights.pos_embed"])
+    with torch.no_grad():
+        embedding = model(golden[f"images_{name}"]).pooler_output
+    expected = golden[f"cls_{name}_dino_interpolation"]
+    assert embedding.isfinite().all()
+    assert F.cosine_similarity(embedding, expected).min() > 0.999
+
+
+# transformers' stock ViT
+
+
+def test_it_is_the_stock_vit_with_weights_copied_by_name():
+    model = make_model()
+    stock = ViTModel(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=128,
+            image_size=32,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+        ),
+        add_pooling_layer=False,
+    ).eval()
+    stock.load_state_dict(model.state_dict(), strict=True)
+    images = random_images()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(images).last_hidden_state, stock(images).last_hidden_state, rtol=1e-5, atol=1e-5
+        )
+
+
+# Attention
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_attention_implementations_agree(implementation, pooling):
+    model = make_model(num_register_tokens=2, pooling=pooling)
+    images = random_images()
+    # flex attention would compile C++ for a minute: its eager form computes the same
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model.set_attn_implementation("sdpa")
+        forward, embedding = model(images).last_hidden_state, model.embed(images)
+        model.set_attn_implementation(implementation)
+        close = {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(model(images).last_hidden_state, forward, **close)
+        torch.testing.assert_close(model.embed(images), embedding, **close)
+
+
+def test_rows_of_the_attention_sum_to_one():
+    model = make_model(num_register_tokens=2)
+    model.set_attn_implementation("eager")
+    attentions = model(random_images(), output_attentions=True).attentions
+    assert len(attentions) == 3
+    for weights in attentions:
+        assert weights.shape == (2, 2, 19, 19)
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 19))
+
+
+def test_hidden_states_are_the_embeddings_and_every_block():
+    model = make_model(num_register_tokens=2)
+    images = random_images()
+    outputs = model(images, output_hidden_states=True)
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 19, 32)] * 4
+    assert torch.equal(outputs.hidden_states[0], model.embeddings(images))
+    assert torch.equal(model.layernorm(outputs.hidden_states[-1]), outputs.last_hidden_state)
+    assert model(images).hidden_states is None
+
+
+def test_a_tuple_holds_the_same_values():
+    model = make_model()
+    images = random_images()
+    outputs, values = model(images), model(images, return_dict=False)
+    assert isinstance(values, tuple)
+    assert torch.equal(values[0], outputs.last_hidden_state)
+    assert torch.equal(values[1], outputs.pooler_output)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("num_register_tokens", [0, 4])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooler_output_by_hand(pooling, num_register_tokens):
+    model = make_model(pooling=pooling, num_register_tokens=num_register_tokens)
+    outputs = model(random_images(), output_hidden_states=True)
+    tokens = outputs.last_hidden_state
+    patches = tokens[:, 1 + num_register_tokens :]  # registers never enter a mean
+    assert patches.shape[1] == 16
+    if pooling.startswith("concat:"):
+        blocks = outputs.hidden_states[-int(pooling[-1]) :]
+        expected = torch.cat([model.layernorm(block)[:, 0] for block in blocks], dim=-1)
+    else:
+        expected = {
+            "cls": tokens[:, 0],
+            "mean": patches.mean(dim=1),
+            "cls+mean": torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1),
+            "gem": generalized_mean(patches),
+        }[pooling]
+    assert outputs.pooler_output.shape == (2, model.config.embedding_size)
+    torch.testing.assert_close(outputs.pooler_output, expected)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_embed_equals_the_pooler_output(pooling, implementation):
+    model = make_model(pooling=pooling, num_register_tokens=2, layerscale_value=0.5)
+    model.set_attn_implementation(implementation)
+    images = random_images(height=48, width=24)
+    embedding = model.embed(images)
+    torch.testing.assert_close(embedding, model(images).pooler_output, rtol=1e-5, atol=1e-5)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40), (64, 64), (40, 8)])
+def test_any_size_that_the_patch_divides_is_encoded(height, width, position_embedding_type):
+    model = make_model(position_embedding_type=position_embedding_type)
+    tokens = model(random_images(height=height, width=width)).last_hidden_state
+    assert tokens.shape == (2, 1 + height * width // 64, 32)
+    assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "message"),
+    [
+        (30, 32, r"height \(30\) must be a multiple of patch_size \(8\); .* 24 or 32 pixels"),
+        (32, 33, r"width \(33\) must be a multiple of patch_size \(8\); .* 32 or 40 pixels"),
+        (5, 32, r"height \(5\) must be a multiple of patch_size \(8\); .* to 8 pixels"),
+    ],
+)
+def test_another_size_is_an_error_that_names_the_nearest(height, width, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(random_images(height=height, width=width))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (3, 32, 32)])
+def test_images_of_another_shape_are_an_error_that_names_it(shape):
+    with pytest.raises(ValueError, match=re.escape(f"got {shape}")):
+        make_model()(torch.randn(shape))
+
+
+# Leaving out and masking patches
+
+
+def test_kept_patches_are_embedded_as_the_convolution_does():
+    embeddings = make_model(image_size=(32, 48)).embeddings.patch_embeddings
+    images, ids_keep = random_images(width=48), random_ids(7, num_patches=24)
+    expected = embeddings(images).gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, 32))
+    torch.testing.assert_close(embeddings(images, ids_keep), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_keeping_all_patches_changes_nothing():
+    model, images = make_model(num_register_tokens=2), random_images()
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(
+        model(images, ids_keep=everything).last_hidden_state,
+        model(images).last_hidden_state,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_the_order_of_kept_patches_only_orders_the_tokens():
+    model, images = make_model(num_register_tokens=2), random_images()
+    order = random_ids(16)
+    tokens, ordered = (
+        model(images).last_hidden_state,
+        model(images, ids_keep=order).last_hidden_state,
+    )
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(ordered[:, :3], tokens[:, :3], **close)
+    expected = tokens[:, 3:].gather(1, order.unsqueeze(-1).expand(-1, -1, 32))
+    torch.testing.assert_close(ordered[:, 3:], expected, **close)
+
+
+def test_patches_left_out_have_no_influence():
+    model, images, ids_keep = make_model(), random_images(), random_ids(5)
+    tokens = model(images, ids_keep=ids_keep).last_hidden_state
+    assert tokens.shape == (2, 6, 32)
+    kept = torch.zeros(2, 16).scatter_(1, ids_keep, 1.0).unflatten(1, (1, 4, 4))
+    erased = images * F.interpolate(kept, scale_factor=8, mode="nearest")
+    assert torch.equal(model(erased, ids_keep=ids_keep).last_hidden_state, tokens)
+    assert not torch.allclose(model(erased).last_hidden_state, model(images).last_hidden_state)
+
+
+def test_the_mask_token_stands_in_for_masked_patches():
+    model, images = make_model(use_mask_token=True), random_images()
+    nn.init.normal_(model.embeddings.mask_token)
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, 3] = masked[1, 7] = True
+    plain = model.embeddings(images)[:, 1:]
+    tokens = model.embeddings(images, bool_masked_pos=masked)[:, 1:]
+    assert torch.equal(tokens[~masked], plain[~masked])
+    positions = model.embeddings.position_embeddings[0, 1:]
+    expected = model.embeddings.mask_token[0, 0] + positions[[3, 7]]
+    torch.testing.assert_close(tokens[masked], expected)
+    assert torch.equal(model.embeddings(images, bool_masked_pos=masked.long())[:, 1:], tokens)
+
+
+def test_masking_and_leaving_out_go_together():
+    # the mask used to be laid over the kept patches as if they were all of them
+    model, images = make_model(use_mask_token=True), random_images()
+    nn.init.normal_(model.embeddings.mask_token)
+    masked, ids_keep = torch.rand(2, 16) < 0.5, random_ids(9)
+    everything = model.embeddings(images, bool_masked_pos=masked)[:, 1:]
+    tokens = model.embeddings(images, ids_keep, masked)[:, 1:]
+    expected = everything.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, 32))
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_masking_without_a_mask_token_is_an_error():
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match="use_mask_token=True"):
+        make_model()(random_images(), bool_masked_pos=masked)
+
+
+# Initialisation and loading
+
+ANY_PROJECTION = r"(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+PATCH_BOUND = 1 / math.sqrt(3 * 8 * 8)
+INITIALISATION = {  # kind: (names, what to expect of the values)
+    "normal": (rf"{ANY_PROJECTION}\.weight|cls_token|register_tokens", 0.02),
+    "positions": (r"embeddings\.position_embeddings", 0.02),
+    "uniform": (r"projection\.(weight|bias)", PATCH_BOUND / math.sqrt(3)),
+    "zeros": (rf"{ANY_PROJECTION}\.bias|layernorm\w*\.bias|mask_token", 0.0),
+    "ones": (r"layernorm\w*\.weight", 1.0),
+    "layerscale": (r"layer_scale\d\.lambda1", 1e-3),
+}
+
+
+def assert_statistics(name: str, value: Tensor, mean: float, std: float) -> None:
+    """Compare mean and standard deviation within 5 standard errors."""
+    value = value.detach()
+    assert abs(value.mean().item() - mean) < 5 * std / math.sqrt(value.numel()), name
+    assert abs(value.std().item() / std - 1) < 5 / math.sqrt(2 * value.numel()), name
+
+
+@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
+def test_every_parameter_and_buffer_is_initialised_as_documented(position_embedding_type):
+    torch.manual_seed(0)
+    config = tiny_config(
+        hidden_size=128,
+        num_register_tokens=4,
+        layerscale_value=1e-3,
+        use_mask_token=True,
+        position_embedding_type=position_embedding_type,
+    )
+    model = SelfViTModel(config)
+    seen = []
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        kinds = [kind for kind, (names, _) in INITIALISATION.items() if re.search(names, name)]
+        assert len(kinds) == 1, name
+        seen += kinds
+        expected = INITIALISATION[kinds[0]][1]
+        if kinds[0] == "positions" and position_embedding_type == "sincos":
+            assert torch.equal(value, sincos_position_embeddings(128, (4, 4)))
+        elif kinds[0] in ("normal", "positions", "uniform"):
+            assert_statistics(name, value, 0.0, expected)
+        else:
+            assert (value == expected).all(), name
+        if kinds[0] == "uniform":
+            assert value.abs().max() <= PATCH_BOUND, name
+    assert set(seen) == set(INITIALISATION)
+
+
+def test_initializer_range_sets_the_spread():
+    model = make_model(hidden_size=128, initializer_range=0.1)
+    assert_statistics("fc1", model.layers[0].mlp.fc1.weight, 0.0, 0.1)
+
+
+def test_fixed_positions_are_a_buffer_and_survive_the_meta_device(tmp_path):
+    model = make_model(position_embedding_type="sincos")
+    assert "embeddings.position_embeddings" not in dict(model.named_parameters())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, low_cpu_mem_usage=True)
+    for name, value in [*loaded.named_parameters(), *loaded.named_buffers()]:
+        assert value.device.type == "cpu", name
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_fixed_positions_are_made_where_a_checkpoint_lacks_them(tmp_path):
+    model = make_model(position_embedding_type="sincos")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    positions = weights.pop("embeddings.position_embeddings")
+    save_file(weights, file, metadata={"format": "pt"})
+    loaded = SelfViTModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.embeddings.position_embeddings, positions)
+
+
+def test_an_unknown_network_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="network \\('both'\\) must be 'teacher' or 'student'"):
+        SelfViTModel.from_pretrained(tmp_path, network="both")
+
+
+def test_the_student_of_a_checkpoint_without_one_is_an_error(tmp_path):
+    # it used to come back with random weights
+    SelfViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no student; use network='teacher'"):
+        SelfViTModel.from_pretrained(tmp_path, network="student")
+
+
+def test_copies_and_pickles_compute_the_same():
+    model, images = make_model(layerscale_value=0.1), random_images()
+    expected = model(images).pooler_output
+    assert torch.equal(copy.deepcopy(model)(images).pooler_output, expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images).pooler_output, expected)
+
+
+# Training
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop_path = SelfViTDropPath(0.3).train()
+    dropped = drop_path(torch.ones(20000, 3, 2))
+    assert torch.equal(dropped, dropped[:, :1, :1].expand(-1, 3, 2))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / 0.7]))
+    standard_error = math.sqrt(0.3 / 0.7 / 20000)
+    assert abs(dropped[:, 0, 0].mean().item() - 1) < 5 * standard_error
+
+
+def test_drop_path_acts_in_training_only_and_grows_with_depth():
+    model, images = make_model(drop_path_rate=0.5), random_images()
+    assert [layer.drop_path.drop_probability for layer in model.layers] == [0.0, 0.25, 0.5]
+    assert torch.equal(model(images).pooler_output, model(images).pooler_output)
+    model.train()
+    outputs = [model(images).pooler_output for _ in range(8)]
+    assert any(not torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_gradient_checkpointing_gives_the_same_gradients(drop_path_rate):
+    images, gradients = random_images(), []
+    for checkpointing in (False, True):
+        model = make_model(drop_path_rate=drop_path_rate).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert all(layer.gradient_checkpointing for layer in model.layers)
+        torch.manual_seed(3)
+        model(images).pooler_output.square().sum().backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_every_parameter_receives_a_gradient():
+    model = make_model(num_register_tokens=2, layerscale_value=0.5, use_mask_token=True)
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[:, 0] = True
+    model(random_images(), bool_masked_pos=masked).pooler_output.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if not name.endswith("k_proj.bias"):  # softmax doesn't see it: its gradient is zero
+            assert parameter.grad.abs().max() > 0, name
+
+
+# Precision and compilation
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.01), (torch.float16, 0.001)])
+@pytest.mark.parametrize("pooling", ["cls+mean", "gem"])
+def test_half_precision_is_close_to_full(dtype, tolerance, pooling):
+    model, images = make_model(pooling=pooling), random_images()
+    expected = model(images).pooler_output
+    outputs = copy.deepcopy(model).to(dtype)(images)  # float32 images are converted
+    assert outputs.pooler_output.dtype == dtype
+    similarity = F.cosine_similarity(outputs.pooler_output.float(), expected)
+    assert similarity.min() > 1 - tolerance
+
+
+@pytest.mark.parametrize("pooling", ["cls", "cls+mean", "concat:2"])
+def test_it_compiles_as_one_graph(pooling):
+    model, images = make_model(pooling=pooling), random_images()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled_embed = torch.compile(model.embed, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        expected = model(images).pooler_output
+        close = {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(compiled(images).pooler_output, expected, **close)
+        torch.testing.assert_close(compiled_embed(images), expected, **close)
+
+
+def test_it_compiles_as_one_graph_with_patches_left_out():
+    model, images, ids_keep = make_model(), random_images(), random_ids(5)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(images, ids_keep=ids_keep).pooler_output,
+            model(images, ids_keep=ids_keep).pooler_output,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_it_exports_with_any_batch_size():
+    model = make_model(num_register_tokens=1)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with torch.no_grad():
+        program = torch.export.export(
+            model,
+            (),
+            {"pixel_values": random_images(3)},
+            dynamic_shapes={"pixel_values": {0: batch}},
+        )
+        images = random_images(5, seed=9)
+        torch.testing.assert_close(
+            program.module()(pixel_values=images).pooler_output,
+            model(images).pooler_output,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+# The classifier
+
+
+def test_the_classifier_has_logits_and_cross_entropy():
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    config = tiny_config(pooling="cls+mean", id2label=labels)
+    model = SelfViTForImageClassification(config).eval()
+    images, targets = random_images(), torch.tensor([2, 0])
+    outputs = model(images, labels=targets, output_hidden_states=True)
+    expected = model.classifier(model.vit(images).pooler_output)
+    assert outputs.logits.shape == (2, 3)
+    assert torch.equal(outputs.logits, expected)
+    torch.testing.assert_close(outputs.loss, F.cross_entropy(expected, targets))
+    assert len(outputs.hidden_states) == 4
+    assert model(images).loss is None
+
+
+def test_the_labels_survive_saving(tmp_path):
+    names = ["cat", "dog", "owl"]
+    config = tiny_config(
+        id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
+    )
+    model = SelfViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    loaded = SelfViTForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert loaded.config.label2id == {"cat": 0, "dog": 1, "owl": 2}
+    assert torch.equal(loaded(random_images()).logits, model(random_images()).logits)
+
+
+def test_a_classifier_without_labels_passes_the_embedding_through():
+    model = SelfViTForImageClassification(tiny_config(num_labels=0)).eval()
+    images = random_images()
+    assert torch.equal(model(images).logits, model.vit(images).pooler_output)
+
+
+def test_the_classifier_gives_a_tuple_on_request():
+    model = SelfViTForImageClassification(tiny_config(num_labels=3)).eval()
+    images = random_images()
+    values = model(images, labels=torch.tensor([0, 1]), return_dict=False)
+    assert isinstance(values, tuple)
+    assert values[0].ndim == 0
+    assert torch.equal(values[1], model(images).logits)
+
+
+# The backbone
+
+
+def test_feature_maps_are_the_normalised_patches_of_their_blocks():
+    config = tiny_config(num_register_tokens=2, out_features=["stem", "stage1", "stage3"])
+    model = SelfViTBackbone(config).eval()
+    images = random_images(height=48, width=24)
+    outputs = model(images)
+    states = model.vit(images, output_hidden_states=True).hidden_states
+    assert model.channels == [32, 32, 32]
+    assert len(outputs.feature_maps) == 3
+    assert outputs.hidden_states is None
+    for feature_map, block in zip(outputs.feature_maps, (0, 1, 3), strict=True):
+        assert feature_map.shape == (2, 32, 6, 3)
+        patches = model.vit.layernorm(states[block])[:, 3:]
+        torch.testing.assert_close(feature_map[:, :, 4, 1], patches[:, 4 * 3 + 1])
+
+
+def test_the_backbone_defaults_to_the_last_block_and_gives_tuples():
+    model = AutoBackbone.from_config(tiny_config()).eval()
+    assert type(model) is SelfViTBackbone
+    images = random_images()
+    (feature_map,) = model(images).feature_maps
+    assert feature_map.shape == (2, 32, 4, 4)
+    values = model(images, return_dict=False)
+    assert isinstance(values, tuple)
+    assert torch.equal(values[0][0], feature_map)
+    assert len(model(images, output_hidden_states=True).hidden_states) == 4
+
+
+def test_the_backbone_opens_a_pretraining_checkpoint(tmp_path):
+    trained = SelfViTForDINO(tiny_config(dino_config=tiny_dino_config()))
+    trained.save_pretrained(tmp_path)
+    model = SelfViTBackbone.from_pretrained(tmp_path, out_indices=[1, 2])
+    assert model.out_features == ["stage1", "stage2"]
+    images = random_images()
+    expected = trained.vit(images, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(
+        model(images).feature_maps[0].flatten(2).transpose(1, 2),
+        trained.vit.layernorm(expected)[:, 1:],
+    )

@@ -1,0 +1,67 @@
+"""The objectives whose contracts are tested: a new one joins by one entry of `OBJECTIVES`."""
+
+# B batch · C channels · H, W pixels
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
+
+
+def tiny_config(**overrides: Any) -> SelfViTConfig:
+    """Return an encoder that runs in a millisecond: 4 x 4 patches, 3 blocks."""
+    geometry = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return SelfViTConfig(**{**geometry, **overrides})
+
+
+def tiny_dino_config(**overrides: Any) -> DINOConfig:
+    """Return a small head."""
+    sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
+    return DINOConfig(**{**sizes, **overrides})
+
+
+def random_views(
+    generator: torch.Generator, batch_size: int, num_local_views: int = 2
+) -> dict[str, Tensor]:
+    """Return 2 global views of 32 pixels and some local ones of 16."""
+    views = {"global_views": torch.randn(2, batch_size, 3, 32, 32, generator=generator)}
+    if num_local_views:
+        views["local_views"] = torch.randn(
+            num_local_views, batch_size, 3, 16, 16, generator=generator
+        )
+    return views
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the contract tests need to know of an objective."""
+
+    name: str
+    model_class: type[PreTrainedModel]
+    config: Callable[[], SelfViTConfig]
+    inputs: Callable[[torch.Generator, int], dict[str, Tensor]]  # of a batch size, for `forward`
+
+
+OBJECTIVES = [
+    Objective(
+        name="dino",
+        model_class=SelfViTForDINO,
+        # 0.2 is about 1 / sqrt(width), as 0.02 is for real widths: 0.02 would shrink the features
+        # to 0.005 before they are normalised, and gradients would be in the hundreds
+        config=lambda: tiny_config(initializer_range=0.2, dino_config=tiny_dino_config()),
+        inputs=random_views,
+    ),
+]
