@@ -1,0 +1,1 @@
+"""Images in: decoding of real-world files, and sources of images (folders, Parquet, the Hub)."""

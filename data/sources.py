@@ -1,0 +1,132 @@
+"""Where images come from: folders, Parquet files, saved datasets, the Hub. Nothing is decoded here.
+
+A source hands out records of encoded images, so that decoding happens where it is wanted: in the
+DataLoader's workers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, overload
+
+from .dataset_source import DatasetSource, StreamingImageSource
+from .folder_source import FolderSource, image_files
+from .image_source import ImageSource
+
+SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@overload
+def open_images(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    streaming: Literal[False] = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSource: ...
+
+
+@overload
+def open_images(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    streaming: bool,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSource | StreamingImageSource: ...
+
+
+def open_images(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSource | StreamingImageSource:
+    """Open images, whatever they are stored as.
+
+    Args:
+        data: folder of image files (flat or nested, labelled or not), folder written by
+            `Dataset.save_to_disk`, .parquet file, folder of .parquet files, or id of a dataset on
+            the Hub; tried in this order.
+        split: of a dataset that has several, "train" by default; of a folder of image files, the
+            sub-folder of that name.
+        streaming: read Parquet and Hub data in passing. What is on the disk file by file is not
+            streamed: it is opened by position all the same.
+        image_column: of a dataset; found by its type by default.
+        label_column: of a dataset; by default its ClassLabel column, or one named label(s).
+
+    Raises:
+        FileNotFoundError: if there is nothing of that name, here or on the Hub.
+        ValueError: if it holds no images; the message says what it holds.
+    """
+    path = Path(data).expanduser()
+    columns = {"image_column": image_column, "label_column": label_column}
+    if path.is_dir():
+        if any((path / name).is_file() for name in SAVED_DATASET_FILES):
+            return _open_saved_dataset(path, split, columns)
+        if next(image_files(path), None) is not None:
+            return FolderSource(_split_folder(path, split))
+        if next(path.rglob("*.parquet"), None) is not None:
+            where = {"path": "parquet", "data_dir": str(path)}
+            return _open_dataset(where, f"Parquet files in {path}", split, streaming, columns)
+        return FolderSource(path)  # which says what is missing
+    if path.is_file():
+        if path.suffix.lower() != ".parquet":
+            raise ValueError(
+                f"{str(data)!r} is a file; give the folder of the images, or a .parquet file."
+            )
+        where = {"path": "parquet", "data_files": str(path)}
+        return _open_dataset(where, str(path), split, streaming, columns)
+    if HUB_ID.fullmatch(str(data)) is None:
+        raise FileNotFoundError(f"there is no folder or file {str(data)!r}.")
+    try:
+        return _open_dataset({"path": str(data)}, str(data), split, streaming, columns)
+    except OSError as error:  # not there, or the Hub is out of reach
+        raise FileNotFoundError(
+            f"{str(data)!r} is no folder or file here, and opening it as a dataset of the Hub "
+            f"failed: {error}"
+        ) from error
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    if split is None or (folder / split).is_dir():
+        return folder / (split or "")
+    raise ValueError(
+        f"{str(folder)!r} is a folder of image files without a sub-folder {split!r}; "
+        "leave split out to use all of them."
+    )
+
+
+def _open_saved_dataset(path: Path, split: str | None, columns: dict) -> DatasetSource:
+    import datasets
+
+    dataset = datasets.load_from_disk(str(path))
+    if isinstance(dataset, datasets.DatasetDict):
+        split = split or "train"
+        if split not in dataset:
+            raise ValueError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
+        dataset = dataset[split]
+    elif split is not None:
+        raise ValueError(f"{str(path)!r} has no splits; leave split out.")
+    return DatasetSource(dataset, f"{len(dataset)} rows of the dataset in {path}", **columns)
+
+
+def _open_dataset(
+    where: dict, name: str, split: str | None, streaming: bool, columns: dict
+) -> ImageSource | StreamingImageSource:
+    import datasets
+
+    dataset = datasets.load_dataset(**where, split=split or "train", streaming=streaming)
+    if streaming:
+        return StreamingImageSource(dataset, f"{name} ({split or 'train'}), streamed", **columns)
+    return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split or 'train'})", **columns)
+
+
+__all__ = ["open_images"]

@@ -1,0 +1,58 @@
+"""Fixtures that all tests share. Nothing here touches the network or the user's caches."""
+
+import os
+import tempfile
+
+# Before datasets, huggingface_hub or transformers are imported: they read these once.
+CACHE = tempfile.TemporaryDirectory(prefix="selfvit-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = CACHE.name
+os.environ["HF_DATASETS_CACHE"] = os.path.join(CACHE.name, "datasets")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO  # noqa: E402
+from selfvit.embedding.preprocessing import build_processor  # noqa: E402
+
+from .image_files import noise  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    return SelfViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.2,  # so that outputs depend on the image visibly
+        dino_config=DINOConfig(num_prototypes=16, head_hidden_size=24, head_bottleneck_size=8),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config, tmp_path_factory):
+    """Folder of a SelfViTForDINO whose student and teacher differ, with its image processor."""
+    torch.manual_seed(0)
+    model = SelfViTForDINO(tiny_config)
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    build_processor(tiny_config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Seven images of three classes in a nested folder."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = ["cat/1.png", "cat/2.JPG", "cat/more/3.png", "dog/1.png", "dog/2.png", "owl/1.png"]
+    for seed, path in enumerate([*paths, "owl/2.webp"]):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        noise(40 + 3 * seed, 50, seed).save(folder / path)
+    return folder

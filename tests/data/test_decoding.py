@@ -1,0 +1,141 @@
+import os
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.image_utils import load_image
+
+from selfvit.data.decoding import UnreadableImageError, decode_image
+
+from .. import image_files
+from ..image_files import DARK, LIGHT
+
+
+def halves(image):
+    """Mean grey of the left, right, top and bottom third."""
+    grey = np.asarray(image.convert("L"), dtype=float)
+    height, width = grey.shape
+    sides = grey[:, : width // 3], grey[:, -width // 3 :], grey[: height // 3], grey[-height // 3 :]
+    return tuple(side.mean() for side in sides)
+
+
+@pytest.mark.parametrize("name", image_files.READABLE)
+def test_readable_files_become_rgb(name, tmp_path):
+    image_files.READABLE[name](tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(tmp_path / name).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", image_files.UNREADABLE)
+def test_unreadable_files_give_their_reason(name, tmp_path):
+    write, reason = image_files.UNREADABLE[name]
+    write(tmp_path / name)
+    for image in (tmp_path / name, str(tmp_path / name), (tmp_path / name).read_bytes()):
+        with pytest.raises(UnreadableImageError, match="^" + re.escape(reason)):
+            decode_image(image)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(image_files.READABLE) - {"sixteen_bit.png", "float.tiff"})
+)
+def test_pixels_equal_those_of_transformers(name, tmp_path):
+    image_files.READABLE[name](tmp_path / name)
+    ours, theirs = decode_image(tmp_path / name), load_image(str(tmp_path / name))
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_transformers(orientation, tmp_path):
+    image_files.exif_rotated_jpeg(tmp_path / "a.jpg", orientation)
+    ours, theirs = decode_image(tmp_path / "a.jpg"), load_image(str(tmp_path / "a.jpg"))
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_rotated_photo_comes_upright(tmp_path):
+    image_files.exif_rotated_jpeg(tmp_path / "a.jpg", orientation=6)
+    image = decode_image(tmp_path / "a.jpg")
+    assert image.size == (32, 48)
+    _, _, top, bottom = halves(image)
+    assert top == pytest.approx(LIGHT, abs=8) and bottom == pytest.approx(DARK, abs=8)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    image_files.animated_gif(tmp_path / "a.gif")
+    left, right, _, _ = halves(decode_image(tmp_path / "a.gif"))
+    assert left == pytest.approx(LIGHT, abs=8) and right == pytest.approx(DARK, abs=8)
+
+
+@pytest.mark.parametrize("stored, shown", [(0, 0), (256, 1), (32896, 128), (65535, 255)])
+def test_sixteen_bit_greys_are_scaled_not_clipped(stored, shown, tmp_path):
+    # Pillow's convert makes everything from 255 of 65535 on white.
+    image_files.sixteen_bit_png(tmp_path / "a.png", stored)
+    assert decode_image(tmp_path / "a.png").getpixel((20, 20)) == (shown,) * 3
+
+
+def test_float_greys_up_to_one_are_scaled(tmp_path):
+    image_files.float_tiff(tmp_path / "a.tiff", 0.5)
+    assert decode_image(tmp_path / "a.tiff").getpixel((20, 20)) == (128,) * 3
+
+
+@pytest.mark.parametrize("brightest, shown", [(255, 100), (65535, 0), (1000000, 0)])
+def test_integer_greys_are_scaled_by_the_range_they_need(brightest, shown):
+    pixels = np.full((8, 8), 100, dtype=np.int32)
+    pixels[0, 0] = brightest
+    image = decode_image(Image.fromarray(pixels))
+    assert image.getpixel((5, 5)) == (shown,) * 3
+    assert image.getpixel((0, 0)) == (255,) * 3
+
+
+def test_not_a_number_is_black():
+    pixels = np.full((8, 8), np.nan, dtype=np.float32)
+    assert decode_image(Image.fromarray(pixels)).getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_photo_above_the_limit_that_pillow_warns_of_is_read_silently(tmp_path):
+    image_files.huge_png(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(tmp_path / "a.png").size == (10_000, 9_000)
+
+
+def test_a_missing_file_is_unreadable(tmp_path):
+    with pytest.raises(UnreadableImageError, match="No such file"):
+        decode_image(tmp_path / "missing.jpg")
+
+
+def test_a_given_image_is_left_as_it_is():
+    image = image_files.light_left().convert("L")
+    before = image.tobytes()
+    decode_image(image).putpixel((0, 0), (1, 2, 3))
+    assert image.mode == "L" and image.tobytes() == before
+
+
+def test_a_decoded_rgb_image_is_a_copy():
+    image = image_files.light_left()
+    decode_image(image).putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) == (LIGHT,) * 3
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".tiff", ".bmp"])
+def test_damaged_bytes_never_crash(suffix, tmp_path):
+    image_files.noise(40, 40).save(tmp_path / f"a{suffix}")
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for position in rng.integers(0, min(len(content), 400), 6):
+            damaged[position] = rng.integers(256)
+        damaged = damaged[: rng.integers(1, len(content) + 1)]
+        try:
+            assert decode_image(bytes(damaged)).mode == "RGB"
+        except UnreadableImageError as error:
+            assert str(error) and os.linesep not in str(error)
+
+
+def test_the_error_survives_a_worker_process():
+    error = pickle.loads(pickle.dumps(UnreadableImageError("empty file (0 bytes)")))
+    assert str(error) == "empty file (0 bytes)"

@@ -1,0 +1,330 @@
+import io
+import os
+import pickle
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selfvit.data.dataset_source import StreamingImageSource
+from selfvit.data.decoding import UnreadableImageError, decode_image
+from selfvit.data.folder_source import image_extensions
+from selfvit.data.image_source import ImageSource
+from selfvit.data.sources import open_images
+
+from ..image_files import noise
+
+
+def png(seed):
+    buffer = io.BytesIO()
+    noise(12, 12, seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def class_dataset(count=10, **columns):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])}
+    )
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in range(count)],
+        "label": [i % 2 for i in range(count)],
+    }
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    for name, values in columns.items():
+        dataset = dataset.add_column(name, values)
+    return dataset
+
+
+def write_parquet(path, count=10, **columns):
+    table = {"image": [png(i) for i in range(count)], **columns}
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def labels_of(source):
+    labels = source.labels()
+    assert labels is not None and labels.dtype == np.int64
+    return labels.tolist()
+
+
+def assert_same_pixels(record, seed):
+    np.testing.assert_array_equal(decode_image(record.image), noise(12, 12, seed))
+
+
+class TestFolder:
+    def test_images_come_sorted_and_labelled_by_first_folder(self, image_folder):
+        source = open_images(image_folder)
+        ids = [source[i].id for i in range(len(source))]
+        assert ids == [
+            "cat/1.png", "cat/2.JPG", "cat/more/3.png", "dog/1.png", "dog/2.png", "owl/1.png",
+            "owl/2.webp",
+        ]  # fmt: skip
+        assert source.label_names == ["cat", "dog", "owl"]
+        assert labels_of(source) == [0, 0, 0, 1, 1, 2, 2]
+        assert [source[i].label for i in range(len(source))] == labels_of(source)
+        assert source.id_column == "path"
+
+    def test_a_flat_folder_is_unlabelled(self, image_folder):
+        source = open_images(image_folder / "dog")
+        assert source.label_names is None and source.labels() is None
+        assert source[0].label is None and source[0].id == "1.png"
+
+    def test_a_single_sub_folder_is_no_class(self, tmp_path):
+        (tmp_path / "all").mkdir()
+        noise(8, 8).save(tmp_path / "all" / "a.png")
+        assert open_images(tmp_path).label_names is None
+
+    def test_one_image_beside_the_class_folders_makes_it_unlabelled(self, tmp_path):
+        for path in ("a/1.png", "b/1.png", "1.png"):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            noise(8, 8).save(tmp_path / path)
+        assert open_images(tmp_path).label_names is None
+
+    def test_hidden_files_other_files_and_videos_are_left_out(self, tmp_path):
+        for name in ("a.png", ".hidden.png", ".cache/b.png"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            noise(8, 8).save(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("x")
+        (tmp_path / "film.mpg").write_bytes(b"x")
+        source = open_images(tmp_path)
+        assert [source[i].id for i in range(len(source))] == ["a.png"]
+
+    def test_usual_extensions_are_known(self):
+        assert {
+            ".jpg",
+            ".jpeg",
+            ".png",
+            ".webp",
+            ".bmp",
+            ".tif",
+            ".tiff",
+            ".gif",
+        } <= image_extensions()
+
+    def test_linked_folders_are_followed_and_loops_end(self, tmp_path, image_folder):
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "pets").symlink_to(image_folder / "dog")
+        (data / "loop").symlink_to(data)
+        source = open_images(data)
+        assert [source[i].id for i in range(len(source))] == ["pets/1.png", "pets/2.png"]
+
+    def test_a_file_name_that_is_no_utf8_has_a_printable_id(self, tmp_path):
+        name = os.fsdecode(b"caf\xe9.png")
+        try:
+            noise(8, 8).save(tmp_path / name)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        record = open_images(tmp_path)[0]
+        record.id.encode("utf-8")
+        assert decode_image(record.image).size == (8, 8)
+
+    def test_split_is_a_sub_folder(self, image_folder):
+        assert len(open_images(image_folder, split="dog")) == 2
+        with pytest.raises(ValueError, match="without a sub-folder 'validation'"):
+            open_images(image_folder, split="validation")
+
+    def test_streaming_a_folder_opens_it_by_position(self, image_folder):
+        source = open_images(image_folder, streaming=True)
+        assert isinstance(source, ImageSource) and len(source) == 7
+
+    def test_a_folder_without_images_says_what_it_holds(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("x")
+        with pytest.raises(ValueError, match=r"holds notes.txt.*\.jpeg"):
+            open_images(tmp_path)
+
+    def test_an_empty_folder_says_so(self, tmp_path):
+        with pytest.raises(ValueError, match="holds nothing"):
+            open_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["./photos", "/nowhere/photos", "~/no/such", "a/b/c", "no spaces here"]
+)
+def test_a_missing_folder_is_named(name):
+    with pytest.raises(FileNotFoundError, match="there is no folder or file"):
+        open_images(name)
+
+
+def test_a_name_that_could_be_on_the_hub_tells_of_both():
+    with pytest.raises(FileNotFoundError, match="'photos' is no folder or file here.*Hub"):
+        open_images("photos")
+
+
+def test_a_file_that_is_no_parquet_is_refused(image_folder):
+    with pytest.raises(ValueError, match="give the folder"):
+        open_images(image_folder / "cat" / "1.png")
+
+
+class TestParquet:
+    def test_class_labels_keep_their_names(self, tmp_path):
+        class_dataset().to_parquet(tmp_path / "a.parquet")
+        source = open_images(tmp_path / "a.parquet")
+        assert len(source) == 10 and source.label_names == ["ant", "bee"]
+        assert labels_of(source) == [0, 1] * 5
+        assert source[3].id == "3" and source[3].label == 1 and source.id_column == "id"
+        assert_same_pixels(source[3], 3)
+
+    def test_a_folder_of_files_is_one_source(self, tmp_path):
+        for part in range(2):
+            write_parquet(tmp_path / f"part-{part}.parquet", 4)
+        assert len(open_images(tmp_path)) == 8
+
+    def test_splits_of_a_folder_are_told_by_file_names(self, tmp_path):
+        write_parquet(tmp_path / "train-00000-of-00001.parquet", 4)
+        write_parquet(tmp_path / "test-00000-of-00001.parquet", 3)
+        assert len(open_images(tmp_path)) == 4
+        assert len(open_images(tmp_path, split="test")) == 3
+        with pytest.raises(ValueError, match="validation"):
+            open_images(tmp_path, split="validation")
+
+    def test_text_labels_are_numbered_in_order(self, tmp_path):
+        write_parquet(tmp_path / "a.parquet", 4, label=["owl", "cat", "owl", "dog"])
+        source = open_images(tmp_path / "a.parquet")
+        assert source.label_names == ["cat", "dog", "owl"]
+        assert labels_of(source) == [2, 0, 2, 1]
+
+    def test_integer_labels_are_numbered_from_zero(self, tmp_path):
+        write_parquet(tmp_path / "a.parquet", 4, labels=[7, 5, 7, None])
+        source = open_images(tmp_path / "a.parquet")
+        assert source.label_names == ["5", "7"]
+        assert labels_of(source) == [1, 0, 1, -1]
+        assert source[3].label is None
+
+    def test_a_split_whose_labels_are_withheld_is_unlabelled(self, tmp_path):
+        dataset = class_dataset(3).map(lambda row: {"label": -1})
+        dataset.to_parquet(tmp_path / "a.parquet")
+        assert open_images(tmp_path / "a.parquet").label_names is None
+
+    def test_ids_come_from_an_id_column(self, tmp_path):
+        write_parquet(tmp_path / "a.parquet", 3, file_name=["a.png", "b.png", "c.png"])
+        assert open_images(tmp_path / "a.parquet")[1].id == "b.png"
+
+    def test_columns_can_be_named(self, tmp_path):
+        table = {"photo": [png(0)], "thumbnail": [png(1)], "kind": ["x"], "size": [0.5]}
+        pq.write_table(pa.table(table), tmp_path / "a.parquet")
+        path = tmp_path / "a.parquet"
+        source = open_images(path, image_column="thumbnail", label_column="kind")
+        assert source.label_names == ["x"]
+        assert_same_pixels(source[0], 1)
+        with pytest.raises(ValueError, match="no image column among columns photo, thumbnail"):
+            open_images(path)
+        with pytest.raises(ValueError, match="no column 'picture'; there are columns photo"):
+            open_images(path, image_column="picture")
+        with pytest.raises(ValueError, match="'size' holds .* no labels"):
+            open_images(path, image_column="photo", label_column="size")
+
+    def test_a_row_without_an_image_has_a_reason(self, tmp_path):
+        pq.write_table(pa.table({"image": [png(0), None]}), tmp_path / "a.parquet")
+        source = open_images(tmp_path / "a.parquet")
+        with pytest.raises(UnreadableImageError, match="empty"):
+            decode_image(source[1].image)
+
+
+class TestSavedDataset:
+    def test_a_dataset_opens(self, tmp_path):
+        class_dataset(4).save_to_disk(tmp_path / "saved")
+        source = open_images(tmp_path / "saved")
+        assert labels_of(source) == [0, 1, 0, 1]
+        assert_same_pixels(source[2], 2)
+        with pytest.raises(ValueError, match="no splits"):
+            open_images(tmp_path / "saved", split="train")
+
+    def test_a_selection_of_rows_keeps_rows_and_labels_together(self, tmp_path):
+        class_dataset(6).select([5, 2, 3]).save_to_disk(tmp_path / "saved")
+        source = open_images(tmp_path / "saved")
+        assert labels_of(source) == [1, 0, 1]
+        assert_same_pixels(source[1], 2)
+
+    def test_a_dict_takes_its_split(self, tmp_path):
+        splits = datasets.DatasetDict(train=class_dataset(4), test=class_dataset(3))
+        splits.save_to_disk(tmp_path / "saved")
+        assert len(open_images(tmp_path / "saved")) == 4
+        assert len(open_images(tmp_path / "saved", split="test")) == 3
+        with pytest.raises(ValueError, match="it has train, test"):
+            open_images(tmp_path / "saved", split="validation")
+
+
+class TestAnySource:
+    @pytest.fixture(params=["folder", "parquet"])
+    def source(self, request, image_folder, tmp_path):
+        if request.param == "folder":
+            return open_images(image_folder)
+        return open_images(write_parquet(tmp_path / "a.parquet", 7, label=list("aabbcca")))
+
+    def test_pickles(self, source):
+        copy = pickle.loads(pickle.dumps(source))
+        assert len(copy) == 7 and copy[4] == source[4] and copy.fingerprint == source.fingerprint
+
+    def test_ends_where_it_ends(self, source):
+        with pytest.raises(IndexError):
+            source[7]
+
+    def test_a_sample_is_the_same_each_time_and_keeps_labels(self, source):
+        sample = source.sample(4)
+        assert len(sample) == 4 and sample.label_names == source.label_names
+        assert [sample[i] for i in range(4)] == [source.sample(4)[i] for i in range(4)]
+        assert [sample[i].label for i in range(4)] == labels_of(sample)
+        assert source.sample(100) is source
+
+    def test_sizes_differ_in_fingerprint(self, source):
+        assert (
+            len({source.fingerprint, source.sample(4).fingerprint, source.sample(5).fingerprint})
+            == 3
+        )
+
+
+def test_the_fingerprint_notices_a_renamed_file(tmp_path):
+    noise(8, 8).save(tmp_path / "a.png")
+    before = open_images(tmp_path).fingerprint
+    assert open_images(tmp_path).fingerprint == before
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    assert open_images(tmp_path).fingerprint != before
+
+
+class TestStreaming:
+    @pytest.fixture
+    def stream(self, tmp_path, monkeypatch):
+        # datasets sleeps 5 s after each pass over several files
+        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+        for part in range(2):
+            rows = class_dataset(10, id=[f"{part}-{i}" for i in range(10)])
+            rows.to_parquet(tmp_path / f"part-{part}.parquet")
+        return open_images(tmp_path, streaming=True)
+
+    @staticmethod
+    def ids(stream, seed=0, epoch=0, **options):
+        return [record.id for record in stream.iterate(seed=seed, epoch=epoch, **options)]
+
+    def test_it_streams_and_keeps_class_names(self, stream):
+        assert isinstance(stream, StreamingImageSource)
+        assert stream.label_names == ["ant", "bee"]
+        record = next(stream.iterate(seed=0, epoch=0, shuffle_buffer=0))
+        assert (record.id, record.label) == ("0-0", 0)
+        assert_same_pixels(record, 0)
+
+    def test_all_images_come_once_in_an_order_of_seed_and_epoch(self, stream):
+        first = self.ids(stream)
+        assert len(first) == 20 == len(set(first))
+        assert self.ids(stream) == first
+        assert self.ids(stream, epoch=1) != first != self.ids(stream, seed=1)
+
+    @pytest.mark.parametrize("world_size", [2, 3])  # two files: divided by file, and by row
+    def test_ranks_share_the_images(self, stream, world_size):
+        parts = [self.ids(stream, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert all(parts)
+        assert sorted(sum(parts, [])) == sorted(self.ids(stream))
+
+    def test_skipping_continues_where_it_was(self, stream):
+        whole = self.ids(stream, rank=1, world_size=2)
+        assert self.ids(stream, rank=1, world_size=2, skip=4) == whole[4:]
+
+    def test_plain_labels_are_not_streamed(self, tmp_path):
+        path = write_parquet(tmp_path / "a.parquet", 2, label=["a", "b"])
+        stream = open_images(path, streaming=True)
+        assert isinstance(stream, StreamingImageSource) and stream.label_names is None
+        assert next(stream.iterate(seed=0, epoch=0)).label is None
+        with pytest.raises(ValueError, match="without streaming"):
+            open_images(path, streaming=True, label_column="label")

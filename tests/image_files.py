@@ -1,0 +1,142 @@
+"""Real image files of the awkward kinds that real folders hold."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LIGHT, DARK = 200, 40
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth random color, so that JPEG keeps it."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def light_left(width: int = 48, height: int = 32) -> Image.Image:
+    """Grey, the left half light, the right half dark."""
+    pixels = np.full((height, width, 3), DARK, dtype=np.uint8)
+    pixels[:, : width // 2] = LIGHT
+    return Image.fromarray(pixels)
+
+
+def exif_rotated_jpeg(path: Path, orientation: int = 6) -> None:
+    """Stored with the light half on the left; 6 shows it on top."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    light_left().save(path, "JPEG", quality=95, exif=exif)
+
+
+def broken_exif_jpeg(path: Path) -> None:
+    exif = b"Exif\x00\x00II*\x00\xff\xff\xff\x7f" + b"\xff" * 20
+    light_left().save(path, "JPEG", quality=95, exif=exif)
+
+
+def cmyk_jpeg(path: Path) -> None:
+    light_left().convert("CMYK").save(path, "JPEG", quality=95)
+
+
+def sixteen_bit_png(path: Path, value: int = 32896) -> None:
+    """One grey of 16 bits: 32896 is 128 in 8 bits."""
+    Image.fromarray(np.full((32, 48), value, dtype=np.uint16)).save(path, "PNG")
+
+
+def float_tiff(path: Path, value: float = 0.5) -> None:
+    pixels = np.full((32, 48), value, dtype=np.float32)
+    pixels[0, 0] = 1.0
+    Image.fromarray(pixels).save(path, "TIFF")
+
+
+def palette_png(path: Path) -> None:
+    """Palette with one transparent color."""
+    image = light_left().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    image.save(path, "PNG", transparency=bytes([0, 128, 255, 255]))
+
+
+def rgba_png(path: Path) -> None:
+    image = light_left()
+    image.putalpha(Image.new("L", image.size, 10))
+    image.save(path, "PNG")
+
+
+def grey_alpha_png(path: Path) -> None:
+    image = light_left().convert("L")
+    image.putalpha(Image.new("L", image.size, 10))
+    image.save(path, "PNG")
+
+
+def grey_jpeg(path: Path) -> None:
+    light_left().convert("L").save(path, "JPEG", quality=95)
+
+
+def animated_gif(path: Path) -> None:
+    """The first frame has the light half on the left, the second on the right."""
+    second = light_left().transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    light_left().save(path, "GIF", save_all=True, append_images=[second], duration=50)
+
+
+def truncated_jpeg(path: Path) -> None:
+    buffer = io.BytesIO()
+    noise(256, 256).save(buffer, "JPEG", quality=95)
+    content = buffer.getvalue()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def truncated_png(path: Path) -> None:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, "PNG")
+    content = buffer.getvalue()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def empty_jpeg(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text_jpeg(path: Path) -> None:
+    path.write_text("This is no image.\n")
+
+
+def damaged_png(path: Path) -> None:
+    """The signature and the size are right, the rest is nonsense."""
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[45:] = b"\x55" * (len(content) - 45)
+    path.write_bytes(content)
+
+
+def bomb_png(path: Path) -> None:
+    """400 megapixels in 49 kB: above twice Pillow's limit."""
+    Image.new("1", (20_000, 20_000)).save(path, "PNG")
+
+
+def huge_png(path: Path) -> None:
+    """90 megapixels: between Pillow's limit, where it warns, and twice the limit."""
+    Image.new("1", (10_000, 9_000), 1).save(path, "PNG")
+
+
+READABLE = {
+    "exif.jpg": exif_rotated_jpeg,
+    "broken_exif.jpg": broken_exif_jpeg,
+    "cmyk.jpg": cmyk_jpeg,
+    "sixteen_bit.png": sixteen_bit_png,
+    "float.tiff": float_tiff,
+    "palette.png": palette_png,
+    "rgba.png": rgba_png,
+    "grey_alpha.png": grey_alpha_png,
+    "grey.jpg": grey_jpeg,
+    "animated.gif": animated_gif,
+}
+UNREADABLE = {
+    "truncated.jpg": (truncated_jpeg, "truncated"),
+    "truncated.png": (truncated_png, "truncated"),
+    "empty.jpg": (empty_jpeg, "empty file (0 bytes)"),
+    "text.jpg": (text_jpeg, "not an image"),
+    "damaged.png": (damaged_png, ""),
+    "bomb.png": (bomb_png, "too many pixels"),
+}
