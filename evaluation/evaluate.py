@@ -1,0 +1,261 @@
+"""From vectors, or a checkpoint and images, to one table of figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..data.image_source import NO_LABEL, ImageSource
+from ..embedding.embedder import EmbeddedImages, Embedder
+from .knn import weighted_knn_accuracy
+from .label_free import feature_standard_deviation, rankme
+from .linear_probe import linear_probe_accuracy, require_scikit_learn
+
+logger = logging.getLogger(__name__)
+
+# N training images · M test images · E embedding
+
+MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decomposition of seconds
+TITLES = {
+    "linear_probe": "linear probe",
+    "feature_std": "feature standard deviation",
+    "rankme": "RankMe",
+    "num_train": "training images",
+    "num_test": "test images",
+}
+
+
+def evaluate_checkpoint(
+    model: str | PathLike[str],
+    train: ImageSource,
+    test: ImageSource | None = None,
+    *,
+    ks: Sequence[int] = (10, 20),
+    network: str = "teacher",
+    pooling: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Embed images with a checkpoint and measure the vectors.
+
+    Args:
+        model: folder or Hub id of the checkpoint.
+        train: images that classes are learnt from.
+        test: images that accuracies are measured on; without them, or without labels, there are
+            the label-free figures only.
+        ks: as for `evaluate_embeddings`.
+        network: "teacher" or "student", as for `Embedder.from_pretrained`.
+        pooling: another pooling than the checkpoint's own, or None.
+        batch_size: images.
+        num_workers: processes that decode images; 0 is this one.
+        device: for example "cpu" or "cuda"; None takes the best there is.
+        limit: images of each of train and test at most, as `ImageSource.sample`; None takes all.
+        progress: show a progress bar.
+
+    Returns:
+        as `evaluate_embeddings`.
+
+    Raises:
+        ImportError: without scikit-learn, where there are labels.
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: as `evaluate_embeddings` and `Embedder.from_pretrained`.
+    """
+    embedder = Embedder.from_pretrained(
+        model,
+        network=network,
+        pooling=pooling,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+    )
+    if limit is not None:
+        train = train.sample(limit)
+        test = None if test is None else test.sample(limit)
+    if test is not None:
+        _check_before_embedding(train, test)
+    embedded_train = _embed(embedder, train, progress)
+    embedded_test = None if test is None else _embed(embedder, test, progress)
+    return evaluate_embeddings(embedded_train, embedded_test, ks=ks)
+
+
+def evaluate_embeddings(
+    train: EmbeddedImages, test: EmbeddedImages | None = None, *, ks: Sequence[int] = (10, 20)
+) -> dict[str, float]:
+    """Measure vectors: accuracies of k-NN and a linear probe, and label-free figures.
+
+    Labels of train and test are matched by name where both have names, else by index. Single images
+    without a label do not count in accuracies; where a side has no labels at all, there are none.
+
+    Args:
+        train: N vectors that classes are learnt from; the label-free figures are of these.
+        test: M vectors that accuracies are measured on.
+        ks: numbers of neighbours for k-NN. Those above N are left out, with a warning.
+
+    Returns:
+        "knn_<k>" and "linear_probe" (fractions of the test images), "feature_std" (0 to 1),
+        "rankme" (dimensions), "num_train" and "num_test" (images).
+
+    Raises:
+        ImportError: without scikit-learn, where there are labels.
+        ValueError: if vectors of a side are missing or not finite, of different width, or test has
+            a class that train lacks.
+    """
+    for side, embedded in (("train", train), ("test", test)):
+        if embedded is not None:
+            _check_vectors(side, embedded.vectors)
+    metrics: dict[str, float] = {}
+    if test is not None:
+        metrics |= _accuracies(train, test, ks)
+    metrics |= label_free_measures(train.vectors)
+    metrics["num_train"] = len(train.vectors)
+    metrics["num_test"] = 0 if test is None else len(test.vectors)
+    return metrics
+
+
+def label_free_measures(vectors: Tensor | np.ndarray) -> dict[str, float]:
+    """Return "feature_std" and "rankme" of vectors (N, E), as `label_free` defines them.
+
+    RankMe takes 25,600 of them at most, spread evenly.
+    """
+    return {
+        "feature_std": feature_standard_deviation(vectors),
+        "rankme": rankme(vectors[_spread(len(vectors), MAX_RANKME_IMAGES)]),
+    }
+
+
+def format_table(metrics: Mapping[str, float]) -> str:
+    """Return an aligned plain-text table of `evaluate_embeddings`' figures, accuracies in percent.
+
+    Where accuracies are missing, a last line says why.
+    """
+    rows = [(_title(name), _value(name, value)) for name, value in metrics.items()]
+    left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
+    lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
+    if "linear_probe" not in metrics:
+        lines.append("No accuracies: they need labels for both the training and the test images.")
+    return "\n".join(lines)
+
+
+def save_metrics(metrics: Mapping[str, float], path: str | PathLike[str]) -> None:
+    """Write figures as JSON, whole or not at all; the folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # beside its destination: renaming is atomic only within one file system
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder) / "metrics.json"
+        written.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+        os.replace(written, path)
+
+
+def _title(name: str) -> str:
+    return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
+
+
+def _value(name: str, value: float) -> str:
+    if name.startswith("knn_") or name == "linear_probe":
+        return f"{100 * value:.1f} %"
+    if name.startswith("num_"):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if name == "rankme" else f"{value:.3f}"
+
+
+def _accuracies(train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int]) -> dict[str, float]:
+    train_vectors, train_labels = _labelled(train)
+    test_vectors, test_labels = _labelled(test)
+    if len(train_labels) == 0 or len(test_labels) == 0:
+        return {}
+    test_labels = _as_in_train(test_labels, test.label_names, train_labels, train.label_names)
+    arrays = (train_vectors, train_labels, test_vectors, test_labels)
+    usable = [k for k in ks if k <= len(train_labels)]
+    if len(usable) < len(ks):
+        logger.warning(
+            "k-NN with k = %s is left out: there are %d labelled training images.",
+            ", ".join(str(k) for k in ks if k not in usable),
+            len(train_labels),
+        )
+    by_k = weighted_knn_accuracy(*arrays, ks=usable) if usable else {}
+    accuracies = {f"knn_{k}": accuracy for k, accuracy in by_k.items()}
+    return {**accuracies, "linear_probe": linear_probe_accuracy(*arrays)}
+
+
+def _labelled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors and labels of the images that have one."""
+    if embedded.labels is None:
+        return embedded.vectors[:0], np.zeros(0, dtype=np.int64)
+    is_labelled = embedded.labels != NO_LABEL
+    return embedded.vectors[is_labelled], embedded.labels[is_labelled]
+
+
+def _as_in_train(
+    test_labels: np.ndarray,
+    test_names: Sequence[str] | None,
+    train_labels: np.ndarray,
+    train_names: Sequence[str] | None,
+) -> np.ndarray:
+    """Return the test labels (M,) as indices of train's classes."""
+    present = set(np.unique(train_labels).tolist())
+    classes = np.unique(test_labels).tolist()
+    matched = {label: label for label in classes}
+    if train_names is not None and test_names is not None:
+        # one folder may lack a class that the other has: then equal names have unequal indices
+        index_of = {name: index for index, name in enumerate(train_names)}
+        matched = {label: index_of.get(test_names[label], NO_LABEL) for label in classes}
+    missing = [label for label in classes if matched[label] not in present]
+    if missing:
+        names = [str(label) if test_names is None else test_names[label] for label in missing]
+        raise ValueError(
+            f"test has images of classes that train has none of: {', '.join(names)}; add training "
+            "images of them, or leave them out of test."
+        )
+    return np.array([matched[label] for label in test_labels.tolist()], dtype=np.int64)
+
+
+def _check_before_embedding(train: ImageSource, test: ImageSource) -> None:
+    """Find out in a second what would else be said after the last image."""
+    train_labels, test_labels = train.labels(), test.labels()
+    if train_labels is not None and test_labels is not None:
+        require_scikit_learn()
+        test_labels = test_labels[test_labels != NO_LABEL]
+        _as_in_train(test_labels, test.label_names, train_labels, train.label_names)
+
+
+def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedImages:
+    embedded = embedder.embed(source, progress=progress)
+    if embedded.skipped:
+        first = embedded.skipped[0]
+        logger.warning(
+            "%d of %d images could not be read and are left out; the first is %s: %s.",
+            len(embedded.skipped),
+            len(source),
+            first.id,
+            first.reason,
+        )
+    return embedded
+
+
+def _check_vectors(side: str, vectors: np.ndarray) -> None:
+    if len(vectors) == 0:
+        raise ValueError(f"{side} has no images that could be read; nothing can be measured.")
+    bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of the {len(vectors)} {side} vectors are not finite (NaN or infinite); the "
+            "checkpoint is broken, or its precision too low: try dtype float32."
+        )
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """Return the indices of at most `limit` of `count` items, evenly spread, ascending."""
+    # sources are often sorted by class: the first ones would be of a single one
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)

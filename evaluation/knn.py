@@ -1,0 +1,143 @@
+"""Weighted k-nearest-neighbour classification of vectors (DINO, arXiv 2104.14294, App. F.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# N training images · M test images · C chunk of test images · E embedding · L labels
+
+
+def weighted_knn(
+    train_vectors: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray,
+    test_vectors: Tensor | np.ndarray,
+    *,
+    k: int,
+    temperature: float = 0.07,  # DINO, App. F.1, as in Wu et al.
+    num_classes: int | None = None,
+    chunk_size: int = 256,
+) -> Tensor:
+    """Classify by the votes of the k training vectors of highest cosine similarity.
+
+    A neighbour votes with the weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978,
+    Sec. 3.4; DINO, arXiv 2104.14294, App. F.1). Vectors need not be normalised.
+
+    Args:
+        train_vectors: (N, E).
+        train_labels: (N,) class indices, from 0.
+        test_vectors: (M, E).
+        k: neighbours that vote, at most N.
+        temperature: unitless, above 0; smaller gives the nearest more say.
+        num_classes: L; by default the largest training label + 1.
+        chunk_size: test images compared at a time; chunk_size x N similarities are held at once.
+
+    Returns:
+        (M,) predicted class indices, int64.
+
+    Raises:
+        ValueError: if k is below 1 or above N, the temperature is not above 0, or shapes do not
+            fit.
+    """
+    return _predictions_by_k(
+        train_vectors, train_labels, test_vectors, (k,), temperature, num_classes, chunk_size
+    )[k]
+
+
+def weighted_knn_accuracy(
+    train_vectors: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray,
+    test_vectors: Tensor | np.ndarray,
+    test_labels: Tensor | np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20),  # DINO, App. F.1: of 10, 20, 100 and 200, 20 is best
+    temperature: float = 0.07,
+    chunk_size: int = 256,
+) -> dict[int, float]:
+    """Return the accuracy of `weighted_knn` for several k, from one pass over the similarities.
+
+    Args:
+        train_vectors: (N, E).
+        train_labels: (N,) class indices, from 0.
+        test_vectors: (M, E).
+        test_labels: (M,) class indices.
+        ks: numbers of neighbours, each at most N.
+        temperature: as for `weighted_knn`.
+        chunk_size: as for `weighted_knn`.
+
+    Returns:
+        for each k the fraction of test images classified correctly, in [0, 1].
+
+    Raises:
+        ValueError: as `weighted_knn`, or if there is not one label for each test vector.
+    """
+    predictions = _predictions_by_k(
+        train_vectors, train_labels, test_vectors, ks, temperature, None, chunk_size
+    )
+    truth = torch.as_tensor(test_labels)
+    if len(truth) != len(test_vectors) or len(truth) == 0:
+        raise ValueError(
+            f"test_vectors ({len(test_vectors)}) and test_labels ({len(truth)}) must be equally "
+            "many, and at least one."
+        )
+    return {
+        k: (predicted == truth.to(predicted.device)).double().mean().item()
+        for k, predicted in predictions.items()
+    }
+
+
+def _predictions_by_k(
+    train_vectors: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray,
+    test_vectors: Tensor | np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int | None,
+    chunk_size: int,
+) -> dict[int, Tensor]:
+    train, test = _unit_rows(train_vectors), _unit_rows(test_vectors)
+    labels = torch.as_tensor(train_labels, device=train.device).long()
+    _check_arguments(train, labels, test, ks, temperature)
+    num_classes = num_classes or int(labels.max()) + 1
+    chunks: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for chunk in test.to(train.device).split(chunk_size):
+        # best first, so that the k nearest are the first k columns for every k
+        similarities, neighbours = (chunk @ train.T).topk(max(ks))  # (C, k)
+        # relative to the nearest neighbour: the same votes up to a factor, and exp cannot overflow
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        for k in ks:
+            votes = weights.new_zeros(len(chunk), num_classes)  # (C, L)
+            votes.scatter_add_(1, labels[neighbours[:, :k]], weights[:, :k])
+            chunks[k].append(votes.argmax(dim=1))
+    return {k: torch.cat(predictions) for k, predictions in chunks.items()}
+
+
+def _unit_rows(vectors: Tensor | np.ndarray) -> Tensor:
+    if not isinstance(vectors, Tensor):
+        vectors = torch.tensor(np.asarray(vectors, dtype=np.float32))
+    return F.normalize(vectors.float(), dim=1)
+
+
+def _check_arguments(
+    train: Tensor, labels: Tensor, test: Tensor, ks: Sequence[int], temperature: float
+) -> None:
+    if len(labels) != len(train):
+        raise ValueError(
+            f"train_vectors ({len(train)}) and train_labels ({len(labels)}) must be equally many."
+        )
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train_vectors are {train.shape[1]} and test_vectors {test.shape[1]} wide; embed both "
+            "with the same model and pooling."
+        )
+    if not ks or min(ks) < 1 or max(ks) > len(train):
+        raise ValueError(
+            f"k ({', '.join(map(str, ks))}) must be between 1 and the number of training images "
+            f"({len(train)})."
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature ({temperature}) must be above 0; DINO has 0.07.")

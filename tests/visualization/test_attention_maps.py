@@ -1,0 +1,93 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO, SelfViTModel
+from selfvit.visualization.attention_maps import attention_maps, plot_attention_maps
+
+GEOMETRY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_register_tokens": 3,
+}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    # wide initial weights, so that attention is far from uniform
+    return SelfViTModel(SelfViTConfig(**GEOMETRY, initializer_range=0.5)).eval()
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def test_maps_equal_the_models_own_attentions(model, pixel_values):
+    maps = attention_maps(model, pixel_values)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model(pixel_values, output_attentions=True).attentions[-1]
+    assert maps.shape == (3, 2, 4, 6)
+    # patches come after the class token and three registers, row by row
+    assert torch.equal(maps.flatten(2), attentions[:, :, 0, 4:])
+    assert maps[0, 0, 1, 2] == attentions[0, 0, 0, 4 + 1 * 6 + 2]
+
+
+def test_a_map_and_the_prefix_tokens_share_all_attention(model, pixel_values):
+    maps = attention_maps(model, pixel_values)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        prefix = model(pixel_values, output_attentions=True).attentions[-1][:, :, 0, :4]
+    totals = maps.sum(dim=(2, 3)) + prefix.sum(dim=2)
+    torch.testing.assert_close(totals, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_implementation_and_mode_are_restored(model, pixel_values, implementation):
+    model.set_attn_implementation(implementation)
+    model.train()
+    attention_maps(model, pixel_values)
+    assert model.config._attn_implementation == implementation
+    assert model.training
+
+
+def test_attention_implementation_is_restored_after_an_error(model):
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError):
+        attention_maps(model, torch.zeros(1, 3, 31, 32))
+    assert model.config._attn_implementation == before == "sdpa"
+
+
+def test_a_pretraining_model_shows_its_teacher():
+    torch.manual_seed(0)
+    dino = DINOConfig(num_prototypes=16, head_hidden_size=16, head_bottleneck_size=8)
+    model = SelfViTForDINO(SelfViTConfig(**GEOMETRY, dino_config=dino)).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(attention_maps(model, images), attention_maps(model.vit, images))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_picture_has_a_row_an_image_and_a_column_a_head(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
+    red = Image.new("RGB", (50, 40), (255, 0, 0))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+    plot_attention_maps(model, processor, [red, noise], tmp_path / "new" / "maps.png")
+    picture = Image.open(tmp_path / "new" / "maps.png").convert("RGB")
+    assert picture.size == (4 * 208 + 8, 2 * 208 + 8 + 34)  # image, mean, two heads; two rows
+    assert picture.getpixel((100, 150)) == (255, 0, 0)  # the image as seen, normalisation undone
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.png"]
+
+
+def test_no_images_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="at least one image"):
+        plot_attention_maps(model, None, [], tmp_path / "maps.png")

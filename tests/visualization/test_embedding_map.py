@@ -1,0 +1,100 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+from selfvit.visualization.embedding_map import (
+    plot_embedding_map,
+    project_to_plane,
+    select_thumbnails,
+)
+
+
+@pytest.fixture
+def vectors():
+    centres = 5 * np.random.default_rng(0).normal(size=(3, 12))
+    return (centres[LABELS] + np.random.default_rng(1).normal(size=(30, 12))).astype(np.float32)
+
+
+LABELS = np.arange(30) % 3
+COLOURS = [(255, 0, 255), (0, 255, 255), (255, 255, 0)]
+
+
+def test_picture_is_1600_pixels_wide_and_shows_the_images(vectors, tmp_path):
+    images = [Image.new("RGB", (30, 20), COLOURS[label]) for label in LABELS]
+    path = tmp_path / "new" / "map.png"
+    plot_embedding_map(vectors, images, LABELS, ["cat", "dog", "owl"], path)
+    picture = Image.open(path)
+    assert picture.size == (1600, 1040)
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in COLOURS:  # one thumbnail of each class at least, at its full size
+        assert (pixels == colour).all(axis=1).sum() >= 0.8 * 42 * 28
+    assert [file.name for file in path.parent.iterdir()] == ["map.png"]
+
+
+def test_labels_images_and_names_may_be_missing(vectors, tmp_path):
+    plot_embedding_map(vectors, None, None, None, tmp_path / "points.png")
+    plot_embedding_map(vectors, None, LABELS, None, tmp_path / "classes.png")
+    for name in ("points.png", "classes.png"):
+        assert len(np.unique(np.asarray(Image.open(tmp_path / name)))) > 10  # not blank
+
+
+def test_only_drawn_images_are_read(vectors, tmp_path):
+    class Images(list):
+        read: list[int] = []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    many = np.concatenate([vectors, vectors + 1e-4])
+    images = Images([Image.new("L", (8, 8))] * 60)
+    plot_embedding_map(many, images, None, None, tmp_path / "map.png")
+    assert 0 < len(set(images.read)) <= 30 + 10
+
+
+def test_map_keeps_neighbours_together_and_repeats_with_its_seed(vectors):
+    positions = project_to_plane(vectors)
+    distances = np.linalg.norm(positions[:, None] - positions, axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (LABELS[distances.argmin(axis=1)] == LABELS).mean() > 0.9
+    np.testing.assert_array_equal(positions, project_to_plane(vectors))
+
+
+@pytest.mark.parametrize("num_images", [4, 7])
+def test_few_points_get_a_smaller_perplexity(vectors, num_images):
+    # scikit-learn refuses a perplexity of the number of points or more
+    positions = project_to_plane(vectors[:num_images], perplexity=30)
+    assert positions.shape == (num_images, 2) and np.isfinite(positions).all()
+
+
+def test_too_few_points_are_refused(vectors):
+    with pytest.raises(ValueError, match="N >= 4"):
+        project_to_plane(vectors[:3])
+
+
+def test_thumbnails_keep_their_distance():
+    positions = np.random.default_rng(0).uniform(0, 100, size=(300, 2))
+    chosen = positions[select_thumbnails(positions, 20)]
+    gaps = np.linalg.norm(chosen[:, None] - chosen, axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    assert gaps.min() >= 20
+    # greedy and maximal: no point is left that would have fitted
+    assert (np.linalg.norm(positions[:, None] - chosen, axis=2).min(axis=1) < 20).all()
+
+
+def test_other_numbers_of_labels_than_vectors_are_refused(vectors, tmp_path):
+    with pytest.raises(ValueError, match=r"labels \(29\) and vectors \(30\)"):
+        plot_embedding_map(vectors, None, LABELS[1:], None, tmp_path / "map.png")
+
+
+def test_missing_libraries_name_the_extra(vectors, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ImportError, match=r"selfvit\[viz\]"):
+        project_to_plane(vectors)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"selfvit\[viz\]"):
+        plot_embedding_map(vectors, None, None, None, tmp_path / "map.png")

@@ -1,0 +1,191 @@
+"""A map of embeddings: t-SNE to the plane (van der Maaten and Hinton, JMLR 2008), with pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .figures import new_figure, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# N points · E embedding
+
+WIDTH, HEIGHT = 1600, 1040  # pixels
+MARGIN, TITLE_HEIGHT, LEGEND_WIDTH = 24, 56, 260  # pixels
+THUMBNAIL = 42  # pixels, longest side
+THUMBNAIL_DISTANCE = 68  # pixels between the centres of two thumbnails, so that points show between
+MAX_LEGEND_CLASSES = 30  # more do not fit the height
+
+
+def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 30) -> np.ndarray:
+    """Lay vectors out in the plane by t-SNE, so that neighbours by cosine stay neighbours.
+
+    Distances between clusters and sizes of clusters mean nothing in such a map.
+
+    Args:
+        vectors: (N, E); minutes for more than 10,000.
+        seed: of the optimisation.
+        perplexity: neighbours that each point is to keep; at most (N - 1) / 3 is used.
+
+    Returns:
+        (N, 2), float32.
+
+    Raises:
+        ImportError: without scikit-learn.
+        ValueError: for fewer than 4 vectors, or vectors of one dimension.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError(
+            'an embedding map needs scikit-learn; install it with pip install "selfvit[viz]".'
+        ) from error
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) < 4 or vectors.shape[1] < 2:
+        raise ValueError(f"vectors must be (N, E) with N >= 4 and E >= 2, not {vectors.shape}.")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    tsne = TSNE(
+        n_components=2,
+        init="pca",
+        perplexity=min(perplexity, (len(vectors) - 1) / 3),
+        random_state=seed,
+    )
+    return tsne.fit_transform(directions)
+
+
+def select_thumbnails(positions: np.ndarray, min_distance: float) -> list[int]:
+    """Choose points, first come first served, none closer than a distance to one chosen before.
+
+    Args:
+        positions: (N, 2).
+        min_distance: in the unit of the positions.
+
+    Returns:
+        indices of the chosen points, ascending.
+    """
+    chosen: list[int] = []
+    for index, position in enumerate(positions):
+        gaps = np.linalg.norm(positions[chosen] - position, axis=1)
+        if not (gaps < min_distance).any():
+            chosen.append(index)
+    return chosen
+
+
+def plot_embedding_map(
+    vectors: np.ndarray,
+    images: Sequence[Image.Image] | None,
+    labels: np.ndarray | None,
+    label_names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    perplexity: float = 30,
+    title: str | None = None,
+) -> None:
+    """Draw an embedding map as a PNG of 1600 x 1040 pixels.
+
+    Points are coloured by class; a part of the images stands at its points, framed in its class'
+    colour, where there is room.
+
+    Args:
+        vectors: (N, E).
+        images: N images, or None for points only. Only those drawn are read, so a lazy sequence
+            will do.
+        labels: (N,) class indices, or None for points of one colour.
+        label_names: name of each class, by index, or None for the indices themselves.
+        path: of the PNG.
+        seed: of t-SNE, and of which images are drawn.
+        perplexity: as for `project_to_plane`.
+        title: above the map; by default it says what the map is.
+
+    Raises:
+        ImportError: without matplotlib or scikit-learn.
+        ValueError: as `project_to_plane`, or if there are not as many images or labels as vectors.
+    """
+    for name, given in (("images", images), ("labels", labels)):
+        if given is not None and len(given) != len(vectors):
+            raise ValueError(
+                f"{name} ({len(given)}) and vectors ({len(vectors)}) must be equally many."
+            )
+    figure = new_figure(WIDTH, HEIGHT)
+    right = MARGIN if labels is None else LEGEND_WIDTH
+    width, height = WIDTH - MARGIN - right, HEIGHT - MARGIN - TITLE_HEIGHT
+    axes = figure.add_axes((MARGIN / WIDTH, MARGIN / HEIGHT, width / WIDTH, height / HEIGHT))
+    # drawn in pixels of the axes, so that distances between thumbnails are distances on the screen
+    positions = _scale_to(
+        project_to_plane(vectors, seed=seed, perplexity=perplexity), width, height
+    )
+    axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[])
+    axes.spines[:].set_color("0.85")
+    colours = _draw_points(axes, positions, labels, label_names)
+    if images is not None:
+        order = np.random.default_rng(seed).permutation(len(positions))
+        for index in order[select_thumbnails(positions[order], THUMBNAIL_DISTANCE)]:
+            _draw_thumbnail(axes, positions[index], images[int(index)], colours[index])
+    if title is None:
+        colouring = "" if labels is None else ", coloured by class"
+        title = f"t-SNE of {len(vectors):,} embeddings{colouring}"
+    axes.set_title(title, fontsize=16, loc="left", pad=12)
+    save_png(figure, path)
+
+
+def _scale_to(positions: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Stretch to the axes, leaving room for half a thumbnail at the edges (N, 2)."""
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    unit = (positions - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return THUMBNAIL * 0.75 + unit * (np.array([width, height]) - THUMBNAIL * 1.5)
+
+
+def _draw_points(
+    axes: Axes,
+    positions: np.ndarray,
+    labels: np.ndarray | None,
+    label_names: Sequence[str] | None,
+) -> np.ndarray:
+    """Draw the points and the legend; return the colour of each point (N, 4)."""
+    import matplotlib
+
+    if labels is None:
+        colours = np.tile(matplotlib.colormaps["tab10"](0), (len(positions), 1))
+        classes = np.zeros(0, dtype=int)
+    else:
+        classes, ranks = np.unique(labels, return_inverse=True)
+        palette = _palette(len(classes))
+        colours = palette[ranks]
+    axes.scatter(positions[:, 0], positions[:, 1], c=colours, s=28, linewidths=0, alpha=0.85)
+    if 0 < len(classes) <= MAX_LEGEND_CLASSES:
+        for label, colour in zip(classes, palette, strict=True):
+            name = str(label) if label_names is None else label_names[label]
+            axes.scatter([], [], color=colour, s=60, label=name)
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=12, borderaxespad=0
+        )
+    return colours
+
+
+def _palette(num_classes: int) -> np.ndarray:
+    """Return the colours of the classes (L, 4); beyond 20 neighbouring hues look alike."""
+    import matplotlib
+
+    if num_classes <= 10:
+        return matplotlib.colormaps["tab10"](np.arange(num_classes))
+    if num_classes <= 20:
+        return matplotlib.colormaps["tab20"](np.arange(num_classes))
+    return matplotlib.colormaps["hsv"](np.linspace(0, 1, num_classes, endpoint=False))
+
+
+def _draw_thumbnail(axes: Axes, position: np.ndarray, image: Image.Image, colour: Any) -> None:
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    small = ImageOps.contain(image.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+    # OffsetImage counts in points of 1/72 inch and rescales to the figure's resolution
+    picture = OffsetImage(np.asarray(small), zoom=72 / axes.figure.dpi, interpolation="antialiased")
+    frame = {"edgecolor": colour, "linewidth": 1.5, "facecolor": "none"}
+    axes.add_artist(AnnotationBbox(picture, tuple(position), pad=0.05, bboxprops=frame))
