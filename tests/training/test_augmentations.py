@@ -1,0 +1,155 @@
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfvit.training.augmentations import (
+    CropAndFlip,
+    MultiCrop,
+    crop_and_resize,
+    jitter_color,
+    random_crop_box,
+)
+
+from ..image_files import noise
+
+PLAIN = {
+    "flip_probability": 0.0,
+    "color_jitter_probability": 0.0,
+    "grayscale_probability": 0.0,
+    "blur_probability": [0.0] * 3,
+    "solarize_probability": [0.0] * 3,
+}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_multi_crop_gives_two_global_and_the_local_views_as_channels_first_uint8():
+    views = MultiCrop(num_local_views=3, local_view_size=16)(noise(50, 40), rng(), (32, 48))
+    assert {name: view.shape for name, view in views.items()} == {
+        "global_views": (2, 3, 32, 48),
+        "local_views": (3, 3, 16, 16),
+    }
+    assert all(view.dtype == np.uint8 for view in views.values())
+
+
+def test_without_local_views_only_global_ones_are_returned():
+    assert MultiCrop(num_local_views=0)(noise(50, 40), rng(), (32, 32)).keys() == {"global_views"}
+
+
+@pytest.mark.parametrize("augmentation", [MultiCrop(local_view_size=16), CropAndFlip()])
+def test_views_are_a_function_of_the_seed(augmentation):
+    first = augmentation(noise(50, 40), rng(3), (32, 32))
+    again = augmentation(noise(50, 40), rng(3), (32, 32))
+    other = augmentation(noise(50, 40), rng(4), (32, 32))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert any(not np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_a_whole_crop_without_color_changes_is_the_resized_image():
+    image = noise(50, 40)
+    plain = MultiCrop(num_local_views=0, global_crop_scale=[1.0, 1.0], **PLAIN)
+    expected = crop_and_resize(np.array(image), (0, 0, 40, 50), (32, 32)).transpose(2, 0, 1)
+    # no ratio but 5:4 fits the whole area: the draws fail, and the fallback is the central crop
+    for view in plain(image, rng(), (32, 32))["global_views"]:
+        assert view.shape == expected.shape
+        assert np.abs(view.astype(int) - expected).mean() < 12
+
+
+def test_resizing_is_close_to_pillows_antialiased_bicubic():
+    image = noise(101, 67)
+    expected = np.array(image.resize((32, 24), Image.Resampling.BICUBIC))
+    resized = crop_and_resize(np.array(image), (0, 0, 67, 101), (24, 32))
+    assert np.abs(resized.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 4), (224, 224)])
+def test_crop_boxes_lie_within_images_of_any_shape(size):
+    for seed in range(50):
+        top, left, height, width = random_crop_box(*size, [0.05, 1.0], rng(seed))
+        assert height >= 1 and width >= 1
+        assert 0 <= top <= size[0] - height and 0 <= left <= size[1] - width
+
+
+def test_crop_areas_and_ratios_cover_what_was_asked_for():
+    boxes = [random_crop_box(200, 200, [0.25, 0.5], rng(seed)) for seed in range(500)]
+    areas = np.array([height * width / 40000 for _, _, height, width in boxes])
+    ratios = np.array([width / height for _, _, height, width in boxes])
+    assert 0.24 < areas.min() < 0.27 and 0.47 < areas.max() < 0.51
+    assert 0.74 < ratios.min() < 0.80 and 1.25 < ratios.max() < 1.36
+
+
+def test_jitter_of_strength_zero_changes_nothing():
+    pixels = np.array(noise(8, 8))
+    assert np.array_equal(jitter_color(pixels, [0, 0, 0, 0], rng()), pixels)
+
+
+def test_brightness_scales_every_level():
+    pixels = np.full((4, 4, 3), 100, dtype=np.uint8)
+    factors = [
+        jitter_color(pixels, [0.4, 0, 0, 0], rng(seed))[0, 0, 0] / 100 for seed in range(200)
+    ]
+    assert 0.6 <= min(factors) < 0.64 and 1.36 < max(factors) <= 1.4
+
+
+def test_contrast_keeps_the_mean_grey():
+    pixels = np.array(noise(32, 32).convert("L").convert("RGB")) // 2 + 64
+    for seed in range(5):
+        jittered = jitter_color(pixels, [0, 0.4, 0, 0], rng(seed))
+        assert abs(jittered.mean() - pixels.mean()) < 1
+
+
+def test_full_loss_of_saturation_gives_grey():
+    pixels = np.array(noise(16, 16))
+    spreads = []
+    for seed in range(50):
+        jittered = jitter_color(pixels, [0, 0, 1.0, 0], rng(seed)).astype(int)
+        spreads.append((jittered.max(axis=2) - jittered.min(axis=2)).mean())
+    before = (pixels.max(axis=2).astype(int) - pixels.min(axis=2)).mean()
+    assert min(spreads) < 0.1 * before and max(spreads) > 1.2 * before
+
+
+def test_hue_turns_the_color_circle_and_wraps_around():
+    red = np.zeros((2, 2, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    seen = {tuple(jitter_color(red, [0, 0, 0, 0.5], rng(seed))[0, 0] > 128) for seed in range(100)}
+    assert {(True, False, False), (False, True, False), (False, False, True)} <= seen
+
+
+def test_jitter_leaves_its_input_alone():
+    pixels = np.array(noise(8, 8))
+    before = pixels.copy()
+    for seed in range(10):
+        jitter_color(pixels, [0.4, 0.4, 0.4, 0.2], rng(seed))
+    assert np.array_equal(pixels, before)
+
+
+def one_view(**changes):
+    augmentation = MultiCrop(
+        num_local_views=0, global_crop_scale=[0.5, 0.5], **{**PLAIN, **changes}
+    )
+    return augmentation(noise(40, 40), rng(1), (32, 32))["global_views"]
+
+
+def test_solarize_inverts_levels_from_128_in_the_second_view_only():
+    plain, solarized = one_view(), one_view(solarize_probability=[0.0, 1.0, 0.0])
+    assert np.array_equal(solarized[0], plain[0])
+    assert np.array_equal(solarized[1], np.where(plain[1] < 128, plain[1], 255 - plain[1]))
+
+
+def test_flip_mirrors_left_and_right():
+    assert np.array_equal(one_view(flip_probability=1.0)[0], one_view()[0][:, :, ::-1])
+
+
+def test_grayscale_makes_the_channels_equal():
+    view = one_view(grayscale_probability=1.0)[0]
+    assert np.array_equal(view[0], view[1]) and np.array_equal(view[1], view[2])
+
+
+def test_blur_is_a_gaussian_of_the_drawn_sigma():
+    plain = one_view()[0].transpose(1, 2, 0)
+    blurred = one_view(blur_probability=[1.0, 0.0, 0.0], blur_sigma=[1.5, 1.5])[0]
+    expected = cv2.GaussianBlur(np.ascontiguousarray(plain), (0, 0), 1.5)
+    assert np.array_equal(blurred.transpose(1, 2, 0), expected)

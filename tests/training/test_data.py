@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoImageProcessor  # noqa: F401 - registers the processors
+
+from selfvit import SelfViTConfig
+from selfvit.data.sources import open_images
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.training.augmentations import CropAndFlip, MultiCrop
+from selfvit.training.data import (
+    BatchPlan,
+    ShuffledBatches,
+    ViewDataset,
+    build_loader,
+    collate,
+    normalize,
+)
+
+from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg
+
+
+def plan(**changes):
+    values = {
+        "num_steps": 5,
+        "start_step": 0,
+        "batch_size": 12,
+        "accumulation_steps": 1,
+        "num_processes": 1,
+        "rank": 0,
+    }
+    return BatchPlan(**{**values, **changes})
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_processes_and_micro_batches_share_each_global_batch(accumulation_steps, num_processes):
+    shared = {"accumulation_steps": accumulation_steps, "num_processes": num_processes}
+    by_rank = [list(plan(rank=rank, **shared).draws()) for rank in range(num_processes)]
+    assert all(len(draws) == 5 * accumulation_steps for draws in by_rank)
+    for step in range(5):
+        micro = slice(step * accumulation_steps, (step + 1) * accumulation_steps)
+        drawn = sorted(draw for draws in by_rank for part in draws[micro] for draw in part)
+        assert drawn == list(range(12 * step, 12 * (step + 1)))
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error_naming_the_next_that_can():
+    with pytest.raises(ValueError, match=r"batch_size \(10\).*\(2\) times processes \(2\); use 8"):
+        plan(batch_size=10, accumulation_steps=2, num_processes=2)
+
+
+def test_batches_from_a_later_step_are_the_tail_of_all_batches():
+    everything = list(ShuffledBatches(40, plan(), seed=7))
+    assert list(ShuffledBatches(40, plan(start_step=3), seed=7)) == everything[3:]
+
+
+def test_an_epoch_holds_no_image_twice_and_the_next_has_another_order():
+    batches = list(ShuffledBatches(40, plan(num_steps=6), seed=7))  # 3 steps an epoch
+    epochs = [[position for batch in batches[i : i + 3] for position, _ in batch] for i in (0, 3)]
+    assert all(len(set(epoch)) == 36 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_seed_decides_the_order():
+    assert list(ShuffledBatches(40, plan(), 1)) == list(ShuffledBatches(40, plan(), 1))
+    assert list(ShuffledBatches(40, plan(), 1)) != list(ShuffledBatches(40, plan(), 2))
+
+
+def test_a_batch_larger_than_the_data_set_is_an_error_naming_both():
+    with pytest.raises(
+        ValueError, match=r"batch_size \(12\) is larger than the data set \(10 images"
+    ):
+        ShuffledBatches(10, plan(), seed=0)
+
+
+def test_collate_stacks_views_of_one_name_along_the_batch():
+    sample = {
+        "global_views": np.zeros((2, 3, 8, 8), np.uint8),
+        "pixel_values": np.zeros((3, 8, 8), np.uint8),
+        "labels": 1,
+        "skipped": [("a", "b")],
+    }
+    batch = collate([sample, {**sample, "skipped": []}, sample])
+    assert batch["global_views"].shape == (2, 3, 3, 8, 8)
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert batch["labels"].tolist() == [1, 1, 1]
+    assert batch["skipped"] == [("a", "b"), ("a", "b")]
+
+
+def test_normalize_equals_the_image_processor():
+    config = SelfViTConfig(image_size=32, patch_size=8)
+    processor = build_processor(config, resize="square")
+    image = noise(32, 32)
+    expected = processor(image, return_tensors="pt").pixel_values[0]
+    views = torch.from_numpy(np.array(image).transpose(2, 0, 1))
+    normalized = normalize(views, processor.image_mean, processor.image_std)
+    torch.testing.assert_close(normalized, expected, rtol=0, atol=1e-5)
+
+
+def loader(source, num_workers=0, augmentation=None, with_labels=False, **changes):
+    return build_loader(
+        source,
+        augmentation or MultiCrop(num_local_views=1, local_view_size=16),
+        plan(batch_size=4, num_steps=6, **changes),
+        image_size=(32, 32),
+        seed=3,
+        with_labels=with_labels,
+        num_workers=num_workers,
+        shuffle_buffer=10,
+    )
+
+
+def views_of(batches):
+    return torch.stack([batch["global_views"] for batch in batches])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers_or_the_global_random_state(image_folder):
+    source = open_images(image_folder)
+    alone = views_of(loader(source))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert torch.equal(views_of(loader(source, num_workers=2)), alone)
+
+
+def test_loading_leaves_the_global_random_state_alone(image_folder):
+    before = torch.get_rng_state()
+    list(loader(open_images(image_folder), num_workers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_image_seen_again_is_augmented_differently(image_folder):
+    source = open_images(image_folder)
+    dataset = ViewDataset(source, MultiCrop(local_view_size=16), (32, 32), 0, False)
+    first, second = dataset[(2, 2)], dataset[(2, 9)]
+    assert not np.array_equal(first["global_views"], second["global_views"])
+
+
+def test_labels_come_with_the_views(image_folder):
+    source = open_images(image_folder)
+    for batch in loader(source, augmentation=CropAndFlip(), with_labels=True):
+        assert batch["pixel_values"].shape == (4, 3, 32, 32)
+        assert set(batch["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_unreadable_images_are_replaced_and_reported_with_their_reason(tmp_path):
+    for index in range(4):
+        noise(20, 20, index).save(tmp_path / f"{index}.png")
+    empty_jpeg(tmp_path / "empty.jpg")
+    text_jpeg(tmp_path / "text.jpg")
+    truncated_jpeg(tmp_path / "truncated.jpg")
+    batches = list(loader(open_images(tmp_path), num_workers=1))
+    assert all(batch["global_views"].shape == (2, 4, 3, 32, 32) for batch in batches)
+    reasons = dict(entry for batch in batches for entry in batch["skipped"])
+    assert reasons.keys() == {"empty.jpg", "text.jpg", "truncated.jpg"}
+    assert "empty" in reasons["empty.jpg"] and all(reasons.values())
+
+
+def test_a_folder_of_unreadable_images_is_an_error_naming_one_and_its_reason(tmp_path):
+    for index in range(5):
+        empty_jpeg(tmp_path / f"{index}.jpg")
+    with pytest.raises(ValueError, match=r"5 images in a row cannot be read.*\.jpg \(empty"):
+        next(iter(loader(open_images(tmp_path))))
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    for index in range(20):
+        content = io.BytesIO()
+        noise(24, 24, index).save(content, "PNG")
+        data = b"no image" if index == 5 else content.getvalue()
+        rows.append({"image": {"bytes": data, "path": None}, "id": f"row{index}"})
+    path = tmp_path_factory.mktemp("parquet") / "images.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_a_stream_goes_on_where_it_stood(parquet):
+    source = open_images(parquet, streaming=True)
+    stream = iter(loader(source))
+    everything = [next(stream)["global_views"] for _ in range(7)]  # beyond the first pass
+    resumed = iter(loader(source, start_step=3))
+    for expected in everything[3:]:
+        assert torch.equal(next(resumed)["global_views"], expected)
+
+
+def test_a_stream_reports_unreadable_images_whatever_the_number_of_workers(parquet):
+    source = open_images(parquet, streaming=True)
+    stream = iter(loader(source))
+    batches = [next(stream) for _ in range(6)]
+    in_worker = iter(loader(source, num_workers=3))
+    for batch in batches:
+        assert torch.equal(batch["global_views"], next(in_worker)["global_views"])
+    assert {name for batch in batches for name, _ in batch["skipped"]} == {"row5"}
+
+
+def test_two_processes_share_a_stream(parquet):
+    source = open_images(parquet, streaming=True)
+    seen = [
+        next(iter(loader(source, num_processes=2, rank=rank)))["global_views"] for rank in (0, 1)
+    ]
+    assert seen[0].shape[1] == 2  # half of the batch of 4
+    assert not torch.equal(seen[0], seen[1])

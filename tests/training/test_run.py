@@ -1,0 +1,182 @@
+import pytest
+
+from selfvit.training.recipes import RECIPES, dino_finetune
+from selfvit.training.run import Run, TrainingConfig, make_run
+
+PLACES = ["--data", "images", "--output", "out"]
+
+
+def run_of(*arguments, num_images=1000):
+    return make_run([*arguments, *PLACES], RECIPES, lambda run: num_images)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_written_and_read_back_unchanged(name):
+    run = run_of(name)
+    again = Run.from_yaml(run.to_yaml())
+    assert again.to_dict() == run.to_dict()
+    assert again.model.to_dict() == run.model.to_dict()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_itself_and_cites_or_says_how_to_run_it(name):
+    assert RECIPES[name](None, None).recipe == name
+    assert "Command:" in RECIPES[name].__doc__
+
+
+def test_a_written_run_is_run_again_as_it_stands(tmp_path):
+    run = run_of("dino_demo", "--max_steps", "7", "--num_prototypes", "64")
+    (tmp_path / "training.yaml").write_text(run.to_yaml())
+    again = make_run([str(tmp_path / "training.yaml")], RECIPES, lambda run: None)
+    assert again.to_dict() == run.to_dict()
+
+
+def test_options_reach_every_section():
+    run = run_of(
+        "dino_demo", "--max-steps", "12", "--num_local_views", "0", "--hidden-size", "64",
+        "--teacher_momentum", "0.9", "--pooling", "concat:2", "--global_crop_scale", "0.5", "0.9",
+        "--base_learning_rate", "1e-3",
+    )  # fmt: skip
+    assert run.training.max_steps == 12
+    assert run.training.base_learning_rate == 1e-3
+    assert run.augmentation.num_local_views == 0
+    assert run.augmentation.global_crop_scale == [0.5, 0.9]
+    assert run.model.hidden_size == 64
+    assert run.model.pooling == "concat:2"
+    assert run.model.dino_config.teacher_momentum == 0.9
+    assert (
+        run.model.dino_config.num_prototypes
+        == RECIPES["dino_demo"](None, None).model.dino_config.num_prototypes
+    )
+
+
+def test_another_depth_moves_the_backbones_last_stage_along():
+    run = run_of("dino_demo", "--num_hidden_layers", "5")
+    assert run.model.out_features == ["stage5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dino_demmo"], "there is no recipe or YAML file 'dino_demmo'; recipes: dino_vits16_in1k"),
+        (["--data", "x"], "name a recipe"),
+        (["dino_demo", "--batch_size", "0"], r"batch_size \(0\) must be at least 1"),
+        (
+            ["dino_demo", "--local_view_size", "15"],
+            r"view size \(15 x 15\).*patch_size.*nearest is",
+        ),
+        (["dino_demo", "--tracker", "abacus"], "tracker .'abacus'. must be one of: tensorboard"),
+        (["dino_demo", "--eval_train", "x"], "eval_train and eval_test go together"),
+        (["dino_demo", "--warmup_ratio", "2"], r"warmup_ratio \(2.0\) must be between 0 and 1"),
+    ],
+)
+def test_values_that_do_not_fit_are_errors_with_the_fix(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_of(*arguments)
+
+
+def test_an_unknown_option_ends_with_its_name(capsys):
+    with pytest.raises(SystemExit) as error:
+        run_of("dino_demo", "--learning_speed", "3")
+    assert error.value.code == 2
+    assert "--learning_speed" in capsys.readouterr().err
+
+
+def test_data_and_output_must_be_named():
+    with pytest.raises(ValueError, match="--data"):
+        make_run(["dino_demo", "--output", "out"], RECIPES, lambda run: 1)
+    with pytest.raises(ValueError, match="--output"):
+        make_run(["dino_demo", "--data", "images"], RECIPES, lambda run: 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "recipe: x",
+        "a: [",
+        "recipe: a\narchitecture: b\nmodel: {}\ntraining: {}\naugmentation: {kind: none}",
+    ],
+)
+def test_a_yaml_that_is_no_run_is_an_error(content):
+    with pytest.raises(ValueError, match="YAML|kind"):
+        Run.from_yaml(content)
+
+
+def test_an_unknown_name_in_a_yaml_is_an_error():
+    text = run_of("dino_demo").to_yaml().replace("warmup_ratio", "warm_up_ratio")
+    with pytest.raises(ValueError, match="warm_up_ratio"):
+        Run.from_yaml(text)
+
+
+def test_prototypes_of_dino_finetune_follow_the_number_of_images():
+    def prototypes(num_images):
+        return dino_finetune(num_images, None).model.dino_config.num_prototypes
+
+    assert [prototypes(n) for n in (50, 5_000, 100_000, 10_000_000)] == [256, 1024, 16384, 65536]
+
+
+def test_teacher_momentum_of_dino_finetune_follows_batch_and_length():
+    def momentum(num_images, batch_size):
+        return dino_finetune(num_images, batch_size).model.dino_config.teacher_momentum
+
+    assert momentum(1_000_000, 1024) == pytest.approx(0.996)  # the paper's, at the paper's batch
+    assert momentum(1_000_000, 64) == pytest.approx(0.99975)
+    assert momentum(2_000, 64) == pytest.approx(1 - 10 / 930, abs=1e-6)  # a tenth of the run
+    assert momentum(70, 64) == 0.9  # a run of 30 steps
+
+
+def test_a_choice_on_the_command_line_goes_before_one_by_the_data():
+    run = run_of("dino_finetune", "--num_prototypes", "77", "--batch_size", "32", num_images=5000)
+    assert run.model.dino_config.num_prototypes == 77
+    assert run.training.batch_size == 32
+
+
+def test_a_run_takes_the_geometry_of_the_checkpoint_it_starts_from(tiny_checkpoint):
+    run = run_of("dino_finetune", "--init_from", str(tiny_checkpoint), "--local_view_size", "16")
+    assert (run.model.hidden_size, run.model.patch_size, run.model.image_size) == (32, 8, 32)
+    assert run.model.dino_config.head_hidden_size == 2048  # the recipe's, not the checkpoint's
+    assert run.model.drop_path_rate == 0.1
+
+
+def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
+    tiny_config, tiny_checkpoint, tmp_path
+):
+    import shutil
+
+    from selfvit.embedding.preprocessing import build_processor
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    build_processor(tiny_config, resize="square", mean=mean, std=std).save_pretrained(checkpoint)
+    start = ("dino_finetune", "--init_from", str(checkpoint), "--local_view_size", "16")
+    training = run_of(*start).training
+    assert (training.image_mean, training.image_std) == (mean, std)
+    assert training.resize == "square"
+    assert run_of(*start, "--image_mean", "0", "0", "0").training.image_mean == [0, 0, 0]
+
+
+def test_starting_from_another_kind_of_checkpoint_is_an_error(tmp_path):
+    from transformers import ViTConfig
+
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'vit' checkpoint"):
+        run_of("dino_finetune", "--init_from", str(tmp_path))
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        run_of("dino_finetune", "--init_from", str(tmp_path / "nothing"))
+
+
+def test_length_is_max_steps_or_epochs():
+    training = TrainingConfig(epochs=2, batch_size=32)
+    assert training.num_steps(100) == 6
+    assert TrainingConfig(epochs=2, batch_size=32, max_steps=5).num_steps(100) == 5
+    with pytest.raises(ValueError, match="--max_steps"):
+        training.num_steps(None)
+
+
+def test_the_paper_recipe_has_the_papers_numbers():
+    run = RECIPES["dino_vits16_in1k"](None, None)
+    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert run.model.dino_config.num_prototypes == 65536

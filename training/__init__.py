@@ -1,0 +1,1 @@
+"""Training with Accelerate: recipes, augmentations, the loop, checkpoints."""

@@ -1,0 +1,214 @@
+"""Augmentations on uint8 images, for the workers of a DataLoader.
+
+An augmentation is a frozen dataclass of its numbers; called with an image and a random generator,
+it returns the views of that image by the name under which the model's `forward` takes them.
+Cropping and resizing are torch's antialiased interpolation, colour and blur are OpenCV's.
+"""
+
+# V views · C channels · h, w pixels
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F  # noqa: N812
+
+try:
+    import cv2
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise ImportError('training augments with OpenCV; pip install "selfvit[train]"') from error
+
+
+def random_crop_box(
+    height: int, width: int, scale: list[float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw a crop of random area and aspect ratio (Inception, arXiv 1409.4842, Sec. 6).
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        scale: smallest and largest area, fractions of the image's.
+        rng: source of randomness.
+
+    Returns:
+        (top, left, height, width) in pixels; aspect ratios are log-uniform in 3/4 to 4/3. If ten
+        draws do not fit into the image, its largest central crop of an allowed ratio.
+    """
+    log_ratio = math.log(4 / 3)
+    for _ in range(10):
+        area = height * width * rng.uniform(scale[0], scale[1])
+        ratio = math.exp(rng.uniform(-log_ratio, log_ratio))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(0, height - crop_height + 1))
+            left = int(rng.integers(0, width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_width = min(width, max(1, round(height * 4 / 3)))
+    crop_height = min(height, max(1, round(width * 4 / 3)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def crop_and_resize(
+    pixels: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Cut a box out of (h, w, C) uint8 pixels and resize it, bicubic and antialiased."""
+    top, left, height, width = box
+    crop = pixels[top : top + height, left : left + width]
+    channels_last = torch.from_numpy(crop).permute(2, 0, 1).unsqueeze(0)  # (1, C, h, w), a view
+    resized = F.interpolate(channels_last, size=size, mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def jitter_color(
+    pixels: np.ndarray, strengths: list[float], rng: np.random.Generator
+) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue of (h, w, 3) uint8 pixels, in random order.
+
+    Args:
+        pixels: RGB.
+        strengths: of the four; the first three are factors in 1 +- strength, the last a shift of
+            +- strength turns of the colour circle.
+        rng: source of randomness.
+    """
+    for kind in rng.permutation(4):
+        strength = strengths[kind]
+        if strength == 0:
+            continue
+        if kind == 3:
+            hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+            # uint8 wraps around, as the colour circle does
+            hsv[..., 0] += np.uint8(round(rng.uniform(-strength, strength) * 255) % 256)
+            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            continue
+        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
+        if kind == 0:
+            pixels = cv2.addWeighted(pixels, factor, pixels, 0, 0)
+            continue
+        gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        if kind == 1:
+            pixels = cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * cv2.mean(gray)[0])
+        else:
+            gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+            pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
+    return pixels
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What the data set asks of an augmentation; its fields are the numbers."""
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Return views by name, uint8: (V, C, h, w) for several, (C, h, w) for one."""
+        raise NotImplementedError
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the (height, width) of the views, for checks against the patch size."""
+        raise NotImplementedError
+
+
+def _probabilities(*values: float):
+    return field(default_factory=lambda: list(values))
+
+
+@dataclass(frozen=True)
+class MultiCrop(Augmentation):
+    """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
+
+    Colour, blur and solarisation are BYOL's (arXiv 2006.07733, Appendix B). Lists of three hold a
+    number for the first global view, the second, and the local ones.
+    """
+
+    num_local_views: int = field(default=8, metadata={"help": "small crops an image"})
+    local_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
+    global_crop_scale: list[float] = _probabilities(0.4, 1.0)
+    local_crop_scale: list[float] = _probabilities(0.05, 0.4)
+    flip_probability: float = 0.5
+    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
+    color_jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_probability: list[float] = _probabilities(1.0, 0.1, 0.5)
+    blur_sigma: list[float] = _probabilities(0.1, 2.0)
+    solarize_probability: list[float] = _probabilities(0.0, 0.2, 0.0)
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes of the global and local views."""
+        local_size = (self.local_view_size, self.local_view_size)
+        return [image_size, local_size] if self.num_local_views else [image_size]
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
+        pixels = np.array(image)
+        global_views = [
+            self._view(pixels, kind, image_size, self.global_crop_scale, rng) for kind in (0, 1)
+        ]
+        views = {"global_views": np.stack(global_views)}
+        if self.num_local_views:
+            local_size = (self.local_view_size, self.local_view_size)
+            local_views = [
+                self._view(pixels, 2, local_size, self.local_crop_scale, rng)
+                for _ in range(self.num_local_views)
+            ]
+            views["local_views"] = np.stack(local_views)
+        return views
+
+    def _view(
+        self,
+        pixels: np.ndarray,
+        kind: int,
+        size: tuple[int, int],
+        scale: list[float],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
+        view = crop_and_resize(pixels, box, size)
+        if rng.random() < self.flip_probability:
+            view = cv2.flip(view, 1)
+        if rng.random() < self.color_jitter_probability:
+            view = jitter_color(view, self.color_jitter, rng)
+        if rng.random() < self.grayscale_probability:
+            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if rng.random() < self.blur_probability[kind]:
+            view = cv2.GaussianBlur(
+                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
+            )
+        if rng.random() < self.solarize_probability[kind]:
+            view = np.where(view < 128, view, 255 - view)
+        return view.transpose(2, 0, 1)  # (3, h, w)
+
+
+@dataclass(frozen=True)
+class CropAndFlip(Augmentation):
+    """One random crop, flipped half of the time: the plain augmentation of supervised training."""
+
+    crop_scale: list[float] = _probabilities(0.25, 1.0)
+    flip_probability: float = 0.5
+    color_jitter: list[float] = _probabilities(0.0, 0.0, 0.0, 0.0)
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Size of the crop."""
+        return [image_size]
+
+    def __call__(
+        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W)."""
+        pixels = np.array(image)
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, rng)
+        view = crop_and_resize(pixels, box, image_size)
+        if rng.random() < self.flip_probability:
+            view = cv2.flip(view, 1)
+        view = jitter_color(view, self.color_jitter, rng)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+
+AUGMENTATIONS = {"multi_crop": MultiCrop, "crop_and_flip": CropAndFlip}
+
+__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MultiCrop"]

@@ -1,0 +1,372 @@
+"""A run: all that decides what training does, from a recipe or a YAML and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTrainedConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .augmentations import AUGMENTATIONS, Augmentation
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a run trains: data, length, optimizer, precision, saving, evaluation."""
+
+    # data
+    data: str = _option("", "folder, parquet, saved dataset or Hub id to train on")
+    split: str | None = _option(None, "split of a data set that has several")
+    streaming: bool = _option(False, "read a parquet or Hub data set as a stream; needs max_steps")
+    image_column: str | None = _option(None, "column of the images, where it is not the only one")
+    label_column: str | None = _option(None, "column of the labels")
+    num_workers: int = _option(4, "processes that decode and augment")
+    shuffle_buffer: int = _option(1000, "images that a stream is shuffled within")
+    image_mean: list[float] = _option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
+    image_std: list[float] = _option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
+    resize: Literal["shortest_edge", "square"] = _option(
+        "shortest_edge",
+        "how embedding will resize: shortest_edge (and center crop) or square (direct)",
+    )
+    # start and place
+    output: str = _option("", "folder of the run")
+    init_from: str | None = _option(None, "selfvit checkpoint to start from")
+    init_scope: Literal["encoder", "all"] = _option(
+        "encoder", "what to take of it: encoder, or all (heads, teacher)"
+    )
+    resume: bool = _option(False, "go on from the newest checkpoint in output")
+    overwrite: bool = _option(False, "delete an earlier run in output")
+    seed: int = _option(0, "of initialisation, data order and augmentation")
+    # length
+    epochs: float = _option(100.0, "passes over the data; max_steps goes before")
+    max_steps: int | None = _option(None, "optimizer steps of the whole run")
+    batch_size: int = _option(256, "images an optimizer step, over all processes")
+    gradient_accumulation_steps: int = _option(1, "micro-batches an optimizer step")
+    # optimizer
+    base_learning_rate: float = _option(5e-4, "at a batch of 256; scales linearly with batch_size")
+    min_learning_rate: float = _option(1e-6, "at the end of the cosine")
+    warmup_ratio: float = _option(0.1, "fraction of the steps in which the rate rises from 0")
+    weight_decay: float = _option(0.04, "at the start; never on biases and norms")
+    weight_decay_end: float | None = _option(
+        None, "at the end of its cosine; as at the start if None"
+    )
+    adam_beta1: float = _option(0.9, "of AdamW")
+    adam_beta2: float = _option(0.999, "of AdamW")
+    layer_decay: float = _option(
+        1.0, "factor of the learning rate from each block to the one below"
+    )
+    max_gradient_norm: float | None = _option(None, "gradients are clipped to this norm")
+    freeze_encoder_ratio: float = _option(
+        0.0, "fraction of the steps, from the first, in which only heads train; 1 is a linear probe"
+    )
+    # machine
+    mixed_precision: str | None = _option(None, "no, bf16 or fp16; Accelerate's setting if None")
+    activation_checkpointing: bool = _option(False, "less memory, about a third more time")
+    cpu: bool = _option(False, "train on the CPU where there is a GPU too")
+    # reports and checkpoints
+    log_steps: int = _option(10, "steps between two lines of log.jsonl")
+    save_steps: int = _option(1000, "steps between two checkpoints that a run can resume from")
+    save_total_limit: int = _option(2, "how many of these are kept")
+    eval_steps: int | None = _option(None, "steps between two evaluations; none if None")
+    eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
+    eval_test: str | None = _option(None, "labelled data: they are tested on it")
+    eval_limit: int = _option(10000, "images of each that are used")
+    tracker: str = _option("tensorboard", "tensorboard, or none")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        for name in ("warmup_ratio", "freeze_encoder_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
+        for name, choices in {
+            "resize": ("shortest_edge", "square"),
+            "init_scope": ("encoder", "all"),
+            "mixed_precision": (None, "no", "bf16", "fp16"),
+            "tracker": ("tensorboard", "none"),
+        }.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(str(choice) for choice in choices)
+                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of: {known}.")
+        if (self.eval_train is None) != (self.eval_test is None):
+            raise ValueError("eval_train and eval_test go together; give both or none.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate (linear scaling rule, arXiv 1706.02677, Sec. 2.1)."""
+        return self.base_learning_rate * self.batch_size / 256
+
+    def num_steps(self, num_images: int | None) -> int:
+        """Optimizer steps of the whole run, given the size of the data set (None for a stream)."""
+        if self.max_steps is not None:
+            return self.max_steps
+        if num_images is None:
+            raise ValueError("a stream has no known length; give --max_steps.")
+        return max(1, round(self.epochs * (num_images // self.batch_size)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe made concrete; `training.yaml` is its written form.
+
+    Args:
+        recipe: the name it started from.
+        architecture: class that is trained, as in `config.architectures`.
+        model: geometry of the encoder, and the objective's part.
+        augmentation: how images become views.
+        training: everything else.
+    """
+
+    recipe: str
+    architecture: str
+    model: SelfViTConfig
+    augmentation: Augmentation
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        patch_size = self.model.patch_size
+        for size in self.augmentation.view_sizes(self.model.image_height_width):
+            if size[0] % patch_size or size[1] % patch_size:
+                nearest = max(1, round(size[0] / patch_size)) * patch_size
+                raise ValueError(
+                    f"view size ({size[0]} x {size[1]}) must be a multiple of patch_size "
+                    f"({patch_size}); the nearest is {nearest}."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, section by section."""
+        model = self.model.to_diff_dict()
+        for name in ("transformers_version", "architectures", "dtype", *DERIVED_FIELDS):
+            model.pop(name, None)
+        kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
+        augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
+        return {
+            "recipe": self.recipe,
+            "architecture": self.architecture,
+            "model": model,
+            "augmentation": augmentation,
+            "training": asdict(self.training),
+        }
+
+    def to_yaml(self) -> str:
+        """Return the text of `training.yaml`."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Run:
+        """Read what `to_yaml` wrote.
+
+        Raises:
+            ValueError: if a section is missing, or a name in it is unknown.
+        """
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the run's YAML cannot be read: {error}") from error
+        sections = ("recipe", "architecture", "model", "augmentation", "training")
+        if not isinstance(content, dict) or set(content) != set(sections):
+            raise ValueError(f"a run's YAML has exactly the sections {', '.join(sections)}.")
+        augmentation = dict(content["augmentation"])
+        kind = augmentation.pop("kind", None)
+        if kind not in AUGMENTATIONS:
+            known = ", ".join(AUGMENTATIONS)
+            raise ValueError(f"augmentation kind ({kind!r}) must be one of: {known}.")
+        try:
+            return cls(
+                recipe=content["recipe"],
+                architecture=content["architecture"],
+                model=SelfViTConfig(**content["model"]),
+                augmentation=AUGMENTATIONS[kind](**augmentation),
+                training=TrainingConfig(**content["training"]),
+            )
+        except TypeError as error:
+            raise ValueError(f"a name in the run's YAML is unknown: {error}.") from error
+
+    def objectives(self) -> dict[str, PreTrainedConfig]:
+        """Return the objectives' parts of `model` by name: one, or none for a classifier."""
+        parts = {name: getattr(self.model, name) for name in SelfViTConfig.sub_configs_defaults}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def with_options(self, options: dict[str, Any], encoder: SelfViTConfig | None = None) -> Run:
+        """Return the run with some values changed, whichever section they belong to.
+
+        Args:
+            options: values by name; names of no section are left out.
+            encoder: configuration to take the geometry of the encoder from; the objective's part
+                and the drop path stay those of the run.
+        """
+
+        def chosen(names: set[str]) -> dict[str, Any]:
+            return {name: value for name, value in options.items() if name in names}
+
+        model = (self.model if encoder is None else encoder).to_diff_dict()
+        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS):
+            model.pop(name, None)
+        model |= {"drop_path_rate": self.model.drop_path_rate, **chosen(_model_fields())}
+        parts = self.objectives()
+        for name in SelfViTConfig.sub_configs_defaults:
+            part = parts.get(name)
+            if part is None:
+                model[name] = None
+            else:
+                changed = {**part.to_dict(), **chosen(_own_fields(part))}
+                model[name] = type(part)(**changed)
+        training_fields = {entry.name for entry in fields(TrainingConfig)}
+        augmentation_fields = {entry.name for entry in fields(self.augmentation)}
+        return replace(
+            self,
+            model=SelfViTConfig(**model),
+            augmentation=replace(self.augmentation, **chosen(augmentation_fields)),
+            training=replace(self.training, **chosen(training_fields)),
+        )
+
+
+# What a configuration works out from the others.
+DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
+
+
+def _own_fields(config: PreTrainedConfig) -> set[str]:
+    inherited = {entry.name for entry in fields(PreTrainedConfig)}
+    return {entry.name for entry in fields(config)} - inherited
+
+
+def _model_fields() -> set[str]:
+    hidden = {"_out_features", "_out_indices", *SelfViTConfig.sub_configs_defaults}
+    return _own_fields(SelfViTConfig()) - hidden
+
+
+def _plain_value(text: str) -> Any:
+    """Read "3", "1e-3", "true", "null", "[224, 96]" as what they are, anything else as text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+NOT_GIVEN = object()
+
+
+def build_parser(run: Run) -> argparse.ArgumentParser:
+    """Return a parser with an option for every value of the run; the default is NOT_GIVEN."""
+    parser = HfArgumentParser(
+        [TrainingConfig, type(run.augmentation)],  # type: ignore[list-item]
+        prog="selfvit train RECIPE",
+        description="Options are fields of the recipe; --max_steps and --max-steps are the same.",
+        formatter_class=argparse.HelpFormatter,
+        allow_abbrev=False,
+    )
+    model_names = sorted(_model_fields())
+    for part in run.objectives().values():
+        model_names += sorted(_own_fields(part))
+    group = parser.add_argument_group("model", "fields of the configuration; see its documentation")
+    for name in model_names:
+        flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+        group.add_argument(*flags, dest=name, type=_plain_value, metavar="VALUE")
+    names = [
+        entry.name for kind in (TrainingConfig, type(run.augmentation)) for entry in fields(kind)
+    ]
+    parser.set_defaults(**dict.fromkeys(names + model_names, NOT_GIVEN))
+    return parser
+
+
+Recipe = Callable[[int | None, int | None], Run]
+
+
+def make_run(
+    arguments: list[str],
+    recipes: dict[str, Recipe],
+    count_images: Callable[[TrainingConfig], int | None],
+) -> Run:
+    """Build a run from the command line.
+
+    Args:
+        arguments: a recipe's name or the path of a run's YAML, then options.
+        recipes: recipe by name; called with the number of images and the batch size that the
+            command line asks for, each None where it is not known.
+        count_images: opens the data and says how many images it has; None where unknown.
+
+    Raises:
+        ValueError: if there is no such recipe, or values do not fit together.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.")
+    name, *rest = arguments
+    if name in recipes:
+        draft = recipes[name](None, None)
+    elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        draft = Run.from_yaml(Path(name).read_text(encoding="utf-8"))
+    else:
+        raise ValueError(
+            f"there is no recipe or YAML file {name!r}; recipes: {', '.join(recipes)}."
+        )
+    given = vars(build_parser(draft).parse_args(rest))
+    options = {name: value for name, value in given.items() if value is not NOT_GIVEN}
+    training_fields = {entry.name for entry in fields(TrainingConfig)}
+    training = replace(
+        draft.training, **{name: options[name] for name in options.keys() & training_fields}
+    )
+    if not training.data:
+        raise ValueError("name the images to train on: --data FOLDER_OR_DATASET.")
+    if not training.output:
+        raise ValueError("name a folder for the run: --output FOLDER.")
+    run = draft
+    if name in recipes:
+        run = recipes[name](count_images(training), options.get("batch_size"))
+    if training.init_from is None:
+        return run.with_options(options)
+    # geometry and preprocessing of the checkpoint, then the command line
+    options = {**read_preprocessing(training.init_from), **options}
+    return run.with_options(options, encoder=read_config(training.init_from))
+
+
+def read_config(checkpoint: str) -> SelfViTConfig:
+    """Return the configuration of a selfvit checkpoint.
+
+    Raises:
+        ValueError: if there is none, or it is of another type of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except OSError as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
+    if not isinstance(config, SelfViTConfig):
+        raise ValueError(
+            f"{checkpoint} is a {config.model_type!r} checkpoint; training starts from one "
+            "of selfvit's own."
+        )
+    return config
+
+
+def read_preprocessing(checkpoint: str) -> dict[str, Any]:
+    """Return the fields of `TrainingConfig` that a checkpoint's image processor decides.
+
+    Weights go on being trained on what they were trained on. Empty for a checkpoint without one.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint)
+    except OSError:
+        return {}
+    return {
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+        "resize": "shortest_edge" if getattr(processor, "do_center_crop", False) else "square",
+    }
+
+
+__all__ = ["Recipe", "Run", "TrainingConfig", "build_parser", "make_run", "read_config"]

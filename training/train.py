@@ -1,0 +1,284 @@
+"""The training script: one loop for every objective.
+
+selfvit train RECIPE --data FOLDER_OR_DATASET --output OUT [--field value ...]
+accelerate launch -m selfvit.training.train RECIPE --data ... --output ...
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from .. import PRETRAINING_CLASSES
+from ..data.dataset_source import StreamingImageSource
+from ..data.image_source import NO_LABEL, ImageSource
+from ..data.sources import open_images
+from ..embedding.preprocessing import build_processor
+from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .checkpointing import Checkpointer, build_trainable, prepare_output
+from .data import BatchPlan, build_loader, normalize
+from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .model_card import render_model_card
+from .monitors import NonFiniteLossError, Reporter, chosen_tracker
+from .optimization import build_optimizer, set_schedules
+from .recipes import RECIPES
+from .run import Run, TrainingConfig, make_run
+
+TRAINABLE_CLASSES = {
+    model_class.__name__: model_class
+    for model_class in (*PRETRAINING_CLASSES, SelfViTForImageClassification)
+}
+
+
+def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, float]:
+    """Train a model and leave it in `run.training.output`.
+
+    Args:
+        run: what to train and how.
+        source: the images.
+
+    Returns:
+        The last evaluation's figures; empty without one.
+
+    Raises:
+        ValueError: if run and data do not fit together; nothing was written then.
+        FileExistsError: if the output folder is taken.
+        NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+    """
+    training = run.training
+    output = Path(training.output)
+    accelerator = Accelerator(
+        cpu=training.cpu,
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        log_with=chosen_tracker(training.tracker),
+        project_dir=output,
+        # buffers (the center) are equal everywhere: they are computed from reduced values
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+    # --- all that can be wrong, before anything is written
+    run = with_labels_of(source, run)
+    num_steps = training.num_steps(
+        None if isinstance(source, StreamingImageSource) else len(source)
+    )
+    plan = BatchPlan(
+        num_steps=num_steps,
+        start_step=0,
+        batch_size=training.batch_size,
+        accumulation_steps=training.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    is_classifier = run.architecture == "SelfViTForImageClassification"
+
+    def loader_from(plan: BatchPlan) -> Any:
+        return build_loader(
+            source,
+            run.augmentation,
+            plan,
+            image_size=run.model.image_height_width,
+            seed=training.seed,
+            with_labels=is_classifier,
+            num_workers=training.num_workers,
+            shuffle_buffer=training.shuffle_buffer,
+        )
+
+    loader_from(plan)
+    evaluation_sources = open_evaluation_sources(run, source)
+    set_seed(training.seed)
+    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    if accelerator.is_main_process:
+        prepare_output(run)
+    accelerator.wait_for_everyone()
+
+    # --- model and optimizer
+    if training.freeze_encoder_ratio == 1:
+        model.trained_encoder.requires_grad_(False)
+    if training.activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    processor = build_processor(
+        run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
+    )
+    wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
+    checkpointer = Checkpointer(
+        accelerator, model, processor, output, total_limit=training.save_total_limit
+    )
+    set_seed(training.seed, device_specific=True)  # drop path differs between processes
+
+    # --- resume
+    start_step = 0
+    if training.resume and (checkpoint := checkpointer.newest()) is not None:
+        state = checkpointer.load(checkpoint)
+        if state["data"] != source.fingerprint:
+            raise ValueError(
+                f"the data set changed since {checkpoint} was saved: {training.data} is no longer "
+                "the same. Bring it back, or start anew with --init_from."
+            )
+        start_step = state["step"]
+        if start_step == num_steps and (output / "config.json").exists():
+            accelerator.print(f"{output} is trained to its end already.")
+            return {}
+
+    # --- the loop
+    evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
+    if accelerator.log_with:
+        accelerator.init_trackers("logs")
+    reporter = Reporter(
+        accelerator,
+        output,
+        start_step=start_step,
+        num_steps=num_steps,
+        batch_size=training.batch_size,
+        log_steps=training.log_steps,
+    )
+    batches = iter(loader_from(replace(plan, start_step=start_step)))
+    num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
+    metrics: dict[str, float] = {}
+    for step in range(start_step, num_steps):
+        # --- schedules
+        learning_rate = set_schedules(optimizer, training, step, num_steps)
+        scheduled = model.scheduled_values(step, num_steps)
+        model.train()
+        if step < num_frozen_steps:
+            model.trained_encoder.eval()
+
+        # --- views, loss, backward
+        losses = []
+        for _ in range(training.gradient_accumulation_steps):
+            batch = next(batches)
+            reporter.skip(batch.pop("skipped"))
+            inputs = to_model_inputs(batch, training, accelerator.device)
+            with accelerator.accumulate(wrapped):
+                result = wrapped(**inputs, **scheduled)
+                accelerator.backward(result.loss)
+            losses.append(result.loss.detach())
+        loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(loss, step + 1, run.recipe, checkpointer.newest())
+
+        # --- clip, step, teacher
+        model.before_optimizer_step(step, num_steps)
+        if step < num_frozen_steps:
+            for parameter in model.trained_encoder.parameters():
+                parameter.grad = None
+        figures = {"loss": loss, "learning_rate": learning_rate, **scheduled}
+        if training.max_gradient_norm is not None:
+            norm = accelerator.clip_grad_norm_(model.parameters(), training.max_gradient_norm)
+            figures["gradient_norm"] = float(norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        figures |= model.after_optimizer_step(step, num_steps)
+
+        # --- log, evaluate, save
+        done = step + 1
+        reporter.step(done, figures)
+        if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
+            if accelerator.is_main_process:
+                metrics = evaluation()
+                reporter.record(done, metrics)
+            accelerator.wait_for_everyone()
+        if done % training.save_steps == 0 or done == num_steps:
+            checkpointer.save(
+                {
+                    "step": done,
+                    "data": source.fingerprint,
+                    "num_processes": accelerator.num_processes,
+                }
+            )
+
+    # --- the result
+    reporter.close()
+    card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
+    checkpointer.save_result(card)
+    accelerator.end_training()
+    return metrics
+
+
+def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
+    """Give a classifier the names of the classes of its data.
+
+    Raises:
+        ValueError: if the data has no labels.
+    """
+    if run.architecture != "SelfViTForImageClassification":
+        return run
+    if source.label_names is None:
+        raise ValueError(
+            f"{source.description} has no labels, and {run.recipe} needs them: put the images of "
+            "each class into a folder of its name, or name the column with --label_column."
+        )
+    labels = source.labels() if isinstance(source, ImageSource) else None
+    if labels is not None and (labels == NO_LABEL).any():
+        raise ValueError(
+            f"{(labels == NO_LABEL).sum()} of the {len(labels)} images have no label, and "
+            f"{run.recipe} needs them all; leave these images out."
+        )
+    model = type(run.model)(**run.model.to_diff_dict())
+    model.id2label = dict(enumerate(source.label_names))
+    model.label2id = {name: index for index, name in enumerate(source.label_names)}
+    return replace(run, model=model)
+
+
+def to_model_inputs(
+    batch: dict[str, Any], training: TrainingConfig, device: torch.device
+) -> dict[str, Any]:
+    """Move a batch to the device, and normalise its views there: uint8 travels faster."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {
+        name: normalize(value, training.image_mean, training.image_std)
+        if value.dtype == torch.uint8
+        else value
+        for name, value in moved.items()
+    }
+
+
+def open_source(training: TrainingConfig) -> ImageSource | StreamingImageSource:
+    """Open the images that a run trains on."""
+    return open_images(
+        training.data,
+        split=training.split,
+        streaming=training.streaming,
+        image_column=training.image_column,
+        label_column=training.label_column,
+    )
+
+
+def overview() -> str:
+    """Return what `selfvit train --help` prints."""
+    lines = ["selfvit train RECIPE --data FOLDER_OR_DATASET --output OUT [--FIELD VALUE ...]", ""]
+    for name, recipe in RECIPES.items():
+        summary, _, _ = (inspect.getdoc(recipe) or "").partition("\n")
+        lines.append(f"  {name:<18} {summary}")
+    return "\n".join([*lines, "", "selfvit train RECIPE --help lists the fields of a recipe."])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, train, and say what came of it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        print(overview())
+        return
+    disable_progress_bar()  # transformers' own, of files it writes
+    sources: list[ImageSource | StreamingImageSource] = []
+
+    def count_images(training: TrainingConfig) -> int | None:
+        sources.append(open_source(training))
+        return None if isinstance(sources[0], StreamingImageSource) else len(sources[0])
+
+    run = make_run(arguments, RECIPES, count_images)
+    train(run, sources[0] if sources else open_source(run.training))
+    print(f"trained: {run.training.output}")
+
+
+if __name__ == "__main__":
+    main()
