@@ -1,0 +1,34 @@
+# The words people type. Each sets up what it needs in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: demo test lint build bench clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed  ## train on images of clothes, embed, evaluate, draw: demo/
+	# the loader shares the cores: threads that wait must not spin
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --output demo
+
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: .venv/installed  ## wheel and source distribution: dist/
+	$(BIN)/python -m build
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/demo_curve.py
+
+clean:
+	rm -rf .venv build dist demo *.egg-info

@@ -1,0 +1,128 @@
+"""What the demo's length buys: k-NN accuracy over training, several seeds, raw pixels beside it.
+
+    python benchmarks/demo_curve.py --seeds 0 1 2 --long_epochs 40 --output benchmarks/results
+
+Two tables in Markdown and a plot: the demo as it stands, seed by seed; and one longer run,
+evaluated as it goes. Everything is measured on the test part, after the fact: no number here chose
+a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from selfvit.visualization.figures import new_figure, save_png
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAMPLE = EXAMPLES / "fashion_mnist_sample"
+ENCODERS = ("raw_pixels", "untrained", "trained")
+
+
+def run_demo(seed: int, folder: Path) -> dict:
+    """Run the demo and return its metrics.json."""
+    command = [sys.executable, str(EXAMPLES / "demo.py"), "--output", str(folder)]
+    subprocess.run([*command, "--seed", str(seed)], check=True)
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def demo_table(by_seed: dict[int, dict]) -> str:
+    """Return a Markdown table of the accuracies by seed, and their mean."""
+    lines = ["| | k-NN (k = 20) | linear probe |", "| --- | --- | --- |"]
+    for name in ENCODERS:
+        cells = []
+        for measure in ("knn_20", "linear_probe"):
+            values = [100 * metrics[name][measure] for metrics in by_seed.values()]
+            each = ", ".join(f"{value:.1f}" for value in values)
+            mean = statistics.mean(values)
+            cells.append(f"{mean:.1f}" if name == "raw_pixels" else f"{mean:.1f} ({each})")
+        lines.append(f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
+    seconds = [metrics["seconds"]["train"] for metrics in by_seed.values()]
+    losses = [metrics["loss"] for metrics in by_seed.values()]
+    lines += ["", f"Seeds {', '.join(map(str, by_seed))}; training took "]
+    lines[-1] += (
+        ", ".join(f"{value:.0f}" for value in seconds) + " s. Loss at the start, highest, end: "
+    )
+    lines[-1] += "; ".join(
+        "{start:.2f}, {highest:.2f}, {end:.2f}".format(**loss) for loss in losses
+    )
+    return "\n".join(lines) + "."
+
+
+def long_run(epochs: int, folder: Path, evaluations: int = 8) -> list[dict]:
+    """Train longer, evaluating as it goes; return the log's lines with figures of evaluation."""
+    command = [
+        *(sys.executable, "-m", "selfvit.training.train", "dino_demo"),
+        *("--data", str(SAMPLE / "train.parquet"), "--output", str(folder)),
+        *("--epochs", str(epochs), "--save_steps", "100000"),
+        *("--eval_train", str(SAMPLE / "train.parquet")),
+        *("--eval_test", str(SAMPLE / "test.parquet")),
+    ]
+    batch_size = 64
+    steps = epochs * (8000 // batch_size)
+    command += ["--batch_size", str(batch_size), "--eval_steps", str(steps // evaluations)]
+    subprocess.run(command, check=True)
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    curve = [record for record in map(json.loads, lines) if "knn_20" in record]
+    return [{**record, "images": record["step"] * batch_size} for record in curve]
+
+
+def curve_table(curve: list[dict]) -> str:
+    """Return a Markdown table of the longer run."""
+    lines = ["| images seen | epochs | k-NN (k = 20) | linear probe |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {point['images']:,} | {point['images'] / 8000:.1f} | {100 * point['knn_20']:.1f} "
+        f"| {100 * point['linear_probe']:.1f} |"
+        for point in curve
+    ]
+    return "\n".join(lines)
+
+
+def plot(curve: list[dict], raw_pixels: float, untrained: float, path: Path) -> None:
+    """Draw k-NN accuracy over images seen."""
+    figure = new_figure(800, 480)
+    axes = figure.add_subplot()
+    images = [0, *(point["images"] for point in curve)]
+    accuracy = [untrained, *(point["knn_20"] for point in curve)]
+    axes.plot(images, [100 * value for value in accuracy], marker="o", label="DINO")
+    axes.axhline(100 * raw_pixels, color="gray", linestyle="--", label="raw pixels")
+    axes.set(
+        xlabel="images seen", ylabel="k-NN accuracy in %", title="Fashion-MNIST sample, k = 20"
+    )
+    axes.legend()
+    save_png(figure, path)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--long_epochs", type=int, default=40)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        by_seed = {seed: run_demo(seed, Path(folder) / f"seed{seed}") for seed in arguments.seeds}
+        table = demo_table(by_seed)
+        (arguments.output / "demo.md").write_text(table + "\n", encoding="utf-8")
+        print(table)
+        curve = long_run(arguments.long_epochs, Path(folder) / "long")
+        table = curve_table(curve)
+        (arguments.output / "demo_curve.md").write_text(table + "\n", encoding="utf-8")
+        print(table)
+    first = next(iter(by_seed.values()))
+    plot(
+        curve,
+        first["raw_pixels"]["knn_20"],
+        first["untrained"]["knn_20"],
+        arguments.output / "demo_curve.png",
+    )
+
+
+if __name__ == "__main__":
+    main()

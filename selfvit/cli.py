@@ -1,0 +1,206 @@
+"""The `selfvit` command: a thin layer, one sub-command a capability.
+
+What a command needs is imported when it runs, so that `--help` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+from typer.core import TyperGroup
+
+# What a user can mend: values, files, missing extras, a configuration, a loss that is no number.
+MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
+
+
+class CommandGroup(TyperGroup):
+    """Prints errors that the user can mend as one message, with exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            Exit: with code 2, after a mistake of the user's.
+        """
+        try:
+            return super().invoke(ctx)
+        except MISTAKES as error:
+            if ctx.params.get("traceback"):
+                raise
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+class Network(str, Enum):
+    """Which network of a checkpoint."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class DType(str, Enum):
+    """What to compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="On an error, show where in the code it arose.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Self-supervised vision transformers, from a folder of images to embeddings."""
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(context: typer.Context) -> None:
+    """Train a recipe on images: selfvit train RECIPE --data FOLDER --output OUT [--FIELD VALUE].
+
+    `selfvit train --help` lists the recipes, `selfvit train RECIPE --help` its fields.
+    """
+    from .training.train import main as train_main
+
+    train_main(context.args)
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")],
+    data: Annotated[
+        str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
+    ] = None,
+    network: Annotated[Network, typer.Option(help="Network to embed with.")] = Network.teacher,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale vectors to length 1.")
+    ] = False,
+    dtype: Annotated[
+        DType, typer.Option(help="What to compute in; vectors are float32 always.")
+    ] = DType.float32,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the vectors of an earlier run.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if any image was skipped.")
+    ] = False,
+) -> None:
+    """Write a vector for every image: OUTPUT/embeddings.parquet."""
+    from .data.sources import open_images
+    from .embedding.embedder import Embedder
+    from .embedding.writer import SKIPPED, TABLE, check_output, write_embeddings
+
+    check_output(output, overwrite)
+    source = open_images(data, split=split, image_column=image_column, label_column=label_column)
+    embedder = Embedder.from_pretrained(
+        model,
+        network=network.value,
+        pooling=pooling,
+        normalize=normalize,
+        batch_size=batch_size,
+        num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
+        device=device,
+        dtype=dtype.value,
+    )
+    report = write_embeddings(
+        embedder,
+        source,
+        output,
+        overwrite=overwrite,
+        metadata={"model": model, "network": network.value},
+    )
+    typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
+    if report.num_skipped:
+        typer.echo(f"{report.num_skipped} skipped, with their reasons: {output / SKIPPED}")
+        if strict:
+            raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")],
+    train: Annotated[
+        str, typer.Option(help="Labelled images to learn classes from, as --data of embed.")
+    ],
+    test: Annotated[
+        str | None,
+        typer.Option(help="Labelled images to test on; without, no accuracies are measured."),
+    ] = None,
+    train_split: Annotated[str | None, typer.Option(help="Split of the training data.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Split of the test data.")] = None,
+    network: Annotated[Network, typer.Option(help="Network to embed with.")] = Network.teacher,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write, too.")] = None,
+) -> None:
+    """Measure embeddings: k-NN, linear probe, and figures that need no labels."""
+    from .data.sources import open_images
+    from .evaluation.evaluate import evaluate_checkpoint, format_table, save_metrics
+
+    metrics = evaluate_checkpoint(
+        model,
+        open_images(train, split=train_split),
+        None if test is None else open_images(test, split=test_split),
+        network=network.value,
+        pooling=pooling,
+        batch_size=batch_size,
+        num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
+        device=device,
+        progress=True,
+    )
+    typer.echo(format_table(metrics))
+    if output is not None:
+        save_metrics(metrics, output)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,191 @@
+"""The shape of the package, read from its imports."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# configuration <- modeling; data; {embedding} <- {evaluation, visualization} <- training <- cli
+MAY_IMPORT: dict[str, set[str]] = {
+    "configuration": set(),
+    "modeling": {"configuration"},
+    "data": set(),
+    "embedding": {"configuration", "modeling", "data"},
+    "evaluation": {"configuration", "modeling", "data", "embedding"},
+    "visualization": {"configuration", "modeling", "data", "embedding"},
+    "training": {
+        "configuration",
+        "modeling",
+        "data",
+        "embedding",
+        "evaluation",
+        "visualization",
+    },
+}
+FOLDERS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+PACKAGE_FILES = sorted((ROOT / "selfvit").glob("*.py"))
+HEAVY = {"accelerate", "datasets", "torchvision", "cv2"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: `from <level dots><module> import <name>`, or `import <module>`."""
+
+    module: str
+    name: str | None
+    level: int
+    line: int
+
+
+def imports_of(file: Path) -> list[Import]:
+    """Return every import of a file, inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None, 0, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            found += [Import(module, alias.name, node.level, node.lineno) for alias in node.names]
+    return found
+
+
+def target_of(file: Path, entry: Import) -> tuple[str, ...]:
+    """Return the imported module below selfvit, as parts: ("modeling", "pooling")."""
+    package = ("selfvit", *file.relative_to(ROOT).parts[:-1])
+    if file.is_relative_to(ROOT / "selfvit"):
+        package = file.relative_to(ROOT).parts[:-1]
+    parts = package[: len(package) - entry.level + 1]
+    module = tuple(entry.module.split(".")) if entry.module else ()
+    return (*parts, *module)[1:]
+
+
+def file_of(parts: tuple[str, ...]) -> Path:
+    """Return the file of a module of the package."""
+    if not parts:
+        return ROOT / "selfvit" / "__init__.py"
+    places = [ROOT, ROOT / "selfvit"] if len(parts) == 1 else [ROOT]
+    for place in places:
+        path = place.joinpath(*parts)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.exists():
+                return candidate
+    raise AssertionError(f"there is no module selfvit.{'.'.join(parts)}")
+
+
+def names_defined_in(file: Path) -> set[str]:
+    """Return what a module defines at its top level, and not what it imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def show(file: Path, entry: Import) -> str:
+    return f"{file.relative_to(ROOT)}:{entry.line}"
+
+
+def label(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", FILES, ids=label)
+def test_imports_run_one_way(file):
+    folder = file.relative_to(ROOT).parts[0]
+    for entry in imports_of(file):
+        if entry.level == 0:
+            assert entry.module.split(".")[0] not in ("selfvit", "tests"), (
+                f"{show(file, entry)}: inside the package imports are relative"
+            )
+            continue
+        target = target_of(file, entry)
+        if not target:  # the package itself, which has imported configuration and modeling
+            assert "modeling" in MAY_IMPORT[folder], f"{show(file, entry)}: a circle"
+            continue
+        assert target[0] in MAY_IMPORT[folder] | {folder}, (
+            f"{show(file, entry)}: {folder} may not import {target[0]}"
+        )
+
+
+@pytest.mark.parametrize("file", FILES + PACKAGE_FILES, ids=label)
+def test_a_relative_import_names_the_module_that_defines_the_name(file):
+    for entry in imports_of(file):
+        if entry.level == 0:
+            continue
+        source = file_of(target_of(file, entry))
+        defined = names_defined_in(source)
+        if source.name == "__init__.py" and entry.name and entry.name not in defined:
+            file_of((*target_of(file, entry), entry.name))  # a module, or an error
+            continue
+        assert entry.name in defined, (
+            f"{show(file, entry)}: {entry.name} is not defined in {label(source)}"
+        )
+
+
+@pytest.mark.parametrize("folder", ["configuration", "modeling"])
+def test_models_need_torch_and_transformers_only(folder):
+    allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        reads_weights = file.name == "loading.py"  # with safetensors, which transformers needs too
+        for entry in imports_of(file):
+            if entry.level == 0 and not (reads_weights and entry.module.startswith("safetensors")):
+                assert entry.module.split(".")[0] in allowed, f"{show(file, entry)}: {entry.module}"
+
+
+def test_files_are_named_after_concepts():
+    for file in FILES + PACKAGE_FILES:
+        assert file.stem not in ("utils", "helpers", "common", "misc"), label(file)
+
+
+def statements_on_transformers() -> str:
+    """Return the imports of torch and transformers that `import selfvit` executes."""
+    files = [ROOT / "selfvit" / "__init__.py", *(ROOT / "configuration").glob("*.py")]
+    lines = []
+    for file in [*files, *(ROOT / "modeling").glob("*.py")]:
+        for node in ast.parse(file.read_text()).body:
+            external = isinstance(node, ast.Import) or (
+                isinstance(node, ast.ImportFrom) and node.level == 0 and node.module != "__future__"
+            )
+            if external:
+                lines.append(ast.unparse(node))
+    return "\n".join(lines)
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a new process holds after `code`."""
+    report = "\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code + report], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def modules_of_selfvit() -> set[str]:
+    return modules_after("import selfvit")
+
+
+def test_importing_selfvit_loads_no_training_code(modules_of_selfvit):
+    # transformers loads accelerate and torchvision by itself where they are installed
+    alone = modules_after(statements_on_transformers()) & HEAVY
+    added = (modules_of_selfvit & HEAVY) - alone
+    assert not added, (
+        f"`import selfvit` loads {sorted(added)}; transformers alone loads {sorted(alone)}"
+    )
+
+
+def test_importing_selfvit_loads_none_of_its_other_folders(modules_of_selfvit):
+    inside = {name.split(".")[1] for name in modules_of_selfvit if name.startswith("selfvit.")}
+    assert inside == {"configuration", "modeling"}

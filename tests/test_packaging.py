@@ -1,0 +1,94 @@
+"""The wheel, built by way of the source distribution, works without the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = (
+    "configuration", "modeling", "data", "embedding", "evaluation", "visualization", "training",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Folder of a wheel and a source distribution, built in a copy of the sources."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in (*FOLDERS, "selfvit"):
+        shutil.copytree(
+            ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE", "model_card.md"):
+        shutil.copy(ROOT / name, copy / name)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"],
+        cwd=copy,
+        check=True,
+        capture_output=True,
+    )
+    return copy / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return next(built.glob("*.whl"))
+
+
+def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in FOLDERS:
+        modules = {f"selfvit/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        assert modules and modules <= names
+    assert {"selfvit/py.typed", "selfvit/model_card.md", "selfvit/cli.py"} <= names
+    top = {name.split("/")[0] for name in names}
+    assert top == {"selfvit", next(name for name in top if name.endswith(".dist-info"))}
+
+
+def test_the_source_distribution_holds_the_modules_the_template_and_the_licence(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = [member.name.partition("/")[2] for member in archive.getmembers()]
+    assert {"modeling/modeling_selfvit.py", "selfvit/model_card.md", "LICENSE"} <= set(names)
+
+
+def test_the_installed_package_embeds_without_the_checkout(
+    wheel, tiny_checkpoint, image_folder, tmp_path
+):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    command = [
+        sys.executable, "-P", "-m", "selfvit.cli", "embed", "--model", str(tiny_checkpoint),
+        "--data", str(image_folder), "--output", "vectors", "--num-workers", "0",
+    ]  # fmt: skip
+    printed = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert printed.returncode == 0, printed.stderr
+    assert (tmp_path / "vectors" / "embeddings.parquet").is_file()
+
+
+def test_the_installed_package_finds_the_template_of_the_card(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import selfvit, importlib.resources as r; print(selfvit.__file__); "
+        "print(len(r.files('selfvit').joinpath('model_card.md').read_text()))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert printed[0].startswith(str(site)) and int(printed[1]) > 500
