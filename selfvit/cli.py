@@ -54,6 +54,25 @@ class DType(str, Enum):
     float16 = "float16"
 
 
+# Options that embedding commands share.
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Pooling = Annotated[
+    str | None,
+    typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
+]
+NetworkChoice = Annotated[Network, typer.Option(help="Network to embed with.")]
+BatchSize = Annotated[int, typer.Option(help="Images a batch.")]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
+]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")]
+
+
+def _workers(wanted: int | None) -> int:
+    return min(8, os.cpu_count() or 1) if wanted is None else wanted
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from . import __version__
@@ -90,31 +109,23 @@ def train(context: typer.Context) -> None:
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")],
+    model: Model,
     data: Annotated[
         str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
-    ] = None,
-    network: Annotated[Network, typer.Option(help="Network to embed with.")] = Network.teacher,
+    pooling: Pooling = None,
+    network: NetworkChoice = Network.teacher,
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale vectors to length 1.")
     ] = False,
     dtype: Annotated[
         DType, typer.Option(help="What to compute in; vectors are float32 always.")
     ] = DType.float32,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")
-    ] = None,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
+    device: Device = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
     overwrite: Annotated[
@@ -137,7 +148,7 @@ def embed(
         pooling=pooling,
         normalize=normalize,
         batch_size=batch_size,
-        num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
+        num_workers=_workers(num_workers),
         device=device,
         dtype=dtype.value,
     )
@@ -157,7 +168,7 @@ def embed(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")],
+    model: Model,
     train: Annotated[
         str, typer.Option(help="Labelled images to learn classes from, as --data of embed.")
     ],
@@ -167,19 +178,11 @@ def evaluate(
     ] = None,
     train_split: Annotated[str | None, typer.Option(help="Split of the training data.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split of the test data.")] = None,
-    network: Annotated[Network, typer.Option(help="Network to embed with.")] = Network.teacher,
-    pooling: Annotated[
-        str | None,
-        typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")
-    ] = None,
+    network: NetworkChoice = Network.teacher,
+    pooling: Pooling = None,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = None,
+    device: Device = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write, too.")] = None,
 ) -> None:
     """Measure embeddings: k-NN, linear probe, and figures that need no labels."""
@@ -193,7 +196,7 @@ def evaluate(
         network=network.value,
         pooling=pooling,
         batch_size=batch_size,
-        num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
+        num_workers=_workers(num_workers),
         device=device,
         progress=True,
     )

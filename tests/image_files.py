@@ -140,3 +140,10 @@ UNREADABLE = {
     "damaged.png": (damaged_png, ""),
     "bomb.png": (bomb_png, "too many pixels"),
 }
+
+
+def write_all(folder: Path, without: tuple[str, ...] = ()) -> None:
+    """One file of every kind, readable and unreadable."""
+    writers = {**READABLE, **{name: write for name, (write, _) in UNREADABLE.items()}}
+    for name in writers.keys() - set(without):
+        writers[name](folder / name)

@@ -112,10 +112,7 @@ class TestOutput:
 @pytest.fixture(scope="module")
 def awkward_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("awkward")
-    for name, write in image_files.READABLE.items():
-        write(folder / name)
-    for name, (write, _) in image_files.UNREADABLE.items():
-        write(folder / name)
+    image_files.write_all(folder)
     return folder
 
 

@@ -126,12 +126,11 @@ class Reporter:
         new = {name: reason for name, reason in entries if name not in self.skipped}
         if not new:
             return
-        first = not self.skipped
         self.skipped.update(new)
         path = self.output / f"skipped{self.suffix}.csv"
         with open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            if first and path.stat().st_size == 0:
+            if path.stat().st_size == 0:
                 writer.writerow(["path", "reason"])
             writer.writerows(new.items())
         for name, reason in new.items():

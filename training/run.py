@@ -211,34 +211,34 @@ class Run:
             encoder: configuration to take the geometry of the encoder from; the objective's part
                 and the drop path stay those of the run.
         """
-
-        def chosen(names: set[str]) -> dict[str, Any]:
-            return {name: value for name, value in options.items() if name in names}
-
         model = (self.model if encoder is None else encoder).to_diff_dict()
         for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS):
             model.pop(name, None)
-        model |= {"drop_path_rate": self.model.drop_path_rate, **chosen(_model_fields())}
+        model |= {"drop_path_rate": self.model.drop_path_rate, **_chosen(options, _model_fields())}
         parts = self.objectives()
         for name in SelfViTConfig.sub_configs_defaults:
             part = parts.get(name)
             if part is None:
                 model[name] = None
             else:
-                changed = {**part.to_dict(), **chosen(_own_fields(part))}
+                changed = {**part.to_dict(), **_chosen(options, _own_fields(part))}
                 model[name] = type(part)(**changed)
-        training_fields = {entry.name for entry in fields(TrainingConfig)}
         augmentation_fields = {entry.name for entry in fields(self.augmentation)}
         return replace(
             self,
             model=SelfViTConfig(**model),
-            augmentation=replace(self.augmentation, **chosen(augmentation_fields)),
-            training=replace(self.training, **chosen(training_fields)),
+            augmentation=replace(self.augmentation, **_chosen(options, augmentation_fields)),
+            training=replace(self.training, **_chosen(options, TRAINING_FIELDS)),
         )
 
 
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
+TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}
+
+
+def _chosen(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _own_fields(config: PreTrainedConfig) -> set[str]:
@@ -317,10 +317,7 @@ def make_run(
         )
     given = vars(build_parser(draft).parse_args(rest))
     options = {name: value for name, value in given.items() if value is not NOT_GIVEN}
-    training_fields = {entry.name for entry in fields(TrainingConfig)}
-    training = replace(
-        draft.training, **{name: options[name] for name in options.keys() & training_fields}
-    )
+    training = replace(draft.training, **_chosen(options, TRAINING_FIELDS))
     if not training.data:
         raise ValueError("name the images to train on: --data FOLDER_OR_DATASET.")
     if not training.output:

@@ -29,11 +29,7 @@ def embedder(tiny_checkpoint):
 def awkward_folder(tmp_path_factory):
     """Every readable kind, and every unreadable one but the large."""
     folder = tmp_path_factory.mktemp("awkward")
-    for name, write in image_files.READABLE.items():
-        write(folder / name)
-    for name, (write, _) in image_files.UNREADABLE.items():
-        if name != "bomb.png":
-            write(folder / name)
+    image_files.write_all(folder, without=("bomb.png",))
     return folder
 
 

@@ -5,16 +5,7 @@ from typer.testing import CliRunner
 
 from selfvit.cli import app
 
-from .training.tiny_runs import arguments
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state():
-    yield
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+from .tiny_runs import arguments
 
 
 def run(*command):
