@@ -1,7 +1,8 @@
 """Augmentations on uint8 images, for the workers of a DataLoader.
 
 An augmentation is a frozen dataclass of its numbers; called with an image and a random generator,
-it returns the views of that image by the name under which the model's `forward` takes them.
+it returns what the model's `forward` takes of that image, by name: its views, and the random
+numbers of their masks, so that these too are a function of the draw.
 Cropping and resizing are torch's antialiased interpolation, colour and blur are OpenCV's.
 """
 
@@ -102,9 +103,24 @@ class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return views by name, uint8: (V, C, h, w) for several, (C, h, w) for one."""
+        """Return the inputs of the model for one image, by name.
+
+        Args:
+            image: RGB.
+            rng: source of randomness.
+            image_size: (height, width) of the model's images, pixels.
+            patch_size: of the model, pixels.
+
+        Returns:
+            views in uint8, (V, C, h, w) for several and (C, h, w) for one; numbers of their patches
+            in float32, (V, N) or (N,).
+        """
         raise NotImplementedError
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -142,7 +158,11 @@ class MultiCrop(Augmentation):
         return [image_size, local_size] if self.num_local_views else [image_size]
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
         pixels = np.array(image)
@@ -197,7 +217,11 @@ class CropAndFlip(Augmentation):
         return [image_size]
 
     def __call__(
-        self, image: Image.Image, rng: np.random.Generator, image_size: tuple[int, int]
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "pixel_values" (3, H, W)."""
         pixels = np.array(image)

@@ -107,17 +107,25 @@ class _ViewMaker:
     """Turns a record into the model's inputs, labels included."""
 
     def __init__(
-        self, augmentation: Augmentation, image_size: tuple[int, int], seed: int, with_labels: bool
+        self,
+        augmentation: Augmentation,
+        image_size: tuple[int, int],
+        patch_size: int,
+        seed: int,
+        with_labels: bool,
     ):
         self.augmentation = augmentation
         self.image_size = image_size
+        self.patch_size = patch_size
         self.seed = seed
         self.with_labels = with_labels
 
     def views_of(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
         """Return the views of one decoded image; draw number `draw` seeds them."""
         rng = np.random.default_rng([self.seed, draw, 1])  # 1: apart from the epochs' permutations
-        views: dict[str, Any] = dict(self.augmentation(image, rng, self.image_size))
+        views: dict[str, Any] = dict(
+            self.augmentation(image, rng, self.image_size, self.patch_size)
+        )
         if self.with_labels:
             views["labels"] = record.label
         return views
@@ -209,7 +217,11 @@ def _too_many_unreadable(skipped: list[tuple[str, str]]) -> ValueError:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack views of one name: (V, C, h, w) to (V, B, C, h, w), and (C, h, w) to (B, C, h, w)."""
+    """Stack the inputs of one name.
+
+    Views (uint8): (V, C, h, w) to (V, B, C, h, w), and (C, h, w) to (B, C, h, w). Numbers of their
+    patches (float32): (V, N) to (V, B, N), and (N,) to (B, N).
+    """
     batch: dict[str, Any] = {
         "skipped": [entry for sample in samples for entry in sample["skipped"]]
     }
@@ -219,7 +231,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
             batch[name] = torch.tensor(values)
         else:
             arrays = [torch.from_numpy(value) for value in values]
-            batch[name] = torch.stack(arrays, dim=arrays[0].dim() - 3)
+            own_axes = 3 if arrays[0].dtype == torch.uint8 else 1
+            batch[name] = torch.stack(arrays, dim=arrays[0].dim() - own_axes)
     return batch
 
 
@@ -237,13 +250,14 @@ def build_loader(
     plan: BatchPlan,
     *,
     image_size: tuple[int, int],
+    patch_size: int,
     seed: int,
     with_labels: bool,
     num_workers: int,
     shuffle_buffer: int,
 ) -> DataLoader:
     """Return a loader of the micro-batches of this process, from `plan.start_step` on."""
-    views = (augmentation, image_size, seed, with_labels)
+    views = (augmentation, image_size, patch_size, seed, with_labels)
     # A loader without a generator of its own draws from the global one, and a resume would differ.
     options: dict[str, Any] = {
         "num_workers": num_workers,

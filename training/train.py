@@ -87,6 +87,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
             run.augmentation,
             plan,
             image_size=run.model.image_height_width,
+            patch_size=run.model.patch_size,
             seed=training.seed,
             with_labels=is_classifier,
             num_workers=training.num_workers,

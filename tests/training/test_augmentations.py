@@ -27,7 +27,7 @@ def rng(seed=0):
 
 
 def test_multi_crop_gives_two_global_and_the_local_views_as_channels_first_uint8():
-    views = MultiCrop(num_local_views=3, local_view_size=16)(noise(50, 40), rng(), (32, 48))
+    views = MultiCrop(num_local_views=3, local_view_size=16)(noise(50, 40), rng(), (32, 48), 8)
     assert {name: view.shape for name, view in views.items()} == {
         "global_views": (2, 3, 32, 48),
         "local_views": (3, 3, 16, 16),
@@ -36,14 +36,16 @@ def test_multi_crop_gives_two_global_and_the_local_views_as_channels_first_uint8
 
 
 def test_without_local_views_only_global_ones_are_returned():
-    assert MultiCrop(num_local_views=0)(noise(50, 40), rng(), (32, 32)).keys() == {"global_views"}
+    assert MultiCrop(num_local_views=0)(noise(50, 40), rng(), (32, 32), 8).keys() == {
+        "global_views"
+    }
 
 
 @pytest.mark.parametrize("augmentation", [MultiCrop(local_view_size=16), CropAndFlip()])
 def test_views_are_a_function_of_the_seed(augmentation):
-    first = augmentation(noise(50, 40), rng(3), (32, 32))
-    again = augmentation(noise(50, 40), rng(3), (32, 32))
-    other = augmentation(noise(50, 40), rng(4), (32, 32))
+    first = augmentation(noise(50, 40), rng(3), (32, 32), 8)
+    again = augmentation(noise(50, 40), rng(3), (32, 32), 8)
+    other = augmentation(noise(50, 40), rng(4), (32, 32), 8)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert any(not np.array_equal(first[name], other[name]) for name in first)
 
@@ -53,7 +55,7 @@ def test_a_whole_crop_without_color_changes_is_the_resized_image():
     plain = MultiCrop(num_local_views=0, global_crop_scale=[1.0, 1.0], **PLAIN)
     expected = crop_and_resize(np.array(image), (0, 0, 40, 50), (32, 32)).transpose(2, 0, 1)
     # no ratio but 5:4 fits the whole area: the draws fail, and the fallback is the central crop
-    for view in plain(image, rng(), (32, 32))["global_views"]:
+    for view in plain(image, rng(), (32, 32), 8)["global_views"]:
         assert view.shape == expected.shape
         assert np.abs(view.astype(int) - expected).mean() < 12
 
@@ -130,7 +132,7 @@ def one_view(**changes):
     augmentation = MultiCrop(
         num_local_views=0, global_crop_scale=[0.5, 0.5], **{**PLAIN, **changes}
     )
-    return augmentation(noise(40, 40), rng(1), (32, 32))["global_views"]
+    return augmentation(noise(40, 40), rng(1), (32, 32), 8)["global_views"]
 
 
 def test_solarize_inverts_levels_from_128_in_the_second_view_only():

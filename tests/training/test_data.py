@@ -102,6 +102,7 @@ def loader(source, num_workers=0, augmentation=None, with_labels=False, **change
         augmentation or MultiCrop(num_local_views=1, local_view_size=16),
         plan(batch_size=4, num_steps=6, **changes),
         image_size=(32, 32),
+        patch_size=8,
         seed=3,
         with_labels=with_labels,
         num_workers=num_workers,
@@ -129,9 +130,24 @@ def test_loading_leaves_the_global_random_state_alone(image_folder):
 
 def test_an_image_seen_again_is_augmented_differently(image_folder):
     source = open_images(image_folder)
-    dataset = ViewDataset(source, MultiCrop(local_view_size=16), (32, 32), 0, False)
+    dataset = ViewDataset(source, MultiCrop(local_view_size=16), (32, 32), 8, 0, False)
     first, second = dataset[(2, 2)], dataset[(2, 9)]
     assert not np.array_equal(first["global_views"], second["global_views"])
+
+
+def test_views_are_stacked_behind_their_own_axis_and_so_are_the_numbers_of_their_patches():
+    sample = {
+        "views": np.zeros((2, 3, 8, 8), np.uint8),
+        "view": np.zeros((3, 8, 8), np.uint8),
+        "noises": np.zeros((2, 4), np.float32),
+        "noise": np.zeros(4, np.float32),
+        "skipped": [],
+    }
+    batch = collate([sample] * 5)
+    assert batch["views"].shape == (2, 5, 3, 8, 8)
+    assert batch["view"].shape == (5, 3, 8, 8)
+    assert batch["noises"].shape == (2, 5, 4)
+    assert batch["noise"].shape == (5, 4)
 
 
 def test_labels_come_with_the_views(image_folder):
