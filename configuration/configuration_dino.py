@@ -29,6 +29,9 @@ class DINOConfig(ObjectiveConfig):
         center_momentum: EMA momentum of the center.
         freeze_last_layer_ratio: fraction of the steps, from the first, in which the last layer does
             not move.
+        koleo_weight: of the regulariser that spreads the class tokens of the global views evenly
+            (DINOv2's; DINO has none). It compares the images of a micro-batch: with it, four
+            micro-batches are not quite one batch.
     """
 
     model_type = "selfvit_dino"
@@ -47,6 +50,7 @@ class DINOConfig(ObjectiveConfig):
     teacher_momentum_end: float | int = 1.0  # Sec. 3.1
     center_momentum: float | int = 0.9  # Appendix D
     freeze_last_layer_ratio: float | int = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
+    koleo_weight: float | int = 0.0  # DINOv2, ssl_default_config.yaml: 0.1; DINO has none
 
     def validate_architecture(self) -> None:
         """Check the ranges that the maths needs."""
@@ -63,6 +67,8 @@ class DINOConfig(ObjectiveConfig):
                 raise ValueError(
                     f"{name} ({getattr(self, name)}) must be above 0; the paper uses 0.04 to 0.1."
                 )
+        if self.koleo_weight < 0:
+            raise ValueError(f"koleo_weight ({self.koleo_weight}) must be 0 or more.")
         for name in (
             "teacher_temperature_warmup_ratio",
             "teacher_momentum",

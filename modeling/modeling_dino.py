@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .distributed import all_reduce_sum
+from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import copy_student, update_teacher
 from .schedules import cosine_schedule, linear_schedule
@@ -32,7 +33,7 @@ class DINOOutput(ModelOutput):
 
     Args:
         loss: scalar, float32; cross-entropy in nats, mean over pairs of different views and over
-            images.
+            images, plus `koleo_weight` times the regulariser.
         teacher_entropy: scalar; entropy in nats of the teacher's output, mean over global views and
             images. It goes to 0 if the teacher collapses to one prototype, to ln K if it becomes
             uniform.
@@ -287,11 +288,16 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
         )
         features = [self.student.vit.class_tokens(views.flatten(0, 1))[0] for views in crops]
         student_logits = self.student.head(torch.cat(features))  # (V * B, K)
-        return self.loss(
+        outputs = self.loss(
             student_logits.unflatten(0, (-1, batch_size)),
             teacher_logits.unflatten(0, (num_global_views, batch_size)),
             teacher_temperature,
         )
+        koleo_weight = self.config.dino_config.koleo_weight
+        if koleo_weight:
+            global_features = features[0].unflatten(0, (num_global_views, batch_size))
+            outputs.loss = outputs.loss + koleo_weight * koleo_loss(global_features)
+        return outputs
 
     @property
     def trained_encoder(self) -> SelfViTModel:

@@ -1,0 +1,51 @@
+"""KoLeo: features spread evenly (arXiv 1806.03198; as in DINOv2, arXiv 2304.07193)."""
+
+# V views · B images · M images of all processes · D hidden
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .distributed import all_gather
+
+SMALLEST_DISTANCE = 1e-8  # of a feature to its nearest neighbour, so that the logarithm is finite
+
+
+def koleo_loss(features: Tensor) -> Tensor:
+    """Return minus the mean log-distance of each feature to its nearest neighbour.
+
+    The Kozachenko-Leonenko estimate of the entropy of normalised features, sign reversed (DINOv2,
+    Sec. 4, "KoLeo regularizer"): low where they fill the sphere, high where a few directions
+    dominate. Neighbours are other images of the same view, in the (micro-)batches of all processes.
+
+    Args:
+        features: (V, B, D), of any norm; two images or more over all processes.
+
+    Returns:
+        scalar, float32; mean over views and images.
+
+    Raises:
+        ValueError: if there is no other image to be a neighbour.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = F.normalize(features.float(), dim=-1)
+        everyone, first = all_gather(features, dim=1)  # (V, M, D)
+        num_images = features.shape[1]
+        if everyone.shape[1] < 2:
+            raise ValueError(
+                f"KoLeo compares images with each other, and the batch has {everyone.shape[1]}; "
+                "use a batch of 2 or more, or koleo_weight 0."
+            )
+        with torch.no_grad():
+            similarities = features @ everyone.transpose(1, 2)  # (V, B, M)
+            own = torch.arange(num_images, device=features.device)
+            similarities[:, own, first + own] = -2.0  # below any cosine
+            neighbours = similarities.argmax(dim=-1, keepdim=True)  # (V, B, 1)
+        nearest = everyone.gather(1, neighbours.expand(-1, -1, features.shape[-1]))
+        distances = torch.linalg.vector_norm(features - nearest, dim=-1)
+        return -(distances + SMALLEST_DISTANCE).log().mean()
+
+
+__all__ = ["koleo_loss"]

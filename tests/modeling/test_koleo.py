@@ -1,0 +1,102 @@
+"""The regulariser that spreads features: by hand, by its gradient, and over two processes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from selfvit import SelfViTForDINO
+from selfvit.modeling.koleo import koleo_loss
+from tests.objectives import random_views, tiny_config, tiny_dino_config
+
+
+def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_is_minus_the_mean_log_distance_to_the_nearest_neighbour():
+    # on the circle: 0 and 90 degrees are sqrt(2) apart, 180 degrees is sqrt(2) from 90
+    features = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]])
+    assert koleo_loss(features).item() == pytest.approx(-math.log(math.sqrt(2)))
+
+
+def test_neighbours_are_of_the_same_view():
+    view = random_features(1, 6, 8)
+    both = koleo_loss(torch.cat([view, view]))  # a neighbour in the other view would be at 0
+    torch.testing.assert_close(both, koleo_loss(view))
+
+
+def test_it_is_lower_where_features_fill_more_directions():
+    features = random_features(1, 32, 8)
+    flat = features * torch.tensor([1.0, 1.0] + [0.01] * 6)
+    assert koleo_loss(features) < koleo_loss(flat)
+
+
+def test_equal_features_give_a_finite_loss_and_gradient():
+    features = torch.ones(1, 4, 8, requires_grad=True)
+    loss = koleo_loss(features)
+    loss.backward()
+    assert loss.isfinite() and features.grad.isfinite().all()
+
+
+def test_a_step_against_the_gradient_moves_neighbours_apart():
+    features = random_features(1, 6, 4).requires_grad_()
+    before = koleo_loss(features)
+    before.backward()
+    assert koleo_loss(features - 0.01 * features.grad) < before
+
+
+def test_it_is_computed_in_float32_under_autocast():
+    features = random_features(2, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = koleo_loss(features)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, koleo_loss(features))
+
+
+def test_an_image_alone_is_an_error_that_says_what_to_do():
+    with pytest.raises(ValueError, match="batch of 2 or more"):
+        koleo_loss(torch.ones(2, 1, 8))
+
+
+def loss_and_gradient(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = features.clone().requires_grad_()
+    loss = koleo_loss(features)
+    (gradient,) = torch.autograd.grad(loss, features)
+    return loss.detach(), gradient
+
+
+def half_in_process(rank: int, store_file: str, result_file: str) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(store_file, 2), rank=rank, world_size=2)
+    half = random_features(2, 8, 4).chunk(2, dim=1)[rank]
+    torch.save(loss_and_gradient(half), f"{result_file}{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_find_the_neighbours_and_gradients_that_one_finds(tmp_path):
+    arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
+    torch.multiprocessing.spawn(half_in_process, arguments, nprocs=2)
+    halves = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
+    loss, gradient = loss_and_gradient(random_features(2, 8, 4))
+    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, loss)
+    # data parallel training averages the gradients of the processes
+    torch.testing.assert_close(torch.cat([half[1] for half in halves], dim=1) / 2, gradient)
+
+
+def test_dino_adds_it_with_its_weight_and_trains_the_student_by_it():
+    losses = []
+    for weight in (0.0, 0.1, 0.3):
+        torch.manual_seed(0)
+        config = tiny_config(
+            initializer_range=0.2, dino_config=tiny_dino_config(koleo_weight=weight)
+        )
+        model = SelfViTForDINO(config)
+        views = random_views(torch.Generator().manual_seed(1), 4)
+        losses.append(model(**views).loss)
+    features = model.student.vit.class_tokens(views["global_views"].flatten(0, 1))[0]
+    expected = koleo_loss(features.unflatten(0, (2, 4)))
+    torch.testing.assert_close(losses[1] - losses[0], 0.1 * expected)
+    torch.testing.assert_close(losses[2] - losses[0], 0.3 * expected)
