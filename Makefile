@@ -12,9 +12,12 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: .venv/installed  ## train on images of clothes, embed, evaluate, draw: demo/
+OBJECTIVE ?= dino
+DEMO := $(if $(filter dino,$(OBJECTIVE)),demo,demo_$(OBJECTIVE))
+
+demo: .venv/installed  ## train on images of clothes, embed, evaluate, draw: demo/, or demo_mae/ by OBJECTIVE=mae
 	# the loader shares the cores: threads that wait must not spin
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --output demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --objective $(OBJECTIVE) --output $(DEMO)
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -31,4 +34,4 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/demo_curve.py
 
 clean:
-	rm -rf .venv build dist demo *.egg-info
+	rm -rf .venv build dist demo demo_* *.egg-info

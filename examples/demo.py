@@ -1,6 +1,6 @@
-"""The demo: train a small DINO on pictures of clothes, embed them, measure, draw.
+"""The demo: train a small encoder on pictures of clothes, embed them, measure, draw.
 
-    python examples/demo.py --output demo [--seed 0] [any field of the recipe]
+    python examples/demo.py --objective dino --output demo [--seed 0] [any field of the recipe]
 
 It writes a checkpoint, the test images' vectors, metrics.json (raw pixels, untrained and trained
 encoder side by side), a map of the vectors and attention maps.
@@ -15,20 +15,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+)
 
-from selfvit import SelfViTModel
+import selfvit  # noqa: F401 - registers the models with transformers
 from selfvit.data.decoding import decode_image
 from selfvit.data.image_source import ImageSource
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import EmbeddedImages, Embedder
 from selfvit.embedding.writer import write_embeddings
 from selfvit.evaluation.evaluate import evaluate_embeddings, save_metrics
+from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main as train
 from selfvit.visualization.attention_maps import plot_attention_maps
 from selfvit.visualization.embedding_map import plot_embedding_map
 
 SAMPLE = Path(__file__).parent / "fashion_mnist_sample"
+OBJECTIVES = [name.removesuffix("_demo") for name in RECIPES if name.endswith("_demo")]
 
 
 def raw_pixels(source: ImageSource) -> EmbeddedImages:
@@ -51,10 +58,12 @@ def loss_curve(checkpoint: Path) -> dict[str, float]:
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
     parser.add_argument("--output", type=Path, default=Path("demo"))
     parser.add_argument("--seed", type=int, default=0)
     arguments, recipe_options = parser.parse_known_args()
     output, checkpoint = arguments.output, arguments.output / "checkpoint"
+    recipe = f"{arguments.objective}_demo"
     output.mkdir(parents=True, exist_ok=True)
     train_source = open_images(SAMPLE / "train.parquet")
     test_source = open_images(SAMPLE / "test.parquet")
@@ -63,7 +72,7 @@ def main() -> None:
     started = time.perf_counter()
     train(
         [
-            "dino_demo", "--data", str(SAMPLE / "train.parquet"), "--output", str(checkpoint),
+            recipe, "--data", str(SAMPLE / "train.parquet"), "--output", str(checkpoint),
             "--overwrite", "true", "--seed", str(arguments.seed), *recipe_options,
         ]
     )  # fmt: skip
@@ -75,7 +84,7 @@ def main() -> None:
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     torch.manual_seed(arguments.seed)
     encoders = {
-        "untrained": SelfViTModel(config),
+        "untrained": AutoModelForPreTraining.from_config(config).vit,
         "trained": AutoModel.from_pretrained(checkpoint),
     }
     metrics: dict = {
@@ -90,7 +99,12 @@ def main() -> None:
         embedder, test_source, output / "vectors", overwrite=True, progress=False, metadata=metadata
     )
     seconds["evaluate"] = time.perf_counter() - started
-    metrics |= {"loss": loss_curve(checkpoint), "seconds": seconds, "seed": arguments.seed}
+    metrics |= {
+        "recipe": recipe,
+        "seed": arguments.seed,
+        "loss": loss_curve(checkpoint),
+        "seconds": seconds,
+    }
     save_metrics(metrics, output / "metrics.json")
 
     print("3. Drawing.", flush=True)
@@ -108,10 +122,10 @@ def main() -> None:
     chosen = [images[position] for position in one_of_each]
     plot_attention_maps(encoders["trained"], processor, chosen, output / "attention_maps.png")
 
-    print_summary(output, metrics)
+    print_summary(recipe, output, metrics)
 
 
-def print_summary(output: Path, metrics: dict) -> None:
+def print_summary(recipe: str, output: Path, metrics: dict) -> None:
     """Print the figures, what was made, and what to do next."""
     print(f"\n{'accuracy in %':<16}{'k-NN (k=20)':>12}{'linear probe':>14}")
     for name in ("raw_pixels", "untrained", "trained"):
@@ -132,7 +146,7 @@ def print_summary(output: Path, metrics: dict) -> None:
 {output}/attention_maps.png  what the class token looks at
 
 Next, on a folder of your own images:
-  selfvit train dino_demo --data FOLDER --output my_model --image_size 56 --local_view_size 28
+  selfvit train {recipe} --data FOLDER --output my_model --image_size 56
   selfvit embed --model my_model --data FOLDER --output my_vectors"""
     )
 
