@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..atomic_output import atomic_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,10 +34,5 @@ def new_figure(width: int, height: int) -> Figure:
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside its destination: renaming is atomic only within one file system
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        drawn = Path(folder) / "figure.png"
-        figure.savefig(drawn, format="png", dpi=PIXELS_PER_INCH)
-        os.replace(drawn, path)
+    with atomic_output(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=PIXELS_PER_INCH)
