@@ -284,5 +284,32 @@ def pca(
     typer.echo(f"{len(images)} images drawn: {output}")
 
 
+@visualize.command()
+def reconstruct(
+    model: Model,
+    data: Data,
+    output: Picture,
+    num_images: NumImages = 8,
+    image_size: ImageSize = None,
+    mask_ratio: Annotated[
+        float | None, typer.Option(help="Fraction of the patches to mask; the checkpoint's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    split: Split = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what a MAE checkpoint fills in where patches are masked.
+
+    A model trained with norm_pix_loss predicts no brightness and no contrast; its patches are drawn
+    with those of the true ones.
+    """
+    from .visualization.reconstructions import open_mae, plot_reconstructions
+
+    images = _images_to_draw(data, split, num_images, output, overwrite)
+    mae, processor = open_mae(model, image_size=image_size, mask_ratio=mask_ratio)
+    plot_reconstructions(mae, processor, images, output, seed=seed)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
 if __name__ == "__main__":
     app()
