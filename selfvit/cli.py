@@ -83,7 +83,10 @@ Picture = Annotated[Path, typer.Option(help="PNG to write.")]
 NumImages = Annotated[int, typer.Option(help="Images to draw, spread over the data.")]
 ImageSize = Annotated[
     int | None,
-    typer.Option(help="Pixels, a multiple of the patch size; larger is finer. The checkpoint's."),
+    typer.Option(
+        min=1,
+        help="Pixels, a multiple of the patch size; larger is finer. The checkpoint's by default.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")]
 
@@ -236,6 +239,13 @@ def _images_to_draw(
     return images
 
 
+def _open_encoder(model: str, network: Network, image_size: int | None) -> tuple[Any, Any]:
+    from .modeling.modeling_selfvit import SelfViTModel
+    from .visualization.inputs import open_checkpoint
+
+    return open_checkpoint(SelfViTModel, model, image_size=image_size, network=network.value)
+
+
 @visualize.command()
 def attention(
     model: Model,
@@ -248,15 +258,10 @@ def attention(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw what the class token attends to in the last block, head by head."""
-    from .modeling.modeling_selfvit import SelfViTModel
     from .visualization.attention_maps import plot_attention_maps
-    from .visualization.inputs import open_checkpoint
 
     images = _images_to_draw(data, split, num_images, output, overwrite)
-    encoder, processor = open_checkpoint(
-        SelfViTModel, model, image_size=image_size, network=network.value
-    )
-    plot_attention_maps(encoder, processor, images, output)
+    plot_attention_maps(*_open_encoder(model, network, image_size), images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
 
 
@@ -272,15 +277,10 @@ def pca(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw the patches' first three principal components, over all images, as colours."""
-    from .modeling.modeling_selfvit import SelfViTModel
-    from .visualization.inputs import open_checkpoint
     from .visualization.pca_maps import plot_pca_maps
 
     images = _images_to_draw(data, split, num_images, output, overwrite)
-    encoder, processor = open_checkpoint(
-        SelfViTModel, model, image_size=image_size, network=network.value
-    )
-    plot_pca_maps(encoder, processor, images, output)
+    plot_pca_maps(*_open_encoder(model, network, image_size), images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
 
 
@@ -292,7 +292,8 @@ def reconstruct(
     num_images: NumImages = 8,
     image_size: ImageSize = None,
     mask_ratio: Annotated[
-        float | None, typer.Option(help="Fraction of the patches to mask; the checkpoint's.")
+        float | None,
+        typer.Option(help="Fraction of the patches to mask; the checkpoint's by default."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     split: Split = None,

@@ -137,7 +137,6 @@ class TestErrors:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            (["--image-size", "30"], "image_size (30) must be a multiple of patch_size (8)"),
             (["--num-images", "0"], "num_images (0)"),
             (["--mask-ratio", "1.5"], "mask_ratio (1.5) must be above 0 and below 1"),
             (["--split", "nope"], "without a sub-folder 'nope'"),
@@ -147,6 +146,13 @@ class TestErrors:
         result = draw("reconstruct", *arguments)
         assert result.exit_code == 2 and message in result.stderr
         assert not output.exists()
+
+    @every_plot
+    def test_a_size_that_the_patch_does_not_divide_is_told(self, plot, draw, output):
+        result = draw(plot, "--image-size", 30)
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+        assert "(30) must be a multiple of patch_size (8)" in result.stderr
+        assert "24 or 32" in result.stderr and not output.exists()
 
     @every_plot
     def test_an_existing_picture_is_refused_before_any_work(self, plot, draw, output):

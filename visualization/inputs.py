@@ -35,7 +35,8 @@ def open_checkpoint(
     Args:
         model_class: class to load.
         checkpoint: folder, or Hub id.
-        image_size: pixels, both sides, that images are brought to; the processor's own if None.
+        image_size: pixels, both sides, that images are brought to, a multiple of the patch size;
+            the processor's own if None.
         kwargs: as for `load_strictly`.
 
     Returns:
@@ -43,20 +44,11 @@ def open_checkpoint(
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
-        ValueError: if its weights do not fit, or the patch size does not divide `image_size`.
+        ValueError: if its weights do not fit.
     """
     model = load_strictly(model_class, checkpoint, dtype=torch.float32, **kwargs)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
-    if image_size is None:
-        return model, processor
-    patch_size = model.config.patch_size
-    if image_size < 1 or image_size % patch_size:
-        below = max(1, image_size // patch_size) * patch_size
-        raise ValueError(
-            f"image_size ({image_size}) must be a multiple of patch_size ({patch_size}); "
-            f"use {below} or {below + patch_size}."
-        )
-    return model, resized_processor(processor, image_size)
+    return model, processor if image_size is None else resized_processor(processor, image_size)
 
 
 def choose_images(

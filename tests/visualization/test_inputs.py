@@ -78,11 +78,6 @@ class TestCheckpoint:
         _, processor = open_checkpoint(SelfViTModel, tiny_checkpoint)
         assert preprocess_images([image_files.noise(50, 90)], processor).shape[2:] == (32, 32)
 
-    @pytest.mark.parametrize("size, choices", [(30, "24 or 32"), (5, "8 or 16"), (0, "8 or 16")])
-    def test_sizes_that_the_patch_does_not_divide_are_refused(self, size, choices, tiny_checkpoint):
-        with pytest.raises(ValueError, match=rf"image_size \({size}\).*use {choices}"):
-            open_checkpoint(SelfViTModel, tiny_checkpoint, image_size=size)
-
 
 @pytest.mark.parametrize("resize", ["square", "shortest_edge"])
 def test_normalisation_is_undone_by_the_processors_own_numbers(resize):
