@@ -130,7 +130,8 @@ def draw_panels(
 def _panel_size(height: int, width: int) -> tuple[int, int]:
     longest = max(height, width)
     if longest > MAX_PANEL:
-        return tuple(max(1, round(side * MAX_PANEL / longest)) for side in (height, width))  # type: ignore[return-value]
+        scale = MAX_PANEL / longest
+        return max(1, round(height * scale)), max(1, round(width * scale))
     factor = math.ceil(MIN_PANEL / longest)
     return height * factor, width * factor
 
