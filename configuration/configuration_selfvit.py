@@ -49,6 +49,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         pooling: what `pooler_output` is. "cls": class token; "mean": mean of the patch tokens;
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean.
+        classifier_batch_norm: whether the classifier standardises the embedding first, by a batch
+            norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
 
     Raises:
@@ -80,6 +82,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
     pooling: str = "cls"
+    classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
