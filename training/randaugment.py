@@ -22,7 +22,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
 
 def _solarize_add(image: Image.Image, strength: float) -> Image.Image:
     added = round(strength * 110)
-    return image.point([min(255, level + added) if level < 128 else level for level in range(256)])
+    return image.point(lambda level: min(255, level + added) if level < 128 else level)
 
 
 def _enhance(kind: Callable) -> Callable[[Image.Image, float], Image.Image]:
