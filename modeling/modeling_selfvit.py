@@ -531,7 +531,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 
     With `config.classifier_batch_norm` the embedding is standardised first, by a batch norm without
     weights: of the batch in training, by running statistics in evaluation (MAE, arXiv 2111.06377,
-    Appendix A.1, "Linear probing").
+    Appendix A.1, "Linear probing"). Of several processes each has statistics of its own part.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss)\."]

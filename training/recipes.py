@@ -209,11 +209,11 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
     mean for MAE's. The batch is the paper's where the data gives 16 of them an epoch, else as many
     images as a power of two allows, 16 at least: a small folder still trains for enough steps, and
     the learning rate follows the batch.
-    Quality: 83.6 on ImageNet-1k (Table 3, ViT-B, pretrained 1,600 epochs). Status: paper's numbers,
-    not reproduced; mechanics tested here.
+    Time: 7.2 hours on 32 V100. Quality: 83.6 on ImageNet-1k (FINETUNE.md, mean of four seeds;
+    pretrained 1,600 epochs). Status: paper's numbers, not reproduced; mechanics tested here.
     Differs from the repository: patches are normalised before their mean, not after it; erased
-    boxes are of uniform levels (arXiv 1708.04896), not of normal ones; the pairs of a batch are
-    drawn, not its two ends; the rate is set by the step and its minimum has no layer decay.
+    boxes are of uniform levels (arXiv 1708.04896), not of normal ones; partners in a batch are
+    drawn, not first with last.
     """
     if batch_size is None:
         batch_size = 1024  # Table 9
@@ -263,7 +263,9 @@ def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
     12, and they gained nothing on 500 images either; on photos try `--crop_scale 0.5 1
     --flip_probability 0.5`. Peak rates of 0.016 to 0.05 at a batch of 64 were alike, a quarter of
     it learns too slowly.
-    Status: measured here, MEASURED
+    Time: frozen encoders are cheap, but each epoch passes all images through it. Quality: 78.5 %
+    where scikit-learn's probe (`selfvit evaluate`) gets 78.9, on 6,500 images and the same encoder,
+    1,500 held out, one seed. Status: measured here.
     """
     return Run(
         recipe="linear_probe",
