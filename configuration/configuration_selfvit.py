@@ -51,6 +51,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
             "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
+        classifier_batch_norm: whether the classifier standardises the embedding first, by a batch
+            norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
         mae_config: what MAE adds, or None.
 
@@ -86,6 +88,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
     pooling: str = "auto"
+    classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
     _out_features: list[str] | None = None

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
+
+from .mixing import cutmix, mixup, random_cut_box, random_partners, smooth_labels
+from .randaugment import rand_augment
 
 try:
     import cv2
@@ -98,6 +102,34 @@ def jitter_color(
     return pixels
 
 
+def erase_box(
+    pixels: np.ndarray, area: list[float], ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Fill a random box of (h, w, C) uint8 pixels with random levels (arXiv 1708.04896, Alg. 1).
+
+    Args:
+        pixels: an image.
+        area: smallest and largest area of the box, fractions of the image's.
+        ratio: smallest height over width, below 1; the largest is its inverse.
+        rng: source of randomness.
+    """
+    height, width, channels = pixels.shape
+    for _ in range(10):
+        box_area = height * width * rng.uniform(area[0], area[1])
+        box_ratio = math.exp(rng.uniform(math.log(ratio), -math.log(ratio)))
+        box_height = round(math.sqrt(box_area * box_ratio))
+        box_width = round(math.sqrt(box_area / box_ratio))
+        if 0 < box_height < height and 0 < box_width < width:
+            top = rng.integers(0, height - box_height + 1)
+            left = rng.integers(0, width - box_width + 1)
+            erased = pixels.copy()
+            erased[top : top + box_height, left : left + box_width] = rng.integers(
+                0, 256, (box_height, box_width, channels), dtype=np.uint8
+            )
+            return erased
+    return pixels
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
@@ -126,6 +158,18 @@ class Augmentation:
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the views, for checks against the patch size."""
         raise NotImplementedError
+
+    def mix(
+        self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> dict[str, Any]:
+        """Return a labelled batch with images combined, for augmentations that do so.
+
+        Args:
+            batch: as `collate` stacks it; "labels" are (B,) class indices.
+            rng: source of randomness, of this batch.
+            num_classes: of the data.
+        """
+        return batch
 
 
 def _probabilities(*values: float):
@@ -252,6 +296,65 @@ class MAECrop(CropAndFlip):
         return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
 
 
-AUGMENTATIONS = {"multi_crop": MultiCrop, "crop_and_flip": CropAndFlip, "mae_crop": MAECrop}
+@dataclass(frozen=True)
+class MixedCrop(CropAndFlip):
+    """A random crop changed more strongly, and mixed with another of its batch; all off by default.
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MAECrop", "MultiCrop"]
+    RandAugment and random erasing change an image. Mixup or cutmix, each half of the time where
+    both are on, then combines every image of a batch with another, and their labels: these become
+    soft, (B, L) float32.
+    """
+
+    rand_augment_magnitude: float = field(default=0.0, metadata={"help": "0 to 10; 0 for none"})
+    rand_augment_deviation: float = 0.5
+    random_erasing_probability: float = 0.0
+    erased_area: list[float] = _probabilities(0.02, 0.33)
+    erased_ratio: float = 0.3
+    mixup_alpha: float = field(default=0.0, metadata={"help": "of mixup's Beta; 0 for none"})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "of cutmix's Beta; 0 for none"})
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W)."""
+        crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
+        view = np.ascontiguousarray(crop.transpose(1, 2, 0))
+        if self.rand_augment_magnitude > 0:
+            view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_deviation, rng)
+        if rng.random() < self.random_erasing_probability:
+            view = erase_box(view, self.erased_area, self.erased_ratio, rng)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def mix(
+        self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> dict[str, Any]:
+        """Return the batch with "pixel_values" mixed and "labels" (B, L) float32."""
+        images = batch["pixel_values"]
+        labels = smooth_labels(batch["labels"], num_classes, self.label_smoothing)
+        partners = random_partners(len(images), rng)
+        alphas = {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        methods = [name for name, alpha in alphas.items() if alpha > 0]
+        if methods:
+            method = methods[rng.integers(len(methods))]
+            share = rng.beta(alphas[method], alphas[method])
+            if method == "mixup":
+                images, labels = mixup(images, labels, partners, share)
+            else:
+                box = random_cut_box(images.shape[2], images.shape[3], share, rng)
+                images, labels = cutmix(images, labels, partners, box)
+        return {**batch, "pixel_values": images, "labels": labels}
+
+
+AUGMENTATIONS = {
+    "multi_crop": MultiCrop,
+    "crop_and_flip": CropAndFlip,
+    "mae_crop": MAECrop,
+    "mixed_crop": MixedCrop,
+}
+
+__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MAECrop", "MixedCrop", "MultiCrop"]
