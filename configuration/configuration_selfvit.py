@@ -11,6 +11,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
+from .configuration_pmsn import PMSNConfig
 
 # hidden_size, num_hidden_layers, num_attention_heads
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -50,6 +51,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean.
         dino_config: what DINO adds, or None.
+        pmsn_config: what MSN and PMSN add, or None.
 
     Raises:
         StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
@@ -61,7 +63,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "selfvit"
-    sub_configs_defaults = {"dino_config": SubConfigSpec(DINOConfig, optional=True)}
+    sub_configs_defaults = {
+        "dino_config": SubConfigSpec(DINOConfig, optional=True),
+        "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
+    }
 
     hidden_size: int = 384
     num_hidden_layers: int = 12
@@ -81,6 +86,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     use_mask_token: bool = False
     pooling: str = "cls"
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
+    pmsn_config: Any = None  # PMSNConfig, likewise
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, without gradient; it stays as it is."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
+class _AllReduceSum(torch.autograd.Function):
+    """Every process's output depends on every process's input, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        return _reduced(tensor, dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _reduced(gradient, dist.ReduceOp.SUM)
+
+
+def _reduced(tensor: Tensor, operation: Any) -> Tensor:
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+    dist.all_reduce(total, operation)
     return total
 
 
-__all__ = ["all_reduce_sum"]
+def several_processes() -> bool:
+    """Say whether there are others to reduce with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all processes; it stays as it is.
+
+    Its gradient is that of the sum of all processes' losses. DistributedDataParallel then averages
+    parameters' gradients, which gives the gradient of the mean loss.
+    """
+    return _AllReduceSum.apply(tensor) if several_processes() else tensor
+
+
+def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
+    """Return log(sum(exp(tensor))) over all processes, with gradient; it stays as it is."""
+    if not several_processes():
+        return tensor
+    largest = _reduced(tensor, dist.ReduceOp.MAX)
+    return largest + all_reduce_sum((tensor - largest).exp()).log()
+
+
+__all__ = ["all_reduce_logsumexp", "all_reduce_sum", "several_processes"]

@@ -335,6 +335,9 @@ class SelfViTPreTrainedModel(PreTrainedModel):
 
     # What the training loop asks of every model it trains. An objective overrides what it needs.
 
+    # Names of parameters that weight decay leaves alone, besides biases and other vectors.
+    undecayed_parameters: tuple[str, ...] = ()
+
     @property
     def trained_encoder(self) -> SelfViTModel:
         """The encoder that the optimizer trains: the student's, where there is a teacher."""
@@ -371,7 +374,10 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
     # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
     # left out.
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier|unused)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|loss|classifier|unused)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -473,7 +479,9 @@ class SelfViTModel(SelfViTPreTrainedModel):
         class_tokens = self.class_tokens(pixel_values, self.config.num_class_blocks)
         return pool(class_tokens, None, self.config.pooling)
 
-    def class_tokens(self, pixel_values: Tensor, num_blocks: int = 1) -> list[Tensor]:
+    def class_tokens(
+        self, pixel_values: Tensor, num_blocks: int = 1, ids_keep: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the normalised class tokens of the last blocks, without the patches' last ones.
 
         The last block runs for one query: patches still answer it, and are not computed themselves.
@@ -481,11 +489,12 @@ class SelfViTModel(SelfViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), as for `forward`.
             num_blocks: how many blocks, counted from the last.
+            ids_keep: (B, K) indices of the patches to keep, as for `forward`.
 
         Returns:
             `num_blocks` tensors (B, D), the last block's last.
         """
-        hidden_states = self._embed_tokens(pixel_values)
+        hidden_states = self._embed_tokens(pixel_values, ids_keep)
         class_tokens = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -503,7 +512,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
 class SelfViTForImageClassification(SelfViTPreTrainedModel):
     """The encoder with a linear layer on its embedding."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss)\.", r"^prototypes$"]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -547,7 +556,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier)\.", r"^prototypes$"]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)

@@ -22,6 +22,10 @@ OBJECTIVES = {
         *("dino_demo", "--local_view_size", "16", "--num_local_views", "2"),
         *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_bottleneck_size", "16"),
     ],
+    "pmsn": [
+        *("pmsn_demo", "--focal_view_size", "16", "--num_focal_views", "2"),
+        *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_output_size", "16"),
+    ],
 }
 
 
