@@ -165,11 +165,8 @@ def make_loss(**fields: Any) -> PMSNLoss:
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Return anchors (V, B, E), targets (B, E), prototypes (K, E), all asking for gradients."""
     golden = load_golden("msn_loss")[0]
-    anchors = golden["anchors"].unflatten(0, (3, 6))
-    return tuple(
-        tensor.clone().requires_grad_()
-        for tensor in (anchors, golden["targets"], golden["prototypes"])
-    )
+    anchors = golden["anchors"].unflatten(0, (3, 6)).requires_grad_()
+    return anchors, golden["targets"].requires_grad_(), golden["prototypes"].requires_grad_()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
