@@ -12,6 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
 from .configuration_mae import MAEConfig
+from .configuration_pmsn import PMSNConfig
 
 # hidden_size, num_hidden_layers, num_attention_heads
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -55,6 +56,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
         mae_config: what MAE adds, or None.
+        pmsn_config: what MSN and PMSN add, or None.
 
     Raises:
         StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
@@ -69,6 +71,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     sub_configs_defaults = {
         "dino_config": SubConfigSpec(DINOConfig, optional=True),
         "mae_config": SubConfigSpec(MAEConfig, optional=True),
+        "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
     }
 
     hidden_size: int = 384
@@ -91,6 +94,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
+    pmsn_config: Any = None  # PMSNConfig, likewise
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

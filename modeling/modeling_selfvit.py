@@ -35,6 +35,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .batch_norm import BatchNorm
 from .pooling import pool
 from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
 
@@ -319,13 +320,12 @@ class SelfViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
-            for ones in (module.weight, module.running_var):
-                if ones is not None:
-                    init.ones_(ones)
-            for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
-                if zeros is not None:
-                    init.zeros_(zeros)
+        elif isinstance(module, BatchNorm):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            if module.weight is not None and module.bias is not None:
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
         elif isinstance(module, SelfViTLayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value or 0.0)
         elif isinstance(module, SelfViTEmbeddings):
@@ -341,6 +341,9 @@ class SelfViTPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_embeddings, fixed)
 
     # What the training loop asks of every model it trains. An objective overrides what it needs.
+
+    # Names of parameters that weight decay leaves alone, besides biases and other vectors.
+    undecayed_parameters: tuple[str, ...] = ()
 
     @property
     def trained_encoder(self) -> SelfViTModel:
@@ -379,7 +382,8 @@ class SelfViTModel(SelfViTPreTrainedModel):
     # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
     # left out.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(head|student|decoder|loss|classifier(_norm)?|unused)\."
+        r"^(head|student|decoder|loss|classifier(_norm)?|unused)\.",
+        r"^prototypes$",
     ]
 
     def __init__(self, config: SelfViTConfig):
@@ -482,7 +486,9 @@ class SelfViTModel(SelfViTPreTrainedModel):
         class_tokens = self.class_tokens(pixel_values, self.config.num_class_blocks)
         return pool(class_tokens, None, self.config.pooling)
 
-    def class_tokens(self, pixel_values: Tensor, num_blocks: int = 1) -> list[Tensor]:
+    def class_tokens(
+        self, pixel_values: Tensor, num_blocks: int = 1, ids_keep: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the normalised class tokens of the last blocks, without the patches' last ones.
 
         The last block runs for one query: patches still answer it, and are not computed themselves.
@@ -490,11 +496,12 @@ class SelfViTModel(SelfViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), as for `forward`.
             num_blocks: how many blocks, counted from the last.
+            ids_keep: (B, K) indices of the patches to keep, as for `forward`.
 
         Returns:
             `num_blocks` tensors (B, D), the last block's last.
         """
-        hidden_states = self._embed_tokens(pixel_values)
+        hidden_states = self._embed_tokens(pixel_values, ids_keep)
         class_tokens = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -533,10 +540,10 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 
     With `config.classifier_batch_norm` the embedding is standardised first, by a batch norm without
     weights: of the batch in training, by running statistics in evaluation (MAE, arXiv 2111.06377,
-    Appendix A.1, "Linear probing"). Of several processes each has statistics of its own part.
+    Appendix A.1, "Linear probing").
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\.", r"^prototypes$"]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -544,7 +551,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         self.vit = SelfViTModel(config)
         self.classifier_norm = (
             # 1e-6: MAE, main_linprobe.py; features that vary little are standardised all the same
-            nn.BatchNorm1d(config.embedding_size, affine=False, eps=1e-6)
+            BatchNorm(config.embedding_size, eps=1e-6, affine=False)
             if config.classifier_batch_norm
             else nn.Identity()
         )
@@ -610,7 +617,10 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss|classifier(_norm)?)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|decoder|loss|classifier(_norm)?)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)

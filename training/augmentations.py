@@ -177,23 +177,55 @@ def _probabilities(*values: float):
 
 
 @dataclass(frozen=True)
-class MultiCrop(Augmentation):
+class ColoredCrops(Augmentation):
+    """Random crops, flipped, with changed colours, some of them blurred.
+
+    The numbers are BYOL's (arXiv 2006.07733, Appendix B).
+    """
+
+    flip_probability: float = 0.5
+    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
+    color_jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_sigma: list[float] = _probabilities(0.1, 2.0)
+
+    def _view(
+        self,
+        pixels: np.ndarray,
+        size: tuple[int, int],
+        scale: list[float],
+        blur_probability: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Return one view of (H, W, 3) uint8 pixels, (3, h, w)."""
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
+        view = crop_and_resize(pixels, box, size)
+        if rng.random() < self.flip_probability:
+            view = cv2.flip(view, 1)
+        if rng.random() < self.color_jitter_probability:
+            view = jitter_color(view, self.color_jitter, rng)
+        if rng.random() < self.grayscale_probability:
+            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if rng.random() < blur_probability:
+            view = cv2.GaussianBlur(
+                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
+            )
+        return view.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class MultiCrop(ColoredCrops):
     """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
 
-    Colour, blur and solarisation are BYOL's (arXiv 2006.07733, Appendix B). Lists of three hold a
-    number for the first global view, the second, and the local ones.
+    Solarisation is BYOL's, too. Lists of three hold a number for the first global view, the second,
+    and the local ones.
     """
 
     num_local_views: int = field(default=8, metadata={"help": "small crops an image"})
     local_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
     global_crop_scale: list[float] = _probabilities(0.4, 1.0)
     local_crop_scale: list[float] = _probabilities(0.05, 0.4)
-    flip_probability: float = 0.5
-    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
-    color_jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
     blur_probability: list[float] = _probabilities(1.0, 0.1, 0.5)
-    blur_sigma: list[float] = _probabilities(0.1, 2.0)
     solarize_probability: list[float] = _probabilities(0.0, 0.2, 0.0)
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -211,19 +243,20 @@ class MultiCrop(Augmentation):
         """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
         pixels = np.array(image)
         global_views = [
-            self._view(pixels, kind, image_size, self.global_crop_scale, rng) for kind in (0, 1)
+            self._solarized_view(pixels, kind, image_size, self.global_crop_scale, rng)
+            for kind in (0, 1)
         ]
         views = {"global_views": np.stack(global_views)}
         if self.num_local_views:
             local_size = (self.local_view_size, self.local_view_size)
             local_views = [
-                self._view(pixels, 2, local_size, self.local_crop_scale, rng)
+                self._solarized_view(pixels, 2, local_size, self.local_crop_scale, rng)
                 for _ in range(self.num_local_views)
             ]
             views["local_views"] = np.stack(local_views)
         return views
 
-    def _view(
+    def _solarized_view(
         self,
         pixels: np.ndarray,
         kind: int,
@@ -231,21 +264,67 @@ class MultiCrop(Augmentation):
         scale: list[float],
         rng: np.random.Generator,
     ) -> np.ndarray:
-        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
-        view = crop_and_resize(pixels, box, size)
-        if rng.random() < self.flip_probability:
-            view = cv2.flip(view, 1)
-        if rng.random() < self.color_jitter_probability:
-            view = jitter_color(view, self.color_jitter, rng)
-        if rng.random() < self.grayscale_probability:
-            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        if rng.random() < self.blur_probability[kind]:
-            view = cv2.GaussianBlur(
-                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
-            )
+        view = self._view(pixels, size, scale, self.blur_probability[kind], rng)
         if rng.random() < self.solarize_probability[kind]:
             view = np.where(view < 128, view, 255 - view)
-        return view.transpose(2, 0, 1)  # (3, h, w)
+        return view
+
+
+@dataclass(frozen=True)
+class FocalCrops(ColoredCrops):
+    """MSN's views: a target, and as anchors large crops to be masked and small, focal ones.
+
+    (arXiv 2204.07141, Sec. 3 and Appendix A.1; scales: src/data_manager.py of the reference, color
+    strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
+    """
+
+    num_random_views: int = field(default=1, metadata={"help": "large anchor crops an image"})
+    num_focal_views: int = field(default=10, metadata={"help": "small anchor crops an image"})
+    focal_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
+    random_crop_scale: list[float] = _probabilities(0.3, 1.0)
+    focal_crop_scale: list[float] = _probabilities(0.05, 0.3)
+    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.4, 0.1)
+    blur_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_random_views < 1:
+            raise ValueError(f"num_random_views ({self.num_random_views}) must be at least 1.")
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes of the target and random views, and of the focal ones."""
+        focal_size = (self.focal_view_size, self.focal_view_size)
+        return [image_size, focal_size] if self.num_focal_views else [image_size]
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return the views, and the numbers that the random views' masks are made from.
+
+        Returns:
+            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1,
+            and "focal_views" (F, 3, h, w), if any.
+        """
+        pixels = np.array(image)
+
+        def crops(num_views: int, size: tuple[int, int], scale: list[float]) -> np.ndarray:
+            views = [
+                self._view(pixels, size, scale, self.blur_probability, rng)
+                for _ in range(num_views)
+            ]
+            return np.stack(views)
+
+        large = crops(1 + self.num_random_views, image_size, self.random_crop_scale)
+        num_patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        noise = rng.random((self.num_random_views, num_patches), dtype=np.float32)
+        views = {"target_view": large[0], "random_views": large[1:], "noise": noise}
+        if self.num_focal_views:
+            focal_size = (self.focal_view_size, self.focal_view_size)
+            views["focal_views"] = crops(self.num_focal_views, focal_size, self.focal_crop_scale)
+        return views
 
 
 @dataclass(frozen=True)
@@ -352,9 +431,18 @@ class MixedCrop(CropAndFlip):
 
 AUGMENTATIONS = {
     "multi_crop": MultiCrop,
-    "crop_and_flip": CropAndFlip,
+    "focal_crops": FocalCrops,
     "mae_crop": MAECrop,
+    "crop_and_flip": CropAndFlip,
     "mixed_crop": MixedCrop,
 }
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MAECrop", "MixedCrop", "MultiCrop"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "CropAndFlip",
+    "FocalCrops",
+    "MAECrop",
+    "MixedCrop",
+    "MultiCrop",
+]

@@ -678,7 +678,7 @@ def test_in_evaluation_the_batch_norm_takes_its_running_statistics():
     scaled = (embedding - norm.running_mean) / (norm.running_var + 1e-6).sqrt()
     torch.testing.assert_close(model(images).logits, model.classifier(scaled))
     torch.testing.assert_close(model(images[:1]).logits, model(images).logits[:1])
-    assert norm.num_batches_tracked == 3
+    assert not torch.equal(norm.running_mean, torch.zeros(32))
 
 
 def test_the_batch_norm_survives_saving_bit_for_bit(tmp_path):
@@ -711,7 +711,6 @@ def test_a_new_batch_norm_on_an_encoder_starts_at_mean_zero_and_variance_one(tmp
     )
     assert torch.equal(model.classifier_norm.running_mean, torch.zeros(32))
     assert torch.equal(model.classifier_norm.running_var, torch.ones(32))
-    assert model.classifier_norm.num_batches_tracked == 0
     with pytest.raises(ValueError, match="missing in the checkpoint: .*classifier_norm"):
         load_strictly(
             SelfViTForImageClassification, tmp_path, classifier_batch_norm=True, num_labels=3

@@ -5,6 +5,7 @@ from PIL import Image
 
 from selfvit.training.augmentations import (
     CropAndFlip,
+    FocalCrops,
     MAECrop,
     MixedCrop,
     MultiCrop,
@@ -16,10 +17,13 @@ from selfvit.training.augmentations import (
 
 from ..image_files import noise
 
-PLAIN = {
+PLAIN_COLORS = {
     "flip_probability": 0.0,
     "color_jitter_probability": 0.0,
     "grayscale_probability": 0.0,
+}
+PLAIN = {
+    **PLAIN_COLORS,
     "blur_probability": [0.0] * 3,
     "solarize_probability": [0.0] * 3,
 }
@@ -46,8 +50,46 @@ def test_without_local_views_only_global_ones_are_returned():
     }
 
 
+def test_focal_crops_gives_target_random_and_focal_views_and_a_number_a_patch():
+    augmentation = FocalCrops(num_random_views=2, num_focal_views=3, focal_view_size=16)
+    inputs = augmentation(noise(50, 40), rng(), (32, 48), 8)
+    assert {name: value.shape for name, value in inputs.items()} == {
+        "target_view": (3, 32, 48),
+        "random_views": (2, 3, 32, 48),
+        "focal_views": (3, 3, 16, 16),
+        "noise": (2, 24),
+    }
+    assert {name for name, value in inputs.items() if value.dtype == np.float32} == {"noise"}
+    assert all(inputs[name].dtype == np.uint8 for name in inputs.keys() - {"noise"})
+    assert inputs["noise"].min() >= 0 and inputs["noise"].max() < 1
+    assert len(np.unique(inputs["noise"])) == 48
+
+
+def test_target_and_random_views_are_different_crops_of_one_kind():
+    augmentation = FocalCrops(
+        num_focal_views=0,
+        random_crop_scale=[0.5, 0.5],
+        **{**PLAIN_COLORS, "blur_probability": 0.0},
+    )
+    inputs = augmentation(noise(40, 40), rng(), (32, 32), 8)
+    assert inputs.keys() == {"target_view", "random_views", "noise"}
+    assert not np.array_equal(inputs["target_view"], inputs["random_views"][0])
+
+
+def test_focal_crops_without_a_random_view_are_an_error():
+    with pytest.raises(ValueError, match=r"num_random_views \(0\) must be at least 1"):
+        FocalCrops(num_random_views=0)
+
+
 @pytest.mark.parametrize(
-    "augmentation", [MultiCrop(local_view_size=16), CropAndFlip(), MAECrop(), FINE_TUNING]
+    "augmentation",
+    [
+        MultiCrop(local_view_size=16),
+        FocalCrops(focal_view_size=16),
+        CropAndFlip(),
+        MAECrop(),
+        FINE_TUNING,
+    ],
 )
 def test_views_are_a_function_of_the_seed(augmentation):
     first = augmentation(noise(50, 40), rng(3), (32, 32), 8)

@@ -243,3 +243,20 @@ def test_fine_tuning_a_probe_leaves_its_batch_norm_behind(tiny_config, tmp_path)
     probe = SelfViTConfig(**{**tiny_config.to_diff_dict(), "classifier_batch_norm": True})
     probe.save_pretrained(tmp_path)
     assert not run_of("classify", "--init_from", str(tmp_path)).model.classifier_batch_norm
+
+
+def test_the_paper_recipes_of_msn_have_the_papers_numbers():
+    msn, pmsn = (RECIPES[name](None, None) for name in ("msn_vits16_in1k", "pmsn_vits16_in1k"))
+    for run in (msn, pmsn):
+        assert run.training.learning_rate == pytest.approx(0.001)  # at a batch of 1024
+        assert run.training.num_steps(1_281_167) == 800 * 1251
+        assert run.model.pmsn_config.num_prototypes == 1024
+        assert run.augmentation.num_focal_views == 10
+    assert msn.model.pmsn_config.prior == "uniform"
+    assert pmsn.model.pmsn_config.prior == "power_law"
+
+
+def test_pmsn_finetune_chooses_prototypes_and_momentum_by_the_data():
+    small, large = (RECIPES["pmsn_finetune"](size, 64).model for size in (600, 100_000))
+    assert (small.pmsn_config.num_prototypes, large.pmsn_config.num_prototypes) == (64, 1024)
+    assert small.pmsn_config.teacher_momentum < large.pmsn_config.teacher_momentum < 1
