@@ -220,15 +220,17 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:
 def mae_finetune(num_images: int | None, batch_size: int | None) -> Run:
     """Continue MAE from pretrained weights on a small data set of one's own.
 
-    Command: `selfvit train mae_finetune --init_from CHECKPOINT --data FOLDER --output OUT`; of a
-    MAE checkpoint, `--init_scope all` brings its decoder along.
+    Command: `selfvit train mae_finetune --init_from CHECKPOINT --data FOLDER --output OUT`. With
+    `--init_scope all --freeze_encoder_ratio 0` and the checkpoint's `--decoder_...` fields, a MAE
+    checkpoint's decoder goes on being trained, too.
     What differs from pretraining, and why:
 
     - A new decoder gives the encoder useless gradients at first: the encoder is frozen for the
-      first tenth of the steps (`--freeze_encoder_ratio 0` with `--init_scope all`), and then trains
-      with layer-wise decay: what is general (the lower blocks) moves least.
-    - A decoder of two blocks: one must be trained from scratch on few images, and fine-tuned
-      accuracy hardly depends on its depth (Table 1a: 84.8 of one block, 84.9 of eight).
+      first tenth of the steps, and then trains with layer-wise decay: what is general (the lower
+      blocks) moves least.
+    - A decoder of two blocks, as few images must train it from scratch: of an encoder that is
+      fine-tuned afterwards its depth hardly shows (Table 1a: 84.8 of one block, 84.9 of eight); for
+      frozen features a deeper one is better (linear probe 70.0 of two, 73.5 of eight).
     - Length is in steps, as MAE gains from long schedules (Fig. 7), and small sets have few steps
       an epoch: 200 epochs. Crops and masks are drawn anew at each, so that they hardly repeat.
     - Crops and mask ratio are the paper's: MAE works with no stronger augmentation (Table 1e).
@@ -261,7 +263,17 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> Run:
 def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
     """MAE small enough for two CPU cores: 28 x 28 grey images, minutes.
 
-    Command: `selfvit train mae_demo --data FOLDER --output OUT`.
+    Command: `selfvit train mae_demo --data FOLDER --output OUT`. Time: 2,500 steps of 50 ms of one
+    core for 8,000 images, and another core that augments. Quality: of an encoder trained on 6,500
+    images and tested on 1,500 others, 75.4 k-NN (k = 20) and 80.7 linear probe, untrained 70.0 and
+    76.5 (one run; k-NN 75.5 on raw pixels). Status: measured here.
+
+    What differs from the paper is what small images and few steps need: patches of 7 pixels, so 4
+    of 16 are visible (patches of 4 cost 2.5 times as much a step: in about equal time 73.4 k-NN and
+    81.4 linear, against 75.9 and 80.7); pixels predicted as they are (with patches of 4 pixels and
+    500 steps, 72.3 and 79.6 with `norm_pix_loss`, 73.4 and 81.4 without); a small decoder. Twice
+    the learning rate gave 74.6 and 82.1 after 1,000 steps. One run of each, chosen on images held
+    out of the training part.
     """
     return Run(
         recipe="mae_demo",
@@ -271,16 +283,19 @@ def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
             num_hidden_layers=4,
             num_attention_heads=4,
             image_size=28,
-            patch_size=4,
+            patch_size=7,
             position_embedding_type="sincos",
             pooling="cls+mean",
             mae_config=MAEConfig(
-                decoder_hidden_size=64, decoder_num_layers=2, decoder_num_attention_heads=2
+                decoder_hidden_size=64,
+                decoder_num_layers=2,
+                decoder_num_attention_heads=2,
+                norm_pix_loss=False,
             ),
         ),
         augmentation=MAECrop(),
         training=TrainingConfig(
-            epochs=30,
+            epochs=20,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
