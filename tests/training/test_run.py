@@ -1,6 +1,8 @@
 import pytest
 
-from selfvit.training.recipes import RECIPES, dino_finetune, mae_classify
+from selfvit.training.recipes import RECIPES
+from selfvit.training.recipes.dino import dino_finetune
+from selfvit.training.recipes.supervised import mae_classify
 from selfvit.training.run import Run, TrainingConfig, make_run
 
 from ..objectives import tiny_config, tiny_mae_config
