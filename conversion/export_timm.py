@@ -136,10 +136,9 @@ def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
             name = name.replace(ours, theirs)
         weights[name.replace("layers.", "blocks.")] = tensor
     for query in [name for name in weights if ".q_proj." in name]:
-        parts = [
-            weights.pop(query.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")
-        ]
-        weights[query.replace("attention.q_proj", "attn.qkv")] = torch.cat(parts)
+        names = [query.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
+        fused = torch.cat([weights.pop(name) for name in names])
+        weights[query.replace("attention.q_proj", "attn.qkv")] = fused
     num_registers = encoder.config.num_register_tokens
     if num_registers:  # timm's positions are of every token; registers have none
         class_position, patches = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
@@ -161,17 +160,17 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
             f"the image processor resamples by {processor.resample}; timm takes "
             f"{' or '.join(RESAMPLING.values())}. Set resample in preprocessor_config.json."
         )
-    if processor.do_center_crop and size.get("shortest_edge"):
+    crops = processor.do_center_crop
+    last = dict(processor.crop_size) if crops else size
+    fits = (last.get("height"), last.get("width")) == (height, width)
+    if fits and crops and size.get("shortest_edge"):
         crop = {"crop_pct": height / size["shortest_edge"], "crop_mode": "center"}
-    elif not processor.do_center_crop and (size.get("height"), size.get("width")) == (
-        height,
-        width,
-    ):
+    elif fits and not crops:
         crop = {"crop_pct": 1.0, "crop_mode": "squash"}
     else:
         raise ValueError(
-            f"the image processor's size ({size}) must be the shortest edge before a center crop, "
-            f"or {height} x {width} without one; timm's transforms do no other."
+            f"the image processor's size ({size}) must be the shortest edge, before a center crop "
+            f"of {height} x {width}, or that itself without a crop; timm's transforms do no other."
         )
     return {
         "input_size": [config.num_channels, height, width],

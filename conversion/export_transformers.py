@@ -7,6 +7,7 @@ an encoder has fits too: LayerScale (ones, where there is none), epsilon, positi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 
-# Beginnings of names: ours, theirs.
-RENAMED = (
-    ("layernorm_before.", "norm1."),
-    ("layernorm_after.", "norm2."),
-)
+RENAMED = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))  # ours, theirs
 
 
 def write_transformers(
@@ -96,7 +93,7 @@ def check_transformers(config: SelfViTConfig) -> None:
 
 
 def _model_for(config: SelfViTConfig) -> Dinov2Model | Dinov2WithRegistersModel:
-    fields = {
+    fields: dict[str, Any] = {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,
@@ -124,9 +121,9 @@ def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
     for name, tensor in encoder.state_dict().items():
         for ours, theirs in RENAMED:
             name = name.replace(ours, theirs)
-        weights[f"encoder.{name.replace('layers.', 'layer.')}" if "layers." in name else name] = (
-            tensor
-        )
+        if name.startswith("layers."):
+            name = f"encoder.layer.{name.removeprefix('layers.')}"
+        weights[name] = tensor
     stored = weights.get("embeddings.mask_token")  # (1, 1, D), theirs is (1, D)
     weights["embeddings.mask_token"] = (
         torch.zeros(1, config.hidden_size) if stored is None else stored.flatten(1)

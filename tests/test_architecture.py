@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# configuration <- modeling; data; {embedding, conversion} <- {evaluation, visualization} <- training
-# <- cli
+# configuration <- modeling; data; {embedding, conversion} <- {evaluation, visualization}
+# <- training <- cli
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},
