@@ -125,6 +125,8 @@ def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
             output_names=["embedding"],
             verbose=False,
         )
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with the folders of who exported it
         program.save(path, external_data=num_bytes > LARGEST_GRAPH)
 
 

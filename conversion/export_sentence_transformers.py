@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..modeling.loading import quiet_loading
 from ..modeling.modeling_selfvit import SelfViTModel
 from .export_transformers import check_transformers, write_transformers
 from .fidelity import Fidelity, measure_difference
@@ -74,7 +75,8 @@ def write_sentence_transformers(
     except ImportError:
         unchecked = "sentence-transformers is not installed, so the export was not opened with it."
         return Fidelity(None, (*notes, unchecked))
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    with quiet_loading():
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
     def embed(pixel_values: Tensor) -> Tensor:
         return model({"pixel_values": pixel_values, "modality": "image"})["sentence_embedding"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,10 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
     last = dict(processor.crop_size) if crops else size
     fits = (last.get("height"), last.get("width")) == (height, width)
     if fits and crops and size.get("shortest_edge"):
-        crop = {"crop_pct": height / size["shortest_edge"], "crop_mode": "center"}
+        ratio = height / size["shortest_edge"]
+        if int(height / ratio) < size["shortest_edge"]:  # as timm computes the edge from the ratio
+            ratio = math.nextafter(ratio, 0)
+        crop = {"crop_pct": ratio, "crop_mode": "center"}
     elif fits and not crops:
         crop = {"crop_pct": 1.0, "crop_mode": "squash"}
     else:

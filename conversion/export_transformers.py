@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..modeling.loading import quiet_loading
 from ..modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 
@@ -44,9 +45,10 @@ def write_transformers(
     check_transformers(encoder.config)
     model = _model_for(encoder.config)
     model.load_state_dict(_renamed(encoder), strict=True)
-    model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    stored = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with quiet_loading():
+        model.eval().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        stored = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     height, width = encoder.config.image_height_width
     sizes, notes = [(height, width)], []
     if encoder.config.num_register_tokens:

@@ -246,6 +246,33 @@ def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:
 
 
 @app.command()
+def audit(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of transformers, timm or selfvit.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for silent faults in a checkpoint; exit code 1 if there are any."""
+    import json
+    from dataclasses import asdict
+
+    from .conversion.audit import audit as audit_checkpoint
+
+    result = audit_checkpoint(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, ensure_ascii=False))
+    else:
+        for finding in result.findings:
+            typer.echo(f"{finding.fault}: {finding.what}.")
+            typer.echo(f"  why it matters: {finding.why}.")
+            typer.echo(f"  what to do: {finding.fix}.")
+        for note in result.notes:
+            typer.echo(f"note: {note}")
+        if not result.findings:
+            typer.echo(f"{checkpoint}: nothing wrong was found ({result.kind}).")
+    if result.findings:
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     model: Model,
     train: Annotated[
