@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
@@ -30,10 +30,9 @@ from ..modeling.modeling_selfvit import (
 )
 from .export import FACTS
 from .image_statistics import are_close, expected_statistics
+from .weight_files import stored_tensors
 
 POSITIONS = re.compile(r"(^|[._])pos(ition)?_embed(ding)?s?(\.weight)?$")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def audit(checkpoint: Path) -> Audit:
     findings: list[Finding] = []
     notes: list[str] = []
     try:
-        findings += _check_finite(_stored_tensors(checkpoint))
+        findings += _check_finite(stored_tensors(checkpoint))
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         findings.append(_unreadable(error))
     else:
@@ -114,27 +113,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "architecture (timm), so the model is not known."
         )
     return config
-
-
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give names and tensors of the weight files, one at a time."""
-    for path in _weight_files(folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no dict)
-                    yield name, file.get_tensor(name)
-        else:
-            yield from torch.load(path, map_location="cpu", weights_only=True).items()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            shards = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            return [folder / name for name in sorted(set(shards.values()))]
-    raise FileNotFoundError(f"there is none of {', '.join(SINGLE_FILES + INDEXES)}")
 
 
 def _check_finite(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Finding]:
@@ -297,7 +275,7 @@ def _check_timm(folder: Path, config: dict[str, Any], notes: list[str]) -> Itera
             f"can make ({error})."
         ) from error
     wanted = model.state_dict()
-    stored = dict(_stored_tensors(folder))
+    stored = dict(stored_tensors(folder))
     mismatched = [
         (name, stored[name].shape, wanted[name].shape)
         for name in wanted.keys() & stored.keys()

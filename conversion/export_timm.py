@@ -151,6 +151,8 @@ def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
 def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
     """Return what timm's `create_transform` needs for the pixels of the processor.
 
+    Where the margins of a crop are odd, timm's lies a pixel beside transformers'.
+
     Raises:
         ValueError: if the processor does what timm's transforms don't.
     """
