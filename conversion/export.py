@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,17 @@ def export(
     _check_arguments(to, normalize, int8)
     check_output(output, FACTS, overwrite)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
-    _check_format(to, AutoConfig.from_pretrained(checkpoint, **overrides))
+    config = AutoConfig.from_pretrained(checkpoint, **overrides)
+    _check_format(to, config)
     encoder = load_strictly(
         SelfViTModel, checkpoint, network=network, dtype=torch.float32, **overrides
     )
     processor = _load_processor(checkpoint)
     with whole_or_not_at_all(output) as folder:
         fidelity = _write(to, encoder, processor, folder, normalize, int8)
+        if "SelfViTForImageClassification" in (config.architectures or ()):
+            left_out = "the classifier is left out: an export gives vectors."
+            fidelity = replace(fidelity, notes=(*fidelity.notes, left_out))
         report = ExportReport(output, encoder.config.pooling, fidelity)
         facts = {
             **_facts(report, normalize),

@@ -26,6 +26,10 @@ from ..modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 
 RENAMED = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))  # ours, theirs
+EXACT = {  # by pooling: what can express it
+    "mean": "--to timm (transformers opens such a folder, too, where timm is installed)",
+    "cls+mean": "--to sentence-transformers, or --to onnx,",
+}
 
 
 def write_transformers(
@@ -71,15 +75,10 @@ def check_transformers(config: SelfViTConfig) -> None:
         ValueError: if not.
     """
     if config.pooling != "cls":
+        exact = EXACT.get(config.pooling, "--to onnx")
         raise ValueError(
             f"pooling ({config.pooling!r}) cannot be expressed: the pooled output of dinov2 is the "
-            "class token. Use --pooling cls for the nearest"
-            + (
-                ", or --to timm for exactly this: transformers opens such a folder, too, where "
-                "timm is installed."
-                if config.pooling == "mean"
-                else ", or --to onnx for exactly this."
-            )
+            f"class token. Use --pooling cls for the nearest, or {exact} for exactly this."
         )
     height, width = config.image_height_width
     if height != width:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -106,18 +107,26 @@ def _names(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{key} in config.json", str(config.get(key) or "")
     for key in ("tag", "hf_hub_id", "architecture"):
         yield f"{key} of pretrained_cfg", str(config.get("pretrained_cfg", {}).get(key) or "")
-    if (folder / "README.md").is_file():
-        card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
-        bases = card.base_model or []
-        for base in [bases] if isinstance(bases, str) else bases:
-            yield "base_model of the model card", str(base)
-        for tag in card.tags or []:
-            yield "a tag of the model card", str(tag)
+    card = _card_of(folder)
+    bases = card.base_model or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield "base_model of the model card", str(base)
+    for tag in card.tags or []:
+        yield "a tag of the model card", str(tag)
     absolute = folder.absolute()
     yield "the folder's name", absolute.name
     for part in absolute.parts:
         if part.startswith("models--"):  # the cache of the Hub
             yield "the folder in the Hub's cache", part
+
+
+def _card_of(folder: Path) -> ModelCardData:
+    if not (folder / "README.md").is_file():
+        return ModelCardData()
+    try:
+        return ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):
+        return ModelCardData()  # a broken card tells nothing
 
 
 __all__ = ["Expectation", "Statistics", "are_close", "expected_statistics"]

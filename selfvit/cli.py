@@ -195,7 +195,7 @@ def export(
     ] = False,
     min_cosine: Annotated[
         float, typer.Option(help="Refuse 8 bits below this mean centered cosine; -1 never does.")
-    ] = 0.98,
+    ] = 0.99,  # an angle of 8 degrees
     data: Annotated[
         str | None,
         typer.Option(help="Images to measure 8 bits on, as --data of embed; random by default."),
@@ -214,7 +214,7 @@ def export(
     pixel_values = None if data is None else _pixels_of(data, checkpoint, max_images)
     report = export_checkpoint(
         checkpoint,
-        output or Path(f"{checkpoint.rstrip('/')}-{to.value}"),
+        output or _beside(checkpoint, to.value),
         to=to.value,
         network=network.value,
         pooling=pooling,
@@ -229,6 +229,12 @@ def export(
     )
     for note in report.fidelity.notes:
         typer.echo(f"note: {note}")
+
+
+def _beside(checkpoint: str, ending: str) -> Path:
+    """Return where an export lies by default: beside the folder, or here for a Hub id."""
+    folder = os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else Path(checkpoint).name
+    return Path(f"{folder}-{ending}")
 
 
 def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:

@@ -267,6 +267,12 @@ class TestFamilies:
         (finding,) = audit(folder).findings
         assert evidence in finding.what
 
+    @pytest.mark.parametrize("card", [b"---\ntags: [a\n b: : c\n---\n", b"\xff\xfe\x00", b""])
+    def test_a_broken_model_card_tells_nothing(self, card, tmp_path):
+        folder = self.vit(tmp_path / "weights", **self.half)
+        (folder / "README.md").write_bytes(card)
+        assert audit(folder).findings == []
+
     def test_the_path_in_the_config_and_in_the_cache_of_the_hub_tell(self, tmp_path):
         folder = self.vit(tmp_path / "weights", **self.half)
         change_config(folder, _name_or_path="facebook/vit-msn-small")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from selfvit import SelfViTModel, __version__
+from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
 from selfvit.cli import app
 from selfvit.conversion.export import export
 from selfvit.conversion.export_onnx import Int8
@@ -71,6 +71,12 @@ class TestOutput:
         with pytest.raises(ValueError, match=r"missing in the checkpoint: layers\.1\.mlp\.fc1"):
             export(copied, tmp_path / "out", to="transformers")
         assert not list(tmp_path.iterdir())
+
+    def test_a_classifier_is_left_out_and_that_is_said(self, checkpoint, copied, tmp_path):
+        model = SelfViTForImageClassification.from_pretrained(checkpoint, num_labels=3)
+        model.save_pretrained(copied)
+        report = export(copied, tmp_path / "out", to="transformers")
+        assert "the classifier is left out" in report.fidelity.notes[0]
 
     def test_another_projects_checkpoint_is_refused(self, checkpoint, tmp_path):
         export(checkpoint, tmp_path / "out", to="transformers")

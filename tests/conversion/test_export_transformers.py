@@ -147,8 +147,8 @@ def test_the_processor_is_the_checkpoints(checkpoints, exported):
 @pytest.mark.parametrize(
     ("pooling", "nearest"),
     [
-        ("mean", "--to timm for exactly this"),
-        ("cls+mean", "--to onnx for exactly this"),
+        ("mean", "--to timm"),
+        ("cls+mean", "--to sentence-transformers"),
         ("gem", "--to onnx for exactly this"),
         ("concat:2", "--to onnx for exactly this"),
     ],
