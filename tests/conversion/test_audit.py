@@ -250,8 +250,9 @@ class TestFamilies:
 
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
-    def test_nothing_is_said_of_weights_whose_family_nothing_tells(self, tmp_path):
-        result = audit(self.vit(tmp_path / "dinosaurs", **self.half))
+    @pytest.mark.parametrize("name", ["dinosaurs", "casadino", "maestro"])
+    def test_nothing_is_said_of_weights_whose_family_nothing_tells(self, name, tmp_path):
+        result = audit(self.vit(tmp_path / name, **self.half))
         assert result.findings == [] and "nothing tells the family" in result.notes[0]
 
     @pytest.mark.parametrize(
