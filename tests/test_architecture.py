@@ -13,13 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# configuration <- modeling; data; {embedding} <- {evaluation, visualization} <- training <- cli
-# atomic_output is below all that write files
+# configuration <- modeling; data; {embedding, conversion} <- {evaluation, visualization}
+# <- training <- cli; atomic_output is below all that write files
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},
     "data": set(),
     "embedding": {"atomic_output", "configuration", "modeling", "data"},
+    "conversion": {"atomic_output", "configuration", "modeling"},
     "evaluation": {"atomic_output", "configuration", "modeling", "data", "embedding"},
     "visualization": {"atomic_output", "configuration", "modeling", "data", "embedding"},
     "training": {

@@ -1,0 +1,1 @@
+"""Weights in from other projects, and out to them."""
