@@ -37,6 +37,7 @@ OBJECTIVES = {
 # see a shift of all keys; PMSN's batch norm none of all features.
 WITHOUT_GRADIENT = {
     "dino": ("k_proj.bias",),
+    "mae": ("k_proj.bias",),
     "pmsn": ("k_proj.bias", "vit.layernorm.bias"),
 }
 
