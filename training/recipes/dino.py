@@ -158,7 +158,7 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
             solarize_probability=[0.0, 0.2, 0.0],
         ),
         training=TrainingConfig(
-            epochs=20,
+            epochs=15,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
