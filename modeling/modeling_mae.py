@@ -86,7 +86,9 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         mean (B, N, 1), and deviation (B, N, 1), which is 0.001 for a patch of one colour.
     """
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    mean = patches.mean(dim=-1, keepdim=True)
+    # in two steps: torch.var_mean takes ten times as long on a CPU
+    variance = (patches - mean).square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
     return mean, (variance + VARIANCE_EPS).sqrt()
 
 

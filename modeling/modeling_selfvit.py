@@ -80,9 +80,12 @@ class SelfViTPatchEmbeddings(nn.Module):
         """Return (B, N, D), or (B, K, D) for `ids_keep` (B, K): the others are not computed."""
         if ids_keep is None:
             return self.projection(pixel_values).flatten(2).transpose(1, 2)
-        patches = F.pixel_unshuffle(pixel_values, self.patch_size)  # (B, C*P*P, H/P, W/P)
-        patches = patches.flatten(2).transpose(1, 2)  # (B, N, C*P*P)
-        patches = patches.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        cells = pixel_values.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))
+        cells = cells.permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
+        images = torch.arange(len(ids_keep), device=ids_keep.device).unsqueeze(1)
+        columns = cells.shape[2]
+        # only the patches kept are copied
+        patches = cells[images, ids_keep // columns, ids_keep % columns].flatten(2)  # (B, K, C*P*P)
         return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
 
 
