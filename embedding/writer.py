@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ import transformers
 
 from ..data.image_source import ImageSource
 from .embedder import EmbeddedBatch, Embedder
+from .output_folder import whole_or_not_at_all
 
 TABLE, SKIPPED, METADATA = "embeddings.parquet", "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
@@ -78,7 +74,7 @@ def write_embeddings(
     check_output(output, overwrite)
     num_embedded = num_skipped = 0
     reason = ""
-    with _whole_or_not_at_all(output) as folder:
+    with whole_or_not_at_all(output) as folder:
         with (
             open(folder / SKIPPED, "w", newline="", encoding="utf-8") as skipped_file,
             _TableWriter(folder / TABLE, embedder.embedding_size, source) as table,
@@ -202,53 +198,6 @@ class _TableWriter:
         if self.num_waiting:
             self.writer.write_table(pa.Table.from_batches(self.waiting, self.schema))
         self.waiting, self.num_waiting = [], 0
-
-
-@contextmanager
-def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` that takes its place at the end.
-
-    On any exception it vanishes, an interrupt included.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.parent / f".{output.name}.unfinished-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
-    try:
-        yield folder
-        for path in folder.iterdir():
-            _sync(path)
-        _sync(folder)
-        _replace(output, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    _sync(output.parent)
-
-
-def _replace(output: Path, folder: Path) -> None:
-    if not output.exists():
-        folder.rename(output)
-        return
-    # A folder that is not empty cannot be renamed over. The old one steps aside first, so that at
-    # no time is there neither.
-    aside = folder.with_name(folder.name.replace("unfinished", "replaced"))
-    output.rename(aside)
-    try:
-        folder.rename(output)
-    except BaseException:
-        aside.rename(output)
-        raise
-    shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["WriteReport", "check_output", "write_embeddings"]

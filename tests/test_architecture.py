@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# configuration <- modeling; data; {embedding} <- {evaluation, visualization} <- training <- cli
+# configuration <- modeling; data; {embedding, conversion} <- {evaluation, visualization}
+# <- training <- cli; conversion writes the image processor, which embedding builds
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},
     "data": set(),
     "embedding": {"configuration", "modeling", "data"},
+    "conversion": {"configuration", "modeling", "data", "embedding"},
     "evaluation": {"configuration", "modeling", "data", "embedding"},
     "visualization": {"configuration", "modeling", "data", "embedding"},
     "training": {
