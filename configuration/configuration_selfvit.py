@@ -11,6 +11,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
+from .configuration_mae import MAEConfig
 
 # hidden_size, num_hidden_layers, num_attention_heads
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -48,8 +49,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_mask_token: whether the encoder has a learned token that stands in for masked patches.
         pooling: what `pooler_output` is. "cls": class token; "mean": mean of the patch tokens;
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
-            class tokens of the last n blocks. Register tokens never enter a mean.
+            class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
+            "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
         dino_config: what DINO adds, or None.
+        mae_config: what MAE adds, or None.
 
     Raises:
         StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
@@ -61,7 +64,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "selfvit"
-    sub_configs_defaults = {"dino_config": SubConfigSpec(DINOConfig, optional=True)}
+    sub_configs_defaults = {
+        "dino_config": SubConfigSpec(DINOConfig, optional=True),
+        "mae_config": SubConfigSpec(MAEConfig, optional=True),
+    }
 
     hidden_size: int = 384
     num_hidden_layers: int = 12
@@ -79,12 +85,16 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
-    pooling: str = "cls"
+    pooling: str = "auto"
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
+    mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.pooling == "auto":
+            # MAE's class token is a dummy, and the mean does as well (arXiv 2111.06377, App. A.1)
+            self.pooling = "cls" if self.mae_config is None else "mean"
         self.stage_names = ["stem"] + [
             f"stage{index}" for index in range(1, self.num_hidden_layers + 1)
         ]

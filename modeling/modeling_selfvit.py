@@ -371,7 +371,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
     # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
     # left out.
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier|unused)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss|classifier|unused)\."]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -503,7 +503,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
 class SelfViTForImageClassification(SelfViTPreTrainedModel):
     """The encoder with a linear layer on its embedding."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\."]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -547,7 +547,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|loss|classifier)\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss|classifier)\."]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)

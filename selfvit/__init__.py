@@ -13,8 +13,10 @@ from transformers import (
 )
 
 from .configuration.configuration_dino import DINOConfig
+from .configuration.configuration_mae import MAEConfig
 from .configuration.configuration_selfvit import SelfViTConfig
 from .modeling.modeling_dino import SelfViTForDINO
+from .modeling.modeling_mae import SelfViTForMAE
 from .modeling.modeling_selfvit import (
     SelfViTBackbone,
     SelfViTForImageClassification,
@@ -24,7 +26,7 @@ from .modeling.modeling_selfvit import (
 __version__ = "0.1.0"
 
 # One line an objective; transformers picks by `config.architectures`.
-PRETRAINING_CLASSES = (SelfViTForDINO,)
+PRETRAINING_CLASSES = (SelfViTForDINO, SelfViTForMAE)
 
 AutoConfig.register("selfvit", SelfViTConfig)
 AutoModel.register(SelfViTConfig, SelfViTModel)
@@ -34,10 +36,12 @@ AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASS
 
 __all__ = [
     "DINOConfig",
+    "MAEConfig",
     "SelfViTBackbone",
     "SelfViTConfig",
     "SelfViTForDINO",
     "SelfViTForImageClassification",
+    "SelfViTForMAE",
     "SelfViTModel",
     "__version__",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
+from selfvit import DINOConfig, MAEConfig, SelfViTConfig, SelfViTForDINO, SelfViTForMAE
 
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
@@ -45,6 +45,20 @@ def random_views(
     return views
 
 
+def tiny_mae_config(**overrides: Any) -> MAEConfig:
+    """Return a decoder of two small blocks."""
+    sizes = {"decoder_hidden_size": 16, "decoder_num_layers": 2, "decoder_num_attention_heads": 2}
+    return MAEConfig(**{**sizes, **overrides})
+
+
+def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
+    """Return images of 32 pixels and a number for each of their patches."""
+    return {
+        "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
+        "noise": torch.rand(batch_size, 16, generator=generator),
+    }
+
+
 @dataclass(frozen=True)
 class Objective:
     """What the contract tests need to know of an objective."""
@@ -63,5 +77,11 @@ OBJECTIVES = [
         # to 0.005 before they are normalised, and gradients would be in the hundreds
         config=lambda: tiny_config(initializer_range=0.2, dino_config=tiny_dino_config()),
         inputs=random_views,
+    ),
+    Objective(
+        name="mae",
+        model_class=SelfViTForMAE,
+        config=lambda: tiny_config(position_embedding_type="sincos", mae_config=tiny_mae_config()),
+        inputs=random_images_and_noise,
     ),
 ]

@@ -233,6 +233,25 @@ class CropAndFlip(Augmentation):
         return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
 
 
-AUGMENTATIONS = {"multi_crop": MultiCrop, "crop_and_flip": CropAndFlip}
+@dataclass(frozen=True)
+class MAECrop(CropAndFlip):
+    """MAE's view: a crop, flipped half of the time, no colour (arXiv 2111.06377, Table 1e)."""
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MultiCrop"]
+    crop_scale: list[float] = _probabilities(0.2, 1.0)  # main_pretrain.py
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W), and "noise" (N,), which decides what is masked."""
+        num_patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        view = super().__call__(image, rng, image_size, patch_size)
+        return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
+
+
+AUGMENTATIONS = {"multi_crop": MultiCrop, "crop_and_flip": CropAndFlip, "mae_crop": MAECrop}
+
+__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MAECrop", "MultiCrop"]

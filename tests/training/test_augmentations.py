@@ -5,6 +5,7 @@ from PIL import Image
 
 from selfvit.training.augmentations import (
     CropAndFlip,
+    MAECrop,
     MultiCrop,
     crop_and_resize,
     jitter_color,
@@ -41,7 +42,7 @@ def test_without_local_views_only_global_ones_are_returned():
     }
 
 
-@pytest.mark.parametrize("augmentation", [MultiCrop(local_view_size=16), CropAndFlip()])
+@pytest.mark.parametrize("augmentation", [MultiCrop(local_view_size=16), CropAndFlip(), MAECrop()])
 def test_views_are_a_function_of_the_seed(augmentation):
     first = augmentation(noise(50, 40), rng(3), (32, 32), 8)
     again = augmentation(noise(50, 40), rng(3), (32, 32), 8)
@@ -155,3 +156,24 @@ def test_blur_is_a_gaussian_of_the_drawn_sigma():
     blurred = one_view(blur_probability=[1.0, 0.0, 0.0], blur_sigma=[1.5, 1.5])[0]
     expected = cv2.GaussianBlur(np.ascontiguousarray(plain), (0, 0), 1.5)
     assert np.array_equal(blurred.transpose(1, 2, 0), expected)
+
+
+def test_mae_crop_gives_an_image_and_a_number_for_each_of_its_patches():
+    inputs = MAECrop()(noise(50, 40), rng(), (32, 48), 8)
+    assert {name: (value.shape, value.dtype) for name, value in inputs.items()} == {
+        "pixel_values": ((3, 32, 48), np.uint8),
+        "noise": ((24,), np.float32),
+    }
+    assert MAECrop().view_sizes((32, 48)) == [(32, 48)]
+
+
+def test_mae_crops_are_those_of_crop_and_flip_with_masks_that_are_uniform():
+    plain = CropAndFlip(crop_scale=[0.2, 1.0])
+    draws = [MAECrop()(noise(50, 40), rng(seed), (32, 32), 8) for seed in range(40)]
+    for seed in range(3):
+        expected = plain(noise(50, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        assert np.array_equal(draws[seed]["pixel_values"], expected)
+    numbers = np.stack([draw["noise"] for draw in draws])
+    assert 0 <= numbers.min() < 0.02 and 0.98 < numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 5 / 12**0.5 / numbers.size**0.5
+    assert len(np.unique(numbers)) > 630

@@ -3,6 +3,8 @@ import pytest
 from selfvit.training.recipes import RECIPES, dino_finetune
 from selfvit.training.run import Run, TrainingConfig, make_run
 
+from ..objectives import tiny_config, tiny_mae_config
+
 PLACES = ["--data", "images", "--output", "out"]
 
 
@@ -180,3 +182,34 @@ def test_the_paper_recipe_has_the_papers_numbers():
     assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
     assert run.training.num_steps(1_281_167) == 100 * 1251
     assert run.model.dino_config.num_prototypes == 65536
+
+
+def test_the_paper_recipe_of_mae_has_the_papers_numbers():
+    run = RECIPES["mae_vitb16_in1k"](None, None)
+    assert run.training.learning_rate == pytest.approx(2.4e-3)  # 1.5e-4 * 4096 / 256
+    assert run.training.num_steps(1_281_167) == 800 * 312
+    assert run.training.warmup_ratio * 800 == 40
+    assert (run.training.adam_beta1, run.training.adam_beta2) == (0.9, 0.95)
+    assert run.augmentation.crop_scale == [0.2, 1.0]
+    assert run.model.mae_config.mask_ratio == 0.75 and run.model.mae_config.norm_pix_loss
+    assert (run.model.position_embedding_type, run.model.pooling) == ("sincos", "mean")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--pooling", "cls"), ("--pooling", "cls+mean")])
+def test_the_pooling_of_a_mae_run_is_written_and_read_back(arguments):
+    # "cls", the default elsewhere, must not turn into MAE's own default on the way
+    run = run_of("mae_finetune", *arguments)
+    expected = arguments[1] if arguments else "mean"
+    assert run.model.pooling == expected
+    assert Run.from_yaml(run.to_yaml()).model.pooling == expected
+
+
+def test_mae_keeps_the_pooling_of_the_encoder_it_starts_from(tiny_checkpoint):
+    assert run_of("mae_finetune", "--init_from", str(tiny_checkpoint)).model.pooling == "cls"
+
+
+def test_a_classifier_keeps_the_pooling_of_the_mae_it_starts_from(tmp_path):
+    tiny_config(mae_config=tiny_mae_config()).save_pretrained(tmp_path)
+    run = run_of("classify", "--init_from", str(tmp_path))
+    assert run.model.mae_config is None
+    assert run.model.pooling == "mean"

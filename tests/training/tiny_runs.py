@@ -22,6 +22,10 @@ OBJECTIVES = {
         *("dino_demo", "--local_view_size", "16", "--num_local_views", "2"),
         *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_bottleneck_size", "16"),
     ],
+    "mae": [
+        *("mae_demo", "--decoder_hidden_size", "16", "--decoder_num_layers", "2"),
+        *("--decoder_num_attention_heads", "2"),
+    ],
 }
 
 

@@ -1,0 +1,340 @@
+"""MAE: an encoder sees a few patches, a decoder predicts the pixels of the others.
+
+(arXiv 2111.06377.) On top of the encoder: a decoder with mask tokens, and a loss on pixels. The
+encoder runs on visible patches only; in training the decoder's last block and its prediction run
+for the masked patches only, as the loss asks for no others.
+"""
+
+# B batch · C channels · H, W pixels · P patch size · N patches · K patches visible
+# M patches masked · T prefix tokens (class, registers) · D hidden · E decoder's hidden
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .masking import PatchSplit, gather_patches, ids_to_keep, num_to_keep
+from .modeling_selfvit import SelfViTLayer, SelfViTModel, SelfViTPreTrainedModel
+from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
+
+VARIANCE_EPS = 1e-6  # models_mae.py, forward_loss
+
+
+@dataclass
+class MAEOutput(ModelOutput):
+    """What a step of MAE gives.
+
+    Args:
+        loss: scalar, float32; squared error, mean over the pixels of the masked patches.
+        prediction: (B, N, P*P*C) float32, in the order of the image; normalised by patch where
+            `norm_pix_loss`. None in training, unless asked for.
+        mask: (B, N) float32; 0 is keep, 1 is remove.
+        ids_restore: (B, N); see `PatchSplit`.
+    """
+
+    loss: Tensor | None = None
+    prediction: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches.
+
+    Args:
+        images: (B, C, H, W); H and W are multiples of the patch size.
+        patch_size: pixels.
+
+    Returns:
+        (B, N, P*P*C); patches row by row, within one pixels row by row, channels last.
+    """
+    cells = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    cells = cells.permute(0, 2, 4, 3, 5, 1)  # (B, H/P, W/P, P, P, C)
+    return cells.flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:
+    """Put patches together again, the inverse of `patchify`.
+
+    Args:
+        patches: (B, N, P*P*C).
+        patch_size: pixels.
+        grid_size: (rows, columns) of patches.
+
+    Returns:
+        (B, C, H, W).
+    """
+    cells = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, grid_size)
+    cells = cells.permute(0, 5, 1, 3, 2, 4)  # (B, C, H/P, P, W/P, P)
+    return cells.flatten(4).flatten(2, 3)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation (unbiased) of the pixels of each patch (Sec. 3, "target").
+
+    Args:
+        patches: (B, N, P*P*C).
+
+    Returns:
+        mean (B, N, 1), and deviation (B, N, 1), which is 0.001 for a patch of one colour.
+    """
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + VARIANCE_EPS).sqrt()
+
+
+def mae_loss(prediction: Tensor, patches: Tensor, norm_pix_loss: bool) -> Tensor:
+    """Return the mean squared error of predicted patches, in float32 (Sec. 3).
+
+    Args:
+        prediction: (B, M, P*P*C), of the masked patches.
+        patches: (B, M, P*P*C), these patches' pixels.
+        norm_pix_loss: whether the prediction is of each patch normalised by its own statistics.
+
+    Returns:
+        scalar; every image has as many masked patches, so it is the mean over images too.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        target = patches.float()
+        if norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        return F.mse_loss(prediction.float(), target)
+
+
+class MAEDecoder(nn.Module):
+    """Predicts pixels from the visible patches' tokens and a mask token for every other patch."""
+
+    position_embeddings: Tensor  # (1, 1 + N, E), fixed
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        mae = config.mae_config
+        geometry = SelfViTConfig(
+            hidden_size=mae.decoder_hidden_size,
+            num_hidden_layers=mae.decoder_num_layers,
+            num_attention_heads=mae.decoder_num_attention_heads,
+            mlp_ratio=mae.decoder_mlp_ratio,
+            hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+        )
+        self.grid_size = geometry.grid_size
+        self.num_prefix_tokens = config.num_prefix_tokens
+        self.embedding = nn.Linear(config.hidden_size, geometry.hidden_size)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, geometry.hidden_size))
+        positions = torch.empty(1, 1 + math.prod(self.grid_size), geometry.hidden_size)
+        self.register_buffer("position_embeddings", positions)
+        layers = [SelfViTLayer(geometry) for _ in range(geometry.num_hidden_layers)]
+        for layer in layers:
+            # the model's, so that its attention implementation is the decoder's as well
+            layer.attention.config = config
+        self.layers = nn.ModuleList(layers)
+        self.layernorm = nn.LayerNorm(geometry.hidden_size, eps=geometry.layer_norm_eps)
+        self.prediction = nn.Linear(
+            geometry.hidden_size, config.patch_size**2 * config.num_channels
+        )
+
+    def forward(
+        self, latent: Tensor, split: PatchSplit, grid_size: tuple[int, int], masked_only: bool
+    ) -> Tensor:
+        """Predict patches.
+
+        Blocks don't know the order of tokens, only their positions. So masked patches come first:
+        the last block then runs for so many queries, and nothing needs to be unshuffled before.
+
+        Args:
+            latent: (B, T + K, D), the encoder's tokens.
+            split: which patches they are.
+            grid_size: (rows, columns) of patches of the images.
+            masked_only: leave out the visible patches' predictions.
+
+        Returns:
+            (B, M, P*P*C) of the masked patches as in `split.ids_removed`, or (B, N, P*P*C) in the
+            order of the image.
+        """
+        positions = interpolate_position_embeddings(
+            self.position_embeddings, self.grid_size, grid_size
+        )[0, 1:]  # (N, E); those of the class token and the registers are zero
+        prefix, visible = self.embedding(latent).tensor_split([self.num_prefix_tokens], dim=1)
+        masked = self.mask_token + positions[split.ids_removed]  # (B, M, E)
+        visible = visible + positions[split.ids_keep]  # (B, K, E)
+        hidden_states = torch.cat([masked, visible, prefix.to(visible.dtype)], dim=1)
+
+        num_masked, num_patches = masked.shape[1], len(positions)
+        num_wanted = num_masked if masked_only else num_patches
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states)
+        hidden_states = self.layers[-1](hidden_states, num_queries=num_wanted)
+        prediction = self.prediction(self.layernorm(hidden_states))
+        if masked_only:
+            return prediction
+        masked, visible = prediction.tensor_split([num_masked], dim=1)
+        return gather_patches(torch.cat([visible, masked], dim=1), split.ids_restore)
+
+
+class MAEPreTrainedModel(SelfViTPreTrainedModel):
+    """How MAE initialises, the encoder within included.
+
+    transformers asks a nested model for its own initialisation, so both derive from this.
+    """
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module as the encoder does, but for these (Appendix A.1).
+
+        Linear weights: xavier-uniform, those of query, key and value each by itself; patch
+        projection's weight: the same, seen as a linear layer from P*P*C numbers. Mask token of the
+        decoder: normal, standard deviation `initializer_range`, as class and register tokens are.
+        The decoder's fixed positions: sine-cosine.
+        """
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d):  # a view of the weight would lose "already loaded"
+            bound = math.sqrt(6 / (module.weight.shape[0] + module.weight[0].numel()))
+            init.uniform_(module.weight, -bound, bound)
+        elif isinstance(module, MAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            width = module.mask_token.shape[-1]
+            fixed = sincos_position_embeddings(width, module.grid_size)
+            init.copy_(module.position_embeddings, fixed)
+
+
+class MAEEncoder(MAEPreTrainedModel, SelfViTModel):
+    """The encoder, initialised as MAE does."""
+
+
+class SelfViTForMAE(MAEPreTrainedModel):
+    """MAE: `vit` is the encoder, the network to take features from; `decoder` is for training."""
+
+    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "MAEDecoder"]
+
+    def __init__(self, config: SelfViTConfig):
+        if config.mae_config is None:
+            raise ValueError("SelfViTForMAE needs config.mae_config; pass mae_config=MAEConfig().")
+        super().__init__(config)
+        self.vit = MAEEncoder(config)
+        self.decoder = MAEDecoder(config)
+        self.num_visible(math.prod(config.grid_size))  # an error now rather than at the first step
+        self.post_init()
+
+    def num_visible(self, num_patches: int) -> int:
+        """Return how many of so many patches the encoder sees.
+
+        Raises:
+            ValueError: if none is left to see, or none to predict.
+        """
+        mask_ratio = self.config.mae_config.mask_ratio
+        num_keep = num_to_keep(num_patches, mask_ratio)
+        if 0 < num_keep < num_patches:
+            return num_keep
+        if num_patches < 2:
+            fix = "use larger images or a smaller patch_size"
+        else:  # rounded to the safe side
+            least, most = math.ceil(1e3 / num_patches), math.floor(1e3 * (1 - 1 / num_patches))
+            fix = f"use {least / 1e3} to {most / 1e3}"
+        raise ValueError(
+            f"mask_ratio ({mask_ratio}) leaves none of {num_patches} patches "
+            f"{'to predict' if num_keep else 'visible'}; {fix}."
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        output_prediction: bool | None = None,
+    ) -> MAEOutput:
+        """Compute the loss of one (micro-)batch of images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised; H and W are multiples of the patch size.
+            noise: (B, N); the patches of smallest noise are visible. Uniform in 0 to 1 if None.
+            output_prediction: whether to predict the visible patches too, and return all; outside
+                of training if None.
+
+        Raises:
+            ValueError: if the mask ratio leaves no patch visible or none masked, or the noise does
+                not fit the images.
+        """
+        if output_prediction is None:
+            output_prediction = not self.training
+        grid_size = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
+        split = self._split(pixel_values, noise, math.prod(grid_size))
+        latent = self.vit(pixel_values, ids_keep=split.ids_keep).last_hidden_state
+        masked_only = not output_prediction
+        prediction = self.decoder(latent, split, grid_size, masked_only)
+
+        patches = gather_patches(
+            patchify(pixel_values, self.config.patch_size), split.ids_removed
+        )  # (B, M, P*P*C)
+        loss = mae_loss(
+            prediction if masked_only else gather_patches(prediction, split.ids_removed),
+            patches,
+            self.config.mae_config.norm_pix_loss,
+        )
+        return MAEOutput(
+            loss=loss,
+            prediction=None if masked_only else prediction.float(),
+            mask=split.mask,
+            ids_restore=split.ids_restore,
+        )
+
+    def _split(self, pixel_values: Tensor, noise: Tensor | None, num_patches: int) -> PatchSplit:
+        batch_size = pixel_values.shape[0]
+        if noise is None:
+            noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
+        if noise.shape != (batch_size, num_patches):
+            raise ValueError(
+                f"noise must be a number a patch, ({batch_size}, {num_patches}), "
+                f"got {tuple(noise.shape)}."
+            )
+        return ids_to_keep(noise, self.num_visible(num_patches))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, pixel_values: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Fill in the masked patches.
+
+        With `norm_pix_loss` the decoder predicts no brightness and no contrast; each masked patch
+        gets those of the true one, as there are no others.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised.
+            noise: (B, N), as for `forward`.
+
+        Returns:
+            images (B, C, H, W) float32, normalised as `pixel_values`, the visible patches theirs;
+            mask (B, N), 1 where a patch was removed.
+        """
+        output = self(pixel_values, noise, output_prediction=True)
+        patch_size = self.config.patch_size
+        patches = patchify(pixel_values.float(), patch_size)
+        prediction = output.prediction
+        if self.config.mae_config.norm_pix_loss:
+            mean, deviation = patch_statistics(patches)
+            prediction = prediction * deviation + mean
+        filled = torch.where(output.mask.bool().unsqueeze(-1), prediction, patches)
+        grid_size = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
+        return unpatchify(filled, patch_size, grid_size), output.mask
+
+
+__all__ = [
+    "MAEDecoder",
+    "MAEEncoder",
+    "MAEOutput",
+    "SelfViTForMAE",
+    "mae_loss",
+    "patchify",
+    "unpatchify",
+]
