@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.modeling_dino import SelfViTForDINO
+from ..modeling.modeling_mae import SelfViTForMAE
 from ..modeling.modeling_selfvit import SelfViTForImageClassification, SelfViTModel
 from .draft import Draft, Options, Source
 from .geometry import read_geometry
@@ -33,6 +34,7 @@ ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
     "SelfViTModel": SelfViTModel,
     "SelfViTForImageClassification": SelfViTForImageClassification,
     "SelfViTForDINO": SelfViTForDINO,
+    "SelfViTForMAE": SelfViTForMAE,
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -218,7 +220,7 @@ def _fit(draft: Draft) -> list[str]:
 
 
 def build_model(draft: Draft) -> tuple[PreTrainedModel, SelfViTConfig]:
-    """Return the model with the weights of the draft (what is new is initialised), and its config."""
+    """Return the model with the weights of the draft, and its configuration."""
     config = _config(draft)
     model = ARCHITECTURES[draft.architecture](config)
     dtype = DTYPES.get(draft.options.dtype or "")

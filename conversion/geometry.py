@@ -71,7 +71,7 @@ def _read_encoder(draft: Draft, prefix: str) -> None:
     width = _usual(len(tensor) for tensor in norms)
     draft.set("hidden_size", width, "weights")
     draft.set("num_hidden_layers", max(layers) + 1, "weights")
-    draft.set("mlp_ratio", _ratio(_usual(len(tensor) for tensor in hidden), width), "weights")
+    draft.set("mlp_ratio", exact_ratio(_usual(len(tensor) for tensor in hidden), width), "weights")
     draft.set("patch_size", projection.shape[2], "weights")
     draft.set("num_channels", projection.shape[1], "weights")
     has_bias = any(name.endswith("_proj.bias") and "o_proj" not in name for name in weights)
@@ -91,7 +91,7 @@ def _usual(values: Iterable[int]) -> int:
     return Counter(values).most_common(1)[0][0]
 
 
-def _ratio(hidden: int, width: int) -> float:
+def exact_ratio(hidden: int, width: int) -> float:
     """Return a ratio for which the configuration's `int(width * ratio)` is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
@@ -215,4 +215,4 @@ def _compare(draft: Draft, stored: dict[str, Any]) -> None:
             )
 
 
-__all__ = ["read_geometry"]
+__all__ = ["exact_ratio", "read_geometry"]

@@ -5,9 +5,8 @@ Its encoder files and fine-tuned files have timm's names; see `dino.py` and `tim
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..draft import Draft, Source
+from ..geometry import exact_ratio
 from ..names import prefixed
 from .timm import ENCODER
 
@@ -26,29 +25,31 @@ DECODER = {
     "decoder_pred.*": "decoder.prediction.*",
 }
 
-DECODER_HEADS = 16  # models_mae.py, mae_vit_*_patch16_dec512d8b, whatever the encoder
+# models_mae.py, mae_vit_*_patch16_dec512d8b: whatever the encoder
+USUAL_WIDTH, USUAL_HEADS = 512, 16
 
 
 def read_objective(draft: Draft) -> None:
     """Read the decoder's geometry off its weights; its heads and target are no tensors."""
     read_decoder(
         draft,
-        num_heads=DECODER_HEADS,
         norm_pix_loss=draft.file.arguments.get("norm_pix_loss"),
     )
 
 
-def read_decoder(draft: Draft, *, num_heads: int, norm_pix_loss: Any, origin: str = "") -> None:
+def read_decoder(
+    draft: Draft, *, num_heads: int | None = None, norm_pix_loss: bool | None = None
+) -> None:
     """Set `mae_config`.
 
     Args:
         draft: with the decoder's weights.
-        num_heads: of the decoder, unless an option says otherwise.
-        norm_pix_loss: of the decoder, unless an option says otherwise; None if unknown.
-        origin: of the two; the convention if empty.
+        num_heads: of the decoder, as the source's own configuration says; None if it does not.
+        norm_pix_loss: the same.
 
     Raises:
-        ValueError: if a tensor that tells the geometry is missing or has another shape.
+        ValueError: if a tensor that tells the geometry is missing or has another shape, or the
+            number of heads is not known.
     """
     weights, options = draft.weights, draft.options
     embedding, hidden = "decoder.embedding.weight", "decoder.layers.0.mlp.fc1.weight"
@@ -57,27 +58,31 @@ def read_decoder(draft: Draft, *, num_heads: int, norm_pix_loss: Any, origin: st
             shape = tuple(weights[name].shape) if name in weights else "missing"
             raise ValueError(f"{draft.called(name)} of MAE's decoder is {shape}.")
     width = len(weights[embedding])
-    indices = [int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers.")]
+    heads, heads_from = options.decoder_num_heads, "option"
+    if heads is None:
+        heads, heads_from = num_heads, "the source's configuration"
+    if heads is None and width == USUAL_WIDTH:
+        heads, heads_from = USUAL_HEADS, "convention"
+    if heads is None or width % heads:
+        raise ValueError(
+            f"the number of the decoder's heads is in no tensor, and {heads or 'the usual 16'} "
+            f"is not for a width of {width}; give --decoder-num-heads."
+        )
+    target_from = "option" if options.norm_pix_loss is not None else "the source's configuration"
     if options.norm_pix_loss is not None:
         norm_pix_loss = options.norm_pix_loss
+    if norm_pix_loss is None:
+        norm_pix_loss, target_from = False, "convention"  # main_pretrain.py: off unless asked for
+    indices = [int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers.")]
     objective = {
+        "norm_pix_loss": norm_pix_loss,
+        "decoder_num_attention_heads": heads,
         "decoder_hidden_size": width,
         "decoder_num_layers": max(indices) + 1,
-        "decoder_num_attention_heads": options.decoder_num_heads or num_heads,
-        "decoder_mlp_ratio": len(weights[hidden]) / width,
-        # main_pretrain.py: off unless asked for
-        "norm_pix_loss": False if norm_pix_loss is None else bool(norm_pix_loss),
+        "decoder_mlp_ratio": exact_ratio(len(weights[hidden]), width),
     }
-    if width % objective["decoder_num_attention_heads"]:
-        raise ValueError(
-            f"the decoder's width ({width}) is no multiple of its "
-            f"{objective['decoder_num_attention_heads']} heads; give --decoder-num-heads."
-        )
-    draft.set(
-        "mae_config",
-        objective,
-        f"weights; heads and norm_pix_loss by {origin or 'convention (16, off) or option'}",
-    )
+    origin = f"weights; heads by {heads_from}, norm_pix_loss by {target_from}"
+    draft.set("mae_config", objective, origin)
 
 
 SOURCE = Source(

@@ -12,7 +12,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from ..draft import BILINEAR, Draft, Preprocessing, Source
 from ..names import Names, prefixed
-from .mae import DECODER_HEADS, read_decoder
+from .mae import read_decoder
 
 BLOCK = {
     "layernorm_before.*": "layernorm_before.*",
@@ -126,9 +126,8 @@ def adapt_mae(draft: Draft) -> None:
     config = draft.file.config
     read_decoder(
         draft,
-        num_heads=config.get("decoder_num_attention_heads", DECODER_HEADS),
+        num_heads=config.get("decoder_num_attention_heads"),
         norm_pix_loss=config.get("norm_pix_loss"),
-        origin="config.json" if config else "",
     )
     if "mask_ratio" in config:
         draft.fields["mae_config"]["mask_ratio"] = config["mask_ratio"]
