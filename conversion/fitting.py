@@ -109,7 +109,7 @@ def draft_model(file: SourceFile, options: Options) -> Draft:
         licence_id=source.licence_id,
         left_out={
             **{name: "state of the training, not of a network" for name in file.training_state},
-            **{file.original_names[name]: why for name, why in extras.items()},
+            **extras,
         },
     )
     if source.difference:

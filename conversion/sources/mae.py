@@ -58,6 +58,12 @@ def read_decoder(
             shape = tuple(weights[name].shape) if name in weights else "missing"
             raise ValueError(f"{draft.called(name)} of MAE's decoder is {shape}.")
     width = len(weights[embedding])
+    positions = weights.get("decoder.position_embeddings")
+    if positions is not None and positions.dim() == 3 and positions[:, 0].any():
+        raise ValueError(
+            f"{draft.called('decoder.position_embeddings')} moves the class token, which has no "
+            "position in selfvit's decoder; convert the encoder alone."
+        )
     heads, heads_from = options.decoder_num_heads, "option"
     if heads is None:
         heads, heads_from = num_heads, "the source's configuration"

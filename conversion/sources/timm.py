@@ -102,6 +102,8 @@ def _place_norm_after_pooling(draft: Draft) -> None:
     """`fc_norm` stands in for `norm`, after the pooling: exact for a class token alone."""
     if "fc_norm.weight" not in draft.weights and "fc_norm.bias" not in draft.weights:
         return
+    if "vit.embeddings.cls_token" not in draft.weights:
+        raise ValueError("missing: cls_token, which the encoder always has.")
     if any(name.startswith("vit.layernorm.") for name in draft.weights):
         raise ValueError("fc_norm and norm cannot both be the last norm of an encoder.")
     for name in ("weight", "bias"):
