@@ -173,7 +173,7 @@ def _choose_pooling(draft: Draft) -> None:
 def _config(draft: Draft) -> SelfViTConfig:
     fields = dict(draft.fields)
     if draft.architecture == "SelfViTForImageClassification":
-        num_labels = len(draft.weights.get("classifier.weight", draft.weights["classifier.bias"]))
+        num_labels = _num_labels(draft)
         if len(fields.get("id2label", ())) == num_labels:
             fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
         else:
@@ -182,6 +182,17 @@ def _config(draft: Draft) -> SelfViTConfig:
     else:
         fields.pop("id2label", None)
     return SelfViTConfig(**fields)
+
+
+def _num_labels(draft: Draft) -> int:
+    sizes = {
+        f"{draft.called(name)} {tuple(draft.weights[name].shape)}": len(draft.weights[name])
+        for name in ("classifier.weight", "classifier.bias")
+        if name in draft.weights
+    }
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{draft.kind}: {' and '.join(sizes)} are not of as many classes.")
+    return max(sizes.values())
 
 
 def _fit(draft: Draft) -> list[str]:

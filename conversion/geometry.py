@@ -68,16 +68,21 @@ def _read_encoder(draft: Draft, prefix: str) -> None:
             f"{draft.called(prefix + 'embeddings.patch_embeddings.projection.weight')} should be "
             f"(hidden, channels, patch, patch), got {tuple(projection.shape)}."
         )
-    width = _usual(len(tensor) for tensor in norms)
+    width = usual(len(tensor) for tensor in norms)
     draft.set("hidden_size", width, "weights")
     draft.set("num_hidden_layers", max(layers) + 1, "weights")
-    draft.set("mlp_ratio", exact_ratio(_usual(len(tensor) for tensor in hidden), width), "weights")
+    draft.set("mlp_ratio", exact_ratio(usual(len(tensor) for tensor in hidden), width), "weights")
     draft.set("patch_size", projection.shape[2], "weights")
     draft.set("num_channels", projection.shape[1], "weights")
     has_bias = any(name.endswith("_proj.bias") and "o_proj" not in name for name in weights)
     draft.set("qkv_bias", has_bias, "weights")
     registers = weights.get("embeddings.register_tokens")
-    num_registers = 0 if registers is None else registers.shape[-2]
+    if registers is not None and (registers.dim() != 3 or registers.shape[::2] != (1, width)):
+        raise ValueError(
+            f"{draft.called(prefix + 'embeddings.register_tokens')} should be (1, registers, "
+            f"{width}), got {tuple(registers.shape)}."
+        )
+    num_registers = 0 if registers is None else registers.shape[1]
     draft.set("num_register_tokens", num_registers, "weights")
     draft.set("use_mask_token", "embeddings.mask_token" in weights, "weights")
     if any("layer_scale" in name for name in weights):
@@ -86,8 +91,8 @@ def _read_encoder(draft: Draft, prefix: str) -> None:
     _read_positions(draft, prefix, num_registers)
 
 
-def _usual(values: Iterable[int]) -> int:
-    """Return the most frequent value, so that one tensor of another shape is found out later."""
+def usual(values: Iterable[int]) -> int:
+    """Return the most frequent size, so that a tensor of another one is found out by its shape."""
     return Counter(values).most_common(1)[0][0]
 
 
@@ -146,12 +151,14 @@ def _grid(
         and math.isqrt(num_positions - before[cover]) ** 2 == num_positions - before[cover]
     }
     if len(square) != 1:
+        registers = f"{name.rpartition('.')[0]}.register_tokens"
         found = " or ".join(f"{side} x {side}" for side in square.values())
         prefix_tokens = f"a class token and {num_registers} registers"
         raise ValueError(
             f"{draft.called(name)} holds {num_positions} positions, "
             + (f"of {found} patches; " if found else f"with {prefix_tokens} no square of patches; ")
-            + "give --image-size HEIGHT WIDTH, unless register tokens are missing in the source."
+            + "give --image-size HEIGHT WIDTH, unless "
+            f"{draft.called(registers)} is missing in the source."
         )
     ((cover, side),) = square.items()
     return (side, side), cover
@@ -215,4 +222,4 @@ def _compare(draft: Draft, stored: dict[str, Any]) -> None:
             )
 
 
-__all__ = ["exact_ratio", "read_geometry"]
+__all__ = ["exact_ratio", "read_geometry", "usual"]

@@ -191,8 +191,9 @@ def _read(file: Path) -> tuple[Any, dict[str, Any]]:
 
 def _unpickle(file: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # opened here, for torch.load would go by the name of the file
+        with open(file, "rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
         other = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", reason)

@@ -5,7 +5,10 @@ A whole checkpoint holds `student`, `teacher` (each with backbone and head) and 
 
 from __future__ import annotations
 
+import re
+
 from ..draft import Draft, Source
+from ..geometry import usual
 from ..names import Names, prefixed
 from . import timm
 from .timm import ENCODER
@@ -15,6 +18,8 @@ INTERPOLATION = (
     "at other image sizes, facebookresearch/dino scales positions by a factor (0.1 patches off); "
     "selfvit scales them to the size itself"
 )
+
+NETWORKS = ("", "student.")
 
 
 def head_names(layers: str) -> Names:
@@ -37,31 +42,36 @@ def read_objective(draft: Draft) -> None:
         ValueError: if a tensor of the head is missing.
     """
     weights = draft.weights
-    directions = "head.last_layer.direction"
     wanted = [
-        f"{network}{name}"
-        for network in ("", "student.")
-        for name in (directions, "head.last_layer.magnitude", "head.layers.0.weight")
+        f"{network}head.{name}"
+        for network in NETWORKS
+        for name in ("last_layer.direction", "last_layer.magnitude", "layers.0.weight")
     ]
     missing = [draft.called(name) for name in wanted if name not in weights]
     if missing:
-        raise ValueError(f"{draft.kind}: missing {', '.join(missing)}.")
-    if weights[directions].dim() != 2:
-        raise ValueError(
-            f"{draft.called(directions)} should be (prototypes, bottleneck), "
-            f"got {tuple(weights[directions].shape)}."
-        )
-    num_prototypes, bottleneck = weights[directions].shape
-    indices = [int(name.split(".")[2]) for name in weights if name.startswith("head.layers.")]
+        raise ValueError(f"missing: {', '.join(missing)}.")
+    last = max(
+        int(match[1]) for name in weights if (match := re.search(r"head\.layers\.(\d+)\.", name))
+    )
+
+    def sizes(name: str, dimension: int = 0) -> list[int]:
+        """Sizes of the same tensor in both networks, where there is such a dimension."""
+        found = [weights.get(f"{network}head.{name}") for network in NETWORKS]
+        return [t.shape[dimension] for t in found if t is not None and t.dim() > dimension]
+
     magnitude = weights["student.head.last_layer.magnitude"]
     objective = {
-        "num_prototypes": num_prototypes,
-        "head_bottleneck_size": bottleneck,
-        "num_head_layers": max(indices) + 1,
+        "num_prototypes": usual(sizes("last_layer.direction") + sizes("last_layer.magnitude")),
+        "head_bottleneck_size": usual(
+            sizes("last_layer.direction", 1)
+            + sizes(f"layers.{last}.weight")
+            + sizes(f"layers.{last}.bias")
+        ),
+        "num_head_layers": last + 1,
         "normalize_last_layer": bool((magnitude == 1).all()),
     }
-    if max(indices):
-        objective["head_hidden_size"] = len(weights["head.layers.0.weight"])
+    if last:
+        objective["head_hidden_size"] = usual(sizes("layers.0.weight") + sizes("layers.0.bias"))
     draft.set("dino_config", objective, "weights; its schedules by convention")
     if "loss.center" in weights:
         weights["loss.center"] = weights["loss.center"].flatten().float()

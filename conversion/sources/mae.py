@@ -5,8 +5,10 @@ Its encoder files and fine-tuned files have timm's names; see `dino.py` and `tim
 
 from __future__ import annotations
 
+import re
+
 from ..draft import Draft, Source
-from ..geometry import exact_ratio
+from ..geometry import exact_ratio, usual
 from ..names import prefixed
 from .timm import ENCODER
 
@@ -52,12 +54,14 @@ def read_decoder(
             number of heads is not known.
     """
     weights, options = draft.weights, draft.options
-    embedding, hidden = "decoder.embedding.weight", "decoder.layers.0.mlp.fc1.weight"
-    for name in (embedding, hidden):
-        if name not in weights or weights[name].dim() != 2:
-            shape = tuple(weights[name].shape) if name in weights else "missing"
-            raise ValueError(f"{draft.called(name)} of MAE's decoder is {shape}.")
-    width = len(weights[embedding])
+
+    def sizes(pattern: str) -> list[int]:
+        return [len(t) for name, t in weights.items() if re.fullmatch(pattern, name) and t.dim()]
+
+    embedding, hidden = r"decoder\.embedding\..*", r"decoder\.layers\.\d+\.mlp\.fc1\..*"
+    if not sizes(embedding) or not sizes(hidden):
+        raise ValueError("the decoder has no embedding, or no block with an MLP.")
+    width = usual(sizes(embedding) + sizes(r"decoder\.layernorm\..*"))
     positions = weights.get("decoder.position_embeddings")
     if positions is not None and positions.dim() == 3 and positions[:, 0].any():
         raise ValueError(
@@ -85,7 +89,7 @@ def read_decoder(
         "decoder_num_attention_heads": heads,
         "decoder_hidden_size": width,
         "decoder_num_layers": max(indices) + 1,
-        "decoder_mlp_ratio": exact_ratio(len(weights[hidden]), width),
+        "decoder_mlp_ratio": exact_ratio(usual(sizes(hidden)), width),
     }
     origin = f"weights; heads by {heads_from}, norm_pix_loss by {target_from}"
     draft.set("mae_config", objective, origin)
