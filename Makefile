@@ -31,7 +31,7 @@ build: .venv/installed  ## wheel and source distribution: dist/
 	$(BIN)/python -m build
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/demo_curve.py
+	$(BIN)/python benchmarks/demo_curve.py --objective $(OBJECTIVE)
 
 clean:
 	rm -rf .venv build dist demo demo_* *.egg-info

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..embedding.output_folder import whole_or_not_at_all
 from ..embedding.preprocessing import build_processor
 from .draft import STATISTICS, Draft, Options
 from .fitting import DTYPES, build_model, draft_model
@@ -90,7 +90,8 @@ def convert(
         new=draft.new,
         differences=draft.differences,
     )
-    with whole_or_not_at_all(output) as folder:
+    with atomic_output(output) as folder:
+        folder.mkdir()
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         report = describe(conversion, file)

@@ -260,7 +260,7 @@ class Embedder:
         Raises:
             ValueError: if vectors are not finite.
         """
-        with torch.inference_mode(), _evaluating(self.model):
+        with torch.inference_mode(), evaluating(self.model):
             pixel_values = pixel_values.to(self.model.device, non_blocking=True)
             vectors = self.model.embed(pixel_values).float()  # (B, E)
             if not vectors.isfinite().all():
@@ -321,7 +321,7 @@ def _use_one_thread(worker_id: int) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and each back in its own.
 
     Each, for a frozen part of a model in training may have been in evaluation mode before.
@@ -355,5 +355,6 @@ __all__ = [
     "EmbeddedImages",
     "Embedder",
     "SkippedImage",
+    "evaluating",
     "preprocess",
 ]

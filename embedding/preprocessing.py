@@ -8,7 +8,7 @@ torchvision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -62,6 +62,22 @@ def build_processor(
     )
 
 
+def resized_processor(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
+    """Return a processor that does the same and ends at another size.
+
+    Args:
+        processor: one that `build_processor` made; left as it is.
+        image_size: pixels, both sides of its results.
+    """
+    values: Any = processor.to_dict()
+    sides = {"height": image_size, "width": image_size}
+    if not values.get("do_center_crop"):
+        return processor.from_dict(values, size=sides)
+    crop_ratio = values["size"]["shortest_edge"] / values["crop_size"]["height"]
+    size = {"shortest_edge": round(crop_ratio * image_size)}
+    return processor.from_dict(values, size=size, crop_size=sides)
+
+
 def _processor_class(crops: bool) -> type[BaseImageProcessor]:
     # Without torchvision the names without `Pil` are placeholders that raise when they are called.
     if is_torchvision_available():
@@ -74,4 +90,4 @@ def _processor_class(crops: bool) -> type[BaseImageProcessor]:
     return BitImageProcessorPil if crops else ViTImageProcessorPil
 
 
-__all__ = ["build_processor"]
+__all__ = ["build_processor", "resized_processor"]

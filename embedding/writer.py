@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
+from ..atomic_output import atomic_output
 from ..data.image_source import ImageSource
 from .embedder import EmbeddedBatch, Embedder
-from .output_folder import whole_or_not_at_all
 
 TABLE, SKIPPED, METADATA = "embeddings.parquet", "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
@@ -74,7 +74,8 @@ def write_embeddings(
     check_output(output, overwrite)
     num_embedded = num_skipped = 0
     reason = ""
-    with whole_or_not_at_all(output) as folder:
+    with atomic_output(output) as folder:
+        folder.mkdir()
         with (
             open(folder / SKIPPED, "w", newline="", encoding="utf-8") as skipped_file,
             _TableWriter(folder / TABLE, embedder.embedding_size, source) as table,

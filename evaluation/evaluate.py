@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from ..atomic_output import atomic_output
 from ..data.image_source import NO_LABEL, ImageSource
 from ..embedding.embedder import EmbeddedImages, Embedder
 from .knn import weighted_knn_accuracy
@@ -149,13 +147,8 @@ def format_table(metrics: Mapping[str, float]) -> str:
 
 def save_metrics(metrics: Mapping[str, float], path: str | PathLike[str]) -> None:
     """Write figures as JSON, whole or not at all; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside its destination: renaming is atomic only within one file system
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder) / "metrics.json"
-        written.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
-        os.replace(written, path)
+    with atomic_output(path) as unfinished:
+        unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
 def _title(name: str) -> str:

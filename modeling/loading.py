@@ -48,8 +48,7 @@ def load_strictly(
             field of the configuration is out of range.)
     """
     where = {name: kwargs[name] for name in WHERE if name in kwargs}
-    _check_folder(str(checkpoint))
-    _check_model_type(str(checkpoint), where)
+    stored_config(checkpoint, **where)
     # transformers does not check fields that are set while loading
     config_class: Any = model_class.config_class
     config_class.from_pretrained(checkpoint, **kwargs).validate()
@@ -90,6 +89,28 @@ def load_strictly(
     return model
 
 
+def stored_config(checkpoint: str | os.PathLike[str], **where: Any) -> dict[str, Any]:
+    """Read what config.json says, before any class is chosen.
+
+    Args:
+        checkpoint: folder, or Hub id.
+        where: as `from_pretrained` takes them: `revision`, `token`, ...
+
+    Raises:
+        FileNotFoundError: if the folder does not exist, or is no checkpoint.
+        ValueError: if it is of another model type.
+    """
+    _check_folder(str(checkpoint))
+    stored, _ = PreTrainedConfig.get_config_dict(str(checkpoint), **where)
+    model_type = stored.get("model_type")
+    if model_type != "selfvit":
+        raise ValueError(
+            f"{str(checkpoint)!r} is a {model_type!r} checkpoint; selfvit loads its own, whose "
+            "config.json says 'selfvit'."
+        )
+    return stored
+
+
 def _check_folder(checkpoint: str) -> None:
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -106,16 +127,6 @@ def _check_folder(checkpoint: str) -> None:
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise FileNotFoundError(
             f"{checkpoint!r} has a config.json and no {WEIGHT_FILES[0]}. It holds {holds}."
-        )
-
-
-def _check_model_type(checkpoint: str, where: dict[str, Any]) -> None:
-    stored, _ = PreTrainedConfig.get_config_dict(checkpoint, **where)
-    model_type = stored.get("model_type")
-    if model_type != "selfvit":
-        raise ValueError(
-            f"{checkpoint!r} is a {model_type!r} checkpoint; selfvit loads its own, whose "
-            "config.json says 'selfvit'."
         )
 
 
@@ -161,4 +172,4 @@ def _quiet() -> Iterator[None]:
         logging.set_tqdm_hook(hook)
 
 
-__all__ = ["load_strictly"]
+__all__ = ["load_strictly", "stored_config"]

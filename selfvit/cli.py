@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # What a user can mend: values, files, missing extras, a configuration, a loss that is no number.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
@@ -37,6 +40,11 @@ class CommandGroup(TyperGroup):
 
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False)
+visualize = typer.Typer(
+    no_args_is_help=True,
+    help="Draw what a checkpoint makes of images, as a PNG with one row an image.",
+)
+app.add_typer(visualize, name="visualize")
 
 
 class Network(str, Enum):
@@ -54,19 +62,33 @@ class DType(str, Enum):
     float16 = "float16"
 
 
-# Options that embedding commands share.
+# Options that several commands share.
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Data = Annotated[
+    str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of the data.")]
 Pooling = Annotated[
     str | None,
     typer.Option(help="cls, mean, cls+mean, gem or concat:n; the checkpoint's by default."),
 ]
-NetworkChoice = Annotated[Network, typer.Option(help="Network to embed with.")]
+NetworkChoice = Annotated[Network, typer.Option(help="Which network, if it has two.")]
 BatchSize = Annotated[int, typer.Option(help="Images a batch.")]
 NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that decode images; as many as there are cores, up to 8."),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")]
+Picture = Annotated[Path, typer.Option(help="PNG to write.")]
+NumImages = Annotated[int, typer.Option(help="Images to draw, spread over the data.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Pixels, a multiple of the patch size; larger is finer. The checkpoint's by default.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")]
 
 
 def _workers(wanted: int | None) -> int:
@@ -110,11 +132,9 @@ def train(context: typer.Context) -> None:
 @app.command()
 def embed(
     model: Model,
-    data: Annotated[
-        str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
-    ],
+    data: Data,
     output: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
-    split: Annotated[str | None, typer.Option(help="Split of the data.")] = None,
+    split: Split = None,
     pooling: Pooling = None,
     network: NetworkChoice = Network.teacher,
     normalize: Annotated[
@@ -265,6 +285,93 @@ def convert(
     )
     typer.echo(str(conversion))
     typer.echo(f"written to {output}")
+
+
+def _images_to_draw(
+    data: str, split: str | None, num_images: int, output: Path, overwrite: bool
+) -> list[Image]:
+    from .data.sources import open_images
+    from .visualization.figures import check_picture
+    from .visualization.inputs import choose_images
+
+    check_picture(output, overwrite)
+    images, skipped = choose_images(open_images(data, split=split), num_images)
+    for image in skipped:
+        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
+    return images
+
+
+def _open_encoder(model: str, network: Network, image_size: int | None) -> tuple[Any, Any]:
+    from .modeling.modeling_selfvit import SelfViTModel
+    from .visualization.inputs import open_checkpoint
+
+    return open_checkpoint(SelfViTModel, model, image_size=image_size, network=network.value)
+
+
+@visualize.command()
+def attention(
+    model: Model,
+    data: Data,
+    output: Picture,
+    num_images: NumImages = 8,
+    network: NetworkChoice = Network.teacher,
+    image_size: ImageSize = None,
+    split: Split = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what the class token attends to in the last block, head by head."""
+    from .visualization.attention_maps import plot_attention_maps
+
+    images = _images_to_draw(data, split, num_images, output, overwrite)
+    plot_attention_maps(*_open_encoder(model, network, image_size), images, output)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
+@visualize.command()
+def pca(
+    model: Model,
+    data: Data,
+    output: Picture,
+    num_images: NumImages = 8,
+    network: NetworkChoice = Network.teacher,
+    image_size: ImageSize = None,
+    split: Split = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the patches' first three principal components, over all images, as colours."""
+    from .visualization.pca_maps import plot_pca_maps
+
+    images = _images_to_draw(data, split, num_images, output, overwrite)
+    plot_pca_maps(*_open_encoder(model, network, image_size), images, output)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
+@visualize.command()
+def reconstruct(
+    model: Model,
+    data: Data,
+    output: Picture,
+    num_images: NumImages = 8,
+    image_size: ImageSize = None,
+    mask_ratio: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the patches to mask; the checkpoint's by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    split: Split = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what a MAE checkpoint fills in where patches are masked.
+
+    A model trained with norm_pix_loss predicts no brightness and no contrast; its patches are drawn
+    with those of the true ones.
+    """
+    from .visualization.reconstructions import open_mae, plot_reconstructions
+
+    images = _images_to_draw(data, split, num_images, output, overwrite)
+    mae, processor = open_mae(model, image_size=image_size, mask_ratio=mask_ratio)
+    plot_reconstructions(mae, processor, images, output, seed=seed)
+    typer.echo(f"{len(images)} images drawn: {output}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from ..atomic_output import atomic_output, flush_to_disk
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from .run import Run
@@ -55,7 +56,8 @@ def prepare_output(run: Run) -> None:
     if holds_run:
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / RUN_FILE, run.to_yaml())
+    with atomic_output(output / RUN_FILE) as unfinished:
+        unfinished.write_text(run.to_yaml(), encoding="utf-8")
 
 
 # Values that may differ between a run and its resume: they change no weight.
@@ -86,16 +88,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         )
     return flat
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class Checkpointer:
@@ -154,10 +146,10 @@ class Checkpointer:
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_text(temporary / STATE_FILE, json.dumps(state, indent=2))
+            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             if final.exists():  # left by a run that was resumed from before it
                 shutil.rmtree(final)
-            _flush(temporary)
+            flush_to_disk(temporary)
             os.replace(temporary, final)
             for old in sorted(self.folder.glob("step-*"))[: -self.total_limit]:
                 shutil.rmtree(old)
@@ -175,19 +167,13 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             self.model.save_pretrained(temporary)
             self.processor.save_pretrained(temporary)
-            write_text(temporary / "README.md", card)
-            _flush(temporary)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            flush_to_disk(temporary)
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
         self.accelerator.wait_for_everyone()
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
@@ -214,5 +200,4 @@ __all__ = [
     "Checkpointer",
     "build_trainable",
     "prepare_output",
-    "write_text",
 ]

@@ -12,6 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..atomic_output import atomic_output
+
 LOG_FILE = "log.jsonl"
 
 
@@ -92,7 +94,8 @@ class Reporter:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):  # a line cut short when the run was killed
                 continue
-        path.write_text("".join(kept), encoding="utf-8")
+        with atomic_output(path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
 
     @property
     def seconds(self) -> float:

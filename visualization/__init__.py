@@ -1,1 +1,1 @@
-"""Pictures of what an encoder sees: attention maps and maps of its embeddings."""
+"""Pictures: attention, PCA of patches, reconstructions, maps of embeddings."""

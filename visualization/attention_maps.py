@@ -7,20 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .figures import new_figure, save_png
+from ..embedding.embedder import evaluating
+from .figures import draw_panels, heat
+from .inputs import as_seen, preprocess_images
 
 # B images · A heads · T tokens · N patches = rows x columns
 
 MAX_HEADS = 6
-PANEL = 200  # pixels, width and height of one picture
-GAP = 8  # pixels
-HEADER = 34  # pixels
 
 
 def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
@@ -36,13 +34,22 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
         (B, A, rows, columns), float32; a map sums to at most 1, what is missing goes to the class
         and register tokens.
     """
-    encoder = cast(PreTrainedModel, model.base_model)
+    encoder = cast(Any, model.base_model)
     patch_size = encoder.config.patch_size
     rows, columns = (size // patch_size for size in pixel_values.shape[-2:])
-    with _eager_evaluation(encoder), torch.no_grad():
-        outputs = encoder(pixel_values.to(encoder.device), output_attentions=True)
-    last = outputs.attentions[-1]  # (B, A, T, T)
-    return last[:, :, 0, -rows * columns :].unflatten(2, (rows, columns)).float()
+    by_class_token: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        by_class_token.append(outputs[1][:, :, 0])  # of (B, A, T, T)
+
+    # not by output_attentions, which would hold those of all blocks, gigabytes for a large image
+    hook = encoder.layers[-1].attention.register_forward_hook(keep)
+    try:
+        with evaluating(encoder), _eager(encoder), torch.no_grad():
+            encoder(pixel_values.to(encoder.device))
+    finally:
+        hook.remove()
+    return by_class_token[0][..., -rows * columns :].unflatten(2, (rows, columns)).float()
 
 
 def plot_attention_maps(
@@ -66,50 +73,28 @@ def plot_attention_maps(
         ImportError: without matplotlib.
         ValueError: if there is no image.
     """
-    if len(images) == 0:
-        raise ValueError("images is empty; hand over at least one image to draw.")
-    pixel_values = processor(list(images), return_tensors="pt")["pixel_values"]
-    maps = attention_maps(model, pixel_values).cpu()
-    num_heads = min(maps.shape[1], MAX_HEADS)
+    pixel_values = preprocess_images(images, processor)
+    # image by image, for the same reason as above
+    maps = [attention_maps(model, values)[0].cpu().numpy() for values in pixel_values.split(1)]
+    num_heads = min(len(maps[0]), MAX_HEADS)
     titles = ["image", "mean of heads"] + [f"head {head + 1}" for head in range(num_heads)]
-    width = len(titles) * (PANEL + GAP) + GAP
-    height = len(images) * (PANEL + GAP) + GAP + HEADER
-    figure = new_figure(width, height)
-    for row, (values, image_maps) in enumerate(zip(pixel_values, maps, strict=True)):
-        panels = [_as_seen(values, processor), image_maps.mean(dim=0), *image_maps[:num_heads]]
-        bottom = height - HEADER - (row + 1) * (PANEL + GAP)
-        for column, (title, panel) in enumerate(zip(titles, panels, strict=True)):
-            left = GAP + column * (PANEL + GAP)
-            axes = figure.add_axes(
-                (left / width, (bottom + GAP) / height, PANEL / width, PANEL / height)
-            )
-            axes.imshow(np.asarray(panel), cmap="magma", interpolation="nearest")
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(title, fontsize=11)
-    save_png(figure, path)
+    rows = [
+        [seen, heat(heads.mean(axis=0)), *map(heat, heads[:num_heads])]
+        for seen, heads in zip(as_seen(pixel_values, processor), maps, strict=True)
+    ]
+    draw_panels(titles, rows, path)
 
 
 @contextmanager
-def _eager_evaluation(encoder: PreTrainedModel) -> Iterator[None]:
-    """Run with the one implementation that returns attention, without dropping anything."""
+def _eager(encoder: PreTrainedModel) -> Iterator[None]:
+    """Use the one implementation that returns attention."""
     implementation = encoder.config._attn_implementation
-    # module by module: a frozen part of a model in training may be in evaluation mode already
-    training = [module for module in encoder.modules() if module.training]
     # "" is the encoder alone: an objective's part of the configuration has no attention
     encoder.set_attn_implementation({"": "eager"})
-    encoder.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
         encoder.set_attn_implementation({"": implementation})
 
 
-def _as_seen(pixel_values: Tensor, processor: Any) -> np.ndarray:
-    """Undo the normalisation: (C, H, W) to (H, W, 3), in [0, 1]."""
-    image = pixel_values.movedim(0, -1).cpu().float()
-    if getattr(processor, "do_normalize", True):
-        image = image * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
-    return image.clamp(0, 1).expand(-1, -1, 3).numpy()
+__all__ = ["attention_maps", "plot_attention_maps"]

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ..atomic_output import atomic_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 100
+# A panel shows its image enlarged by a whole number, so that its longer side has at least
+# MIN_PANEL pixels; larger images are shrunk to MAX_PANEL.
+MIN_PANEL, MAX_PANEL = 200, 512  # pixels
+GAP = 8  # pixels between panels, and around them
+HEADER = 34  # pixels
+
+
+def require_matplotlib() -> None:
+    """Say how to install matplotlib where it is missing.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'pictures need matplotlib; install it with pip install "selfvit[viz]".'
+        ) from error
 
 
 def new_figure(width: int, height: int) -> Figure:
@@ -19,13 +44,10 @@ def new_figure(width: int, height: int) -> Figure:
     Raises:
         ImportError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'pictures need matplotlib; install it with pip install "selfvit[viz]".'
-        ) from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
     figure.set_dpi(PIXELS_PER_INCH)
     FigureCanvasAgg(figure)
@@ -34,10 +56,89 @@ def new_figure(width: int, height: int) -> Figure:
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, whole or not at all; the folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside its destination: renaming is atomic only within one file system
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        drawn = Path(folder) / "figure.png"
-        figure.savefig(drawn, format="png", dpi=PIXELS_PER_INCH)
-        os.replace(drawn, path)
+    with atomic_output(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=PIXELS_PER_INCH)
+
+
+def check_picture(path: Path, overwrite: bool = False) -> None:
+    """Check that a picture can be drawn and written, before any work is done.
+
+    Args:
+        path: of the PNG.
+        overwrite: whether a file there may be replaced.
+
+    Raises:
+        FileExistsError: if there is a file already, or a folder.
+        ImportError: without matplotlib.
+        ValueError: for another extension than .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"the picture is a PNG, and {str(path)!r} does not end in .png.")
+    if path.is_dir():
+        raise FileExistsError(f"{str(path)!r} is a folder; give the path of a new .png file.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{str(path)!r} exists; give a new path, or --overwrite to replace the picture."
+        )
+    require_matplotlib()
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Colour a map from its smallest value, black, to its largest, light: (h, w) -> (h, w, 3).
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    require_matplotlib()
+    import matplotlib
+
+    above = values - values.min()
+    return matplotlib.colormaps["magma"](above / (above.max() or 1))[..., :3]
+
+
+def draw_panels(
+    titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike[str]
+) -> None:
+    """Draw a grid of panels as a PNG, each column under its title.
+
+    All panels get the size of the first, pixel by pixel: nothing is interpolated unless images are
+    larger than a panel may be.
+
+    Args:
+        titles: of the columns.
+        rows: of panels, a panel a title; each (height, width, 3), in [0, 1].
+        path: of the PNG.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    panel_height, panel_width = _panel_size(*rows[0][0].shape[:2])
+    width = GAP + len(titles) * (panel_width + GAP)
+    height = HEADER + len(rows) * (panel_height + GAP)
+    figure = new_figure(width, height)
+    for column, title in enumerate(titles):
+        left = GAP + column * (panel_width + GAP)
+        centre, baseline = left + panel_width / 2, height - 0.7 * HEADER
+        figure.text(centre / width, baseline / height, title, ha="center", fontsize=11)
+        for row, panels in enumerate(rows):
+            bottom = height - HEADER - row * (panel_height + GAP) - panel_height
+            pixels = _resized(panels[column], panel_height, panel_width)
+            figure.figimage(pixels, left, bottom, origin="upper")
+    save_png(figure, path)
+
+
+def _panel_size(height: int, width: int) -> tuple[int, int]:
+    longest = max(height, width)
+    if longest > MAX_PANEL:
+        scale = MAX_PANEL / longest
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    factor = math.ceil(MIN_PANEL / longest)
+    return height * factor, width * factor
+
+
+def _resized(panel: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a panel as eight-bit (height, width, 3); pixels stay squares where it grows."""
+    image = Image.fromarray((panel * 255).round().astype(np.uint8))
+    grows = height >= image.height
+    resample = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS
+    return np.asarray(image.resize((width, height), resample))

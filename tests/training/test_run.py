@@ -64,7 +64,7 @@ def test_another_depth_moves_the_backbones_last_stage_along():
         (["--data", "x"], "name a recipe"),
         (["dino_demo", "--batch_size", "0"], r"batch_size \(0\) must be at least 1"),
         (
-            ["dino_demo", "--local_view_size", "15"],
+            ["dino_demo", "--num_local_views", "1", "--local_view_size", "15"],
             r"view size \(15 x 15\).*patch_size.*nearest is",
         ),
         (["dino_demo", "--tracker", "abacus"], "tracker .'abacus'. must be one of: tensorboard"),

@@ -21,6 +21,7 @@ OBJECTIVES = {
     "dino": [
         *("dino_demo", "--local_view_size", "16", "--num_local_views", "2"),
         *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_bottleneck_size", "16"),
+        *("--koleo_weight", "0"),  # it compares the images of a micro-batch: fewer, if it is split
     ],
     "mae": [
         *("mae_demo", "--decoder_hidden_size", "16", "--decoder_num_layers", "2"),

@@ -9,6 +9,9 @@ from transformers import ViTImageProcessor
 from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO, SelfViTModel
 from selfvit.visualization.attention_maps import attention_maps, plot_attention_maps
 
+from ..image_files import noise
+from .panels import panel_of
+
 GEOMETRY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -80,12 +83,32 @@ def test_picture_has_a_row_an_image_and_a_column_a_head(model, tmp_path):
     pytest.importorskip("matplotlib")
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
     red = Image.new("RGB", (50, 40), (255, 0, 0))
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
-    plot_attention_maps(model, processor, [red, noise], tmp_path / "new" / "maps.png")
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+    plot_attention_maps(model, processor, [red, grey], tmp_path / "new" / "maps.png")
     picture = Image.open(tmp_path / "new" / "maps.png").convert("RGB")
-    assert picture.size == (4 * 208 + 8, 2 * 208 + 8 + 34)  # image, mean, two heads; two rows
-    assert picture.getpixel((100, 150)) == (255, 0, 0)  # the image as seen, normalisation undone
+    assert picture.size == (4 * 232 + 8, 2 * 232 + 34)  # image, mean, two heads; two rows
+    # the image as seen, normalisation undone
+    assert (panel_of(picture, 0, 0) == (255, 0, 0)).all()
+    seen = np.asarray(grey.convert("RGB"))
+    np.testing.assert_array_equal(panel_of(picture, 1, 0), np.kron(seen, np.ones((7, 7, 1))))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.png"]
+
+
+def test_panels_are_the_models_maps(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    processor = ViTImageProcessor(size={"height": 32, "width": 48}, do_convert_rgb=True)
+    images = [noise(48, 32, seed) for seed in range(2)]
+    plot_attention_maps(model, processor, images, tmp_path / "maps.png")
+    picture = Image.open(tmp_path / "maps.png")
+    maps = attention_maps(model, processor(images, return_tensors="pt")["pixel_values"])
+    for row, image_maps in enumerate(maps):
+        expected = [image_maps.mean(dim=0), *image_maps]
+        for column, heads in enumerate(expected, start=1):
+            drawn = panel_of(picture, row, column, (160, 240))
+            brightness = drawn.reshape(4, 40, 6, 40, 3)[:, 0, :, 0].sum(axis=2).ravel()
+            order = heads.flatten().argsort()  # magma is the brighter the larger
+            assert (np.diff(brightness[order]) >= 0).all()
+            assert brightness.min() < 10 and brightness.max() > 600
 
 
 def test_no_images_are_refused(model, tmp_path):

@@ -1,0 +1,92 @@
+"""Files and folders that appear whole or not at all.
+
+A leaf below all folders that write: it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path that takes the place of `path` at the end; on any exception, nothing changes.
+
+    The caller makes a file or a folder there, whichever it wants. What stood at `path` before is
+    replaced. Folders above it are made where they are missing. A process that is killed leaves a
+    hidden `.NAME.unfinished-*` beside `path`, and `path` itself as it was (but for the instant
+    between two renames in which a folder takes the place of another).
+
+    Args:
+        path: of the file or folder.
+
+    Yields:
+        a path where nothing is yet, in the same folder: renaming is atomic only within one file
+        system.
+
+    Raises:
+        OSError: if it cannot be written, or a file is to replace a folder.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
+    try:
+        yield unfinished
+        flush_to_disk(unfinished)
+        _replace(path, unfinished)
+    except BaseException:
+        _remove(unfinished)
+        raise
+    _flush(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or a folder and the files in it, are on the disk.
+
+    Before a rename: after a power cut there could otherwise be the new name and no content.
+    """
+    if path.is_dir():
+        for inside in path.iterdir():
+            flush_to_disk(inside)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, unfinished: Path) -> None:
+    if not (unfinished.is_dir() and path.exists()):
+        os.replace(unfinished, path)
+        return
+    # A folder that is not empty cannot be renamed over. The old one steps aside first, and comes
+    # back if the new one cannot take its place.
+    aside = unfinished.with_name(unfinished.name.replace("unfinished", "replaced"))
+    path.rename(aside)
+    try:
+        unfinished.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+__all__ = ["atomic_output", "flush_to_disk"]

@@ -1,0 +1,29 @@
+"""Reading the panels of a picture back."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from selfvit.visualization.figures import GAP, HEADER
+
+
+def panel_of(
+    picture: Image.Image, row: int, column: int, size: tuple[int, int] = (224, 224)
+) -> np.ndarray:
+    """Return the pixels of one panel, (height, width, 3), 0 to 255.
+
+    Args:
+        picture: as `draw_panels` writes it.
+        row: from the top, counted from 0.
+        column: from the left, counted from 0.
+        size: (height, width) of a panel; a 32 x 32 image's is 224 x 224.
+    """
+    height, width = size
+    top, left = HEADER + row * (height + GAP), GAP + column * (width + GAP)
+    box = (left, top, left + width, top + height)
+    return np.asarray(picture.convert("RGB").crop(box)).astype(int)
+
+
+def num_rows(picture: Image.Image, height: int = 224) -> int:
+    return (picture.height - HEADER) // (height + GAP)
