@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
+from .. import PRETRAINING_CLASSES
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..modeling.modeling_dino import SelfViTForDINO
-from ..modeling.modeling_mae import SelfViTForMAE
 from ..modeling.modeling_selfvit import SelfViTForImageClassification, SelfViTModel
 from .draft import Draft, Options, Source
 from .geometry import read_geometry
@@ -31,10 +30,8 @@ SOURCES: tuple[Source, ...] = (
     *lightly.SOURCES,
 )
 ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
-    "SelfViTModel": SelfViTModel,
-    "SelfViTForImageClassification": SelfViTForImageClassification,
-    "SelfViTForDINO": SelfViTForDINO,
-    "SelfViTForMAE": SelfViTForMAE,
+    model_class.__name__: model_class
+    for model_class in (SelfViTModel, SelfViTForImageClassification, *PRETRAINING_CLASSES)
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
