@@ -23,14 +23,17 @@ def read_objective(draft: Draft) -> None:
     so that the head computes the same in evaluation, and in training it made no difference.
     """
     weights = draft.weights
-    has_head = all(
-        f"{network}head.{name}" in weights
-        for network in ("", "student.")
-        for name in ("norm1.running_mean", "norm2.running_mean", "fc3.weight")
-    )
-    if not has_head or "prototypes" not in weights or weights["prototypes"].dim() != 2:
+    if not any("norm1" in name or "norm2" in name for name in weights if "head." in name):
         _keep_target_encoder(draft)
         return
+    wanted = ("head.norm1.running_mean", "head.norm2.running_mean")
+    needed = [f"{network}{name}" for network in ("", "student.") for name in wanted]
+    missing = [draft.called(name) for name in [*needed, "prototypes"] if name not in weights]
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)}.")
+    if weights["prototypes"].dim() != 2:
+        shape = tuple(weights["prototypes"].shape)
+        raise ValueError(f"prototypes should be (number, width), got {shape}.")
     for network in ("", "student."):
         for index in (1, 2):
             bias, mean = f"{network}head.fc{index}.bias", f"{network}head.norm{index}.running_mean"
