@@ -49,6 +49,7 @@ class SourceFile:
     Args:
         tensors: by name; parts of a nested file are joined by dots, wrappers removed.
         original_names: as the file has them, by the names above.
+        wrappers: what was around the network, from the outside: `model`, `state_dict`.
         training_state: names of tensors that belong to no network: an optimizer's, for instance.
         config: `config.json` beside the weights, or {}.
         arguments: of the command that trained them, where the file holds them, or {}.
@@ -59,6 +60,7 @@ class SourceFile:
 
     tensors: dict[str, Tensor]
     original_names: dict[str, str] = field(default_factory=dict)
+    wrappers: list[str] = field(default_factory=list)
     training_state: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -91,10 +93,11 @@ def read_source(source: str | Path) -> SourceFile:
     tensors = {name: tensor for name, tensor in _flat(content) if isinstance(tensor, Tensor)}
     if not tensors:
         raise ValueError(f"{str(file)!r} holds no tensors, so there is nothing to convert.")
-    plain, original_names, training_state = _unwrapped(tensors)
+    plain, original_names, wrappers, training_state = _unwrapped(tensors)
     return SourceFile(
         tensors=plain,
         original_names=original_names,
+        wrappers=wrappers,
         training_state=training_state,
         config=config,
         arguments=arguments,
@@ -227,7 +230,7 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _unwrapped(
     tensors: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+) -> tuple[dict[str, Tensor], dict[str, str], list[str], list[str]]:
     """Remove what is around a network, from names, and the state of its training."""
     training_state = [name for name in tensors if name.split(".")[0] in TRAINING_STATE]
     original_names = {name: name for name in tensors if name not in set(training_state)}
@@ -236,9 +239,11 @@ def _unwrapped(
         for name in [name for name in original_names if name.startswith("state_dict.")]:
             training_state.append(original_names.pop(name))
         original_names = {name.removeprefix("state_dict_ema."): name for name in original_names}
+    wrappers = []
     for wrapper in WRAPPERS:
         inside = [name for name in original_names if name.startswith(f"{wrapper}.")]
         if 2 * len(inside) > len(original_names):
+            wrappers.append(wrapper)
             original_names = {
                 name.removeprefix(f"{wrapper}."): original
                 for name, original in original_names.items()
@@ -250,7 +255,7 @@ def _unwrapped(
         if short in plain:
             raise ValueError(f"{names[short]} and {original} are the same tensor by their names.")
         plain[short], names[short] = tensors[original], original
-    return plain, names, training_state
+    return plain, names, wrappers, training_state
 
 
 __all__ = ["SourceFile", "read_source"]

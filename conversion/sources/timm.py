@@ -2,7 +2,7 @@
 
 The three write the same names for an encoder without a head. Fixed sine-cosine positions tell MAE
 apart; a headless file with learned positions is taken for DINO's, whose preprocessing differs from
-timm's default. registers, LayerScale or a head are timm's.
+timm's default. Registers, LayerScale or a head are timm's, or a fine-tuned MAE's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,19 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
 def adapt(draft: Draft) -> None:
     """Tell DINO's, MAE's and timm's files apart, and place the norm after the pooling."""
     config = draft.file.config
-    draft.preprocessing = pretrained_preprocessing(config) or TIMM_PREPROCESSING
+    # MAE's and DeiT's own files hold the network as `model`; a norm after the pooling is MAE's
+    facebook = not config and (
+        draft.file.wrappers == ["model"] or "fc_norm.weight" in draft.weights
+    )
+    if facebook:
+        draft.kind = "facebookresearch fine-tuned ViT (MAE, DeiT; timm's names)"
+        draft.licence = (
+            "fine-tuned weights published with MAE are CC BY-NC 4.0, with DeiT Apache-2.0; if "
+            "these are, the result is too"
+        )
+    else:
+        draft.kind = "timm VisionTransformer"
+        draft.preprocessing = pretrained_preprocessing(config) or TIMM_PREPROCESSING
     if config.get("global_pool") == "avg":
         draft.pooling = "mean"
     elif config.get("global_pool") not in (None, "token"):
@@ -92,7 +104,6 @@ def adapt(draft: Draft) -> None:
             f"global_pool ({config['global_pool']!r}) in config.json must be 'token' or 'avg'; "
             "the encoder has no other of timm's poolings."
         )
-    draft.kind = "timm VisionTransformer"
     if any(name.startswith("classifier.") for name in draft.weights):
         draft.architecture = "SelfViTForImageClassification"
     _place_norm_after_pooling(draft)
@@ -110,7 +121,6 @@ def _place_norm_after_pooling(draft: Draft) -> None:
         if f"fc_norm.{name}" in draft.weights:
             draft.weights[f"vit.layernorm.{name}"] = draft.weights.pop(f"fc_norm.{name}")
             draft.origins[f"vit.layernorm.{name}"] = draft.origins.pop(f"fc_norm.{name}")
-    draft.kind = "fine-tuned with a norm after the pooling (facebookresearch/mae global_pool, timm)"
     if draft.file.config.get("global_pool") == "token":
         return
     if draft.options.pooling is None:

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -129,6 +130,37 @@ def test_a_norm_after_the_pooling_is_taken_only_if_asked_for_and_said(tmp_path):
     ours = AutoModel.from_pretrained(tmp_path / "out").eval()
     images = images_of(32)
     expected = theirs.fc_norm(theirs.forward_features(images))  # per token: the blocks are exact
+    torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+def test_fine_tuned_files_of_mae_have_imagenets_statistics(global_pool, tmp_path):
+    theirs = tiny_timm(num_classes=5, global_pool=global_pool)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
+    pooling = "mean" if global_pool == "avg" else None
+    conversion = convert(tmp_path / "weights.pth", tmp_path / "out", num_heads=4, pooling=pooling)
+    assert "fine-tuned" in conversion.kind
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406] and processor.resample == 3
+
+
+def test_the_statistics_can_be_chosen(tmp_path):
+    theirs = tiny_timm(num_classes=5)
+    for statistics, mean in ((None, 0.5), ("half", 0.5), ("imagenet", 0.485)):
+        convert_state(theirs, tmp_path, num_heads=4, statistics=statistics, overwrite=True)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+        assert processor.image_mean[0] == mean
+
+
+@torch.no_grad()
+def test_positions_that_are_no_square_need_the_image_size(tmp_path):
+    theirs = tiny_timm(img_size=(32, 64), num_classes=0)
+    with pytest.raises(ValueError, match="--image-size"):
+        convert_state(theirs, tmp_path, num_heads=4)
+    convert_state(theirs, tmp_path, num_heads=4, image_size=(32, 64))
+    images = torch.randn(2, 3, 32, 64)
+    ours = AutoModel.from_pretrained(tmp_path / "out").eval()
+    expected = theirs.forward_features(images)
     torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
 
 
@@ -372,12 +404,25 @@ def test_labels_travel(tmp_path):
     assert ours.config.label2id == {label: index for index, label in enumerate("abcde")}
 
 
+@torch.no_grad()
+def test_a_folder_of_older_transformers_holds_a_pickle(tmp_path):
+    theirs = tiny_transformers("ViTMSNModel")
+    theirs.save_pretrained(tmp_path / "theirs")
+    stored = load_file(tmp_path / "theirs" / "model.safetensors")
+    torch.save(stored, tmp_path / "theirs" / "pytorch_model.bin")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    convert(tmp_path / "theirs", tmp_path / "out")
+    ours = AutoModel.from_pretrained(tmp_path / "out").eval()
+    images = images_of(32)
+    expected = theirs(images).last_hidden_state
+    torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
+
+
 def test_a_sharded_folder_is_read_whole(tmp_path):
     theirs = tiny_transformers("Dinov2Model")
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
     convert(tmp_path / "theirs", tmp_path / "out")
-    (tmp_path / "theirs" / "model-00002-of-00004.safetensors").unlink(missing_ok=True)
     shard = sorted((tmp_path / "theirs").glob("model-*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(FileNotFoundError, match="does not lie there"):

