@@ -137,7 +137,8 @@ def _check_numbers(draft: Draft) -> None:
     """Check that all weights are floating-point numbers of one precision."""
     dtypes: dict[torch.dtype, list[str]] = {}
     for name, tensor in draft.weights.items():
-        if not name.startswith("loss."):  # a center is float32 beside any weights
+        # a center is float32 beside weights of any precision
+        if not (name.startswith("loss.") and tensor.dtype == torch.float32):
             dtypes.setdefault(tensor.dtype, []).append(draft.origins[name])
     usual = max(dtypes, key=lambda dtype: len(dtypes[dtype]))
     for dtype, names in dtypes.items():

@@ -86,7 +86,7 @@ TEMPLATE = """---
 # {{ title }}
 
 Weights of `{{ description }}` ({{ conversion.kind }}), converted by
-[selfvit](https://pypi.org/project/selfvit) without a change of their values, unless it is named below.
+[selfvit](https://pypi.org/project/selfvit). What was left out, is new or differs is named below.
 
 ## Use
 

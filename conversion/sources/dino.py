@@ -101,7 +101,6 @@ BACKBONE = Source(
     read_config=timm.read_config,
     positions=("class", "patches"),
     licence=LICENCE,
-    licence_id="apache-2.0",
 )
 
 CHECKPOINT = Source(
@@ -117,7 +116,6 @@ CHECKPOINT = Source(
     needed=("loss.center",),
     adapt=read_objective,
     licence=LICENCE,
-    licence_id="apache-2.0",
     difference=INTERPOLATION,
 )
 

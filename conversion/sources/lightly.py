@@ -25,6 +25,10 @@ AROUND_BACKBONE = {
     r"^(decoder|mask_token)(\.|$)": "Lightly's decoder, of which only the encoder is taken",
     r"^(projection_head|prediction_head|head|criterion)\.": "of the objective, not the encoder",
 }
+UNUSED_HEADS = {
+    r"^(student|teacher)_backbone\.(vit\.)?heads?\.": "an encoder's own classifier, which Lightly "
+    "does not use"
+}
 # Without one of its own, the loss starts at zero, as a run does.
 NEW_CENTER = {r"^loss\.center$": "the file has no center; it starts at zero, as a run does"}
 
@@ -78,6 +82,7 @@ def _sources() -> Iterator[Source]:
                 "criterion.center.center": "loss.center",
             },
             architecture="SelfViTForDINO",
+            extras=UNUSED_HEADS,
             new=NEW_CENTER,
             adapt=read_objective,
             positions=library.positions,

@@ -116,6 +116,33 @@ def test_a_whole_checkpoint_of_dino_keeps_its_center_and_gives_its_loss(tmp_path
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_lightning_checkpoint_around_lightlys_dino_keeps_all_of_it(tmp_path):
+    weights = golden_weights("lightly_dino_checkpoint")
+    center = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(0))
+    unused = torch.zeros(5, 48)
+    checkpoint = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5",
+        "state_dict": {
+            **weights,
+            "criterion.center": center,
+            "student_backbone.head.weight": unused,
+        },
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}],
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}},
+        "hyper_parameters": {"lr": 0.1},
+    }
+    torch.save(checkpoint, tmp_path / "weights.ckpt")
+    conversion = convert(tmp_path / "weights.ckpt", tmp_path / "out", num_heads=3)
+    assert not conversion.new and set(conversion.left_out) == {
+        "student_backbone.head.weight",
+        "optimizer_states.0.state.0.exp_avg",
+        "callbacks.ModelCheckpoint.best_model_score",
+    }
+    model = SelfViTForDINO.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(model.loss.center, center.flatten(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("name", ["mae", "mae_norm_pix"])
 @torch.no_grad()
