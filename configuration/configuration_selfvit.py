@@ -12,6 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
 from .configuration_mae import MAEConfig
+from .configuration_pmsn import PMSNConfig
 
 # hidden_size, num_hidden_layers, num_attention_heads
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -51,8 +52,11 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
             "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
+        classifier_batch_norm: whether the classifier standardises the embedding first, by a batch
+            norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
         mae_config: what MAE adds, or None.
+        pmsn_config: what MSN and PMSN add, or None.
 
     Raises:
         StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
@@ -67,6 +71,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     sub_configs_defaults = {
         "dino_config": SubConfigSpec(DINOConfig, optional=True),
         "mae_config": SubConfigSpec(MAEConfig, optional=True),
+        "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
     }
 
     hidden_size: int = 384
@@ -86,8 +91,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
     pooling: str = "auto"
+    classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
+    pmsn_config: Any = None  # PMSNConfig, likewise
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

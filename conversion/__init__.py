@@ -1,1 +1,1 @@
-"""Weights from elsewhere, and to elsewhere."""
+"""Weights in from other projects, and out to them."""

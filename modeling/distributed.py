@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as differentiable_all_gather
 
 
-def num_processes() -> int:
-    """Return how many processes train together; 1 without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 1
-    return dist.get_world_size()
+def several_processes() -> bool:
+    """Say whether there are others to reduce with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Every process's output depends on every process's input, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        return _reduced(tensor, dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _reduced(gradient, dist.ReduceOp.SUM)
+
+
+def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, operation)
+    return total
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, without gradient; it stays as it is."""
-    if num_processes() == 1:
+    """Return the sum of `tensor` over all processes; it stays as it is.
+
+    Its gradient is that of the sum of all processes' losses. DistributedDataParallel then averages
+    parameters' gradients, which gives the gradient of the mean loss.
+    """
+    return _AllReduceSum.apply(tensor) if several_processes() else tensor
+
+
+def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
+    """Return log(sum(exp(tensor))) over all processes, with gradient; it stays as it is."""
+    if not several_processes():
         return tensor
-    total = tensor.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
+    largest = _reduced(tensor, dist.ReduceOp.MAX)
+    return largest + all_reduce_sum((tensor - largest).exp()).log()
 
 
 def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -34,10 +60,10 @@ def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
     Returns:
         the whole, and where in it this process's own part begins.
     """
-    if num_processes() == 1:
+    if not several_processes():
         return tensor, 0
     everyone = differentiable_all_gather(tensor.contiguous())
     return torch.cat(list(everyone), dim=dim), dist.get_rank() * tensor.shape[dim]
 
 
-__all__ = ["all_gather", "all_reduce_sum", "num_processes"]
+__all__ = ["all_gather", "all_reduce_logsumexp", "all_reduce_sum", "several_processes"]

@@ -55,7 +55,7 @@ def load_strictly(
     try:
         if kwargs.get("network") == "student":
             _check_student(str(checkpoint), where)
-        with _quiet():
+        with quiet_loading():
             loaded: Any = model_class.from_pretrained(
                 checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
@@ -155,7 +155,7 @@ def _shortened(names: list[str], limit: int = 8) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Silence transformers' report of a load, which the errors here replace, and its bar.
 
     Not by `disable_progress_bar`: that is one switch with the bars of downloads.
@@ -172,4 +172,4 @@ def _quiet() -> Iterator[None]:
         logging.set_tqdm_hook(hook)
 
 
-__all__ = ["load_strictly", "stored_config"]
+__all__ = ["load_strictly", "quiet_loading", "stored_config"]

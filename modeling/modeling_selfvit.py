@@ -35,6 +35,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .batch_norm import BatchNorm
 from .pooling import pool
 from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
 
@@ -303,8 +304,8 @@ class SelfViTPreTrainedModel(PreTrainedModel):
         Linear weights, class, register and position embeddings: normal truncated at 2 (in absolute
         terms, so in effect not at all), standard deviation `initializer_range`. Linear biases: 0.
         Patch projection: uniform in +-1/sqrt(fan in), bias too (torch's own, which DINO leaves as
-        it is). LayerNorm: 1 and 0. LayerScale: `layerscale_value`. Mask token: 0. Fixed positions:
-        sine-cosine.
+        it is). LayerNorm: 1 and 0. Batch norm: the same, running mean 0 and variance 1. LayerScale:
+        `layerscale_value`. Mask token: 0. Fixed positions: sine-cosine.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -319,6 +320,12 @@ class SelfViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, BatchNorm):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            if module.weight is not None and module.bias is not None:
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
         elif isinstance(module, SelfViTLayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value or 0.0)
         elif isinstance(module, SelfViTEmbeddings):
@@ -334,6 +341,9 @@ class SelfViTPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_embeddings, fixed)
 
     # What the training loop asks of every model it trains. An objective overrides what it needs.
+
+    # Names of parameters that weight decay leaves alone, besides biases and other vectors.
+    undecayed_parameters: tuple[str, ...] = ()
 
     @property
     def trained_encoder(self) -> SelfViTModel:
@@ -371,7 +381,10 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
     # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
     # left out.
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss|classifier|unused)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|decoder|loss|classifier(_norm)?|unused)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -473,7 +486,9 @@ class SelfViTModel(SelfViTPreTrainedModel):
         class_tokens = self.class_tokens(pixel_values, self.config.num_class_blocks)
         return pool(class_tokens, None, self.config.pooling)
 
-    def class_tokens(self, pixel_values: Tensor, num_blocks: int = 1) -> list[Tensor]:
+    def class_tokens(
+        self, pixel_values: Tensor, num_blocks: int = 1, ids_keep: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the normalised class tokens of the last blocks, without the patches' last ones.
 
         The last block runs for one query: patches still answer it, and are not computed themselves.
@@ -481,11 +496,12 @@ class SelfViTModel(SelfViTPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), as for `forward`.
             num_blocks: how many blocks, counted from the last.
+            ids_keep: (B, K) indices of the patches to keep, as for `forward`.
 
         Returns:
             `num_blocks` tensors (B, D), the last block's last.
         """
-        hidden_states = self._embed_tokens(pixel_values)
+        hidden_states = self._embed_tokens(pixel_values, ids_keep)
         class_tokens = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -500,21 +516,55 @@ class SelfViTModel(SelfViTPreTrainedModel):
         )
 
 
-class SelfViTForImageClassification(SelfViTPreTrainedModel):
-    """The encoder with a linear layer on its embedding."""
+def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Cross-entropy with probabilities of the classes, in nats, mean over images, in float32.
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\."]
+    Args:
+        logits: (B, L).
+        probabilities: (B, L), rows sum to 1.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if probabilities.shape != logits.shape:
+        raise ValueError(
+            f"labels {tuple(probabilities.shape)} of floats are probabilities of the classes, and "
+            f"must have the shape of the logits, {tuple(logits.shape)}; give class indices as "
+            "integers, (batch,)."
+        )
+    return F.cross_entropy(logits.float(), probabilities.to(logits.device).float())
+
+
+class SelfViTForImageClassification(SelfViTPreTrainedModel):
+    """The encoder with a linear layer on its embedding.
+
+    With `config.classifier_batch_norm` the embedding is standardised first, by a batch norm without
+    weights: of the batch in training, by running statistics in evaluation (MAE, arXiv 2111.06377,
+    Appendix A.1, "Linear probing").
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\.", r"^prototypes$"]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = SelfViTModel(config)
+        self.classifier_norm = (
+            # 1e-6: MAE, main_linprobe.py; features that vary little are standardised all the same
+            BatchNorm(config.embedding_size, eps=1e-6, affine=False)
+            if config.classifier_batch_norm
+            else nn.Identity()
+        )
         self.classifier = (
             nn.Linear(config.embedding_size, config.num_labels)
             if config.num_labels
             else nn.Identity()
         )
         self.post_init()
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """(B, E) -> (B, L), logits."""
+        return self.classifier(self.classifier_norm(embeddings))
 
     @can_return_tuple
     def forward(
@@ -527,15 +577,27 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W).
-            labels: (B,) class indices; with them the output has a loss.
+            labels: with them the output has a loss. (B,) int64: class indices, cross-entropy.
+                (B, L) floats, rows sum to 1: probabilities of the classes, as mixup, cutmix and
+                label smoothing give them; cross-entropy too. `config.problem_type` changes what
+                floats mean, as in transformers: "multi_label_classification" (B, L), a binary
+                cross-entropy for each class; "regression" (B, L), squared error, which is also
+                what a model of a single output does.
             kwargs: as for `SelfViTModel`.
 
         Returns:
             logits (B, L), loss (scalar) where there are labels.
+
+        Raises:
+            ValueError: if probabilities are of another shape than the logits.
         """
         outputs = self.vit(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        logits = self.classify(outputs.pooler_output)
+        loss = None
+        if labels is not None and self._are_probabilities(labels):
+            loss = soft_cross_entropy(logits, labels)
+        elif labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss,
             logits=logits,
@@ -543,11 +605,22 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def _are_probabilities(self, labels: Tensor) -> bool:
+        # transformers takes floats for several labels an image where nothing is said
+        return (
+            labels.is_floating_point()
+            and (self.config.num_labels or 0) > 1
+            and self.config.problem_type in (None, "single_label_classification")
+        )
+
 
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss|classifier)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|decoder|loss|classifier(_norm)?)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)

@@ -14,9 +14,11 @@ from transformers import (
 
 from .configuration.configuration_dino import DINOConfig
 from .configuration.configuration_mae import MAEConfig
+from .configuration.configuration_pmsn import PMSNConfig
 from .configuration.configuration_selfvit import SelfViTConfig
 from .modeling.modeling_dino import SelfViTForDINO
 from .modeling.modeling_mae import SelfViTForMAE
+from .modeling.modeling_pmsn import SelfViTForPMSN
 from .modeling.modeling_selfvit import (
     SelfViTBackbone,
     SelfViTForImageClassification,
@@ -26,7 +28,7 @@ from .modeling.modeling_selfvit import (
 __version__ = "0.1.0"
 
 # One line an objective; transformers picks by `config.architectures`.
-PRETRAINING_CLASSES = (SelfViTForDINO, SelfViTForMAE)
+PRETRAINING_CLASSES = (SelfViTForDINO, SelfViTForMAE, SelfViTForPMSN)
 
 AutoConfig.register("selfvit", SelfViTConfig)
 AutoModel.register(SelfViTConfig, SelfViTModel)
@@ -37,11 +39,13 @@ AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASS
 __all__ = [
     "DINOConfig",
     "MAEConfig",
+    "PMSNConfig",
     "SelfViTBackbone",
     "SelfViTConfig",
     "SelfViTForDINO",
     "SelfViTForImageClassification",
     "SelfViTForMAE",
+    "SelfViTForPMSN",
     "SelfViTModel",
     "__version__",
 ]

@@ -54,6 +54,15 @@ class Network(str, Enum):
     student = "student"
 
 
+class Format(str, Enum):
+    """Who an export is for."""
+
+    transformers = "transformers"
+    timm = "timm"
+    onnx = "onnx"
+    sentence_transformers = "sentence-transformers"
+
+
 class DType(str, Enum):
     """What to compute in."""
 
@@ -184,6 +193,109 @@ def embed(
         typer.echo(f"{report.num_skipped} skipped, with their reasons: {output / SKIPPED}")
         if strict:
             raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
+    to: Annotated[Format, typer.Option(help="Who it is for.")],
+    output: Annotated[
+        Path | None, typer.Argument(help="Folder to write; CHECKPOINT-FORMAT by default.")
+    ] = None,
+    network: NetworkChoice = Network.teacher,
+    pooling: Pooling = None,
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize", help="Scale vectors to length 1 (onnx, sentence-transformers)."
+        ),
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write a graph in 8 bits, too (onnx).")
+    ] = False,
+    min_cosine: Annotated[
+        float, typer.Option(help="Refuse 8 bits below this mean centered cosine; -1 never does.")
+    ] = 0.99,  # an angle of 8 degrees
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to measure 8 bits on, as --data of embed; random by default."),
+    ] = None,
+    max_images: Annotated[int, typer.Option(help="How many of them, at most.")] = 128,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
+    ] = False,
+) -> None:
+    """Write a checkpoint for those who have no selfvit, checked to give the same vectors."""
+    from .conversion.export import export as export_checkpoint
+    from .conversion.export_onnx import Int8
+
+    if data is not None and not int8:
+        raise ValueError(f"data ({data!r}) is what 8 bits are measured on; give --int8, too.")
+    pixel_values = None if data is None else _pixels_of(data, checkpoint, max_images)
+    report = export_checkpoint(
+        checkpoint,
+        output or _beside(checkpoint, to.value),
+        to=to.value,
+        network=network.value,
+        pooling=pooling,
+        normalize=normalize,
+        int8=Int8(min_cosine, pixel_values) if int8 else None,
+        overwrite=overwrite,
+    )
+    difference = report.fidelity.max_difference
+    typer.echo(
+        f"{report.output}: pooling {report.pooling}"
+        + ("" if difference is None else f", largest difference from selfvit {difference:.1e}")
+    )
+    for note in report.fidelity.notes:
+        typer.echo(f"note: {note}")
+
+
+def _beside(checkpoint: str, ending: str) -> Path:
+    """Return where an export lies by default: beside the folder, or here for a Hub id."""
+    folder = os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else Path(checkpoint).name
+    return Path(f"{folder}-{ending}")
+
+
+def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:
+    """Return images from all over a source, preprocessed: (N, C, H, W)."""
+    import torch
+    from transformers import AutoImageProcessor
+
+    from .data.sources import open_images
+    from .embedding.embedder import preprocess
+
+    source = open_images(data)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    positions = range(0, len(source), max(1, len(source) // max_images))[:max_images]
+    return torch.stack([preprocess(source[position].image, processor) for position in positions])
+
+
+@app.command()
+def audit(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of transformers, timm or selfvit.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look for silent faults in a checkpoint; exit code 1 if there are any."""
+    import json
+    from dataclasses import asdict
+
+    from .conversion.audit import audit as audit_checkpoint
+
+    result = audit_checkpoint(checkpoint)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, ensure_ascii=False))
+    else:
+        for finding in result.findings:
+            typer.echo(f"{finding.fault}: {finding.what}.")
+            typer.echo(f"  why it matters: {finding.why}.")
+            typer.echo(f"  what to do: {finding.fix}.")
+        for note in result.notes:
+            typer.echo(f"note: {note}")
+        if not result.findings:
+            typer.echo(f"{checkpoint}: nothing wrong was found ({result.kind}).")
+    if result.findings:
+        raise typer.Exit(1)
 
 
 @app.command()

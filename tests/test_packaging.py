@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
-    "configuration", "modeling", "data", "embedding", "conversion", "evaluation",
-    "visualization", "training",
+    "configuration", "modeling", "data", "embedding", "conversion", "evaluation", "visualization",
+    "training",
 )  # fmt: skip
 
 

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
+
+from .mixing import cutmix, mixup, random_cut_box, random_partners, smooth_labels
+from .randaugment import rand_augment
 
 try:
     import cv2
@@ -98,6 +102,34 @@ def jitter_color(
     return pixels
 
 
+def erase_box(
+    pixels: np.ndarray, area: list[float], ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Fill a random box of (h, w, C) uint8 pixels with random levels (arXiv 1708.04896, Alg. 1).
+
+    Args:
+        pixels: an image.
+        area: smallest and largest area of the box, fractions of the image's.
+        ratio: smallest height over width, below 1; the largest is its inverse.
+        rng: source of randomness.
+    """
+    height, width, channels = pixels.shape
+    for _ in range(10):
+        box_area = height * width * rng.uniform(area[0], area[1])
+        box_ratio = math.exp(rng.uniform(math.log(ratio), -math.log(ratio)))
+        box_height = round(math.sqrt(box_area * box_ratio))
+        box_width = round(math.sqrt(box_area / box_ratio))
+        if 0 < box_height < height and 0 < box_width < width:
+            top = rng.integers(0, height - box_height + 1)
+            left = rng.integers(0, width - box_width + 1)
+            erased = pixels.copy()
+            erased[top : top + box_height, left : left + box_width] = rng.integers(
+                0, 256, (box_height, box_width, channels), dtype=np.uint8
+            )
+            return erased
+    return pixels
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
@@ -127,29 +159,73 @@ class Augmentation:
         """Return the (height, width) of the views, for checks against the patch size."""
         raise NotImplementedError
 
+    def mix(
+        self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> dict[str, Any]:
+        """Return a labelled batch with images combined, for augmentations that do so.
+
+        Args:
+            batch: as `collate` stacks it; "labels" are (B,) class indices.
+            rng: source of randomness, of this batch.
+            num_classes: of the data.
+        """
+        return batch
+
 
 def _probabilities(*values: float):
     return field(default_factory=lambda: list(values))
 
 
 @dataclass(frozen=True)
-class MultiCrop(Augmentation):
+class ColoredCrops(Augmentation):
+    """Random crops, flipped, with changed colours, some of them blurred.
+
+    The numbers are BYOL's (arXiv 2006.07733, Appendix B).
+    """
+
+    flip_probability: float = 0.5
+    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
+    color_jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_sigma: list[float] = _probabilities(0.1, 2.0)
+
+    def _view(
+        self,
+        pixels: np.ndarray,
+        size: tuple[int, int],
+        scale: list[float],
+        blur_probability: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Return one view of (H, W, 3) uint8 pixels, (3, h, w)."""
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
+        view = crop_and_resize(pixels, box, size)
+        if rng.random() < self.flip_probability:
+            view = cv2.flip(view, 1)
+        if rng.random() < self.color_jitter_probability:
+            view = jitter_color(view, self.color_jitter, rng)
+        if rng.random() < self.grayscale_probability:
+            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if rng.random() < blur_probability:
+            view = cv2.GaussianBlur(
+                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
+            )
+        return view.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class MultiCrop(ColoredCrops):
     """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
 
-    Colour, blur and solarisation are BYOL's (arXiv 2006.07733, Appendix B). Lists of three hold a
-    number for the first global view, the second, and the local ones.
+    Solarisation is BYOL's, too. Lists of three hold a number for the first global view, the second,
+    and the local ones.
     """
 
     num_local_views: int = field(default=8, metadata={"help": "small crops an image"})
     local_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
     global_crop_scale: list[float] = _probabilities(0.4, 1.0)
     local_crop_scale: list[float] = _probabilities(0.05, 0.4)
-    flip_probability: float = 0.5
-    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
-    color_jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
     blur_probability: list[float] = _probabilities(1.0, 0.1, 0.5)
-    blur_sigma: list[float] = _probabilities(0.1, 2.0)
     solarize_probability: list[float] = _probabilities(0.0, 0.2, 0.0)
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -167,19 +243,20 @@ class MultiCrop(Augmentation):
         """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
         pixels = np.array(image)
         global_views = [
-            self._view(pixels, kind, image_size, self.global_crop_scale, rng) for kind in (0, 1)
+            self._solarized_view(pixels, kind, image_size, self.global_crop_scale, rng)
+            for kind in (0, 1)
         ]
         views = {"global_views": np.stack(global_views)}
         if self.num_local_views:
             local_size = (self.local_view_size, self.local_view_size)
             local_views = [
-                self._view(pixels, 2, local_size, self.local_crop_scale, rng)
+                self._solarized_view(pixels, 2, local_size, self.local_crop_scale, rng)
                 for _ in range(self.num_local_views)
             ]
             views["local_views"] = np.stack(local_views)
         return views
 
-    def _view(
+    def _solarized_view(
         self,
         pixels: np.ndarray,
         kind: int,
@@ -187,21 +264,67 @@ class MultiCrop(Augmentation):
         scale: list[float],
         rng: np.random.Generator,
     ) -> np.ndarray:
-        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
-        view = crop_and_resize(pixels, box, size)
-        if rng.random() < self.flip_probability:
-            view = cv2.flip(view, 1)
-        if rng.random() < self.color_jitter_probability:
-            view = jitter_color(view, self.color_jitter, rng)
-        if rng.random() < self.grayscale_probability:
-            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        if rng.random() < self.blur_probability[kind]:
-            view = cv2.GaussianBlur(
-                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
-            )
+        view = self._view(pixels, size, scale, self.blur_probability[kind], rng)
         if rng.random() < self.solarize_probability[kind]:
             view = np.where(view < 128, view, 255 - view)
-        return view.transpose(2, 0, 1)  # (3, h, w)
+        return view
+
+
+@dataclass(frozen=True)
+class FocalCrops(ColoredCrops):
+    """MSN's views: a target, and as anchors large crops to be masked and small, focal ones.
+
+    (arXiv 2204.07141, Sec. 3 and Appendix A.1; scales: src/data_manager.py of the reference, color
+    strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
+    """
+
+    num_random_views: int = field(default=1, metadata={"help": "large anchor crops an image"})
+    num_focal_views: int = field(default=10, metadata={"help": "small anchor crops an image"})
+    focal_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
+    random_crop_scale: list[float] = _probabilities(0.3, 1.0)
+    focal_crop_scale: list[float] = _probabilities(0.05, 0.3)
+    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.4, 0.1)
+    blur_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_random_views < 1:
+            raise ValueError(f"num_random_views ({self.num_random_views}) must be at least 1.")
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes of the target and random views, and of the focal ones."""
+        focal_size = (self.focal_view_size, self.focal_view_size)
+        return [image_size, focal_size] if self.num_focal_views else [image_size]
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return the views, and the numbers that the random views' masks are made from.
+
+        Returns:
+            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1,
+            and "focal_views" (F, 3, h, w), if any.
+        """
+        pixels = np.array(image)
+
+        def crops(num_views: int, size: tuple[int, int], scale: list[float]) -> np.ndarray:
+            views = [
+                self._view(pixels, size, scale, self.blur_probability, rng)
+                for _ in range(num_views)
+            ]
+            return np.stack(views)
+
+        large = crops(1 + self.num_random_views, image_size, self.random_crop_scale)
+        num_patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        noise = rng.random((self.num_random_views, num_patches), dtype=np.float32)
+        views = {"target_view": large[0], "random_views": large[1:], "noise": noise}
+        if self.num_focal_views:
+            focal_size = (self.focal_view_size, self.focal_view_size)
+            views["focal_views"] = crops(self.num_focal_views, focal_size, self.focal_crop_scale)
+        return views
 
 
 @dataclass(frozen=True)
@@ -252,6 +375,74 @@ class MAECrop(CropAndFlip):
         return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
 
 
-AUGMENTATIONS = {"multi_crop": MultiCrop, "crop_and_flip": CropAndFlip, "mae_crop": MAECrop}
+@dataclass(frozen=True)
+class MixedCrop(CropAndFlip):
+    """A random crop changed more strongly, and mixed with another of its batch; all off by default.
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "CropAndFlip", "MAECrop", "MultiCrop"]
+    RandAugment and random erasing change an image. Mixup or cutmix, each half of the time where
+    both are on, then combines every image of a batch with another, and their labels: these become
+    soft, (B, L) float32.
+    """
+
+    rand_augment_magnitude: float = field(default=0.0, metadata={"help": "0 to 10; 0 for none"})
+    rand_augment_deviation: float = 0.5
+    random_erasing_probability: float = 0.0
+    erased_area: list[float] = _probabilities(0.02, 0.33)
+    erased_ratio: float = 0.3
+    mixup_alpha: float = field(default=0.0, metadata={"help": "of mixup's Beta; 0 for none"})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "of cutmix's Beta; 0 for none"})
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W)."""
+        crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
+        view = np.ascontiguousarray(crop.transpose(1, 2, 0))
+        if self.rand_augment_magnitude > 0:
+            view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_deviation, rng)
+        if rng.random() < self.random_erasing_probability:
+            view = erase_box(view, self.erased_area, self.erased_ratio, rng)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def mix(
+        self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> dict[str, Any]:
+        """Return the batch with "pixel_values" mixed and "labels" (B, L) float32."""
+        images = batch["pixel_values"]
+        labels = smooth_labels(batch["labels"], num_classes, self.label_smoothing)
+        partners = random_partners(len(images), rng)
+        alphas = {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        methods = [name for name, alpha in alphas.items() if alpha > 0]
+        if methods:
+            method = methods[rng.integers(len(methods))]
+            share = rng.beta(alphas[method], alphas[method])
+            if method == "mixup":
+                images, labels = mixup(images, labels, partners, share)
+            else:
+                box = random_cut_box(images.shape[2], images.shape[3], share, rng)
+                images, labels = cutmix(images, labels, partners, box)
+        return {**batch, "pixel_values": images, "labels": labels}
+
+
+AUGMENTATIONS = {
+    "multi_crop": MultiCrop,
+    "focal_crops": FocalCrops,
+    "mae_crop": MAECrop,
+    "crop_and_flip": CropAndFlip,
+    "mixed_crop": MixedCrop,
+}
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "CropAndFlip",
+    "FocalCrops",
+    "MAECrop",
+    "MixedCrop",
+    "MultiCrop",
+]

@@ -85,7 +85,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat.update(
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}  # a name may be a number: those of id2label are
         )
     return flat
 

@@ -121,14 +121,14 @@ class _ViewMaker:
         self.with_labels = with_labels
 
     def views_of(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
-        """Return the views of one decoded image; draw number `draw` seeds them."""
+        """Return the views of one decoded image, and "draw", whose number seeds them."""
         rng = np.random.default_rng([self.seed, draw, 1])  # 1: apart from the epochs' permutations
         views: dict[str, Any] = dict(
             self.augmentation(image, rng, self.image_size, self.patch_size)
         )
         if self.with_labels:
             views["labels"] = record.label
-        return views
+        return {**views, "draw": draw}
 
 
 class ViewDataset(_ViewMaker, Dataset):
@@ -143,7 +143,7 @@ class ViewDataset(_ViewMaker, Dataset):
         self.source = source
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Return views by name, and "skipped", a list of (id, reason)."""
+        """Return views by name, "draw", and "skipped", a list of (id, reason)."""
         position, draw = index
         skipped: list[tuple[str, str]] = []
         for offset in range(min(len(self.source), MAX_UNREADABLE_IN_A_ROW)):
@@ -225,7 +225,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "skipped": [entry for sample in samples for entry in sample["skipped"]]
     }
-    for name in samples[0].keys() - {"skipped"}:
+    for name in samples[0].keys() - {"skipped", "draw"}:
         values = [sample[name] for sample in samples]
         if name == "labels":
             batch[name] = torch.tensor(values)
@@ -234,6 +234,30 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
             own_axes = 3 if arrays[0].dtype == torch.uint8 else 1
             batch[name] = torch.stack(arrays, dim=arrays[0].dim() - own_axes)
     return batch
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes a batch of samples in the worker: stacks them, and lets the augmentation mix them.
+
+    Args:
+        augmentation: mixes labelled batches, or leaves them.
+        seed: of the run.
+        num_classes: of the data; None for batches without labels, which are not mixed.
+    """
+
+    augmentation: Augmentation
+    seed: int
+    num_classes: int | None
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch; the number of its first draw seeds the mixing."""
+        batch = collate(samples)
+        if self.num_classes is None:
+            return batch
+        # 2: apart from the views of the same draw
+        rng = np.random.default_rng([self.seed, samples[0]["draw"], 2])
+        return self.augmentation.mix(batch, rng, self.num_classes)
 
 
 def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
@@ -258,10 +282,11 @@ def build_loader(
 ) -> DataLoader:
     """Return a loader of the micro-batches of this process, from `plan.start_step` on."""
     views = (augmentation, image_size, patch_size, seed, with_labels)
+    num_classes = len(source.label_names) if with_labels and source.label_names else None
     # A loader without a generator of its own draws from the global one, and a resume would differ.
     options: dict[str, Any] = {
         "num_workers": num_workers,
-        "collate_fn": collate,
+        "collate_fn": BatchMaker(augmentation, seed, num_classes),
         "generator": torch.Generator().manual_seed(seed),
         "worker_init_fn": _use_one_thread,
         "pin_memory": torch.cuda.is_available(),
@@ -281,4 +306,12 @@ def _use_one_thread(worker_id: int) -> None:
     cv2.setNumThreads(0)
 
 
-__all__ = ["BatchPlan", "ShuffledBatches", "ViewDataset", "build_loader", "collate", "normalize"]
+__all__ = [
+    "BatchMaker",
+    "BatchPlan",
+    "ShuffledBatches",
+    "ViewDataset",
+    "build_loader",
+    "collate",
+    "normalize",
+]

@@ -9,7 +9,7 @@ import torch
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.sources import open_images
-from ..embedding.embedder import Embedder
+from ..embedding.embedder import Embedder, evaluating
 from ..evaluation.evaluate import evaluate_embeddings, label_free_measures
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from .run import Run
@@ -67,11 +67,12 @@ class PeriodicEvaluation:
         if len(embedded) == 1:
             return label_free_measures(embedded[0].vectors)
         metrics = evaluate_embeddings(*embedded)
-        classifier = getattr(self.model, "classifier", None)
-        if classifier is not None and embedded[1].labels is not None:
-            with torch.inference_mode():
+        classify = getattr(self.model, "classify", None)
+        if classify is not None and embedded[1].labels is not None:
+            # evaluating: a batch norm would take the test images' statistics, and learn them
+            with torch.inference_mode(), evaluating(self.model):
                 vectors = torch.from_numpy(embedded[1].vectors).to(self.model.device)
-                predictions = classifier(vectors).argmax(dim=-1).cpu().numpy()
+                predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
             metrics["accuracy"] = float((predictions == embedded[1].labels).mean())
         return metrics
 

@@ -22,6 +22,14 @@ CITATIONS = {
   year = {2021},
   note = {arXiv 2104.14294}
 }""",
+    "SelfViTForMAE": """@inproceedings{he2022masked,
+  title = {Masked Autoencoders Are Scalable Vision Learners},
+  author = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll\\'ar, Piotr and
+            Girshick, Ross},
+  booktitle = {CVPR},
+  year = {2022},
+  note = {arXiv 2111.06377}
+}""",
 }
 
 

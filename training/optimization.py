@@ -25,7 +25,8 @@ def layer_index(name: str, num_layers: int) -> int:
 def build_optimizer(model: SelfViTPreTrainedModel, training: TrainingConfig) -> torch.optim.AdamW:
     """Return AdamW with one group for each pair of (layer's learning rate, decays or not).
 
-    Biases, norms and other vectors do not decay (DINO, main_dino.py). Each group carries `scale`
+    Biases, norms and other vectors do not decay (DINO, main_dino.py), nor what the model's
+    `undecayed_parameters` names. Each group carries `scale`
     (its factor of the learning rate) and `decays`, which `set_schedules` reads.
     """
     num_layers = model.config.num_hidden_layers
@@ -35,6 +36,7 @@ def build_optimizer(model: SelfViTPreTrainedModel, training: TrainingConfig) -> 
             continue
         scale = training.layer_decay ** (num_layers + 1 - layer_index(name, num_layers))
         decays = parameter.dim() > 1 and not name.endswith(".bias")
+        decays = decays and name not in model.undecayed_parameters
         group = groups.setdefault(
             (scale, decays), {"params": [], "scale": scale, "decays": decays, "weight_decay": 0.0}
         )

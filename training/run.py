@@ -209,12 +209,13 @@ class Run:
         Args:
             options: values by name; names of no section are left out.
             encoder: configuration to take the geometry of the encoder from; the objective's part
-                and the drop path stay those of the run.
+                and what a run decides of the model (RUN_DECIDES) stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
         for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS):
             model.pop(name, None)
-        model |= {"drop_path_rate": self.model.drop_path_rate, **_chosen(options, _model_fields())}
+        model |= {name: getattr(self.model, name) for name in RUN_DECIDES}
+        model |= _chosen(options, _model_fields())
         parts = self.objectives()
         for name in SelfViTConfig.sub_configs_defaults:
             part = parts.get(name)
@@ -232,6 +233,8 @@ class Run:
         )
 
 
+# Fields of the model that a run sets anew, whatever the checkpoint was trained with.
+RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}

@@ -16,7 +16,10 @@ from transformers import AutoModel, ViTMAEConfig, ViTMAEForPreTraining
 from selfvit import MAEConfig, SelfViTConfig, SelfViTForMAE, SelfViTModel
 from selfvit.modeling.masking import gather_patches, ids_to_keep
 from selfvit.modeling.modeling_mae import mae_loss, patch_statistics, patchify, unpatchify
-from selfvit.modeling.position_embeddings import sincos_position_embeddings
+from selfvit.modeling.position_embeddings import (
+    interpolate_position_embeddings,
+    sincos_position_embeddings,
+)
 from tests.golden import load_golden, weights_of
 from tests.modeling.test_modeling_selfvit import assert_statistics, rename_dino_weights
 from tests.objectives import tiny_config, tiny_mae_config
@@ -350,6 +353,17 @@ def test_images_that_are_not_square_are_trained_and_filled_in(height, width, con
 def test_the_decoders_positions_are_of_the_grid_rows_first():
     model = make_model(image_size=(48, 16))
     assert torch.equal(model.decoder.position_embeddings, sincos_position_embeddings(16, (6, 2)))
+
+
+def test_at_another_size_encoder_and_decoder_mean_the_same_places():
+    # positions of the larger grid itself would lie where the decoder never trained
+    model, inputs = make_model(), make_inputs(48, 64)
+    output = model(**inputs)
+    larger = make_model(image_size=(48, 64))
+    for positions in ("vit.embeddings.position_embeddings", "decoder.position_embeddings"):
+        ours, theirs = model.get_buffer(positions), larger.get_buffer(positions)
+        theirs.copy_(interpolate_position_embeddings(ours, (4, 4), (6, 8)))
+    torch.testing.assert_close(larger(**inputs).prediction, output.prediction, **CLOSE)
 
 
 def test_positions_decide_the_places_of_predictions():

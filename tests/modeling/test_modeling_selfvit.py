@@ -15,9 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import AutoBackbone, AutoModel, ViTConfig, ViTModel
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTModel,
+)
 
 from selfvit import SelfViTBackbone, SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
+from selfvit.modeling.loading import load_strictly
 from selfvit.modeling.modeling_selfvit import SelfViTDropPath
 from selfvit.modeling.pooling import generalized_mean
 from selfvit.modeling.position_embeddings import sincos_position_embeddings
@@ -589,6 +596,133 @@ def test_the_classifier_gives_a_tuple_on_request():
     assert isinstance(values, tuple)
     assert values[0].ndim == 0
     assert torch.equal(values[1], model(images).logits)
+
+
+def classifier(**overrides: Any) -> SelfViTForImageClassification:
+    torch.manual_seed(0)
+    config = tiny_config(**{"initializer_range": 0.2, "num_labels": 3, **overrides})
+    return SelfViTForImageClassification(config).eval()
+
+
+SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
+
+
+def test_float_labels_are_probabilities_and_their_loss_is_cross_entropy():
+    # transformers would take them for several labels an image
+    model, images = classifier(), random_images()
+    outputs = model(images, labels=SOFT)
+    expected = -(SOFT * outputs.logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+    torch.testing.assert_close(outputs.loss, expected)
+    hard = model(images, labels=torch.tensor([1, 2])).loss
+    one_hot = model(images, labels=F.one_hot(torch.tensor([1, 2]), 3).float()).loss
+    torch.testing.assert_close(one_hot, hard)
+    # transformers notes the kind of the first labels in the configuration; soft ones still go
+    assert model.config.problem_type == "single_label_classification"
+    assert torch.equal(model(images, labels=SOFT).loss, outputs.loss)
+
+
+def test_a_named_problem_type_decides_what_float_labels_mean():
+    images = random_images()
+    several = classifier(problem_type="multi_label_classification")
+    outputs = several(images, labels=SOFT)
+    expected = F.binary_cross_entropy_with_logits(outputs.logits, SOFT)
+    torch.testing.assert_close(outputs.loss, expected)
+    regression = classifier(problem_type="regression")
+    outputs = regression(images, labels=SOFT)
+    torch.testing.assert_close(outputs.loss, F.mse_loss(outputs.logits, SOFT))
+    single = classifier(num_labels=1)
+    outputs = single(images, labels=torch.tensor([0.3, -2.0]))
+    expected = F.mse_loss(outputs.logits[:, 0], torch.tensor([0.3, -2.0]))
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize("labels", [torch.ones(2), torch.ones(2, 4)])
+def test_probabilities_of_another_shape_than_the_logits_are_an_error(labels):
+    with pytest.raises(ValueError, match=r"must have the shape of the logits, \(2, 3\)"):
+        classifier()(random_images(), labels=labels)
+
+
+def test_the_loss_of_soft_labels_is_float32_under_autocast():
+    model, images = classifier(), random_images()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(images, labels=SOFT).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, model(images, labels=SOFT).loss, rtol=0.05, atol=0.05)
+
+
+def probe_after_some_batches(**overrides: Any) -> SelfViTForImageClassification:
+    model = classifier(classifier_batch_norm=True, **overrides).train()
+    model.vit.eval()
+    for seed in range(3):
+        model(random_images(batch_size=4, seed=seed))
+    return model.eval()
+
+
+def test_the_batch_norm_standardises_a_batch_and_has_no_weights():
+    model = classifier(classifier_batch_norm=True, pooling="cls+mean").train()
+    assert not list(model.classifier_norm.parameters())
+    images = random_images(batch_size=6)
+    embedding = model.vit(images).pooler_output
+    standardised = model.classifier_norm(embedding)
+    torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(64), atol=1e-5, rtol=0)
+    centered = embedding - embedding.mean(dim=0)
+    expected = centered / (centered.square().mean(dim=0) + 1e-6).sqrt()
+    torch.testing.assert_close(standardised, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(images).logits, model.classifier(standardised))
+
+
+def test_in_evaluation_the_batch_norm_takes_its_running_statistics():
+    model, images = probe_after_some_batches(), random_images(batch_size=4)
+    norm = model.classifier_norm
+    embedding = model.vit(images).pooler_output
+    scaled = (embedding - norm.running_mean) / (norm.running_var + 1e-6).sqrt()
+    torch.testing.assert_close(model(images).logits, model.classifier(scaled))
+    torch.testing.assert_close(model(images[:1]).logits, model(images).logits[:1])
+    assert not torch.equal(norm.running_mean, torch.zeros(32))
+
+
+def test_the_batch_norm_survives_saving_bit_for_bit(tmp_path):
+    model, images = probe_after_some_batches(), random_images(batch_size=3)
+    model.save_pretrained(tmp_path)
+    for opened in (
+        SelfViTForImageClassification.from_pretrained(tmp_path),
+        AutoModelForImageClassification.from_pretrained(tmp_path, low_cpu_mem_usage=True),
+        load_strictly(SelfViTForImageClassification, tmp_path),
+    ):
+        assert opened.state_dict().keys() == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            assert torch.equal(opened.state_dict()[name], value), name
+        assert torch.equal(opened(images).logits, model(images).logits)
+    assert torch.equal(
+        load_strictly(SelfViTModel, tmp_path)(images).pooler_output, model.vit(images).pooler_output
+    )
+    SelfViTBackbone.from_pretrained(tmp_path)
+
+
+def test_a_new_batch_norm_on_an_encoder_starts_at_mean_zero_and_variance_one(tmp_path):
+    # built on the meta device, its buffers would come back as whatever lay in memory
+    make_model().save_pretrained(tmp_path)
+    model = load_strictly(
+        SelfViTForImageClassification,
+        tmp_path,
+        classifier_batch_norm=True,
+        num_labels=3,
+        new=(r"^classifier(_norm)?\.",),
+    )
+    assert torch.equal(model.classifier_norm.running_mean, torch.zeros(32))
+    assert torch.equal(model.classifier_norm.running_var, torch.ones(32))
+    with pytest.raises(ValueError, match="missing in the checkpoint: .*classifier_norm"):
+        load_strictly(
+            SelfViTForImageClassification, tmp_path, classifier_batch_norm=True, num_labels=3
+        )
+
+
+def test_a_classifier_without_a_batch_norm_has_the_weights_it_had():
+    names = set(classifier().state_dict())
+    assert {name for name in names if not name.startswith("vit.")} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 # The backbone

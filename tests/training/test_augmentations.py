@@ -5,22 +5,30 @@ from PIL import Image
 
 from selfvit.training.augmentations import (
     CropAndFlip,
+    FocalCrops,
     MAECrop,
+    MixedCrop,
     MultiCrop,
     crop_and_resize,
+    erase_box,
     jitter_color,
     random_crop_box,
 )
 
 from ..image_files import noise
 
-PLAIN = {
+PLAIN_COLORS = {
     "flip_probability": 0.0,
     "color_jitter_probability": 0.0,
     "grayscale_probability": 0.0,
+}
+PLAIN = {
+    **PLAIN_COLORS,
     "blur_probability": [0.0] * 3,
     "solarize_probability": [0.0] * 3,
 }
+
+FINE_TUNING = MixedCrop(rand_augment_magnitude=9.0, random_erasing_probability=0.5)
 
 
 def rng(seed=0):
@@ -42,7 +50,47 @@ def test_without_local_views_only_global_ones_are_returned():
     }
 
 
-@pytest.mark.parametrize("augmentation", [MultiCrop(local_view_size=16), CropAndFlip(), MAECrop()])
+def test_focal_crops_gives_target_random_and_focal_views_and_a_number_a_patch():
+    augmentation = FocalCrops(num_random_views=2, num_focal_views=3, focal_view_size=16)
+    inputs = augmentation(noise(50, 40), rng(), (32, 48), 8)
+    assert {name: value.shape for name, value in inputs.items()} == {
+        "target_view": (3, 32, 48),
+        "random_views": (2, 3, 32, 48),
+        "focal_views": (3, 3, 16, 16),
+        "noise": (2, 24),
+    }
+    assert {name for name, value in inputs.items() if value.dtype == np.float32} == {"noise"}
+    assert all(inputs[name].dtype == np.uint8 for name in inputs.keys() - {"noise"})
+    assert inputs["noise"].min() >= 0 and inputs["noise"].max() < 1
+    assert len(np.unique(inputs["noise"])) == 48
+
+
+def test_target_and_random_views_are_different_crops_of_one_kind():
+    augmentation = FocalCrops(
+        num_focal_views=0,
+        random_crop_scale=[0.5, 0.5],
+        **{**PLAIN_COLORS, "blur_probability": 0.0},
+    )
+    inputs = augmentation(noise(40, 40), rng(), (32, 32), 8)
+    assert inputs.keys() == {"target_view", "random_views", "noise"}
+    assert not np.array_equal(inputs["target_view"], inputs["random_views"][0])
+
+
+def test_focal_crops_without_a_random_view_are_an_error():
+    with pytest.raises(ValueError, match=r"num_random_views \(0\) must be at least 1"):
+        FocalCrops(num_random_views=0)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        MultiCrop(local_view_size=16),
+        FocalCrops(focal_view_size=16),
+        CropAndFlip(),
+        MAECrop(),
+        FINE_TUNING,
+    ],
+)
 def test_views_are_a_function_of_the_seed(augmentation):
     first = augmentation(noise(50, 40), rng(3), (32, 32), 8)
     again = augmentation(noise(50, 40), rng(3), (32, 32), 8)
@@ -177,3 +225,53 @@ def test_mae_crops_are_those_of_crop_and_flip_with_masks_that_are_uniform():
     assert 0 <= numbers.min() < 0.02 and 0.98 < numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 5 / 12**0.5 / numbers.size**0.5
     assert len(np.unique(numbers)) > 630
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_erasing_fills_one_box_of_the_asked_area_and_ratio_with_noise(seed):
+    pixels = np.full((100, 100, 3), 7, dtype=np.uint8)
+    erased = erase_box(pixels, [0.1, 0.2], 0.5, rng(seed))
+    changed = (erased != 7).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    assert 0.095 < height * width / 10000 < 0.205 and 0.48 < height / width < 2.1
+    box = erased[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert changed.sum() > 0.99 * height * width  # a pixel may happen to be 7, 7, 7
+    assert abs(box.mean() - 127.5) < 5 and abs(box.std() - 73.9) < 4  # uniform levels
+    assert (pixels == 7).all()
+
+
+def test_a_box_that_never_fits_erases_nothing():
+    pixels = np.array(noise(20, 2))
+    assert np.array_equal(erase_box(pixels, [0.9, 0.95], 0.3, rng()), pixels)
+
+
+def test_erasing_happens_with_its_probability_and_comes_after_the_crop():
+    image, plain = noise(40, 40), CropAndFlip()
+    same = []
+    for seed in range(300):
+        expected = plain(image, rng(seed), (32, 32), 8)["pixel_values"]
+        erasing = MixedCrop(random_erasing_probability=0.25)
+        view = erasing(image, rng(seed), (32, 32), 8)["pixel_values"]
+        same.append(np.array_equal(view, expected))
+        assert (view == expected).mean() > 0.5  # the rest of the image stays
+    assert 0.75 - 0.1 < np.mean(same) < 0.75 + 0.1
+
+
+def test_a_mixed_crop_with_all_off_gives_the_views_of_a_crop():
+    for seed in range(10):
+        first = MixedCrop()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        second = CropAndFlip()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        assert np.array_equal(first, second)
+
+
+def test_rand_augment_is_applied_with_its_magnitude():
+    strong = MixedCrop(rand_augment_magnitude=9.0)
+    differs = [
+        not np.array_equal(
+            strong(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
+            CropAndFlip()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
+        )
+        for seed in range(40)
+    ]
+    assert 20 < sum(differs) < 40

@@ -6,7 +6,7 @@ from transformers import AutoImageProcessor  # noqa: F401 - registers the proces
 from selfvit import SelfViTConfig
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
-from selfvit.training.augmentations import CropAndFlip, MultiCrop
+from selfvit.training.augmentations import CropAndFlip, MixedCrop, MultiCrop
 from selfvit.training.data import (
     BatchPlan,
     ShuffledBatches,
@@ -221,3 +221,73 @@ def test_two_processes_share_a_stream(parquet):
     ]
     assert seen[0].shape[1] == 2  # half of the batch of 4
     assert not torch.equal(seen[0], seen[1])
+
+
+MIXING = MixedCrop(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1)
+
+
+def assert_equal_batches(first, second):
+    for name in ("pixel_values", "labels"):
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_mixed_batches_go_on_where_they_stood_whatever_the_number_of_workers(image_folder):
+    source = open_images(image_folder)
+    mixing = {"augmentation": MIXING, "with_labels": True}
+    everything = list(loader(source, **mixing))
+    assert all(batch["labels"].shape == (4, 3) for batch in everything)
+    assert not torch.equal(everything[0]["labels"], everything[1]["labels"])
+    resumed = list(loader(source, num_workers=2, start_step=2, **mixing))
+    for expected, batch in zip(everything[2:], resumed, strict=True):
+        assert_equal_batches(batch, expected)
+
+
+def test_batches_are_stacked_before_they_are_mixed_and_nothing_else_changes(image_folder):
+    source = open_images(image_folder)
+    plain = loader(source, augmentation=CropAndFlip(), with_labels=True)
+    off = loader(source, augmentation=MixedCrop(), with_labels=True)
+    for expected, batch in zip(plain, off, strict=True):
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert torch.equal(batch["labels"].argmax(dim=1), expected["labels"])
+
+
+def test_batches_without_labels_are_not_mixed(image_folder):
+    source = open_images(image_folder)
+    plain = loader(source, augmentation=CropAndFlip())
+    for expected, batch in zip(plain, loader(source, augmentation=MIXING), strict=True):
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert "labels" not in batch
+
+
+def test_each_process_mixes_its_part_in_its_own_way(image_folder):
+    source = open_images(image_folder)
+    parts = [
+        next(
+            iter(loader(source, augmentation=MIXING, with_labels=True, num_processes=2, rank=rank))
+        )
+        for rank in (0, 1)
+    ]
+    assert all(part["labels"].shape == (2, 3) for part in parts)
+    assert not torch.equal(parts[0]["labels"], parts[1]["labels"])
+
+
+def test_a_stream_is_mixed_and_goes_on_where_it_stood(labelled_parquet):
+    source = open_images(labelled_parquet, streaming=True)
+    mixing = {"augmentation": MIXING, "with_labels": True}
+    stream = iter(loader(source, **mixing))
+    everything = [next(stream) for _ in range(7)]  # beyond the first pass
+    torch.testing.assert_close(everything[0]["labels"].sum(dim=1), torch.ones(4))
+    resumed = iter(loader(source, start_step=3, num_workers=1, **mixing))
+    for expected in everything[3:]:
+        assert_equal_batches(next(resumed), expected)
+
+
+@pytest.fixture(scope="module")
+def labelled_parquet(tmp_path_factory):
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    rows = {"image": [noise(24, 24, index) for index in range(20)], "label": [0, 1, 2, 1] * 5}
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog", "owl"])})
+    path = tmp_path_factory.mktemp("labelled") / "images.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+    return path

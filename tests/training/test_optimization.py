@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO, SelfViTForImageClassification
+from selfvit import (
+    DINOConfig,
+    PMSNConfig,
+    SelfViTConfig,
+    SelfViTForDINO,
+    SelfViTForImageClassification,
+    SelfViTForPMSN,
+)
 from selfvit.training.optimization import build_optimizer, layer_index, set_schedules
 from selfvit.training.run import TrainingConfig
 
@@ -38,6 +45,14 @@ def test_biases_and_norms_do_not_decay_and_all_else_does(dino):
     for name, group in groups_by_name(dino, optimizer).items():
         is_vector = name.endswith(".bias") or "layernorm" in name
         assert group["weight_decay"] == (0.0 if is_vector else 0.3), name
+
+
+def test_what_a_model_names_does_not_decay():
+    head = PMSNConfig(num_prototypes=16, head_hidden_size=24, head_output_size=8)
+    model = SelfViTForPMSN(SelfViTConfig(**GEOMETRY, pmsn_config=head))
+    groups = groups_by_name(model, build_optimizer(model, TrainingConfig()))
+    assert not groups["prototypes"]["decays"]
+    assert groups["student.head.fc3.weight"]["decays"]
 
 
 def test_layer_decay_lowers_the_rate_block_by_block_down_to_the_embeddings(dino):

@@ -1,6 +1,8 @@
 import pytest
 
-from selfvit.training.recipes import RECIPES, dino_finetune
+from selfvit.training.recipes import RECIPES
+from selfvit.training.recipes.dino import dino_finetune
+from selfvit.training.recipes.supervised import mae_classify
 from selfvit.training.run import Run, TrainingConfig, make_run
 
 from ..objectives import tiny_config, tiny_mae_config
@@ -213,3 +215,50 @@ def test_a_classifier_keeps_the_pooling_of_the_mae_it_starts_from(tmp_path):
     run = run_of("classify", "--init_from", str(tmp_path))
     assert run.model.mae_config is None
     assert run.model.pooling == "mean"
+
+
+def test_mae_classify_has_the_papers_numbers_on_the_papers_data():
+    run = mae_classify(1_281_167, None)
+    assert run.training.batch_size == 1024
+    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert (run.model.hidden_size, run.model.pooling) == (768, "mean")
+    assert mae_classify(None, None).training.batch_size == 1024
+
+
+def test_the_batch_of_mae_classify_leaves_a_small_folder_enough_steps():
+    sizes = [mae_classify(n, None).training.batch_size for n in (20, 500, 6500, 16_400, 100_000)]
+    assert sizes == [16, 16, 256, 1024, 1024]
+    assert run_of("mae_classify", "--batch_size", "48").training.batch_size == 48
+
+
+def test_a_linear_probe_keeps_its_batch_norm_and_the_checkpoints_encoder(tiny_checkpoint):
+    run = run_of("linear_probe", "--init_from", str(tiny_checkpoint))
+    assert run.model.classifier_batch_norm and run.model.drop_path_rate == 0
+    assert (run.model.hidden_size, run.model.pooling) == (32, "cls")
+    assert run.training.freeze_encoder_ratio == 1
+
+
+def test_fine_tuning_a_probe_leaves_its_batch_norm_behind(tiny_config, tmp_path):
+    from selfvit import SelfViTConfig
+
+    probe = SelfViTConfig(**{**tiny_config.to_diff_dict(), "classifier_batch_norm": True})
+    probe.save_pretrained(tmp_path)
+    assert not run_of("classify", "--init_from", str(tmp_path)).model.classifier_batch_norm
+
+
+def test_the_paper_recipes_of_msn_have_the_papers_numbers():
+    msn, pmsn = (RECIPES[name](None, None) for name in ("msn_vits16_in1k", "pmsn_vits16_in1k"))
+    for run in (msn, pmsn):
+        assert run.training.learning_rate == pytest.approx(0.001)  # at a batch of 1024
+        assert run.training.num_steps(1_281_167) == 800 * 1251
+        assert run.model.pmsn_config.num_prototypes == 1024
+        assert run.augmentation.num_focal_views == 10
+    assert msn.model.pmsn_config.prior == "uniform"
+    assert pmsn.model.pmsn_config.prior == "power_law"
+
+
+def test_pmsn_finetune_chooses_prototypes_and_momentum_by_the_data():
+    small, large = (RECIPES["pmsn_finetune"](size, 64).model for size in (600, 100_000))
+    assert (small.pmsn_config.num_prototypes, large.pmsn_config.num_prototypes) == (64, 1024)
+    assert small.pmsn_config.teacher_momentum < large.pmsn_config.teacher_momentum < 1

@@ -27,7 +27,23 @@ OBJECTIVES = {
         *("mae_demo", "--decoder_hidden_size", "16", "--decoder_num_layers", "2"),
         *("--decoder_num_attention_heads", "2"),
     ],
+    "pmsn": [
+        *("pmsn_demo", "--focal_view_size", "16", "--num_focal_views", "2"),
+        *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_output_size", "16"),
+    ],
 }
+
+# Parameters whose gradient is zero but for rounding, by the ends of their names. Softmax does not
+# see a shift of all keys; PMSN's batch norm none of all features.
+WITHOUT_GRADIENT = {
+    "dino": ("k_proj.bias",),
+    "pmsn": ("k_proj.bias", "vit.layernorm.bias"),
+}
+
+# Objectives with statistics of a batch (batch norm, the mean prediction): micro-batches are not the
+# whole. The largest relative difference of the loss, for four micro-batches of two; the gradient's
+# has no bound worth a test, as batch norm divides by the distance of two images.
+MICRO_BATCH_TOLERANCE = {"pmsn": 0.25}
 
 
 def arguments(objective: str, data: Path, output: Path, *options: object) -> list[str]:

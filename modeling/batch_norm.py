@@ -1,0 +1,91 @@
+"""Batch norm over the batch of all processes, on any device."""
+
+# B batch · D features
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .distributed import all_reduce_sum, several_processes
+
+
+class BatchNorm(nn.Module):
+    """Batch norm (arXiv 1502.03167) whose statistics are those of all processes' images together.
+
+    So the number of processes changes no result. torch's SyncBatchNorm does this on GPUs only. It
+    is computed in the dtype of its statistics, float32 under any autocast.
+
+    In training mode the batch's own statistics normalise it, and move the running ones, which
+    normalise in evaluation mode.
+
+    Args:
+        num_features: D.
+        eps: added to the variance.
+        momentum: of the batch in the running statistics.
+        affine: whether a learned weight and bias follow.
+    """
+
+    running_mean: Tensor  # (D,)
+    running_var: Tensor  # (D,)
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+    ):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, D), same dtype.
+
+        Raises:
+            ValueError: in training mode, if all processes together have fewer than 2 rows.
+        """
+        rows = features.to(self.running_mean.dtype)
+        if self.training and several_processes():
+            normalised = self._normalise_by_all(rows)
+        else:
+            if self.training:
+                self._check_count(len(rows))
+            normalised = F.batch_norm(
+                rows,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum,
+                self.eps,
+            )
+        return normalised.to(features.dtype)
+
+    def _normalise_by_all(self, rows: Tensor) -> Tensor:
+        sums = all_reduce_sum(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+        count = sums[-1].detach()
+        self._check_count(int(count))
+        centered = rows - sums[:-1] / count
+        # from the centered rows: a difference of mean squares would cancel
+        variance = all_reduce_sum(centered.square().sum(dim=0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(sums[:-1] / count, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normalised = centered * (variance + self.eps).rsqrt()
+        if self.weight is None or self.bias is None:
+            return normalised
+        return normalised * self.weight + self.bias
+
+    def _check_count(self, count: int) -> None:
+        if count < 2:
+            raise ValueError(
+                f"batch norm compares the images of a batch and got {count}; give at least 2 in "
+                "each micro-batch (a larger batch_size, or fewer gradient_accumulation_steps)."
+            )
+
+
+__all__ = ["BatchNorm"]

@@ -1,0 +1,402 @@
+"""MSN and PMSN: masked views are assigned to the clusters of the whole view.
+
+MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment towards the uniform
+distribution; PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) towards any prior. So MSN
+is PMSN with a uniform prior, and one class is both. On top of the encoder: a projection head with
+batch norm, prototypes, a momentum teacher. Sections are MSN's where no other paper is named.
+
+Where implementations differ, the papers' equations decide:
+
+- The regulariser is KL(mean || prior): with a uniform prior that is ln K - H(mean), the me-max of
+  Eq. 1 and of facebookresearch/msn. Lightly has KL(prior || mean) for its power law; `kl_direction`
+  gives either.
+- Prototypes are trained (Eq. 1), as in facebookresearch/msn; Lightly's examples leave them out of
+  the optimizer. Processes average their gradient, as that of every parameter; the reference sums.
+- Every image has a mask of its own (Sec. 3); the reference draws one for a whole batch. Focal views
+  are masks by themselves (Sec. 3, Fig. 4), so no patch of theirs is dropped: both agree.
+- The teacher's momentum grows linearly and its temperature is 0.025 (Appendix A.1); the reference
+  sharpens predictions at 0.1 by 0.25, which is the same.
+"""
+
+# B batch · R random views · F focal views · V anchor views, R + F · N patches
+# K prototypes · D hidden · E output of the head
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_pmsn import PMSNConfig
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .batch_norm import BatchNorm
+from .distributed import all_reduce_logsumexp, all_reduce_sum
+from .masking import ids_to_keep, num_to_keep
+from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
+from .momentum_teacher import copy_student, update_teacher
+from .schedules import linear_schedule
+
+
+@dataclass
+class PMSNOutput(ModelOutput):
+    """What a step of PMSN gives; all are scalars in float32, in nats.
+
+    Args:
+        loss: cross-entropy + regularization_weight * regularizer + entropy_weight * entropy.
+        cross_entropy: of the anchors' predictions under the targets', mean over anchor views and
+            images.
+        regularizer: divergence between mean prediction and prior.
+        entropy: of an anchor's prediction, mean over anchor views and images.
+        mean_entropy: of the mean prediction over all anchors and processes; its exponential is the
+            number of prototypes in use, and 0 is collapse.
+    """
+
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+    regularizer: Tensor | None = None
+    entropy: Tensor | None = None
+    mean_entropy: Tensor | None = None
+
+
+def num_patches_kept(num_patches: int, patch_drop_ratio: float) -> int:
+    """Return how many patches of a random view are kept.
+
+    Raises:
+        ValueError: if that is none.
+    """
+    num_kept = num_to_keep(num_patches, patch_drop_ratio)
+    if num_kept < 1:
+        raise ValueError(
+            f"patch_drop_ratio ({patch_drop_ratio}) leaves none of the {num_patches} patches of a "
+            f"random view; use at most {math.floor(1000 * (1 - 1 / num_patches)) / 1000}."
+        )
+    return num_kept
+
+
+def sharpen(log_probabilities: Tensor, temperature: float) -> Tensor:
+    """Raise probabilities to 1/temperature and renormalise, all of it in logarithms.
+
+    Args:
+        log_probabilities: (*, K), or logits: their normalisation cancels.
+        temperature: unitless, above 0; below 1 is sharper.
+
+    Returns:
+        (*, K) log-probabilities, float32.
+    """
+    return F.log_softmax(log_probabilities.float() / temperature, dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn(log_probabilities: Tensor, num_iterations: int) -> Tensor:
+    """Balance the assignments of a batch over the prototypes (SwAV, arXiv 2006.09882, Sec. 3.1).
+
+    Each iteration gives every prototype the same weight over the images of all processes, then
+    every image the weight 1. In logarithms: a prototype that no image is near has a weight that
+    float32 would round to 0, and the reference would divide by it.
+
+    Args:
+        log_probabilities: (B, K), float32.
+        num_iterations: 0 changes nothing.
+
+    Returns:
+        (B, K) log-probabilities; rows sum to 1. For a single image they are uniform: balance leaves
+        it no choice.
+    """
+    for _ in range(num_iterations):
+        of_prototypes = all_reduce_logsumexp(log_probabilities.logsumexp(dim=0))
+        log_probabilities = F.log_softmax(log_probabilities - of_prototypes, dim=-1)
+    return log_probabilities
+
+
+def power_law_prior(
+    num_prototypes: int, exponent: float, device: torch.device | None = None
+) -> Tensor:
+    """Return 1 / k^exponent for k = 1 to K, normalised (PMSN, arXiv 2210.07277).
+
+    Args:
+        num_prototypes: K.
+        exponent: unitless; 0 gives the uniform distribution.
+        device: where the prior is made.
+
+    Returns:
+        (K,) log-probabilities, float32, in falling order.
+    """
+    ranks = torch.arange(1, num_prototypes + 1, dtype=torch.float32, device=device)
+    return F.log_softmax(-exponent * ranks.log(), dim=0)
+
+
+def mean_prediction(log_probabilities: Tensor) -> Tensor:
+    """Return the mean over all rows of all processes (Sec. 3), as logarithm, with gradient.
+
+    Args:
+        log_probabilities: (*, K).
+
+    Returns:
+        (K,) log-probabilities; finite, even where the mean itself is 0 in float32.
+    """
+    rows = log_probabilities.flatten(0, -2)
+    count = all_reduce_sum(rows.new_tensor(len(rows)))
+    return all_reduce_logsumexp(rows.logsumexp(dim=0)) - count.log()
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) in nats, of log-probabilities (K,)."""
+    return (log_p.exp() * (log_p - log_q)).sum()
+
+
+class PMSNHead(nn.Module):
+    """Projection head: three linear layers, batch norm and GELU after the first two (Appendix A.1).
+
+    No bias before a batch norm, which would take it away again. Each call normalises its rows by
+    each other, in training.
+    """
+
+    def __init__(self, in_features: int, config: PMSNConfig):
+        super().__init__()
+        hidden_size = config.head_hidden_size
+        self.fc1 = nn.Linear(in_features, hidden_size, bias=False)
+        self.norm1 = BatchNorm(hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm2 = BatchNorm(hidden_size)
+        self.fc3 = nn.Linear(hidden_size, config.head_output_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, E)."""
+        features = F.gelu(self.norm1(self.fc1(features)))
+        features = F.gelu(self.norm2(self.fc2(features)))
+        return self.fc3(features)
+
+
+class PMSNLoss(nn.Module):
+    """Cross-entropy between targets and anchors, and what draws their mean to the prior (Eq. 1)."""
+
+    def __init__(self, config: PMSNConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, anchors: Tensor, targets: Tensor, prototypes: Tensor) -> PMSNOutput:
+        """Compare the anchor views of each image with its target.
+
+        Args:
+            anchors: (V, B, E), the student's outputs.
+            targets: (B, E), the teacher's outputs; no gradient flows into them, nor through their
+                predictions into the prototypes.
+            prototypes: (K, E).
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if (
+            anchors.dim() != 3
+            or anchors.shape[1:] != targets.shape
+            or anchors.shape[-1] != prototypes.shape[-1]
+        ):
+            raise ValueError(
+                "PMSN compares anchors (views, batch, width) with targets (batch, width) by "
+                f"prototypes (number, width); got {tuple(anchors.shape)}, {tuple(targets.shape)} "
+                f"and {tuple(prototypes.shape)}."
+            )
+        config = self.config
+        with torch.autocast(anchors.device.type, enabled=False):
+            prototypes = F.normalize(prototypes.float(), dim=-1)
+            cosines = F.normalize(anchors.float(), dim=-1) @ prototypes.T  # (V, B, K)
+            log_predictions = sharpen(cosines, config.student_temperature)
+            with torch.no_grad():
+                cosines = F.normalize(targets.float(), dim=-1) @ prototypes.T  # (B, K)
+                log_targets = sharpen(cosines, config.teacher_temperature)
+                log_targets = sinkhorn(log_targets, config.sinkhorn_iterations)
+
+            # an image's views share its target, so their mean is taken before the product
+            agreement = (log_targets.exp() * log_predictions.mean(dim=0)).sum(dim=-1)  # (B,)
+            cross_entropy = -agreement.mean()
+            log_mean = mean_prediction(log_predictions)
+            regularizer = self._divergence_from_prior(log_mean)
+            loss = cross_entropy + config.regularization_weight * regularizer
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.entropy_weight > 0):
+                entropy = -(log_predictions.exp() * log_predictions).sum(dim=-1).mean()
+            if config.entropy_weight > 0:
+                loss = loss + config.entropy_weight * entropy
+        return PMSNOutput(
+            loss=loss,
+            cross_entropy=cross_entropy,
+            regularizer=regularizer,
+            entropy=entropy,
+            mean_entropy=-(log_mean.exp() * log_mean).sum(),
+        )
+
+    def _divergence_from_prior(self, log_mean: Tensor) -> Tensor:
+        exponent = 0.0 if self.config.prior == "uniform" else self.config.power_law_exponent
+        log_prior = power_law_prior(len(log_mean), exponent, log_mean.device)
+        if self.config.kl_direction == "prior_to_mean":
+            return kl_divergence(log_prior, log_mean)
+        return kl_divergence(log_mean, log_prior)
+
+
+class PMSNNetwork(nn.Module):
+    """An encoder and its head; the student is one."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.vit = SelfViTModel(config)
+        self.head = PMSNHead(config.hidden_size, config.pmsn_config)
+
+
+class SelfViTForPMSN(SelfViTPreTrainedModel):
+    """MSN and PMSN, with a teacher (the target network) and a student (the anchor network).
+
+    `vit` and `head` are the teacher, the network to take features from; `student` and `prototypes`
+    are what is trained.
+    """
+
+    main_input_name = "target_view"
+    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "PMSNHead"]
+    undecayed_parameters = ("prototypes",)  # msn_train.py, init_opt: WD_exclude
+
+    def __init__(self, config: SelfViTConfig):
+        if config.pmsn_config is None:
+            raise ValueError(
+                "SelfViTForPMSN needs config.pmsn_config; pass pmsn_config=PMSNConfig()."
+            )
+        super().__init__(config)
+        pmsn = config.pmsn_config
+        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # or an error
+        self.vit = SelfViTModel(config)
+        self.head = PMSNHead(config.hidden_size, pmsn)
+        self.student = PMSNNetwork(config)
+        self.prototypes = nn.Parameter(torch.empty(pmsn.num_prototypes, pmsn.head_output_size))
+        self.loss = PMSNLoss(pmsn)
+        self._figures: dict[str, Tensor] = {}  # of the last training step, for the log
+        self.post_init()
+        self.restart_teacher()
+        self.train()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as the encoder does.
+
+        Prototypes: uniform in +-1/sqrt(E), as the reference.
+        """
+        super()._init_weights(module)
+        if isinstance(module, SelfViTForPMSN):
+            bound = 1 / math.sqrt(module.prototypes.shape[1])
+            init.uniform_(module.prototypes, -bound, bound)
+
+    def train(self, mode: bool = True) -> SelfViTForPMSN:
+        """Set the student's mode; the teacher stays without gradient, its encoder in evaluation.
+
+        The teacher's head is in training mode with the student's, as in the reference: its batch
+        norm normalises the targets by each other. Its running statistics are therefore of its own
+        features, and no average of the student's, which sees masked views.
+        """
+        super().train(mode)
+        self.vit.train(False).requires_grad_(False)
+        self.head.requires_grad_(False)
+        self.prototypes.requires_grad_(not self.config.pmsn_config.freeze_prototypes)
+        return self
+
+    def restart_teacher(self) -> None:
+        """Make the teacher, head included, a copy of the student: how training starts."""
+        copy_student(self.student.vit, self.vit)
+        copy_student(self.student.head, self.head)
+
+    def restart_from_encoder(self) -> None:
+        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
+
+        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
+        """
+        copy_student(self.vit, self.student.vit)
+        copy_student(self.student.head, self.head)
+
+    @can_return_tuple
+    def forward(
+        self,
+        target_view: Tensor,
+        random_views: Tensor,
+        focal_views: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> PMSNOutput:
+        """Compute the loss of one (micro-)batch of views.
+
+        Args:
+            target_view: (B, C, H, W), the view that the teacher sees, whole.
+            random_views: (R, B, C, H, W), anchor views that lose patches at random.
+            focal_views: (F, B, C, h, w), smaller crops, anchor views that are seen whole, or None.
+            noise: (R, B, N), float32: of each random view the patches of the largest numbers are
+                dropped. Drawn uniformly if None.
+
+        Returns:
+            loss, and the figures it is made of.
+
+        Raises:
+            ValueError: if shapes do not fit, no patch would be left, or, in training, the batch is
+                of one image and batch norm has nothing to compare.
+        """
+        with torch.no_grad():
+            targets = self.head(self.vit.class_tokens(target_view)[0])  # (B, E)
+
+        # views of one size are one batch, for the encoder and for the batch norm of the head
+        ids_keep = self._patches_to_keep(random_views, noise)
+        anchors = [self._project(random_views, ids_keep)]
+        if focal_views is not None and len(focal_views):
+            anchors.append(self._project(focal_views))
+        output = self.loss(torch.cat(anchors), targets, self.prototypes)
+        if self.training:
+            self._figures = {
+                name: output[name].detach()
+                for name in ("cross_entropy", "regularizer", "mean_entropy")
+            }
+        return output
+
+    def _project(self, views: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """(V, B, C, H, W) -> (V, B, E)."""
+        num_views, batch_size = views.shape[:2]
+        (features,) = self.student.vit.class_tokens(views.flatten(0, 1), ids_keep=ids_keep)
+        return self.student.head(features).unflatten(0, (num_views, batch_size))
+
+    def _patches_to_keep(self, views: Tensor, noise: Tensor | None) -> Tensor | None:
+        """Return ids_keep (R * B, K) for the random views, or None if none is dropped."""
+        ratio = self.config.pmsn_config.patch_drop_ratio
+        if ratio == 0:
+            return None
+        grid = self.vit.embeddings.patch_embeddings.grid_of(views.flatten(0, 1))
+        shape = (*views.shape[:2], math.prod(grid))  # (R, B, N)
+        if noise is None:
+            noise = torch.rand(shape, device=views.device)
+        elif noise.shape != shape:
+            raise ValueError(
+                f"noise must hold a number for each patch of the random views, {shape}; "
+                f"got {tuple(noise.shape)}."
+            )
+        return ids_to_keep(noise.flatten(0, 1), num_patches_kept(shape[-1], ratio)).ids_keep
+
+    @property
+    def trained_encoder(self) -> SelfViTModel:
+        """The student's encoder."""
+        return self.student.vit
+
+    def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Names and parameters of the student, and the prototypes unless they are frozen."""
+        yield from self.student.named_parameters(prefix="student")
+        if self.prototypes.requires_grad:
+            yield "prototypes", self.prototypes
+
+    def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
+        """Move the teacher, momentum along a line (Appendix A.1)."""
+        pmsn = self.config.pmsn_config
+        momentum = linear_schedule(
+            step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
+        )
+        update_teacher(self.student.vit, self.vit, momentum)
+        update_teacher(self.student.head, self.head, momentum)
+        figures = {name: value.item() for name, value in self._figures.items()}
+        return {"teacher_momentum": momentum, **figures}
+
+
+__all__ = ["PMSNHead", "PMSNLoss", "PMSNOutput", "SelfViTForPMSN"]

@@ -1,0 +1,56 @@
+import json
+
+import numpy as np
+import pytest
+
+from selfvit.conversion.export import export
+from selfvit.embedding.embedder import Embedder
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint):
+    return make_checkpoint()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
+def test_encode_gives_the_same_vectors(pooling, normalize, checkpoint, photos, tmp_path):
+    folder = tmp_path / "out"
+    report = export(
+        checkpoint, folder, to="sentence-transformers", pooling=pooling, normalize=normalize
+    )
+    assert report.fidelity.max_difference < 1e-5
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    embedder = Embedder.from_pretrained(
+        checkpoint, pooling=pooling, normalize=normalize, device="cpu"
+    )
+    np.testing.assert_allclose(model.encode(photos), embedder(photos), atol=1e-5)
+    assert model.get_embedding_dimension() == embedder.embedding_size
+
+
+def test_pooling_and_normalisation_are_written_down(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "out", to="sentence-transformers", normalize=True)
+    modules = json.loads((tmp_path / "out" / "modules.json").read_text())
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    assert kinds == ["Transformer", "Pooling", "Normalize"]
+    pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode"] == "cls"
+
+
+def test_register_tokens_work_with_the_class_token(make_checkpoint, photos, tmp_path):
+    checkpoint = make_checkpoint(num_register_tokens=3)
+    export(checkpoint, tmp_path / "out", to="sentence-transformers")
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    expected = Embedder.from_pretrained(checkpoint, device="cpu")(photos)
+    np.testing.assert_allclose(model.encode(photos), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="means of sentence-transformers include them"):
+        export(checkpoint, tmp_path / "mean", to="sentence-transformers", pooling="mean")
+
+
+@pytest.mark.parametrize("pooling", ["gem", "concat:2"])
+def test_another_pooling_is_refused(pooling, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="modules for cls, mean and cls.mean. Use --pooling cls"):
+        export(checkpoint, tmp_path / "out", to="sentence-transformers", pooling=pooling)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from selfvit import SelfViTConfig, SelfViTModel
+from selfvit.conversion.export import export
+
+from ..image_files import noise
+
+timm = pytest.importorskip("timm")
+
+VARIANTS = [
+    {},
+    {"pooling": "mean"},
+    {"num_register_tokens": 4, "layerscale_value": 0.1, "pooling": "mean", "use_mask_token": True},
+    {"position_embedding_type": "sincos", "qkv_bias": False, "num_register_tokens": 2},
+    {"image_size": [16, 40], "mlp_ratio": 2.5, "hidden_act": "relu"},
+]
+
+
+def pixels(config):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, config.num_channels, *config.image_height_width, generator=generator)
+
+
+def exported(checkpoint, folder, **arguments):
+    report = export(checkpoint, folder, to="timm", **arguments)
+    assert report.fidelity.max_difference < 1e-5
+    return SelfViTModel.from_pretrained(checkpoint).eval()
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=str)
+def test_timm_gives_the_same_vectors(overrides, make_checkpoint, tmp_path):
+    ours = exported(make_checkpoint(**overrides), tmp_path / "out")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = ours(pixels(ours.config))
+        found = theirs(pixels(ours.config))
+        tokens = theirs.forward_features(pixels(ours.config))
+    torch.testing.assert_close(found, expected.pooler_output, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokens, expected.last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_a_full_vit_s16_opens_by_its_name_and_the_weights_file(make_checkpoint, tmp_path):
+    ours = exported(make_checkpoint(SelfViTConfig.from_name("vits16")), tmp_path / "out")
+    theirs = timm.create_model(
+        "vit_small_patch16_224",
+        num_classes=0,
+        checkpoint_path=str(tmp_path / "out" / "model.safetensors"),
+    ).eval()
+    with torch.no_grad():
+        expected = ours(pixels(ours.config)).pooler_output
+        torch.testing.assert_close(theirs(pixels(ours.config)), expected, atol=1e-5, rtol=0)
+
+
+def test_transformers_opens_the_folder_too_and_pools_by_the_mean(make_checkpoint, tmp_path):
+    ours = exported(make_checkpoint(pooling="mean"), tmp_path / "out")
+    theirs = AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected = ours(pixels(ours.config)).pooler_output
+        found = theirs(pixels(ours.config)).pooler_output
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("resize", ["shortest_edge", "square"])
+def test_timms_transform_makes_the_processors_pixels(resize, make_checkpoint, tmp_path):
+    pytest.importorskip("torchvision")
+    checkpoint = make_checkpoint(resize=resize, image_size=56)
+    export(checkpoint, tmp_path / "out", to="timm")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    for photo in (noise(128, 128), noise(96, 64), noise(50, 70)):
+        ours = processor(photo, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(transform(photo), ours, atol=1e-5, rtol=0)
+
+
+def test_the_edge_before_the_crop_is_not_rounded_down(make_checkpoint, tmp_path):
+    # 32 / (32 / 37) is a little less than 37: timm would have resized to 36
+    export(make_checkpoint(), tmp_path / "out", to="timm")
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert int(32 / stored["crop_pct"]) == 37
+
+
+def test_names_are_timms_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
+    ours = exported(make_checkpoint(), tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    attention = ours.layers[1].attention
+    separate = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+    assert torch.equal(weights["blocks.1.attn.qkv.weight"], torch.cat(separate))
+    assert torch.equal(weights["pos_embed"], ours.embeddings.position_embeddings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"pooling": "gem"}, "cannot be expressed.*Use --pooling mean for the nearest"),
+        ({"pooling": "concat:2"}, "cannot be expressed.*Use --pooling cls for the nearest"),
+        ({"pooling": "cls+mean"}, "cannot be expressed.*Use --pooling cls for the nearest"),
+        ({"layer_norm_eps": 1e-5}, r"layer_norm_eps \(1e-05\) must be 1e-06"),
+        ({"hidden_act": "gelu_10"}, r"hidden_act \('gelu_10'\) must be one of gelu"),
+    ],
+)
+def test_what_timm_has_no_place_for_is_refused(overrides, message, make_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(make_checkpoint(**overrides), tmp_path / "out", to="timm")
+    assert not list(tmp_path.iterdir())
+
+
+def test_preprocessing_that_timm_has_no_place_for_is_refused(make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()
+    stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    stored["resample"] = Image.Resampling.LANCZOS
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="timm takes bilinear or bicubic"):
+        export(checkpoint, tmp_path / "out", to="timm")
+    assert not list(tmp_path.iterdir())
