@@ -19,6 +19,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
 from .draft import STATISTICS, Draft, Options
 from .fitting import DTYPES, build_model, draft_model
+from .output_folder import check_output
 from .reading import read_source
 from .report import CREATED_BY, Conversion, describe, render_card
 
@@ -65,7 +66,8 @@ def convert(
             fit; the message names them. Nothing is written.
     """
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, REPORT, overwrite)
+    _check_foreign(output)
     options = Options(
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
@@ -120,29 +122,15 @@ def _check_options(options: Options) -> None:
             raise ValueError(f"{name} ({value}) must be at least 1.")
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists() and not output.is_symlink():
-        return
-    if not output.is_dir() or output.is_symlink():
-        raise FileExistsError(f"{str(output)!r} is a file or a link; give a new folder.")
-    held = {entry.name for entry in output.iterdir()}
-    if not held:
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{str(output)!r} is not empty; give a new folder, or --overwrite (overwrite=True) to "
-            "replace an earlier conversion."
-        )
-    foreign = sorted(
-        name
-        for name in held - {REPORT, PROCESSOR, "config.json", "README.md"}
-        if not name.startswith("model")
-    )
-    if REPORT not in held or foreign:
-        raise FileExistsError(
-            f"{str(output)!r} is not replaced: {CREATED_BY!r} did not write "
-            f"{foreign[0] if foreign else 'what it holds'}. Give a new folder."
-        )
+def _check_foreign(output: Path) -> None:
+    """Raise if a folder that is to be replaced holds what no conversion wrote."""
+    written = {REPORT, PROCESSOR, "config.json", "README.md"}
+    for entry in sorted(output.iterdir()) if output.is_dir() else ():
+        if entry.name not in written and not entry.name.startswith("model"):
+            raise FileExistsError(
+                f"{str(output)!r} is not replaced: {CREATED_BY!r} did not write {entry.name} in "
+                "it. Give a new folder."
+            )
 
 
 def _processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForPreTraining
 
-import selfvit
 from selfvit.conversion.convert import convert
 from tests.conversion.source_files import golden_weights, with_prefix, without_prefix
 from tests.golden import load_golden
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-needs_pmsn = pytest.mark.skipif(
-    not hasattr(selfvit, "SelfViTForPMSN"), reason="the objective is not in this version"
-)
 
 
 def projection_head(seed: int, batch_norm: bool) -> nn.Module:
@@ -62,7 +58,6 @@ def msn_checkpoint(batch_norm: bool = True) -> tuple[dict[str, Any], dict[str, n
     return checkpoint, heads
 
 
-@needs_pmsn
 @torch.no_grad()
 def test_both_networks_heads_and_prototypes_are_kept(tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
@@ -107,7 +102,6 @@ def test_of_a_head_without_batch_norm_the_target_encoder_is_left(tmp_path):
     "removed",
     ["prototypes", "encoder.module.fc.bn2.running_mean", "target_encoder.module.norm.bias"],
 )
-@needs_pmsn
 def test_a_tensor_that_is_missing_is_named(removed, tmp_path):
     checkpoint, _ = msn_checkpoint()
     first, _, rest = removed.partition(".")
