@@ -337,6 +337,68 @@ def evaluate(
         save_metrics(metrics, output)
 
 
+class Statistics(str, Enum):
+    """Mean and deviation of the pixels."""
+
+    imagenet = "imagenet"
+    half = "half"
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="File (.pth, .pt, .ckpt, .safetensors), folder, Hub id or timm model's name."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    num_heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads; config.json's, or width / 64, by default."),
+    ] = None,
+    decoder_num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads of MAE's decoder; 16 by default.")
+    ] = None,
+    image_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width whose positions are stored; a square by default."),
+    ] = None,
+    pooling: Pooling = None,
+    norm_pix_loss: Annotated[
+        bool | None,
+        typer.Option(help="Whether MAE's decoder predicts normalised pixels; no by default."),
+    ] = None,
+    statistics: Annotated[
+        Statistics | None,
+        typer.Option(help="Mean and deviation of the pixels (half: 0.5); the source's by default."),
+    ] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Cast all weights; they are kept as they are by default.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion.")
+    ] = False,
+) -> None:
+    """Convert weights of DINO, MAE, MSN, timm, torchvision, Lightly or transformers."""
+    from .conversion.convert import convert as convert_source
+
+    conversion = convert_source(
+        source,
+        output,
+        num_heads=num_heads,
+        decoder_num_heads=decoder_num_heads,
+        image_size=image_size,
+        pooling=pooling,
+        norm_pix_loss=norm_pix_loss,
+        statistics=None if statistics is None else statistics.value,
+        dtype=None if dtype is None else dtype.value,
+        overwrite=overwrite,
+    )
+    typer.echo(str(conversion))
+    typer.echo(f"written to {output}")
+
+
 def _images_to_draw(
     data: str, split: str | None, num_images: int, output: Path, overwrite: bool
 ) -> list[Image]:

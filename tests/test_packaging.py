@@ -44,7 +44,8 @@ def wheel(built):
 def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in FOLDERS:
-        modules = {f"selfvit/{folder}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        files = [path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")]
+        modules = {f"selfvit/{file}" for file in files}
         assert modules and modules <= names
     assert {"selfvit/py.typed", "selfvit/model_card.md", "selfvit/cli.py"} <= names
     top = {name.split("/")[0] for name in names}

@@ -1,0 +1,65 @@
+"""`selfvit convert`, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.conversion.source_files import golden_weights, save_weights
+from tests.golden import load_golden
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "selfvit.cli", "convert", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_what_was_done_is_printed_and_kept(tmp_path: Path):
+    source = save_weights(golden_weights("lightly_dino_checkpoint"), tmp_path)
+    result = run(source, tmp_path / "out", "--num-heads", 3)
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "Lightly DINO module",
+        "SelfViTForDINO",
+        "num_hidden_layers = 4  [weights]",
+        "num_attention_heads = 3  [option]",
+        "layer_norm_eps = 1e-06  [convention]",
+        "loss.center",
+    ):
+        assert line in result.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "README.md",
+        "config.json",
+        "conversion.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    report = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert report["fields"]["num_attention_heads"] == {"value": 3, "from": "option"}
+    assert len(report["sha256"]) == 64
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
+        "SelfViTForDINO"
+    ]
+
+    from transformers import AutoModel
+
+    golden, _ = load_golden("lightly_dino_checkpoint")
+    with torch.no_grad():
+        model = AutoModel.from_pretrained(tmp_path / "out").eval()
+        features = model(golden["images"]).pooler_output
+    torch.testing.assert_close(features, golden["teacher_features"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path):
+    weights = golden_weights("dino_vit")
+    del weights["blocks.1.norm1.bias"]
+    result = run(save_weights(weights, tmp_path), tmp_path / "out", "--num-heads", 3)
+    assert result.returncode == 2 and "blocks.1.norm1.bias" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+    result = run(tmp_path / "nothing.pth", tmp_path / "out")
+    assert result.returncode == 2 and "there is no file" in result.stderr
