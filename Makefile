@@ -30,8 +30,10 @@ lint: .venv/installed
 build: .venv/installed  ## wheel and source distribution: dist/
 	$(BIN)/python -m build
 
-bench: .venv/installed
+bench: .venv/installed  ## what the demo gives, and how selfvit trains beside Lightly: benchmarks/results
 	$(BIN)/python benchmarks/demo_curve.py --objective $(OBJECTIVE)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.objectives
 
 clean:
 	rm -rf .venv build dist demo demo_* *.egg-info

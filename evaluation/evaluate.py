@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -145,7 +146,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def save_metrics(metrics: Mapping[str, float], path: str | PathLike[str]) -> None:
+def save_metrics(metrics: Mapping[str, Any], path: str | PathLike[str]) -> None:
     """Write figures as JSON, whole or not at all; the folder is made where it is missing."""
     with atomic_output(path) as unfinished:
         unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Measurements of selfvit, and of its peers beside it."""

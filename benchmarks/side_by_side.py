@@ -1,0 +1,239 @@
+"""Training two implementations of an objective step by step beside each other, and measuring both.
+
+Both see the same batches in the same order, made once; whatever slows the machine for a while slows
+both alike.
+"""
+
+# B batch · V views · N patches · S steps · E embedding
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.fashion_mnist import MEAN, STD, GreyImageSource, LabelledImages
+from selfvit.evaluation.knn import weighted_knn_accuracy
+from selfvit.evaluation.linear_probe import linear_probe_accuracy
+from selfvit.training.data import BatchPlan, build_loader, normalize
+from selfvit.training.optimization import build_optimizer, set_schedules
+from selfvit.training.run import Run, TrainingConfig
+from selfvit.training.train import TRAINABLE_CLASSES, to_model_inputs
+
+NUM_SNAPSHOTS = 40  # of each encoder: time is then read off to 2.5 % of the run
+NUM_CURVE_POINTS = 5
+
+
+@dataclass
+class Side:
+    """One implementation in training.
+
+    Args:
+        model: selfvit's, or one with the same calls.
+        training: rates and their schedules.
+        encoder: of the model, the network to take features from.
+        embed: (encoder, pixel_values (B, C, H, W)) -> (B, E).
+        seconds: CPU time of each step: forward, backward, optimizer, teacher.
+        losses: of each step.
+        snapshots: encoder by number of steps done.
+    """
+
+    model: Any
+    training: TrainingConfig
+    encoder: nn.Module
+    embed: Callable[[Any, Tensor], Tensor]
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    snapshots: dict[int, nn.Module] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.model, self.training)
+        self.model.train()
+
+    def step(self, inputs: dict[str, Tensor], step: int, num_steps: int) -> None:
+        """Train one step, and time it.
+
+        Raises:
+            ValueError: if the loss is no longer a number.
+        """
+        start = time.process_time()
+        set_schedules(self.optimizer, self.training, step, num_steps)
+        scheduled = self.model.scheduled_values(step, num_steps)
+        loss = self.model(**inputs, **scheduled).loss
+        loss.backward()
+        self.model.before_optimizer_step(step, num_steps)
+        if self.training.max_gradient_norm is not None:
+            parameters = [value for _, value in self.model.trained_parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.training.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.model.after_optimizer_step(step, num_steps)
+        self.seconds.append(time.process_time() - start)
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise ValueError(f"the loss is {self.losses[-1]} at step {step}; lower the rate.")
+
+    def take_snapshot(self, step: int) -> None:
+        """Keep a copy of the encoder after so many steps."""
+        self.snapshots[step] = copy.deepcopy(self.encoder).eval()
+
+    def cpu_time(self, step: int) -> float:
+        """CPU seconds that the first steps took."""
+        return math.fsum(self.seconds[:step])
+
+
+def build_selfvit(run: Run) -> Any:
+    """Return the model of a run, its weights a function of the run's seed."""
+    torch.manual_seed(run.training.seed)
+    return TRAINABLE_CLASSES[run.architecture](run.model)
+
+
+def embed_with_selfvit(encoder: Any, pixel_values: Tensor) -> Tensor:
+    """Return embeddings (B, E) by the configuration's pooling."""
+    return encoder.embed(pixel_values)
+
+
+def selfvit_side(run: Run, training: TrainingConfig) -> Side:
+    """Return selfvit's side of a run."""
+    model = build_selfvit(run)
+    return Side(model, training, model.vit, embed_with_selfvit)
+
+
+def lightly_side(run: Run, training: TrainingConfig) -> Side:
+    """Return Lightly's side of a run, from the same weights.
+
+    Raises:
+        ImportError: without Lightly.
+    """
+    try:
+        from benchmarks.lightly_encoder import embed
+        from benchmarks.lightly_models import COUNTERPARTS
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{error.name} is missing: the comparison needs pip install -e ".[train,bench]".'
+        ) from error
+    model = COUNTERPARTS[run.architecture](build_selfvit(run))
+    return Side(model, training, model.encoder, embed)
+
+
+def batches_of(run: Run, images: LabelledImages, num_steps: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the inputs of each step, by name, as selfvit's own training would have them.
+
+    Except for the numbers that masks are made from: they are those that Lightly's
+    `random_token_mask` draws from torch's generator seeded with `mask_seed`, of which the class
+    token gets the first. So both sides leave out the same patches.
+    """
+    training = run.training
+    plan = BatchPlan(
+        num_steps=num_steps,
+        start_step=0,
+        batch_size=training.batch_size,
+        accumulation_steps=1,
+        num_processes=1,
+        rank=0,
+    )
+    loader = build_loader(
+        GreyImageSource(images),
+        run.augmentation,
+        plan,
+        image_size=run.model.image_height_width,
+        patch_size=run.model.patch_size,
+        seed=training.seed,
+        with_labels=False,
+        num_workers=0,
+        shuffle_buffer=0,
+    )
+    for step, batch in enumerate(loader):
+        assert not batch.pop("skipped")
+        inputs = to_model_inputs(batch, training, torch.device("cpu"))
+        if "noise" in inputs:
+            *others, num_patches = inputs["noise"].shape
+            generator = torch.Generator().manual_seed(mask_seed(training.seed, step))
+            inputs["noise"] = torch.rand(*others, 1 + num_patches, generator=generator)[..., 1:]
+        yield inputs
+
+
+def mask_seed(seed: int, step: int) -> int:
+    """Return the seed of torch's generator before each side's step."""
+    return seed * 1_000_000 + step
+
+
+def train_side_by_side(run: Run, images: LabelledImages, sides: list[Side]) -> float:
+    """Train all sides; return the CPU seconds that making the batches took, once for all.
+
+    Args:
+        run: its training's `max_steps` is the length; its seed decides order, views and masks.
+        images: to train on.
+        sides: implementations of the objective; who goes first alternates.
+    """
+    num_steps = run.training.max_steps
+    assert num_steps is not None
+    snapshot_steps = set(np.linspace(0, num_steps, NUM_SNAPSHOTS + 1).round().astype(int).tolist())
+    for side in sides:
+        side.take_snapshot(0)
+    batches = batches_of(run, images, num_steps)
+    data_seconds = 0.0
+    for step in range(num_steps):
+        start = time.process_time()
+        inputs = next(batches)
+        data_seconds += time.process_time() - start
+        for side in sides if step % 2 == 0 else sides[::-1]:
+            torch.manual_seed(mask_seed(run.training.seed, step))
+            side.step(inputs, step, num_steps)
+            if step + 1 in snapshot_steps:
+                side.take_snapshot(step + 1)
+    return data_seconds
+
+
+@torch.inference_mode()
+def embed_images(side: Side, step: int, images: LabelledImages, batch_size: int = 250) -> Tensor:
+    """Return the embeddings (N, E) of images by the encoder as it was after so many steps."""
+    vectors = []
+    for pixels in torch.from_numpy(images.pixels).split(batch_size):
+        views = pixels.unsqueeze(1).expand(-1, 3, -1, -1)
+        pixel_values = normalize(views, [MEAN] * 3, [STD] * 3)
+        vectors.append(side.embed(side.snapshots[step], pixel_values))
+    return torch.cat(vectors)
+
+
+def knn_of(side: Side, step: int, neighbours: LabelledImages, queries: LabelledImages) -> float:
+    """Return the accuracy of weighted k-NN, k = 20 (DINO, arXiv 2104.14294, App. F.1)."""
+    vectors = [embed_images(side, step, images) for images in (neighbours, queries)]
+    return weighted_knn_accuracy(
+        vectors[0], neighbours.labels, vectors[1], queries.labels, ks=[20]
+    )[20]
+
+
+def figures_of(side: Side, step: int, train: LabelledImages, test: LabelledImages) -> dict:
+    """Return k-NN and linear probe of the encoder as it was after so many steps."""
+    vectors = [embed_images(side, step, images).numpy() for images in (train, test)]
+    return accuracies(vectors[0], train.labels, vectors[1], test.labels)
+
+
+def accuracies(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> dict:
+    """Return "knn_20" and "linear_probe" of vectors (N, E), fractions of the test images."""
+    arrays = (train, train_labels, test, test_labels)
+    return {
+        "knn_20": weighted_knn_accuracy(*arrays, ks=[20])[20],
+        "linear_probe": linear_probe_accuracy(*arrays),
+    }
+
+
+def step_at_equal_time(side: Side, seconds: float) -> int:
+    """Return the first snapshot at or after a CPU time, the last one if none is.
+
+    (The first at or after it: what is lost to rounding goes to the slower side.)
+    """
+    return next(
+        (step for step in sorted(side.snapshots) if side.cpu_time(step) >= seconds),
+        max(side.snapshots),
+    )

@@ -1,0 +1,175 @@
+"""The comparison of the objectives: a few steps on tiny data; Lightly's side where it is there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import objectives_runs
+from benchmarks.fashion_mnist import LabelledImages, load_splits, read_idx
+from benchmarks.objectives import Benchmark, main
+from benchmarks.side_by_side import (
+    Side,
+    batches_of,
+    lightly_side,
+    selfvit_side,
+    step_at_equal_time,
+    train_side_by_side,
+)
+
+OBJECTIVES = list(objectives_runs.CHANGES)
+
+
+def write_idx(array: np.ndarray, path: Path) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    """132 training and 22 test images of noise, of ten classes, as the package has them."""
+    folder = tmp_path_factory.mktemp("fashion_mnist")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 132), ("t10k", 22)):
+        write_idx(rng.integers(0, 256, (count, 28, 28)), folder / f"{name}-images-idx3-ubyte.gz")
+        write_idx(np.arange(count) % 10, folder / f"{name}-labels-idx1-ubyte.gz")
+    return folder
+
+
+def short_run(objective: str, num_steps: int = 2, seed: int = 0):
+    run = objectives_runs.run_of(objective, seed, num_steps)
+    return replace(run, training=replace(run.training, batch_size=8))
+
+
+def require_lightly() -> None:
+    for name in ("lightly", "timm"):
+        pytest.importorskip(name, reason="compared with only where it is installed: [bench]")
+
+
+def test_the_splits_have_no_image_in_common(data_folder):
+    splits = load_splits(data_folder)
+    parts = [splits.train, splits.held_out, splits.test]
+    assert [len(part) for part in parts] == [121, 11, 22]
+    assert len(np.unique(np.concatenate([part.pixels for part in parts]), axis=0)) == 154
+    assert np.array_equal(load_splits(data_folder).held_out.pixels, splits.held_out.pixels)
+
+
+def test_a_missing_data_set_says_how_to_get_it(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="sudo apt install dataset-fashion-mnist"):
+        main(["--data", str(tmp_path / "nowhere"), "--output", str(tmp_path)])
+
+
+def test_a_truncated_file_is_refused(data_folder, tmp_path):
+    content = gzip.decompress((data_folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    (tmp_path / "labels.gz").write_bytes(gzip.compress(content[:-1]))
+    with pytest.raises(ValueError, match="not an IDX file"):
+        read_idx(tmp_path / "labels.gz")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_selfvits_side_trains_and_is_measured(objective, data_folder, tmp_path):
+    benchmark = Benchmark(load_splits(data_folder), tmp_path, num_steps=2, sides=("selfvit",))
+    measured = benchmark.measure(objective, rates=[1e-3], seeds=[0])
+    assert measured["rates"] == {"selfvit": 1e-3}
+    report = measured["seeds"]["0"]["selfvit"]
+    assert 0 <= report["knn_20"] <= 1
+    assert 0 <= report["linear_probe"] <= 1
+    assert report["seconds"] > 0
+    assert [point["step"] for point in report["curve"]] == [1, 2]
+
+
+def test_what_was_measured_is_not_measured_again(data_folder, tmp_path):
+    benchmark = Benchmark(load_splits(data_folder), tmp_path, num_steps=1, sides=("selfvit",))
+    first = benchmark.try_rate("dino", 1e-3)
+    again = benchmark.try_rate("dino", 1e-3)
+    assert again == first  # the times, too
+    longer = replace(benchmark, num_steps=2)
+    with pytest.raises(ValueError, match="other settings"):
+        longer.try_rate("dino", 1e-3)
+
+
+def test_a_seed_determines_weights_and_batches(data_folder):
+    images = load_splits(data_folder).train
+    losses = []
+    for seed in (0, 0, 1):
+        run = short_run("dino", seed=seed)
+        side = selfvit_side(run, run.training)
+        train_side_by_side(run, images, [side])
+        losses.append(side.losses)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_equal_time_is_read_at_or_after_it():
+    side = object.__new__(Side)
+    side.seconds = [1.0] * 8
+    side.snapshots = dict.fromkeys((0, 2, 4, 6, 8), torch.nn.Identity())
+    assert step_at_equal_time(side, 4.0) == 4
+    assert step_at_equal_time(side, 4.1) == 6
+    assert step_at_equal_time(side, 9.0) == 8  # the faster side: its own end
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_both_sides_are_the_same_training(objective, data_folder):
+    """From one start, on the same views and masks, losses agree: neither is a straw man."""
+    require_lightly()
+    images = load_splits(data_folder).train
+    run = short_run(objective, num_steps=4)
+    training = objectives_runs.at_rate(run.training, 1e-3)
+    sides = [build(run, training) for build in (selfvit_side, lightly_side)]
+    train_side_by_side(run, images, sides)
+    assert sides[1].losses == pytest.approx(sides[0].losses, rel=1e-4)
+    assert sides[0].losses[-1] != sides[0].losses[0]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_both_sides_train_as_many_parameters(objective, data_folder):
+    require_lightly()
+    run = short_run(objective)
+    counts = [
+        sum(value.numel() for _, value in build(run, run.training).model.trained_parameters())
+        for build in (selfvit_side, lightly_side)
+    ]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_both_sides_start_at_the_same_embeddings(objective, data_folder):
+    require_lightly()
+    run = short_run(objective)
+    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (
+            side.embed(side.encoder.eval(), images)
+            for side in (selfvit_side(run, run.training), lightly_side(run, run.training))
+        )
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_benchmark_writes_table_and_json(data_folder, tmp_path):
+    require_lightly()
+    options = ["--steps", "2", "--seeds", "0", "--rates", "1e-3", "--data", str(data_folder)]
+    main([*options, "--objectives", "dino", "--output", str(tmp_path)])
+    table = (tmp_path / "objectives.md").read_text()
+    for row in ("| raw pixels |", "| DINO: untrained |", "| DINO: selfvit |", "| DINO: Lightly |"):
+        assert row in table
+    results = json.loads((tmp_path / "objectives.json").read_text())
+    assert results["objectives"]["dino"]["seeds"]["0"]["lightly"]["step_time_ratio"] > 0
+
+
+def test_images_are_taken_by_position():
+    images = LabelledImages(np.zeros((3, 28, 28), dtype=np.uint8), np.array([4, 5, 6]))
+    assert images.take(np.array([2, 0])).labels.tolist() == [6, 4]
+
+
+def test_batches_hold_the_inputs_of_the_model(data_folder):
+    run = short_run("dino")
+    inputs = next(batches_of(run, load_splits(data_folder).train, 2))
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
+        "global_views": (2, 8, 3, 28, 28),
+    }
