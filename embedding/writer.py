@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
-from ..atomic_output import atomic_output
+from ..atomic_output import atomic_output, names_to_replace
 from ..data.image_source import ImageSource
 from .embedder import EmbeddedBatch, Embedder
 
@@ -116,18 +116,9 @@ def check_output(output: Path, overwrite: bool = False) -> None:
         FileExistsError: if it is a file, or holds anything else than what may be replaced: no file
             that `write_embeddings` did not make is ever deleted.
     """
-    if not output.exists() and not output.is_symlink():
-        return
-    if not output.is_dir() or output.is_symlink():
-        raise FileExistsError(f"{str(output)!r} is a file or a link; give a new folder.")
-    held = sorted(entry.name for entry in output.iterdir())
+    held = names_to_replace(output, overwrite)
     if not held:
         return
-    if not overwrite:
-        raise FileExistsError(
-            f"{str(output)!r} is not empty; give a new folder, or --overwrite (overwrite=True) to "
-            "replace the vectors in it."
-        )
     foreign = [name for name in held if name not in (TABLE, SKIPPED, METADATA)]
     if foreign or not _is_earlier_output(output):
         raise FileExistsError(

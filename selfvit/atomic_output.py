@@ -45,6 +45,31 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     _flush(path.parent)
 
 
+def names_to_replace(folder: Path, overwrite: bool) -> list[str]:
+    """Return what lies in a folder that is to be written; nothing, if it is not there yet.
+
+    Ask before any work is done, and refuse names that are not those of an earlier result.
+
+    Args:
+        folder: to be written.
+        overwrite: whether an earlier result may be replaced.
+
+    Raises:
+        FileExistsError: if it is a file or a link, or not empty and may not be replaced.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return []
+    if not folder.is_dir() or folder.is_symlink():
+        raise FileExistsError(f"{str(folder)!r} is a file or a link; give a new folder.")
+    names = sorted(entry.name for entry in folder.iterdir())
+    if names and not overwrite:
+        raise FileExistsError(
+            f"{str(folder)!r} is not empty; give a new folder, or --overwrite (overwrite=True) to "
+            "replace an earlier result."
+        )
+    return names
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a folder and the files in it, are on the disk.
 
@@ -89,4 +114,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "flush_to_disk"]
+__all__ = ["atomic_output", "flush_to_disk", "names_to_replace"]
