@@ -30,6 +30,25 @@ CITATIONS = {
   year = {2022},
   note = {arXiv 2111.06377}
 }""",
+    "SelfViTForPMSN": """@inproceedings{assran2022masked,
+  title = {Masked Siamese Networks for Label-Efficient Learning},
+  author = {Assran, Mahmoud and Caron, Mathilde and Misra, Ishan and Bojanowski, Piotr and
+            Bordes, Florian and Vincent, Pascal and Joulin, Armand and Rabbat, Michael and
+            Ballas, Nicolas},
+  booktitle = {ECCV},
+  year = {2022},
+  note = {arXiv 2204.07141}
+}
+
+@inproceedings{assran2023hidden,
+  title = {The Hidden Uniform Cluster Prior in Self-Supervised Learning},
+  author = {Assran, Mahmoud and Balestriero, Randall and Duval, Quentin and Bordes, Florian and
+            Misra, Ishan and Bojanowski, Piotr and Vincent, Pascal and Rabbat, Michael and
+            Ballas, Nicolas},
+  booktitle = {ICLR},
+  year = {2023},
+  note = {arXiv 2210.07277}
+}""",
 }
 
 
