@@ -226,8 +226,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint for those who have no selfvit, checked to give the same vectors."""
-    from .conversion.export import export as export_checkpoint
     from .conversion.export_onnx import Int8
+    from .conversion.weights_out import export as export_checkpoint
 
     if data is not None and not int8:
         raise ValueError(f"data ({data!r}) is what 8 bits are measured on; give --int8, too.")
@@ -280,7 +280,7 @@ def audit(
     import json
     from dataclasses import asdict
 
-    from .conversion.audit import audit as audit_checkpoint
+    from .conversion.checkpoint_audit import audit as audit_checkpoint
 
     result = audit_checkpoint(checkpoint)
     if as_json:
@@ -381,7 +381,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert weights of DINO, MAE, MSN, timm, torchvision, Lightly or transformers."""
-    from .conversion.convert import convert as convert_source
+    from .conversion.weights_in import convert as convert_source
 
     conversion = convert_source(
         source,

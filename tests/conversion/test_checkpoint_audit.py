@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from selfvit import SelfViTForImageClassification
 from selfvit.cli import app
-from selfvit.conversion.audit import audit
-from selfvit.conversion.export import export
+from selfvit.conversion.checkpoint_audit import audit
+from selfvit.conversion.weights_out import export
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
 from selfvit.cli import app
-from selfvit.conversion.export import export
 from selfvit.conversion.export_onnx import Int8
 from selfvit.conversion.fidelity import centered_cosines, measure_difference
+from selfvit.conversion.weights_out import export
 
 
 @pytest.fixture(scope="module")

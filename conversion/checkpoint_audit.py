@@ -28,9 +28,9 @@ from ..modeling.modeling_selfvit import (
     SelfViTForImageClassification,
     SelfViTModel,
 )
-from .export import FACTS
 from .image_statistics import are_close, expected_statistics
 from .weight_files import stored_tensors
+from .weights_out import FACTS
 
 POSITIONS = re.compile(r"(^|[._])pos(ition)?_embed(ding)?s?(\.weight)?$")
 
