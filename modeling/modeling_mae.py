@@ -21,8 +21,9 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .layers import SelfViTLayer
 from .masking import PatchSplit, gather_patches, ids_to_keep, num_to_keep
-from .modeling_selfvit import SelfViTLayer, SelfViTModel, SelfViTPreTrainedModel
+from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
 
 VARIANCE_EPS = 1e-6  # models_mae.py, forward_loss

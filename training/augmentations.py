@@ -3,131 +3,29 @@
 An augmentation is a frozen dataclass of its numbers; called with an image and a random generator,
 it returns what the model's `forward` takes of that image, by name: its views, and the random
 numbers of their masks, so that these too are a function of the draw.
-Cropping and resizing are torch's antialiased interpolation, colour and blur are OpenCV's.
 """
 
 # V views · C channels · h, w pixels
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional as F  # noqa: N812
 
+from .image_changes import (
+    blur,
+    crop_and_resize,
+    erase_box,
+    flip,
+    jitter_color,
+    random_crop_box,
+    to_grey,
+)
 from .mixing import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
-
-try:
-    import cv2
-except ImportError as error:  # pragma: no cover - depends on the installation
-    raise ImportError('training augments with OpenCV; pip install "selfvit[train]"') from error
-
-
-def random_crop_box(
-    height: int, width: int, scale: list[float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draw a crop of random area and aspect ratio (Inception, arXiv 1409.4842, Sec. 6).
-
-    Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        scale: smallest and largest area, fractions of the image's.
-        rng: source of randomness.
-
-    Returns:
-        (top, left, height, width) in pixels; aspect ratios are log-uniform in 3/4 to 4/3. If ten
-        draws do not fit into the image, its largest central crop of an allowed ratio.
-    """
-    log_ratio = math.log(4 / 3)
-    for _ in range(10):
-        area = height * width * rng.uniform(scale[0], scale[1])
-        ratio = math.exp(rng.uniform(-log_ratio, log_ratio))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    crop_width = min(width, max(1, round(height * 4 / 3)))
-    crop_height = min(height, max(1, round(width * 4 / 3)))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def crop_and_resize(
-    pixels: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
-) -> np.ndarray:
-    """Cut a box out of (h, w, C) uint8 pixels and resize it, bicubic and antialiased."""
-    top, left, height, width = box
-    crop = pixels[top : top + height, left : left + width]
-    channels_last = torch.from_numpy(crop).permute(2, 0, 1).unsqueeze(0)  # (1, C, h, w), a view
-    resized = F.interpolate(channels_last, size=size, mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
-
-
-def jitter_color(
-    pixels: np.ndarray, strengths: list[float], rng: np.random.Generator
-) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of (h, w, 3) uint8 pixels, in random order.
-
-    Args:
-        pixels: RGB.
-        strengths: of the four; the first three are factors in 1 +- strength, the last a shift of
-            +- strength turns of the colour circle.
-        rng: source of randomness.
-    """
-    for kind in rng.permutation(4):
-        strength = strengths[kind]
-        if strength == 0:
-            continue
-        if kind == 3:
-            hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-            # uint8 wraps around, as the colour circle does
-            hsv[..., 0] += np.uint8(round(rng.uniform(-strength, strength) * 255) % 256)
-            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-            continue
-        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-        if kind == 0:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, 0)
-            continue
-        gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        if kind == 1:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * cv2.mean(gray)[0])
-        else:
-            gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
-            pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
-    return pixels
-
-
-def erase_box(
-    pixels: np.ndarray, area: list[float], ratio: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Fill a random box of (h, w, C) uint8 pixels with random levels (arXiv 1708.04896, Alg. 1).
-
-    Args:
-        pixels: an image.
-        area: smallest and largest area of the box, fractions of the image's.
-        ratio: smallest height over width, below 1; the largest is its inverse.
-        rng: source of randomness.
-    """
-    height, width, channels = pixels.shape
-    for _ in range(10):
-        box_area = height * width * rng.uniform(area[0], area[1])
-        box_ratio = math.exp(rng.uniform(math.log(ratio), -math.log(ratio)))
-        box_height = round(math.sqrt(box_area * box_ratio))
-        box_width = round(math.sqrt(box_area / box_ratio))
-        if 0 < box_height < height and 0 < box_width < width:
-            top = rng.integers(0, height - box_height + 1)
-            left = rng.integers(0, width - box_width + 1)
-            erased = pixels.copy()
-            erased[top : top + box_height, left : left + box_width] = rng.integers(
-                0, 256, (box_height, box_width, channels), dtype=np.uint8
-            )
-            return erased
-    return pixels
 
 
 @dataclass(frozen=True)
@@ -201,15 +99,13 @@ class ColoredCrops(Augmentation):
         box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
         view = crop_and_resize(pixels, box, size)
         if rng.random() < self.flip_probability:
-            view = cv2.flip(view, 1)
+            view = flip(view)
         if rng.random() < self.color_jitter_probability:
             view = jitter_color(view, self.color_jitter, rng)
         if rng.random() < self.grayscale_probability:
-            view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            view = to_grey(view)
         if rng.random() < blur_probability:
-            view = cv2.GaussianBlur(
-                view, (0, 0), rng.uniform(self.blur_sigma[0], self.blur_sigma[1])
-            )
+            view = blur(view, rng.uniform(self.blur_sigma[0], self.blur_sigma[1]))
         return view.transpose(2, 0, 1)
 
 
@@ -351,7 +247,7 @@ class CropAndFlip(Augmentation):
         box = random_crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, rng)
         view = crop_and_resize(pixels, box, image_size)
         if rng.random() < self.flip_probability:
-            view = cv2.flip(view, 1)
+            view = flip(view)
         view = jitter_color(view, self.color_jitter, rng)
         return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
 

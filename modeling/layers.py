@@ -1,0 +1,274 @@
+"""The parts of the encoder: from pixels to tokens, and a block.
+
+Pre-norm ViT (arXiv 2010.11929) with the semantics of timm and DINO, and transformers' own names of
+modules, so that PEFT targets, quantizers and stock ViT weights fit.
+"""
+
+# B batch · C channels · H, W pixels · P patch size · N patches · K patches kept
+# T tokens (class, registers, patches) · Q tokens that ask · D hidden · A attention heads
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+from .position_embeddings import interpolate_position_embeddings
+
+
+class SelfViTPatchEmbeddings(nn.Module):
+    """Project each patch of P x P pixels to a token."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+        )
+
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Return (rows, columns) of patches.
+
+        Raises:
+            ValueError: if the shape is not (B, C, H, W) with H and W multiples of the patch size.
+        """
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, {self.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}; grey images are converted by the image "
+                "processor (do_convert_rgb)."
+            )
+        for name, size in (("height", pixel_values.shape[2]), ("width", pixel_values.shape[3])):
+            if size < 1 or size % self.patch_size:
+                below = size // self.patch_size * self.patch_size
+                choices = [str(choice) for choice in (below, below + self.patch_size) if choice > 0]
+                raise ValueError(
+                    f"{name} ({size}) must be a multiple of patch_size ({self.patch_size}); "
+                    f"resize the image to {' or '.join(choices)} pixels."
+                )
+        return pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size
+
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Return (B, N, D), or (B, K, D) for `ids_keep` (B, K): the others are not computed."""
+        if ids_keep is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        cells = pixel_values.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))
+        cells = cells.permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
+        images = torch.arange(len(ids_keep), device=ids_keep.device).unsqueeze(1)
+        columns = cells.shape[2]
+        # only the patches kept are copied
+        patches = cells[images, ids_keep // columns, ids_keep % columns].flatten(2)  # (B, K, C*P*P)
+        return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+
+
+class SelfViTEmbeddings(nn.Module):
+    """Class token, register tokens, and patches with their positions."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.position_embedding_type = config.position_embedding_type
+        rows, columns = config.grid_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
+            if config.num_register_tokens
+            else None
+        )
+        self.mask_token = (
+            nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_mask_token else None
+        )
+        self.patch_embeddings = SelfViTPatchEmbeddings(config)
+        positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = nn.Parameter(positions)
+        else:
+            self.register_buffer("position_embeddings", positions)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        ids_keep: Tensor | None = None,
+        bool_masked_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Return (B, T, D)."""
+        grid = self.patch_embeddings.grid_of(pixel_values)
+        batch_size = pixel_values.shape[0]
+        positions = interpolate_position_embeddings(self.position_embeddings, self.grid_size, grid)
+        class_position, patch_positions = positions[:, :1], positions[:, 1:]
+
+        patches = self.patch_embeddings(pixel_values, ids_keep)  # (B, N or K, D)
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError(
+                    "bool_masked_pos needs a mask token; "
+                    "set use_mask_token=True in the configuration."
+                )
+            masked = bool_masked_pos.bool()
+            if ids_keep is not None:
+                masked = masked.gather(1, ids_keep)
+            patches = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        if ids_keep is not None:
+            index = ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
+            patch_positions = patch_positions.expand(batch_size, -1, -1).gather(1, index)
+        prefix = [(self.cls_token + class_position).expand(batch_size, -1, -1)]
+        if self.register_tokens is not None:
+            prefix.append(
+                self.register_tokens.expand(batch_size, -1, -1)
+            )  # registers have no position
+        return torch.cat([*prefix, patches + patch_positions], dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for `output_attentions`; query, key, value are (B, A, T, D/A)."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, A, T, T)
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SelfViTAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False  # read by the attention interface
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens (B, Q, D) and, with eager attention, the weights (B, A, Q, T).
+
+        Q is `num_queries` (the first so many tokens ask), or all T.
+        """
+        queries = hidden_states[:, :num_queries]
+
+        def split_heads(tokens: Tensor) -> Tensor:
+            return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A, T, D/A)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            split_heads(self.q_proj(queries)),
+            split_heads(self.k_proj(hidden_states)),
+            split_heads(self.v_proj(hidden_states)),
+            None,
+            scaling=self.scaling,
+            dropout=0.0,
+            **kwargs,
+        )
+        return self.o_proj(attended.reshape(queries.shape)), weights
+
+
+class SelfViTMLP(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class SelfViTLayerScale(nn.Module):
+    """A learned factor a channel on a residual branch (arXiv 2103.17239, Sec. 2)."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.lambda1 = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return hidden_states * self.lambda1
+
+
+class SelfViTDropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of whole images in training (arXiv 1603.09382)."""
+
+    def __init__(self, drop_probability: float):
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.drop_probability == 0 or not self.training:
+            return hidden_states
+        keep_probability = 1 - self.drop_probability
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_probability)
+        return hidden_states * keep / keep_probability
+
+    def extra_repr(self) -> str:
+        """Show the probability when the model is printed."""
+        return f"drop_probability={self.drop_probability:.3f}"
+
+
+class SelfViTLayer(GradientCheckpointingLayer):
+    """A pre-norm block: attention, then MLP, each on a residual branch."""
+
+    def __init__(self, config: SelfViTConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = SelfViTAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SelfViTMLP(config)
+        has_scale = config.layerscale_value is not None
+        self.layer_scale1 = SelfViTLayerScale(config) if has_scale else nn.Identity()
+        self.layer_scale2 = SelfViTLayerScale(config) if has_scale else nn.Identity()
+        self.drop_path = SelfViTDropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_queries: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, Q, D) for the first `num_queries` tokens."""
+        attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries, **kwargs)
+        hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(attended))
+        transformed = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.layer_scale2(transformed))
+
+
+__all__ = [
+    "SelfViTAttention",
+    "SelfViTDropPath",
+    "SelfViTEmbeddings",
+    "SelfViTLayer",
+    "SelfViTLayerScale",
+]
