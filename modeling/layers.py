@@ -21,6 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .masking import gather_patches
 from .position_embeddings import interpolate_position_embeddings
 
 
@@ -121,8 +122,7 @@ class SelfViTEmbeddings(nn.Module):
                 masked = masked.gather(1, ids_keep)
             patches = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         if ids_keep is not None:
-            index = ids_keep.unsqueeze(-1).expand(-1, -1, patches.shape[-1])
-            patch_positions = patch_positions.expand(batch_size, -1, -1).gather(1, index)
+            patch_positions = gather_patches(patch_positions.expand(batch_size, -1, -1), ids_keep)
         prefix = [(self.cls_token + class_position).expand(batch_size, -1, -1)]
         if self.register_tokens is not None:
             prefix.append(

@@ -23,7 +23,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from .distributed import all_reduce_sum
 from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
-from .momentum_teacher import copy_student, update_teacher
+from .momentum_teacher import MomentumTeacher
 from .schedules import cosine_schedule, linear_schedule
 
 
@@ -191,7 +191,7 @@ class DINONetwork(nn.Module):
         self.head = DINOHead(config.hidden_size, config)
 
 
-class SelfViTForDINO(SelfViTPreTrainedModel):
+class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
     """DINO, with a teacher and a student.
 
     `vit` and `head` are the teacher, the network to take features from; `student` is what is
@@ -243,19 +243,6 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
             teacher.train(False).requires_grad_(False)
         return self
 
-    def restart_teacher(self) -> None:
-        """Make the teacher, head included, a copy of the student: how training starts."""
-        copy_student(self.student.vit, self.vit)
-        copy_student(self.student.head, self.head)
-
-    def restart_from_encoder(self) -> None:
-        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
-
-        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
-        """
-        copy_student(self.vit, self.student.vit)
-        copy_student(self.student.head, self.head)
-
     @can_return_tuple
     def forward(
         self,
@@ -299,11 +286,6 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
             outputs.loss = outputs.loss + koleo_weight * koleo_loss(global_features)
         return outputs
 
-    @property
-    def trained_encoder(self) -> SelfViTModel:
-        """The student's encoder."""
-        return self.student.vit
-
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Names and parameters of the student."""
         return self.student.named_parameters(prefix="student")
@@ -329,8 +311,7 @@ class SelfViTForDINO(SelfViTPreTrainedModel):
         momentum = cosine_schedule(
             step, num_steps, dino.teacher_momentum, dino.teacher_momentum_end
         )
-        update_teacher(self.student.vit, self.vit, momentum)
-        update_teacher(self.student.head, self.head, momentum)
+        self.move_teacher(momentum)
         self.loss.update_center()
         return {"teacher_momentum": momentum}
 

@@ -40,7 +40,7 @@ from .batch_norm import BatchNorm
 from .distributed import all_reduce_logsumexp, all_reduce_sum
 from .masking import ids_to_keep, num_to_keep
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
-from .momentum_teacher import copy_student, update_teacher
+from .momentum_teacher import MomentumTeacher
 from .schedules import linear_schedule
 
 
@@ -248,7 +248,7 @@ class PMSNNetwork(nn.Module):
         self.head = PMSNHead(config.hidden_size, config.pmsn_config)
 
 
-class SelfViTForPMSN(SelfViTPreTrainedModel):
+class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     """MSN and PMSN, with a teacher (the target network) and a student (the anchor network).
 
     `vit` and `head` are the teacher, the network to take features from; `student` and `prototypes`
@@ -300,19 +300,6 @@ class SelfViTForPMSN(SelfViTPreTrainedModel):
         self.head.requires_grad_(False)
         self.prototypes.requires_grad_(not self.config.pmsn_config.freeze_prototypes)
         return self
-
-    def restart_teacher(self) -> None:
-        """Make the teacher, head included, a copy of the student: how training starts."""
-        copy_student(self.student.vit, self.vit)
-        copy_student(self.student.head, self.head)
-
-    def restart_from_encoder(self) -> None:
-        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
-
-        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
-        """
-        copy_student(self.vit, self.student.vit)
-        copy_student(self.student.head, self.head)
 
     @can_return_tuple
     def forward(
@@ -376,11 +363,6 @@ class SelfViTForPMSN(SelfViTPreTrainedModel):
             )
         return ids_to_keep(noise.flatten(0, 1), num_patches_kept(shape[-1], ratio)).ids_keep
 
-    @property
-    def trained_encoder(self) -> SelfViTModel:
-        """The student's encoder."""
-        return self.student.vit
-
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Names and parameters of the student, and the prototypes unless they are frozen."""
         yield from self.student.named_parameters(prefix="student")
@@ -393,8 +375,7 @@ class SelfViTForPMSN(SelfViTPreTrainedModel):
         momentum = linear_schedule(
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
         )
-        update_teacher(self.student.vit, self.vit, momentum)
-        update_teacher(self.student.head, self.head, momentum)
+        self.move_teacher(momentum)
         figures = {name: value.item() for name, value in self._figures.items()}
         return {"teacher_momentum": momentum, **figures}
 

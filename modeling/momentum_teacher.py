@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -27,4 +29,35 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
     get_ema_multi_avg_fn(momentum)(list(teacher.parameters()), list(student.parameters()), None)
 
 
-__all__ = ["copy_student", "update_teacher"]
+class MomentumTeacher:
+    """What models of a teacher (`vit`, `head`) and a `student` with the same two parts share."""
+
+    vit: Any
+    head: Any
+    student: Any
+
+    @property
+    def trained_encoder(self) -> Any:
+        """The student's encoder."""
+        return self.student.vit
+
+    def restart_teacher(self) -> None:
+        """Make the teacher, head included, a copy of the student: how training starts."""
+        copy_student(self.student.vit, self.vit)
+        copy_student(self.student.head, self.head)
+
+    def restart_from_encoder(self) -> None:
+        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
+
+        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
+        """
+        copy_student(self.vit, self.student.vit)
+        copy_student(self.student.head, self.head)
+
+    def move_teacher(self, momentum: float) -> None:
+        """Move the teacher, head included, towards the student."""
+        update_teacher(self.student.vit, self.vit, momentum)
+        update_teacher(self.student.head, self.head, momentum)
+
+
+__all__ = ["MomentumTeacher", "copy_student", "update_teacher"]

@@ -28,6 +28,11 @@ from .mixing import cutmix, mixup, random_cut_box, random_partners, smooth_label
 from .randaugment import rand_augment
 
 
+def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
+    """Return how many patches an image of (height, width) pixels has."""
+    return (image_size[0] // patch_size) * (image_size[1] // patch_size)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
@@ -214,7 +219,7 @@ class FocalCrops(ColoredCrops):
             return np.stack(views)
 
         large = crops(1 + self.num_random_views, image_size, self.random_crop_scale)
-        num_patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        num_patches = count_patches(image_size, patch_size)
         noise = rng.random((self.num_random_views, num_patches), dtype=np.float32)
         views = {"target_view": large[0], "random_views": large[1:], "noise": noise}
         if self.num_focal_views:
@@ -266,7 +271,7 @@ class MAECrop(CropAndFlip):
         patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "pixel_values" (3, H, W), and "noise" (N,), which decides what is masked."""
-        num_patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        num_patches = count_patches(image_size, patch_size)
         view = super().__call__(image, rng, image_size, patch_size)
         return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
 
