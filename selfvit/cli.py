@@ -399,6 +399,58 @@ def convert(
     typer.echo(f"written to {output}")
 
 
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint: a folder of selfvit's.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="Repository; made if it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="It has to be private; a new one is made so.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, made if it is not there; main by default.")
+    ] = None,
+    create_pr: Annotated[
+        bool,
+        typer.Option(
+            "--create-pr", help="Open a pull request, as happens without the right to push."
+        ),
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="More files of the folder to send, as a pattern; may be repeated."),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="How often to try again when the network fails.")
+    ] = 3,
+) -> None:
+    """Send a checkpoint to the Hub: model, processor, card, training.yaml, figures, in one commit.
+
+    Resumable states, logs and unknown files stay at home, and are listed.
+    """
+    from .sharing.publish import publish as publish_folder
+
+    publication = publish_folder(
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message,
+        include=include or (),
+        retries=retries,
+    )
+    if publication.is_pull_request and not create_pr:
+        typer.echo(f"you may not push to {repo_id}, so a pull request was opened instead.")
+    done = "pull request" if publication.is_pull_request else "published"
+    typer.echo(f"{done}: {publication.url}")
+    typer.echo(f"sent: {', '.join(publication.sent)}")
+    if publication.left_out:
+        typer.echo(f"left out: {', '.join(publication.left_out)}")
+
+
 def _images_to_draw(
     data: str, split: str | None, num_images: int, output: Path, overwrite: bool
 ) -> list[Image]:
