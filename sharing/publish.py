@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 
 from .hub_access import (
     RETRIES,
+    check_may_push,
     check_repo_id,
     is_forbidden,
     is_transient,
@@ -20,8 +22,12 @@ from .hub_access import (
     retrying,
     signed_in,
 )
-from .published_files import PublishedFiles, choose_files, is_weight_file
+from .published_files import CARD, PublishedFiles, choose_files, is_weight_file
 
+# How a card opens its folder: from_pretrained("my_model"), pipeline(..., model="my_model"),
+# --model my_model. What has a slash is a name on the Hub already.
+IN_PYTHON = re.compile(r"(from_pretrained\(|\bmodel=)([\"'])[^\"'/]+\2")
+IN_SHELL = re.compile(r"--model ('[^'/]+'|[^\s/'\"`]+)(?=[\s`]|$)")
 Operation = CommitOperationAdd | CommitOperationDelete
 
 
@@ -122,13 +128,8 @@ def publish(
         raise ValueError(f"retries ({retries}) must be 0 or more.")
     files = choose_files(folder, include)
     message = message or f"Upload {files.architecture}"
-    api = HfApi()
     try:
-        user = retrying(lambda: signed_in(api), "signing in", retries)
-        retrying(
-            lambda: prepare_repository(api, repo_id, user, private), f"making {repo_id}", retries
-        )
-        info = _send(_Upload(api, folder, files, target, message, retries), user)
+        return publish_files(folder, files, target, message, retries=retries)
     except Exception as error:
         if not is_transient(error):
             raise
@@ -137,14 +138,66 @@ def publish(
             "was, and so is the repository, unless only its last answer was lost. Large files that "
             f"arrived are not sent again. Repeat: {target.command(folder)}"
         ) from error
+
+
+def publish_files(
+    folder: Path,
+    files: PublishedFiles,
+    target: Target,
+    message: str,
+    *,
+    retries: int = RETRIES,
+) -> Publication:
+    """Send files of a folder that was checked; as `publish`, with the network's own errors.
+
+    Args:
+        folder: of the checkpoint.
+        files: of it, as `choose_files` gives them.
+        target: where to.
+        message: of the commit.
+        retries: how often to try again after the network or the Hub failed.
+    """
+    api = HfApi()
+    user = _open(api, target, retries)
+    info = _send(_Upload(api, folder, files, target, message, retries), user)
     return Publication(
-        repo_id=repo_id,
+        repo_id=target.repo_id,
         url=info.pr_url or info.commit_url,
         commit=info.oid,
         is_pull_request=info.pr_url is not None,
         sent=files.sent,
         left_out=files.left_out,
     )
+
+
+def check_target(target: Target) -> None:
+    """Make a repository if it is not there, and check that one may push to it.
+
+    Ask before any work is done.
+
+    Raises:
+        PermissionError: if the Hub does not accept the token, or the user has no right.
+        ValueError: if it has to be private, and is there and public.
+        ConnectionError: if network or Hub went on failing.
+    """
+    api = HfApi()
+    try:
+        user = _open(api, target, RETRIES)
+        check_may_push(api, target.repo_id, user)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise ConnectionError(f"{api.endpoint} cannot be asked: {reason_of(error)}.") from error
+
+
+def _open(api: HfApi, target: Target, retries: int) -> str:
+    """Make the repository, if it is not there; return the user's name."""
+    repo_id = target.repo_id
+    user = retrying(lambda: signed_in(api), "signing in", retries)
+    retrying(
+        lambda: prepare_repository(api, repo_id, user, target.private), f"making {repo_id}", retries
+    )
+    return user
 
 
 @dataclass(frozen=True)
@@ -167,8 +220,19 @@ class _Upload:
         stale = [path for path in there if is_weight_file(path) and path not in self.files.sent]
         return [
             *(CommitOperationDelete(path) for path in stale),
-            *(CommitOperationAdd(path, self.folder / path) for path in self.files.sent),
+            *(CommitOperationAdd(path, self.content(path)) for path in self.files.sent),
         ]
+
+    def content(self, path: str) -> Path | bytes:
+        """Return a file; the card with the repository's name where it opens the folder by its own.
+
+        `from_pretrained("my_model")` is of no use to who reads it on the Hub.
+        """
+        if path != CARD:
+            return self.folder / path
+        text = (self.folder / path).read_text(encoding="utf-8")
+        text = IN_PYTHON.sub(rf"\1\2{self.target.repo_id}\2", text)
+        return IN_SHELL.sub(f"--model {self.target.repo_id}", text).encode()
 
 
 def _send(upload: _Upload, user: str) -> CommitInfo:
@@ -218,4 +282,4 @@ def _propose(upload: _Upload) -> CommitInfo:
     )
 
 
-__all__ = ["Publication", "Target", "publish"]
+__all__ = ["Publication", "Target", "check_target", "publish", "publish_files"]

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ class Fault:
         times: how often; the fault then is over.
         status: to answer with; 0 cuts the connection, in the middle of the body.
         after_doing: do what was asked, and only then cut the connection: the answer is lost.
+        delay: seconds to wait with the answer; nothing else goes wrong then.
     """
 
     method: str
@@ -49,6 +51,12 @@ class Fault:
     times: int = 1
     status: int = 0
     after_doing: bool = False
+    delay: float = 0
+
+    @property
+    def cuts_request(self) -> bool:
+        """Whether the connection ends in the middle of the body."""
+        return not (self.status or self.after_doing or self.delay)
 
 
 class ConnectionCut(Exception):
@@ -113,14 +121,16 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         fault = self.server.next_fault(self.command, address.path)
         size = int(self.headers.get("Content-Length") or 0)
         try:
-            if fault is not None and not fault.status and not fault.after_doing:
+            if fault is not None and fault.cuts_request:
                 self.body = self.rfile.read(size // 2)
                 raise ConnectionCut
             self.body = self.rfile.read(size)
             if fault is not None and fault.status:
                 self.error(fault.status, "ServerError", "the server is not well")
                 return
-            self.lose_answer = fault is not None
+            if fault is not None:
+                time.sleep(fault.delay)
+                self.lose_answer = fault.after_doing
             self.answer_to(address.path)
         except ConnectionCut:
             self.status = 0

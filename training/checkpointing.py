@@ -2,7 +2,7 @@
 
 OUT/training.yaml                the run as it was started; can be run again
 OUT/log.jsonl                    a line of figures every `log_steps`
-OUT/checkpoints/step-00001000/   model, processor, optimizer, random states
+OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states
 OUT/config.json, model.safetensors, preprocessor_config.json, README.md   the result
 """
 
@@ -137,7 +137,7 @@ class Checkpointer:
         found = sorted(self.folder.glob("step-*/" + STATE_FILE))
         return found[-1].parent if found else None
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: dict[str, Any], card: str) -> None:
         """Save everything after step `state["step"]`; older ones go only when it is whole."""
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
@@ -148,6 +148,7 @@ class Checkpointer:
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
             (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             if final.exists():  # left by a run that was resumed from before it
                 shutil.rmtree(final)

@@ -85,6 +85,13 @@ class TrainingConfig:
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
     eval_limit: int = _option(10000, "images of each that are used")
     tracker: str = _option("tensorboard", "tensorboard, or none")
+    # the Hub; not in training.yaml, see PLACE_ON_HUB
+    push_to_hub: str | None = _option(None, "USER/NAME to publish the result to, when it is there")
+    push_steps: int | None = _option(
+        None, "steps between two pushes of a checkpoint before the end; none if None"
+    )
+    hub_private_repo: bool = _option(False, "it has to be private; a new one is made so")
+    hub_revision: str | None = _option(None, "branch to push to; main if None")
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
@@ -106,6 +113,14 @@ class TrainingConfig:
             raise ValueError("eval_train and eval_test go together; give both or none.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
+        if self.push_steps is not None:
+            if self.push_to_hub is None:
+                raise ValueError(f"push_steps ({self.push_steps}) needs push_to_hub, USER/NAME.")
+            if self.push_steps < 1 or self.push_steps % self.save_steps:
+                raise ValueError(
+                    f"push_steps ({self.push_steps}) must be a multiple of save_steps "
+                    f"({self.save_steps}): what is pushed is a checkpoint that was saved."
+                )
 
     @property
     def learning_rate(self) -> float:
@@ -156,12 +171,15 @@ class Run:
             model.pop(name, None)
         kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
         augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
+        training = asdict(self.training)
+        for name in PLACE_ON_HUB:
+            del training[name]
         return {
             "recipe": self.recipe,
             "architecture": self.architecture,
             "model": model,
             "augmentation": augmentation,
-            "training": asdict(self.training),
+            "training": training,
         }
 
     def to_yaml(self) -> str:
@@ -235,6 +253,9 @@ class Run:
 
 # Fields of the model that a run sets anew, whatever the checkpoint was trained with.
 RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
+# Where a run is published is no part of how it came about. Whoever runs a published training.yaml
+# again must not push over the model that it came with.
+PLACE_ON_HUB = ("push_to_hub", "push_steps", "hub_private_repo", "hub_revision")
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}

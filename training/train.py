@@ -27,6 +27,7 @@ from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .checkpointing import Checkpointer, build_trainable, prepare_output
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .hub_pushes import HubPushes, NotPublishedError
 from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
@@ -53,6 +54,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        PermissionError: if it is to be pushed to the Hub, and may not; nothing was written then.
+        NotPublishedError: if the run is trained, but could not be pushed.
     """
     training = run.training
     output = Path(training.output)
@@ -96,6 +99,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     loader_from(plan)
     evaluation_sources = open_evaluation_sources(run, source)
+    pushes = HubPushes(training, num_steps, accelerator.is_main_process)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if accelerator.is_main_process:
@@ -128,6 +132,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
+            pushes.result()
             return {}
 
     # --- the loop
@@ -194,14 +199,17 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                     "step": done,
                     "data": source.fingerprint,
                     "num_processes": accelerator.num_processes,
-                }
+                },
+                render_model_card(run, model, source, num_steps=done, metrics=metrics),
             )
+            pushes.checkpoint(done, checkpointer.newest())
 
     # --- the result
     reporter.close()
     card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
     checkpointer.save_result(card)
     accelerator.end_training()
+    pushes.result()
     return metrics
 
 
@@ -277,7 +285,12 @@ def main(arguments: list[str] | None = None) -> None:
         return None if isinstance(sources[0], StreamingImageSource) else len(sources[0])
 
     run = make_run(arguments, RECIPES, count_images)
-    train(run, sources[0] if sources else open_source(run.training))
+    try:
+        train(run, sources[0] if sources else open_source(run.training))
+    except NotPublishedError as error:
+        print(f"trained: {run.training.output}")
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     print(f"trained: {run.training.output}")
 
 

@@ -57,11 +57,14 @@ def _as_user(token: str | None, task: Callable[..., Any], *args: Any) -> Any:
 
 def command(arguments: list[str]) -> tuple[int, str]:
     """Run the command line."""
+    from accelerate.state import AcceleratorState, GradientState
     from typer.testing import CliRunner
 
     from selfvit.cli import app
 
     result = CliRunner().invoke(app, arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)  # each run is the first
+    GradientState._reset_state()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
