@@ -72,7 +72,7 @@ class DType(str, Enum):
 
 
 # Options that several commands share.
-Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder, a Hub id or USER/NAME@REVISION.")]
 Data = Annotated[
     str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
 ]
@@ -197,7 +197,9 @@ def embed(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint: a folder, a Hub id or USER/NAME@REVISION.")
+    ],
     to: Annotated[Format, typer.Option(help="Who it is for.")],
     output: Annotated[
         Path | None, typer.Argument(help="Folder to write; CHECKPOINT-FORMAT by default.")
@@ -264,9 +266,10 @@ def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:
 
     from .data.sources import open_images
     from .embedding.embedder import preprocess
+    from .modeling.hub_revision import resolve_checkpoint
 
     source = open_images(data)
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     positions = range(0, len(source), max(1, len(source) // max_images))[:max_images]
     return torch.stack([preprocess(source[position].image, processor) for position in positions])
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTr
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..modeling.hub_revision import resolve_checkpoint
 from .augmentations import AUGMENTATIONS, Augmentation
 
 
@@ -43,7 +44,9 @@ class TrainingConfig:
     )
     # start and place
     output: str = _option("", "folder of the run")
-    init_from: str | None = _option(None, "selfvit checkpoint to start from")
+    init_from: str | None = _option(
+        None, "selfvit checkpoint to start from: folder, Hub id or USER/NAME@REVISION"
+    )
     init_scope: Literal["encoder", "all"] = _option(
         "encoder", "what to take of it: encoder, or all (heads, teacher)"
     )
@@ -363,7 +366,7 @@ def read_config(checkpoint: str) -> SelfViTConfig:
         ValueError: if there is none, or it is of another type of model.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(resolve_checkpoint(checkpoint))
     except OSError as error:
         raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
     if not isinstance(config, SelfViTConfig):
@@ -380,7 +383,7 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
     Weights go on being trained on what they were trained on. Empty for a checkpoint without one.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     except OSError:
         return {}
     return {

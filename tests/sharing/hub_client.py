@@ -23,6 +23,7 @@ class HubClient:
 
     def __init__(self, hub: LocalHub, home: Path):
         environment = {**hub.environment(home, token=None), "OMP_NUM_THREADS": "1"}
+        self.environment = environment
         self.pool = ProcessPoolExecutor(
             1, get_context("spawn"), initializer=_enter, initargs=(environment,)
         )
@@ -120,6 +121,14 @@ def push_to_hub(folder: str, repo_id: str) -> None:
 
     AutoModelForPreTraining.from_pretrained(folder).push_to_hub(repo_id)
     AutoImageProcessor.from_pretrained(folder).push_to_hub(repo_id)
+
+
+def upload_to_subfolder(folder: str, repo_id: str, subfolder: str) -> None:
+    """Upload a folder beside what a repository holds."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo_id, exist_ok=True)
+    HfApi().upload_folder(folder_path=folder, repo_id=repo_id, path_in_repo=subfolder)
 
 
 def publish(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
