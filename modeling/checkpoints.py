@@ -95,8 +95,8 @@ class CheckpointModel(PreTrainedModel):
                 AutoModelForPreTraining is to open an encoder or an objective that is not known.
         """
         checkpoint = pretrained_model_name_or_path
-        # Only the Auto classes hand that on. AutoModelForPreTraining takes the first objective where
-        # none has the name in config.json.
+        # Only the Auto classes hand that on. AutoModelForPreTraining takes the first objective
+        # where none has the name in config.json.
         if cls.objective_field is not None and "trust_remote_code" in kwargs:
             config: Any = kwargs["config"]
             part = getattr(config, cls.objective_field)
