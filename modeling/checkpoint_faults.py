@@ -65,7 +65,10 @@ def check_folder(checkpoint: str, subfolder: str = "") -> None:
             raise FileNotFoundError(f"there is no folder {checkpoint!r}.")
         return  # a Hub id
     if subfolder:
-        return check_folder(str(folder / subfolder))
+        folder = folder / subfolder
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{checkpoint!r} has no folder {subfolder!r}.")
+        checkpoint = str(folder)
     holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -90,9 +93,12 @@ def check_weights(checkpoint: str, where: Mapping[str, Any]) -> None:
         ValueError: if one is damaged.
     """
     again = "it is damaged, or was not written to its end. Copy or download it again"
-    if not Path(checkpoint).is_dir():
+    is_folder = Path(checkpoint).is_dir()
+    if not is_folder:
         again += " (force_download=True)"
     for path in _weight_files(checkpoint, where, again):
+        if not is_folder and not path.exists():
+            continue  # not downloaded, which has a reason of its own
         try:
             with safe_open(path, "pt"):
                 pass
@@ -106,18 +112,18 @@ def check_weights(checkpoint: str, where: Mapping[str, Any]) -> None:
 
 
 def _weight_files(checkpoint: str, where: Mapping[str, Any], again: str) -> list[Path]:
-    index = stored_file(checkpoint, INDEX, where)
+    index = _stored_file(checkpoint, INDEX, where)
     if index is None:
-        single = stored_file(checkpoint, WEIGHTS, where)
+        single = _stored_file(checkpoint, WEIGHTS, where)
         return [] if single is None else [single]
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError) as error:
         raise ValueError(f"{str(index)!r} cannot be read ({error}): {again}.") from error
-    return [index.with_name(shard) for shard in sorted(shards)]
+    return [index.parent / shard for shard in sorted(shards)]
 
 
-def stored_file(checkpoint: str, name: str, where: Mapping[str, Any]) -> Path | None:
+def _stored_file(checkpoint: str, name: str, where: Mapping[str, Any]) -> Path | None:
     """Return a file of a checkpoint that is on this machine, or None."""
     here = {**where, "local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     try:
@@ -165,5 +171,4 @@ __all__ = [
     "check_weights",
     "explained",
     "place_of",
-    "stored_file",
 ]

@@ -55,7 +55,10 @@ class CheckpointModel(PreTrainedModel):
         Raises:
             OSError: if the code cannot be read; `save_code=False` leaves it out.
         """
-        if self.should_save_on_this_rank(is_main_process):
+        only_adapters = getattr(
+            self, "_hf_peft_config_loaded", False
+        )  # are written, no config.json
+        if self.should_save_on_this_rank(is_main_process) and not only_adapters:
             if save_code:
                 self.config.auto_map = write_code(self.auto_classes(), save_directory)
             else:
@@ -94,13 +97,12 @@ class CheckpointModel(PreTrainedModel):
             ValueError: if a file of weights is damaged, config.json is of a newer format, or
                 AutoModelForPreTraining is to open an encoder or an objective that is not known.
         """
-        checkpoint = pretrained_model_name_or_path
-        # Only the Auto classes hand that on. AutoModelForPreTraining takes the first objective
-        # where none has the name in config.json.
-        if cls.objective_field is not None and "trust_remote_code" in kwargs:
-            config: Any = kwargs["config"]
-            part = getattr(config, cls.objective_field)
-            check_objective(cls, str(checkpoint), config.architectures, part)
+        checkpoint, config = pretrained_model_name_or_path, kwargs.get("config")
+        field = cls.objective_field
+        # An Auto class hands both on. AutoModelForPreTraining takes the first objective where none
+        # has the name in config.json.
+        if field is not None and config is not None and "trust_remote_code" in kwargs:
+            check_objective(cls, str(checkpoint), config.architectures, getattr(config, field))
         if kwargs.get("variant") is not None:  # weights of other names
             return super().from_pretrained(checkpoint, *args, **kwargs)
         with explained(checkpoint, place_of(kwargs)):

@@ -73,7 +73,8 @@ def code_files(folder: str | os.PathLike[str]) -> list[Path]:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    named = [name for name in config.get("auto_map", {}).values() if isinstance(name, str)]
+    auto_map = config.get("auto_map") if isinstance(config, dict) else None
+    named = [name for name in (auto_map or {}).values() if isinstance(name, str)]
     # "owner/repository--module.Class" is code that lies elsewhere
     pending = [name.split(".")[0] for name in named if "--" not in name]
     found: dict[str, Path] = {}

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from selfvit.cli import app
 from tests.conversion.source_files import golden_weights, save_weights

@@ -227,6 +227,18 @@ def test_an_objective_may_start_from_an_encoder_where_that_is_said(objective, tm
     assert torch.equal(model.vit.layernorm.weight, encoder.layernorm.weight)
 
 
+def test_a_class_passes_over_trust_as_transformers_does(objective, whole):
+    model = objective.model_class.from_pretrained(whole / "one", trust_remote_code=True)
+    assert type(model) is objective.model_class
+
+
+def test_the_folder_within_a_folder_is_looked_at(whole):
+    parent, name = whole, "one"
+    assert type(load_strictly(SelfViTModel, parent, subfolder=name)) is SelfViTModel
+    with pytest.raises(FileNotFoundError, match="has no folder 'three'"):
+        load_strictly(SelfViTModel, parent, subfolder="three")
+
+
 def test_a_class_without_its_objective_says_what_to_pass(objective):
     field = objective.model_class.objective_field
     with pytest.raises(ValueError, match=rf"needs config\.{field}; pass {field}=\w+Config\(\)"):
