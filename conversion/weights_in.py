@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
+from ..modeling.remote_code import code_files
 from .draft import STATISTICS, Draft, Options
 from .fitting import DTYPES, build_model, draft_model
 from .output_folder import check_output
@@ -37,6 +38,7 @@ def convert(
     norm_pix_loss: bool | None = None,
     statistics: str | None = None,
     dtype: str | None = None,
+    save_code: bool = True,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert a source of weights to a selfvit checkpoint.
@@ -54,6 +56,8 @@ def convert(
             source stores, or its convention, if None.
         dtype: "float32", "float16" or "bfloat16", to which all weights are cast; the source's if
             None.
+        save_code: whether the model's code lies beside the weights, so that they open without
+            selfvit, too.
         overwrite: whether an earlier conversion is replaced, once the new one is whole.
 
     Returns:
@@ -94,7 +98,7 @@ def convert(
     )
     with atomic_output(output) as folder:
         folder.mkdir()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_code=save_code)
         processor.save_pretrained(folder)
         report = describe(conversion, file)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -124,7 +128,8 @@ def _check_options(options: Options) -> None:
 
 def _check_foreign(output: Path) -> None:
     """Raise if a folder that is to be replaced holds what no conversion wrote."""
-    written = {REPORT, PROCESSOR, "config.json", "README.md"}
+    code = {path.name for path in code_files(output)}
+    written = {REPORT, PROCESSOR, "config.json", "README.md", *code}
     for entry in sorted(output.iterdir()) if output.is_dir() else ():
         if entry.name not in written and not entry.name.startswith("model"):
             raise FileExistsError(

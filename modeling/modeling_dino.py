@@ -199,14 +199,11 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
     """
 
     main_input_name = "global_views"
+    objective_field = "dino_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
     _keep_in_fp32_modules_strict = ["loss"]  # the center: its moves are too small for bf16
 
     def __init__(self, config: SelfViTConfig):
-        if config.dino_config is None:
-            raise ValueError(
-                "SelfViTForDINO needs config.dino_config; pass dino_config=DINOConfig()."
-            )
         super().__init__(config)
         dino = config.dino_config
         self.vit = SelfViTModel(config)

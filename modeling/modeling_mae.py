@@ -221,11 +221,10 @@ class MAEEncoder(MAEPreTrainedModel, SelfViTModel):
 class SelfViTForMAE(MAEPreTrainedModel):
     """MAE: `vit` is the encoder, the network to take features from; `decoder` is for training."""
 
+    objective_field = "mae_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "MAEDecoder"]
 
     def __init__(self, config: SelfViTConfig):
-        if config.mae_config is None:
-            raise ValueError("SelfViTForMAE needs config.mae_config; pass mae_config=MAEConfig().")
         super().__init__(config)
         self.vit = MAEEncoder(config)
         self.decoder = MAEDecoder(config)

@@ -256,14 +256,11 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     """
 
     main_input_name = "target_view"
+    objective_field = "pmsn_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "PMSNHead"]
     undecayed_parameters = ("prototypes",)  # msn_train.py, init_opt: WD_exclude
 
     def __init__(self, config: SelfViTConfig):
-        if config.pmsn_config is None:
-            raise ValueError(
-                "SelfViTForPMSN needs config.pmsn_config; pass pmsn_config=PMSNConfig()."
-            )
         super().__init__(config)
         pmsn = config.pmsn_config
         num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # or an error

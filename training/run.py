@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTr
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..configuration.format_version import WRITTEN_BY
 from .augmentations import AUGMENTATIONS, Augmentation
 
 
@@ -80,6 +81,9 @@ class TrainingConfig:
     log_steps: int = _option(10, "steps between two lines of log.jsonl")
     save_steps: int = _option(1000, "steps between two checkpoints that a run can resume from")
     save_total_limit: int = _option(2, "how many of these are kept")
+    save_code: bool = _option(
+        True, "lay the model's code beside the weights: they open without selfvit, too"
+    )
     eval_steps: int | None = _option(None, "steps between two evaluations; none if None")
     eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
@@ -152,7 +156,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, section by section."""
         model = self.model.to_diff_dict()
-        for name in ("transformers_version", "architectures", "dtype", *DERIVED_FIELDS):
+        for name in ("architectures", "dtype", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
             model.pop(name, None)
         kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
         augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
@@ -212,7 +216,7 @@ class Run:
                 and what a run decides of the model (RUN_DECIDES) stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
-        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS):
+        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
             model.pop(name, None)
         model |= {name: getattr(self.model, name) for name in RUN_DECIDES}
         model |= _chosen(options, _model_fields())
@@ -237,6 +241,8 @@ class Run:
 RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
+# What config.json says of the folder it lies in.
+OF_A_CHECKPOINT = ("auto_map", "transformers_version", *WRITTEN_BY)
 TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}
 
 
@@ -277,6 +283,9 @@ def build_parser(run: Run) -> argparse.ArgumentParser:
     model_names = sorted(_model_fields())
     for part in run.objectives().values():
         model_names += sorted(_own_fields(part))
+    parser.add_argument(
+        "--no-code", dest="save_code", action="store_false", help="the same as --save_code false"
+    )
     group = parser.add_argument_group("model", "fields of the configuration; see its documentation")
     for name in model_names:
         flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])

@@ -112,7 +112,12 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
     checkpointer = Checkpointer(
-        accelerator, model, processor, output, total_limit=training.save_total_limit
+        accelerator,
+        model,
+        processor,
+        output,
+        total_limit=training.save_total_limit,
+        save_code=training.save_code,
     )
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
