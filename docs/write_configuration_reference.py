@@ -48,16 +48,18 @@ stands in `training.yaml`, all values, and runs again:
 selfvit train first/training.yaml --output again --base_learning_rate 0.001
 ```
 
-`selfvit train --help` lists the recipes, `selfvit train RECIPE --help` the options of one. Lists are
-given with spaces: `--local_crop_scale 0.1 0.4`. Truth values are `true` and `false`. A value that
-does not fit is refused before anything is written, with the rule and a value that would do.
+`selfvit train --help` lists the recipes, `selfvit train RECIPE --help` the options of one. Lists
+are given with spaces (`--local_crop_scale 0.1 0.4`), but for the model's, which are JSON
+(`--image_size "[28, 56]"`). Truth values are `true` and `false`. A value that does not fit is
+refused before anything is written, with the rule and, where there is one, a value that would do.
 
 In Python, a model's configuration is an object like any of transformers':
 
 ```python
 from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
 
-config = SelfViTConfig.from_name("vits16", pooling="cls+mean", dino_config=DINOConfig(num_prototypes=4096))
+dino_config = DINOConfig(num_prototypes=4096)
+config = SelfViTConfig.from_name("vits16", pooling="cls+mean", dino_config=dino_config)
 config.embedding_size  # 768: class token and mean, 384 each
 
 model = SelfViTForDINO(config)

@@ -75,6 +75,8 @@ def read_page(path: Path) -> Page:
                     waiting["not_run" if keyword == "not run:" else keyword] = value
         elif token.type == "fence":
             assert token.map is not None
+            if "append" in waiting and "selfvit train" not in token.content:
+                raise ValueError(f"{where}: options are appended to no `selfvit train`.")
             blocks.append(Block(token.map[0] + 2, token.info.strip(), token.content, **waiting))
             waiting = {}
         elif waiting and token.type != "html_block":

@@ -314,6 +314,7 @@ class TestRunner:
             ("<!-- test: skip -->\n```bash\ntrue\n```\n", "not understood"),
             ("<!-- test: not run: no reason -->\n\nText.\n", "before no block"),
             ("<!-- test: append --x 1 -->\n", "before no block"),
+            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "no `selfvit train`"),
         ],
     )
     def test_a_comment_that_says_nothing_is_an_error(self, text, message, tmp_path):
