@@ -28,7 +28,6 @@ INTRODUCTION = """\
 
 <!-- Written by `make docs` (docs/write_configuration_reference.py). Edit the dataclasses, not this
 page. -->
-<!-- test: fixtures my_model -->
 
 Every value of a run has a name, a default and one place: the model (`config.json`), the
 augmentation or the training (`training.yaml`). On the command line the place does not matter; with

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from markdown_it import MarkdownIt
+from timm.models import VisionTransformer
 
 from selfvit.data.decoding import decode_image
 from selfvit.data.sources import open_images
@@ -55,13 +56,13 @@ def images(tmp_path_factory) -> Path:
 
     FOLDER: 64 images, unlabelled. LABELLED_FOLDER and LABELLED_TEST_FOLDER: a sub-folder for each
     of ten classes, with 6 and 4 images. photo.jpg: one image, larger and not square. And
-    examples/, where the sample is cut to 512 and 128 images.
+    the sample itself, cut to 512 and 128 images, which the pages find in examples/.
     """
     folder = tmp_path_factory.mktemp("images")
     source = open_images(SAMPLE / "train.parquet")
     assert source.label_names is not None
-    short_sample = folder / "examples" / SAMPLE.name
-    short_sample.mkdir(parents=True)
+    short_sample = folder / SAMPLE.name
+    short_sample.mkdir()
     for name, num_images in {"train.parquet": 512, "test.parquet": 128}.items():
         pq.write_table(pq.read_table(SAMPLE / name).slice(0, num_images), short_sample / name)
 
@@ -87,11 +88,10 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture
 def page_folder(images, tmp_path) -> Path:
     """The folder in which a page is run."""
+    (tmp_path / "examples").mkdir()  # not a link, as the notebook writes into it
     for entry in images.iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    (tmp_path / "examples").unlink()
-    (tmp_path / "examples").mkdir()  # the notebook writes into it
-    (tmp_path / "examples" / SAMPLE.name).symlink_to(images / "examples" / SAMPLE.name)
+        place = tmp_path / "examples" if entry.name == SAMPLE.name else tmp_path
+        (place / entry.name).symlink_to(entry)
     return tmp_path
 
 
@@ -179,8 +179,7 @@ def vits16(page_folder):
 @pytest.fixture
 def weights(page_folder):
     """A file weights.pth of a small vision transformer, as timm names its tensors."""
-    timm = pytest.importorskip("timm")
-    model = timm.models.VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
+    model = VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
     torch.save(model.state_dict(), page_folder / "weights.pth")
 
 
