@@ -64,6 +64,7 @@ def prepare_output(run: Run) -> None:
 FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
+    "monitor_steps", "on_collapse",
 }  # fmt: skip
 
 
