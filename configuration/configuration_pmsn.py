@@ -103,7 +103,7 @@ class PMSNConfig(ObjectiveConfig):
         return [
             Knob(
                 f"a higher regularization_weight ({self.regularization_weight} now): 1 to 5",
-                # Table 11: without either the representation collapses
+                # Eq. 1: it is what keeps the mean prediction spread; balanced targets do, too
                 suspect=self.regularization_weight == 0 and self.sinkhorn_iterations == 0,
             ),
             Knob(
