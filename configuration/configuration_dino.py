@@ -104,7 +104,7 @@ class DINOConfig(ObjectiveConfig):
                 suspect=self.teacher_momentum < 0.9,  # Sec. 5.2: a copy of the student collapses
             ),
             Knob(f"a higher teacher temperature ({first} to {last} now)"),
-            Knob(f"koleo_weight 0.1 ({self.koleo_weight} now)", suspect=False),
+            Knob(f"a koleo_weight of 0.1 or more ({self.koleo_weight} now)"),
         ]
 
 

@@ -62,7 +62,7 @@ class MAEConfig(ObjectiveConfig):
         """Return what to turn if predictions do not depend on the image; no other kind is known."""
         if kind != "constant":
             return []
-        # Fig. 5: from 0.4 to 0.8 the ratio hardly matters, at 0.9 it begins to
+        # Fig. 5: it works from 0.4 to 0.8, and at 0.9 begins to lose
         advice = f"a lower mask_ratio ({self.mask_ratio} now): 0.5 to 0.8"
         return [Knob(advice, suspect=self.mask_ratio > 0.95)]
 

@@ -91,13 +91,13 @@ class Observations:
         - prototypes_in_use: the exponential of teacher_mean_entropy.
         """
         names = list(self._means)
-        values = torch.stack([torch.stack(self._means[name]).mean() for name in names])
-        values = torch.cat([values.new_ones(1), values])
+        means = [torch.stack(self._means[name]).mean() for name in names]
+        values = torch.stack([self._features[0].new_ones(()), *means])  # counts the processes
         if self._probabilities:
             values = torch.cat([values, torch.stack(self._probabilities).sum(dim=0)])
         values = all_reduce_sum(values)
-        means = values[1 : 1 + len(names)] / values[0]
-        figures = dict(zip(names, means.tolist(), strict=True))
+        reduced = values[1 : 1 + len(names)] / values[0]
+        figures = dict(zip(names, reduced.tolist(), strict=True))
         if self._probabilities:
             num_rows, total = values[1 + len(names)], values[2 + len(names) :]
             mean_entropy = torch.special.entr(total / num_rows).sum().item()

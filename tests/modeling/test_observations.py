@@ -56,6 +56,12 @@ def test_micro_batches_are_one_batch():
     assert figures_of(rows[:2], rows[2:]) == pytest.approx(figures_of(rows))
 
 
+def test_features_alone_are_enough():
+    observations = Observations()
+    observations.note(FEATURES)
+    assert observations.figures() == {} and torch.equal(observations.features(), FEATURES)
+
+
 def test_scalars_are_averaged_and_features_limited():
     observations = Observations()
     assert observations.empty and observations.num_prototypes is None
