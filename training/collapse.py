@@ -1,12 +1,14 @@
 """Collapse monitors: do the outputs still say anything of the images, and what to turn if not.
 
 Every `monitor_steps` the model's forward pass leaves what it has computed anyway (see
-`modeling/observations.py`), and here it becomes a line of log.jsonl and at most a few signals. Each
-signal is 0 where the outputs say nothing of their images, and at most 1:
+`modeling/observations.py`), and here it becomes a line of log.jsonl and a few signals, each of them
+low where the outputs say little or nothing of their images:
 
 - teacher_information: how much a target tells which image it is of, as a share of the most it
   could (DINO, PMSN). Both kinds of collapse take it to 0 (DINO, arXiv 2104.14294, Sec. 5.3): all
   images the same few prototypes, or every image all prototypes alike.
+- prototypes_in_use: of a batch of 32 images and more. (Without a center `dino_demo` comes to 1.6 of
+  128 within 300 steps, and stays there, as KoLeo keeps its features apart.)
 - feature_std: how far apart the directions of the images' features are.
 - explained: how much better the prediction is than the mean of the images (MAE).
 
@@ -55,14 +57,16 @@ class Signal(NamedTuple):
 
 
 PATIENCE = 3  # readings
-# 2026-11-25, 1,000 steps of each demo's recipe: the lowest readings are 0.16 and 0.31 (DINO, PMSN),
-# 0.33, and for MAE 0.05 from step 70 on. But MAE may learn slowly: batches of 6 took 260 steps and
-# more to predict better than the mean.
+# 2026-11-25, 1,000 steps of each demo's recipe, lowest readings: information 0.16 (DINO) and 0.31
+# (PMSN), prototypes 43 and 4.7, standard deviation 0.33 (MAE), explained 0.05 from step 70 on. But MAE
+# may learn slowly: batches of 6 took 260 steps and more to predict better than the mean.
 SIGNALS = {
     "teacher_information": Signal(floor=0.02, healthy=0.04, grace=25),
+    "prototypes_in_use": Signal(floor=2.0, healthy=4.0, grace=25),
     "feature_std": Signal(floor=0.05, healthy=0.1, grace=100),
     "explained": Signal(floor=0.02, healthy=0.2, grace=1000),
 }
+ENOUGH = 32  # images, and prototypes, for the number in use to be one of many
 UNIFORM_SHARE = 0.9  # of ln K: a teacher's entropy above is called uniform
 SMALL_BATCH = 64  # images; DINO trains with 128 (Table 9), below that it takes more care
 
@@ -188,7 +192,7 @@ class CollapseMonitor:
                 figures["feature_std"] = feature_standard_deviation(features)
                 figures["rankme"] = rankme(features)
             self.reporter.record(done, figures)
-            messages = [self._judge(done, figures, observations.num_prototypes)]
+            messages = [self._judge(done, figures, len(features), observations.num_prototypes)]
         broadcast_object_list(messages)
         if messages[0] and training.on_collapse != "warn":
             onset = broadcast_object_list([min(self.state.low_since.values(), default=done)])[0]
@@ -198,9 +202,13 @@ class CollapseMonitor:
         due = step % self.run.training.monitor_steps == 0
         self.model.observations = Observations() if due else None
 
-    def _judge(self, done: int, figures: dict[str, float], num_prototypes: int | None) -> str:
+    def _judge(
+        self, done: int, figures: dict[str, float], num_images: int, num_prototypes: int | None
+    ) -> str:
         """Return what is to be said of a collapse, or ""; warn, of each kind once."""
         signals = {name: figures[name] for name in SIGNALS if name in figures}
+        if min(num_images, num_prototypes or 0) < ENOUGH:
+            signals.pop("prototypes_in_use", None)
         kinds: dict[str, list[str]] = {}
         for name in self.state.judge(done, signals):
             kinds.setdefault(kind_of(name, figures, num_prototypes), []).append(name)
