@@ -31,6 +31,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
 from .checkpoints import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
+from .observations import Observations
 from .pooling import pool
 from .position_embeddings import sincos_position_embeddings
 
@@ -118,6 +119,9 @@ class SelfViTPreTrainedModel(CheckpointModel):
 
     # Names of parameters that weight decay leaves alone, besides biases and other vectors.
     undecayed_parameters: tuple[str, ...] = ()
+
+    # Where `forward` notes what the collapse monitors read; None in the steps that they leave out.
+    observations: Observations | None = None
 
     @property
     def trained_encoder(self) -> SelfViTModel:

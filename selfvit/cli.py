@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a user can mend: values, files, missing extras, a configuration, a loss that is no number.
+# What a user can mend: values, files, missing extras, a configuration, a loss that is no number,
+# outputs that collapsed.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
 
 

@@ -66,6 +66,7 @@ FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code",
+    "monitor_steps", "on_collapse",
 }  # fmt: skip
 
 

@@ -88,10 +88,16 @@ class TrainingConfig:
     eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
     eval_limit: int = _option(10000, "images of each that are used")
+    monitor_steps: int = _option(10, "steps between two readings of the collapse monitors")
+    on_collapse: Literal["warn", "stop", "rollback"] = _option(
+        "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
+    )
     tracker: str = _option("tensorboard", "tensorboard, or none")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
+        for name in (
+            "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps", "monitor_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         for name in ("warmup_ratio", "freeze_encoder_ratio"):
@@ -102,6 +108,7 @@ class TrainingConfig:
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
             "tracker": ("tensorboard", "none"),
+            "on_collapse": ("warn", "stop", "rollback"),
         }.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)

@@ -25,6 +25,7 @@ from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .checkpointing import Checkpointer, build_trainable, prepare_output
+from .collapse import CollapseError, CollapseMonitor, roll_back
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
 from .model_card import render_model_card
@@ -53,6 +54,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        CollapseError: if the outputs collapse, and `on_collapse` is not to warn only.
     """
     training = run.training
     output = Path(training.output)
@@ -122,7 +124,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- resume
-    start_step = 0
+    start_step, monitored = 0, None
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
@@ -130,7 +132,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 f"the data set changed since {checkpoint} was saved: {training.data} is no longer "
                 "the same. Bring it back, or start anew with --init_from."
             )
-        start_step = state["step"]
+        start_step, monitored = state["step"], state.get("monitors")
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
             return {}
@@ -146,6 +148,9 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         num_steps=num_steps,
         batch_size=training.batch_size,
         log_steps=training.log_steps,
+    )
+    monitor = CollapseMonitor(
+        accelerator, model, run, reporter, start_step=start_step, state=monitored
     )
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
@@ -177,16 +182,16 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         if step < num_frozen_steps:
             for parameter in model.trained_encoder.parameters():
                 parameter.grad = None
-        figures = {"loss": loss, "learning_rate": learning_rate, **scheduled}
-        if training.max_gradient_norm is not None:
-            norm = accelerator.clip_grad_norm_(model.parameters(), training.max_gradient_norm)
-            figures["gradient_norm"] = float(norm)
+        largest = math.inf if training.max_gradient_norm is None else training.max_gradient_norm
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), largest))
+        figures = {"loss": loss, "learning_rate": learning_rate, **scheduled, "gradient_norm": norm}
         optimizer.step()
         optimizer.zero_grad()
         figures |= model.after_optimizer_step(step, num_steps)
 
         # --- log, evaluate, save
         done = step + 1
+        monitor.step(done, learning_rate)
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
@@ -199,6 +204,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                     "step": done,
                     "data": source.fingerprint,
                     "num_processes": accelerator.num_processes,
+                    "monitors": monitor.state_dict(),
                 }
             )
 
@@ -282,7 +288,14 @@ def main(arguments: list[str] | None = None) -> None:
         return None if isinstance(sources[0], StreamingImageSource) else len(sources[0])
 
     run = make_run(arguments, RECIPES, count_images)
-    train(run, sources[0] if sources else open_source(run.training))
+    source = sources[0] if sources else open_source(run.training)
+    try:
+        train(run, source)
+    except CollapseError as error:
+        if run.training.on_collapse != "rollback" or error.kept is None:
+            raise
+        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
+        train(again, source)
     print(f"trained: {run.training.output}")
 
 
