@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     "configuration", "modeling", "data", "embedding", "conversion", "evaluation", "visualization",
-    "training",
+    "sharing", "training",
 )  # fmt: skip
 
 

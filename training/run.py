@@ -85,6 +85,14 @@ class TrainingConfig:
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
     eval_limit: int = _option(10000, "images of each that are used")
     tracker: str = _option("tensorboard", "tensorboard, or none")
+    # the card
+    license: str | None = _option(
+        None, "of the checkpoint, as the Hub writes it; that of init_from if None"
+    )
+    card_picture: bool = _option(
+        False, "attention maps of four training images in the card, published with it"
+    )
+    energy_meter: str = _option("codecarbon", "codecarbon, where it is installed, or none")
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
@@ -98,6 +106,7 @@ class TrainingConfig:
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
             "tracker": ("tensorboard", "none"),
+            "energy_meter": ("codecarbon", "none"),
         }.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)

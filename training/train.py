@@ -24,10 +24,11 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .card import RunCard
 from .checkpointing import Checkpointer, build_trainable, prepare_output
+from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
-from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
@@ -96,6 +97,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     loader_from(plan)
     evaluation_sources = open_evaluation_sources(run, source)
+    card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if accelerator.is_main_process:
@@ -118,6 +120,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     # --- resume
     start_step = 0
+    state: dict[str, Any] = {}
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
@@ -144,7 +147,9 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = state.get("metrics", {})
+    meter = training.energy_meter if accelerator.is_main_process else "none"
+    cost = RunCost(state.get("cost", FREE), meter)
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -182,6 +187,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
         # --- log, evaluate, save
         done = step + 1
+        metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
@@ -189,18 +195,24 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 reporter.record(done, metrics)
             accelerator.wait_for_everyone()
         if done % training.save_steps == 0 or done == num_steps:
+            spent = cost.read()
             checkpointer.save(
                 {
                     "step": done,
                     "data": source.fingerprint,
                     "num_processes": accelerator.num_processes,
-                }
+                    "metrics": metrics,
+                    "cost": spent,
+                },
+                card.render(model, done, metrics, spent),
             )
 
     # --- the result
     reporter.close()
-    card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
-    checkpointer.save_result(card)
+    if accelerator.is_main_process:
+        card.draw(model, processor)
+    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read()))
+    cost.close()
     accelerator.end_training()
     return metrics
 
