@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decomposition of seconds
 TITLES = {
     "linear_probe": "linear probe",
+    "accuracy": "classifier",  # of one that is evaluated while it trains
     "feature_std": "feature standard deviation",
     "rankme": "RankMe",
     "num_train": "training images",

@@ -159,33 +159,11 @@ def render_model_card(contents: CardContents) -> str:
         shell_name=shlex.quote(contents.name),
         objective_values=_objective_values(contents.config),
         results=_results(contents),
+        evaluated_on=shown_name(contents.evaluated_on) if contents.evaluated_on else "",
         citation=citations_of(contents.learned_by),
         cell=_cell,
     )
-    return re.sub(r"\n{3,}", "\n\n", card.content)
-
-
-def readdressed(card: str, name: str) -> str:
-    """Return a card whose title and code call the checkpoint by another name: its Hub id, say.
-
-    Args:
-        card: text that `render_model_card` gave.
-        name: the new one.
-
-    Raises:
-        ValueError: if the card has no title, so that its name is not known.
-    """
-    title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
-    if title is None:
-        raise ValueError("the card has no title ('# NAME'), so the name to replace is not known.")
-    old = title[1]
-    for before, after in (
-        (f"# {old}\n", f"# {name}\n"),
-        (json.dumps(old, ensure_ascii=False), json.dumps(name, ensure_ascii=False)),
-        (f"--model {shlex.quote(old)} ", f"--model {shlex.quote(name)} "),
-    ):
-        card = card.replace(before, after)
-    return card
+    return re.sub(r"\n{3,}", "\n\n", card.content) + "\n"
 
 
 def _metadata(contents: CardContents) -> ModelCardData:
@@ -280,6 +258,5 @@ __all__ = [
     "ConversionFacts",
     "Figure",
     "TrainingFacts",
-    "readdressed",
     "render_model_card",
 ]

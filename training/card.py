@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -64,6 +65,7 @@ class RunCard:
                     "leave it out, or read the data without streaming."
                 )
         self.num_processes = accelerator.num_processes
+        self.precision = accelerator.mixed_precision.replace("no", "float32")
         devices = Counter(gather_object([device_name(accelerator.device)]))
         self.hardware = ", ".join(
             name if count == 1 else f"{count} x {name}" for name, count in devices.items()
@@ -75,6 +77,7 @@ class RunCard:
         step: int,
         metrics: Mapping[str, float],
         cost: Mapping[str, float | None],
+        picture: str | None = None,
     ) -> str:
         """Return the text of the card after some steps.
 
@@ -83,9 +86,9 @@ class RunCard:
             step: optimizer steps it took.
             metrics: of the last evaluation, or empty.
             cost: as `RunCost.read` gives it.
+            picture: file beside the card, as `draw` names it.
         """
         run, training = self.run, self.run.training
-        is_drawn = training.card_picture and step == self.num_steps
         return render_model_card(
             CardContents(
                 name=Path(training.output).resolve().name,
@@ -106,7 +109,7 @@ class RunCard:
                     ),
                     num_steps=step,
                     planned_steps=self.num_steps,
-                    values=hyper_parameters(run),
+                    values=hyper_parameters(run) | {"Precision": self.precision},
                     hardware=self.hardware,
                     num_processes=self.num_processes,
                     seconds=cost["seconds"] or 0.0,
@@ -114,16 +117,18 @@ class RunCard:
                 ),
                 after=metrics,
                 evaluated_on=training.eval_test or "",
-                picture=PICTURE if is_drawn else None,
+                picture=picture,
             )
         )
 
-    def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> None:
-        """Draw the picture beside the card, if the run asks for one."""
-        if self.run.training.card_picture and isinstance(self.source, ImageSource):
-            images, _ = choose_images(self.source, NUM_PICTURED)
-            path = Path(self.run.training.output) / PICTURE
-            plot_attention_maps(model, processor, images, path)
+    def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> str | None:
+        """Draw the picture into the folder of the run, if it asks for one; return its name."""
+        if not (self.run.training.card_picture and isinstance(self.source, ImageSource)):
+            return None
+        images, _ = choose_images(self.source, NUM_PICTURED)
+        path = Path(self.run.training.output) / PICTURE
+        plot_attention_maps(model, processor, images, path)
+        return PICTURE
 
 
 def described(description: str, data: str) -> str:
@@ -149,7 +154,6 @@ def hyper_parameters(run: Run) -> dict[str, str]:
         "cosine",
         "Weight decay": decay,
         "Drop path": f"{run.model.drop_path_rate:g}",
-        "Precision": training.mixed_precision or "Accelerate's setting",
         "Views": ", ".join(f"{name} {value}" for name, value in views.items()),
         "Seed": str(training.seed),
     }
@@ -163,12 +167,16 @@ def hyper_parameters(run: Run) -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is: a GPU's name, or the kind of CPU and its threads."""
+    """Return what a device is: the name of a GPU or a CPU, and how many threads of it are used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    return device.type.upper()
+    if device.type != "cpu":
+        return device.type.upper()
+    name, cpus = platform.machine(), Path("/proc/cpuinfo")
+    if cpus.is_file():  # Linux; elsewhere the kind of processor has to do
+        found = re.search(r"^model name\s*: (.+)$", cpus.read_text(), flags=re.MULTILINE)
+        name = found[1] if found else name
+    return f"CPU ({name}), threads: {torch.get_num_threads()}"
 
 
 __all__ = ["PICTURE", "RunCard", "described", "device_name", "hyper_parameters"]

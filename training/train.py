@@ -137,6 +137,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
+    meter = training.energy_meter if accelerator.is_main_process else "none"
+    cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
         accelerator,
         output,
@@ -148,8 +150,6 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
-    meter = training.energy_meter if accelerator.is_main_process else "none"
-    cost = RunCost(state.get("cost", FREE), meter)
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -209,9 +209,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     # --- the result
     reporter.close()
-    if accelerator.is_main_process:
-        card.draw(model, processor)
-    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read()))
+    picture = card.draw(model, processor) if accelerator.is_main_process else None
+    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read(), picture))
     cost.close()
     accelerator.end_training()
     return metrics
