@@ -13,17 +13,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# configuration <- modeling; data; {embedding, conversion} <- {evaluation, visualization}
-# <- training <- cli; conversion writes an image processor, which embedding builds
+# configuration <- modeling; data; embedding <- {evaluation, visualization} <- sharing
+# <- {conversion, training} <- cli; conversion writes an image processor, which embedding builds,
+# and a card, which sharing renders
 # atomic_output is below all that write files
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},
     "data": set(),
     "embedding": {"atomic_output", "configuration", "modeling", "data"},
-    "conversion": {"atomic_output", "configuration", "modeling", "data", "embedding"},
+    "conversion": {"atomic_output", "configuration", "modeling", "data", "embedding", "sharing"},
     "evaluation": {"atomic_output", "configuration", "modeling", "data", "embedding"},
     "visualization": {"atomic_output", "configuration", "modeling", "data", "embedding"},
+    "sharing": {
+        "atomic_output",
+        "configuration",
+        "modeling",
+        "data",
+        "embedding",
+        "evaluation",
+        "visualization",
+    },
     "training": {
         "atomic_output",
         "configuration",
@@ -32,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "embedding",
         "evaluation",
         "visualization",
+        "sharing",
     },
 }
 FOLDERS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]

@@ -2,7 +2,7 @@
 
 OUT/training.yaml                the run as it was started; can be run again
 OUT/log.jsonl                    a line of figures every `log_steps`
-OUT/checkpoints/step-00001000/   model, processor, optimizer, random states
+OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states
 OUT/config.json, model.safetensors, preprocessor_config.json, README.md   the result
 """
 
@@ -23,6 +23,7 @@ from ..atomic_output import atomic_output, flush_to_disk
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.remote_code import code_files
+from ..sharing.provenance import CARD
 from .run import Run
 
 RUN_FILE = "training.yaml"
@@ -65,8 +66,8 @@ def prepare_output(run: Run) -> None:
 FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
-    "save_code",
-    "monitor_steps", "on_collapse",
+    "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
+    "energy_meter",
 }  # fmt: skip
 
 
@@ -144,8 +145,11 @@ class Checkpointer:
         found = sorted(self.folder.glob("step-*/" + STATE_FILE))
         return found[-1].parent if found else None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Save everything after step `state["step"]`; older ones go only when it is whole."""
+    def save(self, state: dict[str, Any], card: str) -> None:
+        """Save everything after step `state["step"]`; older ones go only when it is whole.
+
+        The card goes along, since whoever trains on from here must learn of the licence.
+        """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
         if self.accelerator.is_main_process:
@@ -155,6 +159,7 @@ class Checkpointer:
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            (temporary / CARD).write_text(card, encoding="utf-8")
             (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             if final.exists():  # left by a run that was resumed from before it
                 shutil.rmtree(final)
@@ -176,7 +181,7 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             self.model.save_pretrained(temporary, save_code=self.save_code)
             self.processor.save_pretrained(temporary)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / CARD).write_text(card, encoding="utf-8")
             flush_to_disk(temporary)
             earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything

@@ -93,6 +93,14 @@ class TrainingConfig:
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
     tracker: str = _option("tensorboard", "tensorboard, or none")
+    # the card
+    license: str | None = _option(
+        None, "of the checkpoint, as the Hub writes it; that of init_from if None"
+    )
+    card_picture: bool = _option(
+        False, "attention maps of four training images in the card, published with it"
+    )
+    energy_meter: str = _option("codecarbon", "codecarbon, where it is installed, or none")
 
     def __post_init__(self) -> None:
         for name in (
@@ -109,6 +117,7 @@ class TrainingConfig:
             "mixed_precision": (None, "no", "bf16", "fp16"),
             "tracker": ("tensorboard", "none"),
             "on_collapse": ("warn", "stop", "rollback"),
+            "energy_meter": ("codecarbon", "none"),
         }.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)

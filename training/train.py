@@ -24,11 +24,12 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .card import RunCard
 from .checkpointing import Checkpointer, build_trainable, prepare_output
 from .collapse import CollapseError, CollapseMonitor, roll_back
+from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
-from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
@@ -98,6 +99,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     loader_from(plan)
     evaluation_sources = open_evaluation_sources(run, source)
+    card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if accelerator.is_main_process:
@@ -124,7 +126,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- resume
-    start_step, monitored = 0, None
+    start_step = 0
+    state: dict[str, Any] = {}
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
@@ -132,7 +135,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 f"the data set changed since {checkpoint} was saved: {training.data} is no longer "
                 "the same. Bring it back, or start anew with --init_from."
             )
-        start_step, monitored = state["step"], state.get("monitors")
+        start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
             return {}
@@ -141,6 +144,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
+    meter = training.energy_meter if accelerator.is_main_process else "none"
+    cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
         accelerator,
         output,
@@ -150,11 +155,11 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         log_steps=training.log_steps,
     )
     monitor = CollapseMonitor(
-        accelerator, model, run, reporter, start_step=start_step, state=monitored
+        accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = state.get("metrics", {})
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -192,6 +197,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         # --- log, evaluate, save
         done = step + 1
         monitor.step(done, learning_rate)
+        metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
@@ -199,19 +205,24 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 reporter.record(done, metrics)
             accelerator.wait_for_everyone()
         if done % training.save_steps == 0 or done == num_steps:
+            spent = cost.read()
             checkpointer.save(
                 {
                     "step": done,
                     "data": source.fingerprint,
                     "num_processes": accelerator.num_processes,
                     "monitors": monitor.state_dict(),
-                }
+                    "metrics": metrics,
+                    "cost": spent,
+                },
+                card.render(model, done, metrics, spent),
             )
 
     # --- the result
     reporter.close()
-    card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
-    checkpointer.save_result(card)
+    picture = card.draw(model, processor) if accelerator.is_main_process else None
+    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read(), picture))
+    cost.close()
     accelerator.end_training()
     return metrics
 
