@@ -23,6 +23,8 @@ from ..atomic_output import atomic_output, flush_to_disk
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..modeling.remote_code import code_files
+from ..sharing.provenance import CARD
 from .run import Run
 
 RUN_FILE = "training.yaml"
@@ -65,6 +67,8 @@ def prepare_output(run: Run) -> None:
 FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
+    "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
+    "energy_meter",
 }  # fmt: skip
 
 
@@ -102,6 +106,8 @@ class Checkpointer:
         processor: image processor to lay beside it.
         output: folder of the run.
         total_limit: how many resumable checkpoints are kept.
+        save_code: whether the model's code lies in each folder. In the resumable ones too: they are
+            opened to look at, and the code is some 0.1 MB.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class Checkpointer:
         processor: Any,
         output: Path,
         total_limit: int,
+        save_code: bool = True,
     ):
         self.accelerator = accelerator
         self.model = model
@@ -118,6 +125,7 @@ class Checkpointer:
         self.folder = output / CHECKPOINTS
         self.output = output
         self.total_limit = total_limit
+        self.save_code = save_code
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
 
@@ -125,7 +133,7 @@ class Checkpointer:
         # Accelerate would write the model a second time, in a form that AutoModel cannot open
         weights.clear()
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, save_code=self.save_code)
             self.processor.save_pretrained(folder)
 
     def _load_model(self, models: list[Any], folder: str) -> None:
@@ -139,7 +147,10 @@ class Checkpointer:
         return found[-1].parent if found else None
 
     def save(self, state: dict[str, Any], card: str) -> None:
-        """Save everything after step `state["step"]`; older ones go only when it is whole."""
+        """Save everything after step `state["step"]`; older ones go only when it is whole.
+
+        The card goes along, since whoever trains on from here must learn of the licence.
+        """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
         if self.accelerator.is_main_process:
@@ -149,7 +160,7 @@ class Checkpointer:
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / CARD).write_text(card, encoding="utf-8")
             (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             if final.exists():  # left by a run that was resumed from before it
                 shutil.rmtree(final)
@@ -169,14 +180,17 @@ class Checkpointer:
         if self.accelerator.is_main_process:
             temporary = self.output / ".unfinished-result"
             shutil.rmtree(temporary, ignore_errors=True)
-            self.model.save_pretrained(temporary)
+            self.model.save_pretrained(temporary, save_code=self.save_code)
             self.processor.save_pretrained(temporary)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / CARD).write_text(card, encoding="utf-8")
             flush_to_disk(temporary)
+            earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
+            for module in earlier - set(code_files(self.output)):  # an earlier selfvit's
+                module.unlink()
         self.accelerator.wait_for_everyone()
 
 
