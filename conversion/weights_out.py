@@ -88,7 +88,7 @@ def export(
     _check_format(to, config)
     encoder = load_strictly(SelfViTModel, opened, network=network, dtype=torch.float32, **overrides)
     processor = _load_processor(opened)
-    provenance = read_provenance(opened)
+    provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:
         folder.mkdir()
         fidelity = _write(to, encoder, processor, folder, normalize, int8)

@@ -9,7 +9,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 AT_REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[^@\s]+)")
-OPENED = ("*.json", "*.safetensors")  # what a model and its image processor are read from
+# What a model and its image processor are read from, and the card, which says the licence.
+OPENED = ("*.json", "*.safetensors", "README.md")
+
+
+def split_revision(checkpoint: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Return ("USER/NAME", "REVISION") of USER/NAME@REVISION; anything else whole, and None."""
+    name = str(checkpoint)
+    match = AT_REVISION.fullmatch(name)
+    if match is None or os.path.exists(name):
+        return name, None
+    return match["repo_id"], match["revision"]
 
 
 def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
@@ -28,11 +38,9 @@ def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
     Raises:
         FileNotFoundError: if there is no such repository or revision.
     """
-    name = str(checkpoint)
-    match = AT_REVISION.fullmatch(name)
-    if match is None or os.path.exists(name):
-        return name
-    repo_id, revision = match["repo_id"], match["revision"]
+    repo_id, revision = split_revision(checkpoint)
+    if revision is None:
+        return repo_id
     try:
         return snapshot_download(repo_id, revision=revision, allow_patterns=list(OPENED))
     except RevisionNotFoundError as error:
@@ -46,4 +54,4 @@ def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
         ) from error
 
 
-__all__ = ["resolve_checkpoint"]
+__all__ = ["resolve_checkpoint", "split_revision"]

@@ -22,7 +22,8 @@ from .hub_access import (
     retrying,
     signed_in,
 )
-from .published_files import CARD, PublishedFiles, choose_files, is_weight_file
+from .provenance import CARD
+from .published_files import PublishedFiles, choose_files, is_weight_file
 
 # How a card opens its folder: from_pretrained("my_model"), pipeline(..., model="my_model"),
 # --model my_model. What has a slash is a name on the Hub already.

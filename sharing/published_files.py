@@ -17,23 +17,24 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from .. import PRETRAINING_CLASSES
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..modeling.loading import WEIGHT_FILES, stored_config
+from ..modeling.checkpoint_faults import INDEX, WEIGHTS, check_weights
+from ..modeling.loading import stored_config
 from ..modeling.modeling_selfvit import (
     SelfViTBackbone,
     SelfViTForImageClassification,
     SelfViTModel,
 )
+from ..modeling.remote_code import code_files
+from .provenance import CARD
 
-CARD = "README.md"
 RUN_FILE = "training.yaml"
-SINGLE, INDEX = WEIGHT_FILES
-# Beside weights and pictures of the card; of the folder itself, not of those in it.
-PATTERNS = ("*.json", CARD, RUN_FILE, "*.py", "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
+# Beside weights, code and pictures of the card; of the folder itself, not of those in it.
+PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
 NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
 
 ModelClass = type[PreTrainedModel]
@@ -86,6 +87,7 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
             f"architectures ({architecture}) in {str(folder / 'config.json')!r} must name one of "
             f"{', '.join(CLASSES)}; save the model again."
         )
+    check_weights(str(folder), {})
     weights = weight_files(folder)
     _check_weights(folder, weights, CLASSES[architecture])
     _check_processor(folder)
@@ -93,7 +95,8 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
 
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
     files = [path for path in paths if (folder / path).is_file()]
-    chosen = {name for name in weights if (folder / name).is_file()} | _linked(card, files)
+    code = {path.name for path in code_files(folder)}
+    chosen = {*weights, *code, *_linked(card, files)}
     for path in files:
         if _matches(path, include) or ("/" not in path and _matches(path, PATTERNS)):
             chosen.add(path)
@@ -106,22 +109,11 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold the weights, with the index of shards.
-
-    Raises:
-        FileNotFoundError: if one is missing.
-    """
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
+    """Return the names of the files that hold the weights, with the index of shards."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    shards = sorted(set(index["weight_map"].values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{str(folder)!r} is not whole: {INDEX} names {', '.join(missing)}, which is not "
-            "there. Copy or download the folder again."
-        )
-    return [INDEX, *shards]
+    return [INDEX, *sorted(set(index["weight_map"].values()))]
 
 
 def is_weight_file(path: str) -> bool:
@@ -144,15 +136,9 @@ def _check_weights(folder: Path, weights: list[str], model_class: ModelClass) ->
     for name in weights:
         if name == INDEX:
             continue
-        try:
-            with safe_open(folder / name, "pt") as file:  # refuses a file of another length
-                for tensor in file.keys():  # noqa: SIM118 (no dict)
-                    stored[tensor] = tuple(file.get_slice(tensor).get_shape())
-        except SafetensorError as error:
-            raise ValueError(
-                f"{str(folder / name)!r} cannot be read ({error}); the file is damaged or was not "
-                "written to its end. Copy or download it again."
-            ) from error
+        with safe_open(folder / name, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118 (no dict)
+                stored[tensor] = tuple(file.get_slice(tensor).get_shape())
     with torch.device("meta"):  # names and shapes alone
         model = model_class(SelfViTConfig.from_pretrained(folder))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTr
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..modeling.hub_revision import resolve_checkpoint
 from ..configuration.format_version import WRITTEN_BY
+from ..modeling.hub_revision import resolve_checkpoint
 from .augmentations import AUGMENTATIONS, Augmentation
 
 

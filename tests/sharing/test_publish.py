@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForPreTraining
 
+from selfvit.modeling.remote_code import code_files
+
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, USER, Fault
 from .conftest import write_checkpoint
 from .hub_client import heads, publish, push_to_hub, vectors
@@ -50,8 +52,10 @@ class TestThereAndBack:
         history = hub.repositories[NAME].refs["refs/heads/main"]
         assert [commit.message for commit in history] == ["initial commit", "The first"]
         stored = history[-1].files
-        assert set(stored) == SENT | {".gitattributes"}
-        for path in SENT:
+        code = {path.name for path in code_files(checkpoint)}
+        assert "auto_classes.py" in code
+        assert set(stored) == SENT | code | {".gitattributes"}
+        for path in SENT | code:
             assert stored[path].content == (checkpoint / path).read_bytes()
 
     def test_a_model_in_shards_comes_back_and_hides_no_earlier_one(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTBackbone, SelfViTModel
+from selfvit.modeling.remote_code import code_files
 from selfvit.sharing.published_files import choose_files
 
 from ..objectives import tiny_config
@@ -20,28 +21,41 @@ SENT = [
 ]  # fmt: skip
 
 
+def names_sent(folder: Path) -> list[str]:
+    """Return what is to be sent, but for the code, all of which has to be there."""
+    sent, code = choose_files(folder).sent, {path.name for path in code_files(folder)}
+    assert code and code <= set(sent)
+    return [name for name in sent if name not in code]
+
+
 def test_states_logs_and_unknown_files_stay_at_home(checkpoint):
     (checkpoint / "checkpoints" / "step-00000010").mkdir(parents=True)
     shutil.copy(checkpoint / "model.safetensors", checkpoint / "checkpoints" / "step-00000010")
     for name in ("logs/events.out", ".unfinished-result/config.json", "vectors/skipped.csv"):
         (checkpoint / name).parent.mkdir()
         (checkpoint / name).write_text("private")
-    for name in ("log.jsonl", "skipped.csv", "trainer_state.json", "old.safetensors", "photo.png~"):
+    for name in (
+        "log.jsonl",
+        "skipped.csv",
+        "trainer_state.json",
+        "old.safetensors",
+        "photo.png~",
+        "secret.py",
+    ):
         (checkpoint / name).write_text("private")
-    files = choose_files(checkpoint)
-    assert files.sent == SENT
-    assert files.left_out == [
+    assert names_sent(checkpoint) == SENT
+    assert choose_files(checkpoint).left_out == [
         ".unfinished-result/", "checkpoints/", "log.jsonl", "logs/", "old.safetensors",
-        "photo.png~", "skipped.csv", "trainer_state.json", "vectors/",
+        "photo.png~", "secret.py", "skipped.csv", "trainer_state.json", "vectors/",
     ]  # fmt: skip
 
 
-def test_figures_pictures_code_and_what_the_card_shows_go_along(checkpoint):
-    more = ["conversion.json", "metrics.json", "modeling_selfvit.py", "pca.png"]
+def test_figures_pictures_and_what_the_card_shows_go_along(checkpoint):
+    more = ["conversion.json", "metrics.json", "pca.png"]
     (checkpoint / "pictures").mkdir()
     for name in [*more, "pictures/attention.png", "pictures/my_cat.png"]:
         (checkpoint / name).write_text("{}")
-    assert choose_files(checkpoint).sent == sorted([*SENT, *more, "pictures/attention.png"])
+    assert names_sent(checkpoint) == sorted([*SENT, *more, "pictures/attention.png"])
     included = choose_files(checkpoint, include=["pictures/*"]).sent
     assert "pictures/my_cat.png" in included
 
@@ -56,13 +70,13 @@ def test_shards_go_with_their_index(checkpoints, tmp_path):
     model = AutoModelForPreTraining.from_pretrained(checkpoints["dino"])
     folder = write_checkpoint(tmp_path / "sharded", model, max_shard_size="60KB")
     shards = sorted(path.name for path in folder.glob("model-*"))
-    sent = choose_files(folder).sent
+    sent = names_sent(folder)
     assert [name for name in sent if name.startswith("model")] == [
         *shards,
         "model.safetensors.index.json",
     ]
     (folder / shards[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=f"names {shards[1]}, which is not there"):
+    with pytest.raises(FileNotFoundError, match=f"{shards[1]}.*are missing"):
         choose_files(folder)
 
 

@@ -116,7 +116,6 @@ def test_training_starts_from_a_revision(client, two_revisions, image_folder, tm
         code, printed = client.run(
             *("train", "mae_finetune", "--init_from", model, "--data", image_folder),
             *("--output", out, "--max_steps", 1, "--batch_size", 4, *LOOP, "--cpu", "true"),
-            *("--init_scope", "all"),
         )
         assert code == 0, printed
         started[model] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
