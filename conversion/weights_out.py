@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..sharing.provenance import read_provenance
@@ -63,7 +64,7 @@ def export(
     an objective's head, and a classifier, are left out.
 
     Args:
-        checkpoint: folder or Hub id of any selfvit checkpoint.
+        checkpoint: folder, Hub id or USER/NAME@REVISION of any selfvit checkpoint.
         output: folder to write.
         to: one of `FORMATS`.
         network: "teacher" or "student", as for `SelfViTModel.from_pretrained`.
@@ -82,12 +83,11 @@ def export(
     _check_arguments(to, normalize, int8)
     check_output(output, FACTS, overwrite)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
-    config = AutoConfig.from_pretrained(checkpoint, **overrides)
+    opened = resolve_checkpoint(checkpoint)
+    config = AutoConfig.from_pretrained(opened, **overrides)
     _check_format(to, config)
-    encoder = load_strictly(
-        SelfViTModel, checkpoint, network=network, dtype=torch.float32, **overrides
-    )
-    processor = _load_processor(checkpoint)
+    encoder = load_strictly(SelfViTModel, opened, network=network, dtype=torch.float32, **overrides)
+    processor = _load_processor(opened)
     provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:
         folder.mkdir()

@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource
+from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 
@@ -133,7 +134,7 @@ class Embedder:
         """Load the encoder of any selfvit checkpoint, and its image processor.
 
         Args:
-            checkpoint: folder, or Hub id.
+            checkpoint: folder, Hub id, or USER/NAME@REVISION.
             network: "teacher" or "student", as for `SelfViTModel.from_pretrained`.
             pooling: what a vector is, as for `SelfViTConfig`; None for the checkpoint's own.
             normalize: whether vectors are scaled to length 1.
@@ -150,6 +151,7 @@ class Embedder:
             raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}.")
         device = device or _best_device()
         _check_device(device)
+        checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
         model = load_strictly(
             SelfViTModel, checkpoint, network=network, dtype=DTYPES[dtype], **overrides

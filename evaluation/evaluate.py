@@ -50,7 +50,7 @@ def evaluate_checkpoint(
     """Embed images with a checkpoint and measure the vectors.
 
     Args:
-        model: folder or Hub id of the checkpoint.
+        model: folder, Hub id or USER/NAME@REVISION of the checkpoint.
         train: images that classes are learnt from.
         test: images that accuracies are measured on; without them, or without labels, there are
             the label-free figures only.

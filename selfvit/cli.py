@@ -73,7 +73,7 @@ class DType(str, Enum):
 
 
 # Options that several commands share.
-Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder, a Hub id or USER/NAME@REVISION.")]
 Data = Annotated[
     str, typer.Option(help="Folder of images, Parquet file or folder, or Hub dataset id.")
 ]
@@ -198,7 +198,9 @@ def embed(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a folder or a Hub id.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint: a folder, a Hub id or USER/NAME@REVISION.")
+    ],
     to: Annotated[Format, typer.Option(help="Who it is for.")],
     output: Annotated[
         Path | None, typer.Argument(help="Folder to write; CHECKPOINT-FORMAT by default.")
@@ -265,9 +267,10 @@ def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:
 
     from .data.sources import open_images
     from .embedding.embedder import preprocess
+    from .modeling.hub_revision import resolve_checkpoint
 
     source = open_images(data)
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     positions = range(0, len(source), max(1, len(source) // max_images))[:max_images]
     return torch.stack([preprocess(source[position].image, processor) for position in positions])
 
@@ -403,6 +406,58 @@ def convert(
     )
     typer.echo(str(conversion))
     typer.echo(f"written to {output}")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Checkpoint: a folder of selfvit's.")],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="Repository; made if it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="It has to be private; a new one is made so.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, made if it is not there; main by default.")
+    ] = None,
+    create_pr: Annotated[
+        bool,
+        typer.Option(
+            "--create-pr", help="Open a pull request, as happens without the right to push."
+        ),
+    ] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="More files of the folder to send, as a pattern; may be repeated."),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(help="How often to try again when the network fails.")
+    ] = 3,
+) -> None:
+    """Send a checkpoint to the Hub: model, processor, card, training.yaml, figures, in one commit.
+
+    Resumable states, logs and unknown files stay at home, and are listed.
+    """
+    from .sharing.publish import publish as publish_folder
+
+    publication = publish_folder(
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message,
+        include=include or (),
+        retries=retries,
+    )
+    if publication.is_pull_request and not create_pr:
+        typer.echo(f"you may not push to {repo_id}, so a pull request was opened instead.")
+    done = "pull request" if publication.is_pull_request else "published"
+    typer.echo(f"{done}: {publication.url}")
+    typer.echo(f"sent: {', '.join(publication.sent)}")
+    if publication.left_out:
+        typer.echo(f"left out: {', '.join(publication.left_out)}")
 
 
 def _images_to_draw(

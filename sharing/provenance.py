@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
+from ..modeling.hub_revision import resolve_checkpoint, split_revision
 
 CARD, CONVERSION = "README.md", "conversion.json"
 
@@ -63,9 +64,10 @@ class Provenance:
 
 
 def hub_id(name: str | os.PathLike[str]) -> str | None:
-    """Return a name if it is that of a repository of the Hub; None for a file or folder here."""
+    """Return a name without @REVISION if it is that of a repository; None for a path here."""
+    repo_id, _ = split_revision(name)
     is_here = Path(name).expanduser().exists()
-    return None if is_here or HUB_ID.fullmatch(str(name)) is None else str(name)
+    return None if is_here or HUB_ID.fullmatch(repo_id) is None else repo_id
 
 
 def shown_name(name: str | os.PathLike[str]) -> str:
@@ -77,14 +79,15 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
     """Read what the card of a checkpoint, or of a folder of weights, says of its origin.
 
     Args:
-        checkpoint: folder or Hub id. One of the Hub is a base model itself.
+        checkpoint: folder, Hub id or USER/NAME@REVISION. One of the Hub is a base model itself.
 
     Raises:
         ValueError: if the card's metadata cannot be read: a licence could be lost by that.
     """
-    card = _card_of(checkpoint)
+    opened = resolve_checkpoint(checkpoint)
+    card = _card_of(opened)
     licence, where = _one_licence(card.license), f"the card of {shown_name(checkpoint)}"
-    conversion = Path(checkpoint) / CONVERSION
+    conversion = Path(opened) / CONVERSION
     if licence is None and conversion.is_file():
         licence = json.loads(conversion.read_text(encoding="utf-8")).get("license")
         where = f"{CONVERSION} of {shown_name(checkpoint)}"

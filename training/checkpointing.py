@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..atomic_output import atomic_output, flush_to_disk
+from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.remote_code import code_files
@@ -202,10 +203,11 @@ def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
     training = run.training
     if training.init_from is None:
         return model_class(run.model)
+    checkpoint = resolve_checkpoint(training.init_from)
     if training.init_scope == "all":
-        return load_strictly(model_class, training.init_from, config=run.model, dtype=torch.float32)
+        return load_strictly(model_class, checkpoint, config=run.model, dtype=torch.float32)
     model: Any = model_class(run.model)
-    encoder = load_strictly(SelfViTModel, training.init_from, config=run.model, dtype=torch.float32)
+    encoder = load_strictly(SelfViTModel, checkpoint, config=run.model, dtype=torch.float32)
     model.vit.load_state_dict(encoder.state_dict())
     model.restart_from_encoder()
     return model

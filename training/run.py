@@ -15,6 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..configuration.format_version import WRITTEN_BY
+from ..modeling.hub_revision import resolve_checkpoint
 from .augmentations import AUGMENTATIONS, Augmentation
 
 
@@ -44,7 +45,9 @@ class TrainingConfig:
     )
     # start and place
     output: str = _option("", "folder of the run")
-    init_from: str | None = _option(None, "selfvit checkpoint to start from")
+    init_from: str | None = _option(
+        None, "selfvit checkpoint to start from: folder, Hub id or USER/NAME@REVISION"
+    )
     init_scope: Literal["encoder", "all"] = _option(
         "encoder", "what to take of it: encoder, or all (heads, teacher)"
     )
@@ -93,6 +96,13 @@ class TrainingConfig:
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
     tracker: str = _option("tensorboard", "tensorboard, or none")
+    # the Hub; not in training.yaml, see PLACE_ON_HUB
+    push_to_hub: str | None = _option(None, "USER/NAME to publish the result to, when it is there")
+    push_steps: int | None = _option(
+        None, "steps between two pushes of a checkpoint before the end; none if None"
+    )
+    hub_private_repo: bool = _option(False, "it has to be private; a new one is made so")
+    hub_revision: str | None = _option(None, "branch to push to; main if None")
     # the card
     license: str | None = _option(
         None, "of the checkpoint, as the Hub writes it; that of init_from if None"
@@ -126,6 +136,14 @@ class TrainingConfig:
             raise ValueError("eval_train and eval_test go together; give both or none.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
+        if self.push_steps is not None:
+            if self.push_to_hub is None:
+                raise ValueError(f"push_steps ({self.push_steps}) needs push_to_hub, USER/NAME.")
+            if self.push_steps < 1 or self.push_steps % self.save_steps:
+                raise ValueError(
+                    f"push_steps ({self.push_steps}) must be a multiple of save_steps "
+                    f"({self.save_steps}): what is pushed is a checkpoint that was saved."
+                )
 
     @property
     def learning_rate(self) -> float:
@@ -176,12 +194,15 @@ class Run:
             model.pop(name, None)
         kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
         augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
+        training = asdict(self.training)
+        for name in PLACE_ON_HUB:
+            del training[name]
         return {
             "recipe": self.recipe,
             "architecture": self.architecture,
             "model": model,
             "augmentation": augmentation,
-            "training": asdict(self.training),
+            "training": training,
         }
 
     def to_yaml(self) -> str:
@@ -255,6 +276,9 @@ class Run:
 
 # Fields of the model that a run sets anew, whatever the checkpoint was trained with.
 RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
+# Where a run is published is no part of how it came about. Whoever runs a published training.yaml
+# again must not push over the model that it came with.
+PLACE_ON_HUB = ("push_to_hub", "push_steps", "hub_private_repo", "hub_revision")
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 # What config.json says of the folder it lies in.
@@ -367,7 +391,7 @@ def read_config(checkpoint: str) -> SelfViTConfig:
         ValueError: if there is none, or it is of another type of model.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = AutoConfig.from_pretrained(resolve_checkpoint(checkpoint))
     except OSError as error:
         raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
     if not isinstance(config, SelfViTConfig):
@@ -384,7 +408,7 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
     Weights go on being trained on what they were trained on. Empty for a checkpoint without one.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     except OSError:
         return {}
     return {

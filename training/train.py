@@ -30,6 +30,7 @@ from .collapse import CollapseError, CollapseMonitor, roll_back
 from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .hub_pushes import HubPushes, NotPublishedError
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
@@ -55,6 +56,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        PermissionError: if it is to be pushed to the Hub, and may not; nothing was written then.
+        NotPublishedError: if the run is trained, but could not be pushed.
         CollapseError: if the outputs collapse, and `on_collapse` is not to warn only.
     """
     training = run.training
@@ -99,6 +102,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     loader_from(plan)
     evaluation_sources = open_evaluation_sources(run, source)
+    pushes = HubPushes(training, num_steps, accelerator.is_main_process)
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
@@ -138,6 +142,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
+            pushes.result()
             return {}
 
     # --- the loop
@@ -217,6 +222,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 },
                 card.render(model, done, metrics, spent),
             )
+            pushes.checkpoint(done, checkpointer.newest())
 
     # --- the result
     reporter.close()
@@ -224,6 +230,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     checkpointer.save_result(card.render(model, num_steps, metrics, cost.read(), picture))
     cost.close()
     accelerator.end_training()
+    pushes.result()
     return metrics
 
 
@@ -265,6 +272,17 @@ def to_model_inputs(
     }
 
 
+def train_or_roll_back(run: Run, source: ImageSource | StreamingImageSource) -> None:
+    """Train; after a collapse, go on from the last checkpoint before it, if the run asks for it."""
+    try:
+        train(run, source)
+    except CollapseError as error:
+        if run.training.on_collapse != "rollback" or error.kept is None:
+            raise
+        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
+        train(again, source)
+
+
 def open_source(training: TrainingConfig) -> ImageSource | StreamingImageSource:
     """Open the images that a run trains on."""
     return open_images(
@@ -301,12 +319,11 @@ def main(arguments: list[str] | None = None) -> None:
     run = make_run(arguments, RECIPES, count_images)
     source = sources[0] if sources else open_source(run.training)
     try:
-        train(run, source)
-    except CollapseError as error:
-        if run.training.on_collapse != "rollback" or error.kept is None:
-            raise
-        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
-        train(again, source)
+        train_or_roll_back(run, source)
+    except NotPublishedError as error:
+        print(f"trained: {run.training.output}")
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     print(f"trained: {run.training.output}")
 
 

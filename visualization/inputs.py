@@ -16,6 +16,7 @@ from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageSource
 from ..embedding.embedder import SkippedImage
 from ..embedding.preprocessing import resized_processor
+from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 
 # B images · C channels · H, W pixels
@@ -34,7 +35,7 @@ def open_checkpoint(
 
     Args:
         model_class: class to load.
-        checkpoint: folder, or Hub id.
+        checkpoint: folder, Hub id, or USER/NAME@REVISION.
         image_size: pixels, both sides, that images are brought to, a multiple of the patch size;
             the processor's own if None.
         kwargs: as for `load_strictly`.
@@ -46,6 +47,7 @@ def open_checkpoint(
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if its weights do not fit.
     """
+    checkpoint = resolve_checkpoint(checkpoint)
     model = load_strictly(model_class, checkpoint, dtype=torch.float32, **kwargs)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     return model, processor if image_size is None else resized_processor(processor, image_size)

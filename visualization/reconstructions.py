@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.embedder import evaluating
+from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import stored_config
 from ..modeling.modeling_mae import SelfViTForMAE
 from .figures import draw_panels
@@ -31,7 +32,7 @@ def open_mae(
     """Load a MAE checkpoint, decoder included, and its image processor.
 
     Args:
-        checkpoint: folder, or Hub id.
+        checkpoint: folder, Hub id, or USER/NAME@REVISION.
         image_size: as for `open_checkpoint`.
         mask_ratio: fraction of the patches to mask; the checkpoint's own if None.
 
@@ -42,6 +43,7 @@ def open_mae(
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if it has no decoder, its weights do not fit, or an argument is out of range.
     """
+    checkpoint = resolve_checkpoint(checkpoint)
     stored = stored_config(checkpoint)
     architecture = (stored.get("architectures") or ["unnamed"])[0]
     if architecture != "SelfViTForMAE":

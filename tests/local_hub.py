@@ -1,0 +1,232 @@
+"""A Hugging Face Hub on 127.0.0.1: repositories, LFS uploads, commits, downloads, and faults.
+
+It follows what `huggingface_hub` sends; it is no proof that the real Hub accepts a call. Clients
+are processes of their own with `LocalHub.environment`: the library reads it once, when imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from .hub_repository import MissingObjectError, Repository
+from .hub_requests import TOKEN, HubRequestHandler, HubServer, Request, Route
+
+REGULAR = (".json", ".md", ".py", ".txt", ".gitattributes", ".yaml", ".yml", ".png")
+
+
+class Handler(HubRequestHandler):
+    """The endpoints."""
+
+    # --- accounts and repositories
+
+    def whoami(self) -> None:
+        token = {"displayName": "test", "role": "write"}
+        auth = {"type": "access_token", "accessToken": token}
+        self.send_json({"type": "user", "name": self.user, "orgs": [], "auth": auth})
+
+    def validate_yaml(self) -> None:
+        content = json.loads(self.body)["content"]
+        if "license: nonsense" in content:
+            error = {"message": '"license" must be one of [apache-2.0, ...]'}
+            self.send_json({"errors": [error], "warnings": []}, 400)
+        else:
+            self.send_json({"errors": [], "warnings": []})
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        owner = asked.get("organization") or self.user
+        repo_id = f"{owner}/{asked['name']}"
+        if owner != self.user:
+            message = f"You don't have the rights to create a model under the namespace {owner!r}."
+            self.error(403, "Forbidden", message)
+            return
+        address = {"url": f"{self.server.url}/{repo_id}", "id": repo_id, "name": repo_id}
+        if repo_id in self.server.repositories:
+            self.send_json({"error": "You already created this model repo", **address}, 409)
+            return
+        private = asked.get("visibility") == "private"
+        self.server.repositories[repo_id] = Repository(owner, private)
+        self.send_json(address)
+
+    def may_write(self, repo: str) -> None:
+        self.send_json({})
+
+    def info(self, repo: str, revision: str = "main") -> None:
+        commit = self.commit_at(repo, revision)
+        if commit is not None:
+            self.send_json(
+                {
+                    "id": repo,
+                    "modelId": repo,
+                    "sha": commit.sha,
+                    "private": self.repository(repo).private,
+                    "tags": [],
+                    "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+                }
+            )
+
+    def create_branch(self, repo: str, branch: str) -> None:
+        start = json.loads(self.body).get("startingPoint", "main")
+        if self.repository(repo).branch(branch, start):
+            self.send_json({})
+        else:
+            self.error(409, "Conflict", "Reference already exists")
+
+    # --- uploads
+
+    def preupload(self, repo: str, revision: str) -> None:
+        commit = self.commit_at(repo, revision)
+        if commit is None:
+            return
+        answers = []
+        for file in json.loads(self.body)["files"]:
+            stored = commit.files.get(file["path"])
+            answers.append(
+                {
+                    "path": file["path"],
+                    "uploadMode": "regular" if file["path"].endswith(REGULAR) else "lfs",
+                    "shouldIgnore": False,
+                    "oid": None if stored is None else stored.oid,
+                }
+            )
+        self.send_json({"files": answers})
+
+    def lfs_batch(self, repo: str) -> None:
+        asked = json.loads(self.body)
+        if "ref" in asked and self.user != self.repository(repo).owner:  # not for a pull request
+            self.error(403, "Forbidden", "Authorization error.")
+            return
+        objects = []
+        for entry in asked["objects"]:
+            upload = {"href": f"{self.server.url}/lfs/{entry['oid']}"}
+            verify = {"href": f"{self.server.url}/lfs-verify/{entry['oid']}"}
+            missing = entry["oid"] not in self.server.lfs
+            actions = {"actions": {"upload": upload, "verify": verify}} if missing else {}
+            objects.append({**entry, **actions})
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            self.error(400, "BadDigest", "the content does not have this sha256")
+            return
+        self.server.lfs[oid] = self.body
+        self.send(200, b"")
+
+    def lfs_verify(self, oid: str) -> None:
+        self.send_json({}, 200 if oid in self.server.lfs else 404)
+
+    def commit(self, repo: str, revision: str) -> None:
+        repository = self.repository(repo)
+        if self.commit_at(repo, revision) is None:
+            return
+        proposes = "create_pr" in self.query
+        ref = repository.open_pull_request() if proposes else revision
+        try:
+            commit = repository.apply(ref, self.body, self.server.lfs)
+        except MissingObjectError as error:
+            self.error(400, "MissingLfs", str(error))
+            return
+        address = f"{self.server.url}/{repo}"
+        number = ref.rpartition("/")[2]
+        answer = {"success": True, "commitOid": commit.sha, "hookOutput": ""}
+        answer["commitUrl"] = f"{address}/commit/{commit.sha}"
+        if proposes:
+            answer |= {"pullRequestUrl": f"{address}/discussions/{number}"}
+        self.send_json(answer)
+
+    # --- downloads
+
+    def tree(self, repo: str, revision: str) -> None:
+        commit = self.commit_at(repo, revision)
+        if commit is None:
+            return
+        entries: list[dict[str, Any]] = []
+        for path, file in sorted(commit.files.items()):
+            size = len(file.content)
+            entry = {"type": "file", "path": path, "size": size, "oid": file.git_sha}
+            lfs = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}}
+            entries.append(entry | (lfs if file.sha256 else {}))
+        self.send_json(entries)
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        commit = self.commit_at(repo, revision)
+        if commit is None:
+            return
+        file = commit.files.get(path)
+        headers = [("X-Repo-Commit", commit.sha)]
+        if file is None:
+            headers.append(("X-Error-Code", "EntryNotFound"))
+            self.send_json({"error": "Entry not found"}, 404, headers)
+            return
+        headers += [("ETag", f'"{file.oid}"'), ("Accept-Ranges", "bytes")]
+        if file.sha256:
+            headers.append(("X-Linked-ETag", f'"{file.sha256}"'))
+            headers.append(("X-Linked-Size", str(len(file.content))))
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked:
+            start, size = int(asked[1]), len(file.content)
+            headers.append(("Content-Range", f"bytes {start}-{size - 1}/{size}"))
+            self.send(206, file.content[start:], headers)
+        else:
+            self.send(200, file.content, headers)
+
+
+REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+REVISION = r"(?P<revision>[^/]+)"
+MODEL = rf"/api/models/{REPO}"
+Handler.routes = [
+    Route("GET", "/api/whoami-v2", Handler.whoami, "sign in"),
+    Route("POST", "/api/validate-yaml", Handler.validate_yaml),
+    Route("POST", "/api/repos/create", Handler.create, "sign in"),
+    Route("GET", rf"{MODEL}/auth-check/write", Handler.may_write, "write"),
+    Route("GET", MODEL, Handler.info, "read"),
+    Route("GET", rf"{MODEL}/revision/{REVISION}", Handler.info, "read"),
+    Route("POST", rf"{MODEL}/branch/(?P<branch>[^/]+)", Handler.create_branch, "write"),
+    Route("POST", rf"{MODEL}/preupload/{REVISION}", Handler.preupload, "write"),
+    Route("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch, "read"),
+    Route("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
+    Route("POST", r"/lfs-verify/(?P<oid>[0-9a-f]{64})", Handler.lfs_verify),
+    Route("POST", rf"{MODEL}/commit/{REVISION}", Handler.commit, "write"),
+    Route("GET", rf"{MODEL}/tree/{REVISION}", Handler.tree, "read"),
+    Route("GET HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve, "read"),
+]
+
+
+class LocalHub(HubServer):
+    """`with LocalHub() as hub:` serves on `hub.url` until the block ends."""
+
+    def __init__(self) -> None:
+        super().__init__(Handler)
+
+    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+        """Return the variables of a client whose caches are in `home`."""
+        values = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",  # the client would ask for it wherever hf_xet is installed
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        return values if token is None else {**values, "HF_TOKEN": token}
+
+    def sent(self, method: str, path: str) -> list[Request]:
+        """Return the requests of a kind, in their order."""
+        return [
+            request
+            for request in self.requests
+            if request.method == method and re.search(path, request.path)
+        ]
+
+    def __enter__(self) -> LocalHub:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+        self.server_close()

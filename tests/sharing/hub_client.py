@@ -1,0 +1,138 @@
+"""What tests do as a client of the Hub, in a process of its own.
+
+`huggingface_hub` reads its variables when it is imported; the tests' own process has no network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ..hub_requests import TOKEN
+from ..local_hub import LocalHub
+
+# Only the standard library and the servers above this line: tasks import the rest.
+
+
+class HubClient:
+    """A process that sees `hub` as the Hub; `with HubClient(hub, home) as client:`."""
+
+    def __init__(self, hub: LocalHub, home: Path):
+        environment = {**hub.environment(home, token=None), "OMP_NUM_THREADS": "1"}
+        self.environment = environment
+        self.pool = ProcessPoolExecutor(
+            1, get_context("spawn"), initializer=_enter, initargs=(environment,)
+        )
+
+    def __enter__(self) -> HubClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.shutdown()
+
+    def __call__(self, task: Callable[..., Any], *args: Any, token: str | None = TOKEN) -> Any:
+        """Return what a task returns there, or raise what it raises."""
+        return self.pool.submit(_as_user, token, task, *args).result(timeout=300)
+
+    def run(self, *arguments: object, token: str | None = TOKEN) -> tuple[int, str]:
+        """Return exit code and output of a `selfvit` command."""
+        return self(command, [str(argument) for argument in arguments], token=token)
+
+
+def _enter(environment: dict[str, str]) -> None:
+    os.environ.pop("HF_TOKEN", None)
+    os.environ.update(environment)
+
+
+def _as_user(token: str | None, task: Callable[..., Any], *args: Any) -> Any:
+    if token is None:
+        os.environ.pop("HF_TOKEN", None)
+    else:
+        os.environ["HF_TOKEN"] = token
+    return task(*args)
+
+
+def command(arguments: list[str]) -> tuple[int, str]:
+    """Run the command line."""
+    from accelerate.state import AcceleratorState, GradientState
+    from typer.testing import CliRunner
+
+    from selfvit.cli import app
+
+    result = CliRunner().invoke(app, arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)  # each run is the first
+    GradientState._reset_state()
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def vectors(checkpoint: str, images: list[str], **where: Any) -> dict[str, Any]:
+    """Return (N, E) vectors by each way to open a checkpoint's encoder."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+
+    import selfvit  # noqa: F401 - registers the models
+    from selfvit.data.decoding import decode_image
+
+    processor = AutoImageProcessor.from_pretrained(checkpoint, **where)
+    pixels = processor([decode_image(path) for path in images], return_tensors="pt")
+    encoder = AutoModel.from_pretrained(checkpoint, **where).eval()
+    found = {}
+    with torch.no_grad():
+        found["AutoModel"] = encoder(**pixels).pooler_output.numpy()
+        if encoder.config.architectures[0] != "SelfViTForImageClassification":
+            whole = AutoModelForPreTraining.from_pretrained(checkpoint, **where).eval()
+            found["AutoModelForPreTraining"] = whole.vit(**pixels).pooler_output.numpy()
+    if not where:
+        extract = pipeline("image-feature-extraction", model=checkpoint)
+        found["pipeline"] = [extract(path, pool=True)[0] for path in images]
+    return found
+
+
+def heads(checkpoint: str, images: list[str]) -> dict[str, Any]:
+    """Return a classifier's logits and a backbone's feature maps."""
+    import torch
+    from transformers import AutoBackbone, AutoImageProcessor, AutoModelForImageClassification
+
+    import selfvit  # noqa: F401 - registers the models
+    from selfvit.data.decoding import decode_image
+
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    pixels = processor([decode_image(path) for path in images], return_tensors="pt")
+    with torch.no_grad():
+        classifier = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+        found = {"logits": classifier(**pixels).logits.numpy()}
+        if not Path(checkpoint).is_dir():  # transformers opens backbones by id, not by folder
+            backbone = AutoBackbone.from_pretrained(checkpoint).eval()
+            found["features"] = backbone(**pixels).feature_maps[-1].numpy()
+    return found
+
+
+def push_to_hub(folder: str, repo_id: str) -> None:
+    """Push model and processor by transformers' own methods."""
+    from transformers import AutoImageProcessor, AutoModelForPreTraining
+
+    import selfvit  # noqa: F401 - registers the models
+
+    AutoModelForPreTraining.from_pretrained(folder).push_to_hub(repo_id)
+    AutoImageProcessor.from_pretrained(folder).push_to_hub(repo_id)
+
+
+def upload_to_subfolder(folder: str, repo_id: str, subfolder: str) -> None:
+    """Upload a folder beside what a repository holds."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo_id, exist_ok=True)
+    HfApi().upload_folder(folder_path=folder, repo_id=repo_id, path_in_repo=subfolder)
+
+
+def publish(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
+    """Publish from Python."""
+    from selfvit.sharing.publish import publish as publish_folder
+
+    return publish_folder(folder, repo_id, **options)

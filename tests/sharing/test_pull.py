@@ -1,0 +1,139 @@
+"""Checkpoints by their name on the Hub: revisions, sub-folders, without a network."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForPreTraining
+
+from ..hub_requests import USER
+from ..training.tiny_runs import LOOP
+from .conftest import write_checkpoint
+from .hub_client import upload_to_subfolder, vectors
+
+NAME = f"{USER}/model"
+
+
+@pytest.fixture
+def two_revisions(hub, client, checkpoints, tmp_path):
+    """Folders by revision: MAE on main, and the same with another last norm on v1."""
+    model = AutoModelForPreTraining.from_pretrained(checkpoints["mae"])
+    model.vit.layernorm.weight.data *= 2
+    other = write_checkpoint(tmp_path / "other", model)
+    assert client.run("publish", checkpoints["mae"], NAME)[0] == 0
+    code, printed = client.run("publish", other, NAME, "--revision", "v1")
+    assert code == 0, printed
+    assert sorted(hub.repositories[NAME].branches) == ["main", "v1"]
+    return {"main": checkpoints["mae"], "v1": other}
+
+
+def assert_same(pulled, local):
+    for way, expected in pulled.items():
+        np.testing.assert_array_equal(expected, local[way], err_msg=way)
+
+
+def test_a_revision_and_a_commit_open_by_the_auto_classes(hub, client, two_revisions, images):
+    commit = hub.repositories[NAME].at("v1").sha
+    for revision, folder in (*two_revisions.items(), (commit, two_revisions["v1"])):
+        pulled = client(vectors_at, NAME, images, {"revision": revision})
+        assert_same(pulled, client(vectors, str(folder), images))
+
+
+def vectors_at(name, images, where):
+    return vectors(name, images, **where)
+
+
+def test_a_sub_folder_opens_by_the_auto_classes(hub, client, checkpoints, images):
+    client(upload_to_subfolder, str(checkpoints["pmsn"]), f"{USER}/several", "small/pmsn")
+    pulled = client(vectors_at, f"{USER}/several", images, {"subfolder": "small/pmsn"})
+    assert_same(pulled, client(vectors, str(checkpoints["pmsn"]), images))
+
+
+def embedded(client, model, data, output, *options):
+    where = ("--model", model, "--data", data, "--output", output, "--num-workers", 0)
+    code, printed = client.run("embed", *where, "--device", "cpu", *options)
+    assert code == 0, printed
+    return np.array(pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist())
+
+
+def test_embed_takes_a_name_and_a_revision_after_an_at(
+    client, two_revisions, image_folder, tmp_path
+):
+    found = {
+        model: embedded(client, model, image_folder, tmp_path / str(index))
+        for index, model in enumerate((NAME, f"{NAME}@v1", *two_revisions.values()))
+    }
+    np.testing.assert_array_equal(found[NAME], found[two_revisions["main"]])
+    np.testing.assert_array_equal(found[f"{NAME}@v1"], found[two_revisions["v1"]])
+    assert not np.array_equal(found[NAME], found[f"{NAME}@v1"])
+    assert json.loads((tmp_path / "1" / "metadata.json").read_text())["model"] == f"{NAME}@v1"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (f"{NAME}@v7", f"{NAME} has no branch, tag or commit 'v7'"),
+        (f"{USER}/nothing@v1", f"there is no repository {USER}/nothing"),
+    ],
+)
+def test_what_is_not_there_is_told(model, message, client, two_revisions, image_folder, tmp_path):
+    where = ("--data", image_folder, "--output", tmp_path / "out", "--num-workers", 0)
+    code, printed = client.run("embed", "--model", model, *where)
+    assert code == 2 and message in printed
+
+
+def test_evaluate_visualize_and_export_take_a_revision(
+    client, two_revisions, image_folder, tmp_path
+):
+    model = ("--model", f"{NAME}@v1")
+    code, printed = client.run(
+        *("evaluate", *model, "--train", image_folder, "--device", "cpu", "--num-workers", 0)
+    )
+    assert code == 0, printed
+    for kind in ("attention", "reconstruct"):
+        picture = tmp_path / f"{kind}.png"
+        code, printed = client.run(
+            *("visualize", kind, *model, "--data", image_folder, "--output", picture)
+        )
+        assert code == 0 and picture.is_file(), printed
+    exported = tmp_path / "exported"
+    code, printed = client.run(
+        *("export", f"{NAME}@v1", exported, "--to", "timm", "--pooling", "mean")
+    )
+    assert code == 0, printed
+    facts = json.loads((exported / "selfvit_export.json").read_text())
+    assert facts["checkpoint"] == f"{NAME}@v1"
+
+
+def test_training_starts_from_a_revision(client, two_revisions, image_folder, tmp_path):
+    started = {}
+    for model in (f"{NAME}@v1", two_revisions["v1"], NAME):
+        out = tmp_path / f"run{len(started)}"
+        code, printed = client.run(
+            *("train", "mae_finetune", "--init_from", model, "--data", image_folder),
+            *("--output", out, "--max_steps", 1, "--batch_size", 4, *LOOP, "--cpu", "true"),
+        )
+        assert code == 0, printed
+        started[model] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
+    assert started[f"{NAME}@v1"] == started[two_revisions["v1"]] != started[NAME]
+
+
+def test_without_a_network_the_cache_serves(hub, client, two_revisions, image_folder, tmp_path):
+    for index, model in enumerate((NAME, f"{NAME}@v1")):
+        online = embedded(client, model, image_folder, tmp_path / f"online{index}")
+        hub.requests.clear()
+        output = tmp_path / f"offline{index}"
+        command = [
+            sys.executable, "-m", "selfvit.cli", "embed", "--model", model, "--data",
+            str(image_folder), "--output", str(output), "--num-workers", "0", "--device", "cpu",
+        ]  # fmt: skip
+        environment = {**os.environ, **client.environment, "HF_HUB_OFFLINE": "1"}
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert printed.returncode == 0, printed.stderr
+        assert not hub.requests
+        offline = pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist()
+        np.testing.assert_array_equal(np.array(offline), online)

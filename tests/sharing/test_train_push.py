@@ -1,0 +1,116 @@
+"""`selfvit train --push_to_hub`: in the background, and never in the way of the run."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, load_file
+
+from ..hub_requests import OTHER_TOKEN, OTHER_USER, TOKEN, USER, Fault
+from ..training.tiny_runs import arguments
+from .hub_client import vectors
+
+NAME = f"{USER}/run"
+
+
+@pytest.fixture
+def train(client, image_folder, tmp_path):
+    """Train DINO for 6 steps, saved and pushed after every second; return exit code and output."""
+
+    def command(*options, output="run", token=TOKEN):
+        steps = ("--max_steps", 6, "--batch_size", 4, "--save_steps", 2, "--save_total_limit", 1)
+        line = arguments("dino", image_folder, tmp_path / output, *steps, "--cpu", "true", *options)
+        return client.run("train", *line, token=token)
+
+    return command
+
+
+def messages(hub, branch="main"):
+    return [commit.message for commit in hub.repositories[NAME].refs[f"refs/heads/{branch}"]]
+
+
+def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
+    hub, client, train, images, tmp_path
+):
+    code, printed = train("--push_to_hub", NAME, "--push_steps", 2, "--hub_private_repo", "true")
+    assert code == 0, printed
+    repository = hub.repositories[NAME]
+    assert repository.private
+    first, *others = repository.refs["refs/heads/main"][1:]
+    assert first.message == "Step 2 of 6" and others[-1].message == "Upload SelfViTForDINO"
+    # each commit is a whole checkpoint, of the step it says
+    assert {"config.json", "preprocessor_config.json", "README.md"} <= set(first.files)
+    assert "training.yaml" in first.files and "trainer_state.json" not in first.files
+    early, late = (
+        load(commit.files["model.safetensors"].content) for commit in (first, others[-1])
+    )
+    assert early.keys() == late.keys() and not torch.equal(
+        early["vit.layernorm.weight"], late["vit.layernorm.weight"]
+    )
+    pulled, local = (client(vectors, name, images) for name in (NAME, str(tmp_path / "run")))
+    for way, expected in local.items():
+        assert (pulled[way] == expected).all() if way != "pipeline" else pulled[way] == expected
+    assert f'model="{NAME}"' in others[-1].files["README.md"].content.decode()
+    assert not (tmp_path / "run" / ".unfinished-push").exists()
+
+
+def test_pushing_changes_nothing_of_what_is_trained(hub, train, tmp_path):
+    assert train("--push_to_hub", NAME, "--push_steps", 2, output="pushed")[0] == 0
+    assert train(output="alone")[0] == 0
+    pushed, alone = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("pushed", "alone")
+    )
+    assert pushed.keys() == alone.keys()
+    assert all(torch.equal(pushed[name], alone[name]) for name in alone)
+    written = [(tmp_path / name / "training.yaml").read_text() for name in ("pushed", "alone")]
+    assert written[0].replace("pushed", "alone") == written[1]  # and a rerun pushes nothing
+
+
+def test_a_push_that_fails_ends_nothing_and_the_next_has_everything(hub, train, tmp_path):
+    hub.faults.append(Fault("POST", "/preupload/", status=400))
+    code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
+    assert code == 0, printed
+    assert "warning: step 2 was not pushed" in printed
+    assert "Step 2 of 6" not in messages(hub) and messages(hub)[-1] == "Upload SelfViTForDINO"
+
+
+def test_when_the_last_push_fails_the_run_is_whole_and_says_how_to_repeat(
+    hub, client, train, tmp_path
+):
+    hub.faults.append(Fault("POST", "/preupload/", times=100, status=400))
+    code, printed = train("--push_to_hub", NAME, "--hub_revision", "v1")
+    out = tmp_path / "run"
+    assert code == 1
+    assert f"trained: {out}" in printed
+    assert f"Repeat: selfvit publish {out} {NAME} --revision v1" in printed
+    assert len(json.loads((out / "config.json").read_text())) > 5
+    hub.faults.clear()
+    assert client.run("publish", out, NAME, "--revision", "v1")[0] == 0
+    assert messages(hub, "v1")[-1] == "Upload SelfViTForDINO"
+
+
+def test_steps_do_not_wait_for_an_upload_and_uploads_do_not_pile_up(hub, train):
+    hub.faults.append(Fault("PUT", "/lfs/", delay=6))
+    code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
+    assert code == 0, printed
+    assert "step 4 is not pushed: an earlier push still uploads" in printed
+    assert messages(hub)[1:] == ["Step 2 of 6", "Upload SelfViTForDINO"]
+
+
+@pytest.mark.parametrize(
+    ("options", "token", "message"),
+    [
+        (("--push_to_hub", NAME), "hf_wrong", "does not accept the token"),
+        (("--push_to_hub", f"{OTHER_USER}/run"), TOKEN, f"you ({USER}) may not push"),
+        (("--push_to_hub", "run"), TOKEN, "must be USER/NAME"),
+        (("--push_to_hub", NAME, "--push_steps", 3), TOKEN, "must be a multiple of save_steps (2)"),
+        (("--push_steps", 2), TOKEN, "needs push_to_hub"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_told_before_the_start(
+    options, token, message, hub, client, train, checkpoint, tmp_path
+):
+    client.run("publish", checkpoint, f"{OTHER_USER}/run", token=OTHER_TOKEN)
+    code, printed = train(*options, token=token)
+    assert code == 2 and message in printed, printed
+    assert not (tmp_path / "run").exists()
