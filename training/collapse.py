@@ -58,8 +58,8 @@ class Signal(NamedTuple):
 
 PATIENCE = 3  # readings
 # 2026-11-25, 1,000 steps of each demo's recipe, lowest readings: information 0.16 (DINO) and 0.31
-# (PMSN), prototypes 43 and 4.7, standard deviation 0.33 (MAE), explained 0.05 from step 70 on. But MAE
-# may learn slowly: batches of 6 took 260 steps and more to predict better than the mean.
+# (PMSN), prototypes 43 and 4.7, standard deviation 0.33 (MAE), explained 0.05 from step 70 on. But
+# MAE may learn slowly: batches of 6 took 260 steps and more to predict better than the mean.
 SIGNALS = {
     "teacher_information": Signal(floor=0.02, healthy=0.04, grace=25),
     "prototypes_in_use": Signal(floor=2.0, healthy=4.0, grace=25),

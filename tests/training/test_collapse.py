@@ -220,6 +220,14 @@ def test_a_signal_that_fell_is_an_alarm_at_the_third_low_reading_whatever_the_ra
     assert alarm_step(lambda step: 0.3 if step in (10, 40) else 0.001, [0.0] * 100) == 70
 
 
+def test_two_prototypes_of_many_are_a_constant_output_though_they_tell_two_kinds_apart():
+    state = MonitorState()
+    readings = [32.0, 4.4, 1.8, 1.6, 1.5]  # dino_demo without a center, steps 10 to 280
+    signals = [{"teacher_information": 0.08, "prototypes_in_use": value} for value in readings]
+    alarms = [state.judge(10 * index, reading) for index, reading in enumerate(signals)]
+    assert alarms == [[], [], [], [], ["prototypes_in_use"]]
+
+
 def test_without_learning_a_low_signal_is_no_alarm(images, tmp_path):
     still = ("--base_learning_rate", 0, "--min_learning_rate", 0)
     options = (*SHORT, *COLLAPSING["dino", "uniform"], *still, "--monitor_steps", 1)
