@@ -9,7 +9,7 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.run import Run, TrainingConfig
 
 # AdamW's peak rates, tried alike for every objective and both sides
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 # By objective, what differs from its demo recipe: four blocks everywhere, and as many steps as take
 # 60 to 100 CPU seconds.
