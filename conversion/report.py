@@ -95,6 +95,7 @@ def card_contents(
     processor: Any,
     licence: str,
     provenance: Provenance,
+    has_code: bool,
 ) -> CardContents:
     """Return what the card says.
 
@@ -106,6 +107,7 @@ def card_contents(
         processor: its image processor.
         licence: what is known of the source's, in words.
         provenance: its licence and base model.
+        has_code: whether the model's code lies beside the weights.
     """
     notes = []
     for entries, what in ((conversion.left_out, "left out"), (conversion.new, "new")):
@@ -120,6 +122,7 @@ def card_contents(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         provenance=provenance,
+        has_code=has_code,
         has_teacher=conversion.config.dino_config is not None
         or conversion.config.pmsn_config is not None,
         conversion=ConversionFacts(

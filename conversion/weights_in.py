@@ -115,6 +115,7 @@ def convert(
                 processor=processor,
                 licence=draft.licence,
                 provenance=provenance,
+                has_code=save_code,
             )
         )
         (folder / CARD).write_text(card, encoding="utf-8")

@@ -100,6 +100,7 @@ class RunCard:
                 provenance=self.provenance,
                 objective=self.objective,
                 has_teacher=model.trained_encoder is not model.vit,
+                has_code=training.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
                     data=described(self.source.description, training.data),
