@@ -17,7 +17,8 @@ from .hub_repository import Commit, Repository
 
 USER, TOKEN = "local-user", "hf_local"
 OTHER_USER, OTHER_TOKEN = "other-user", "hf_other"
-USERS = {TOKEN: USER, OTHER_TOKEN: OTHER_USER}
+PAGES_USER, PAGES_TOKEN = "USER", "hf_pages"  # the documentation's
+USERS = {TOKEN: USER, OTHER_TOKEN: OTHER_USER, PAGES_TOKEN: PAGES_USER}
 
 
 @dataclass(frozen=True)

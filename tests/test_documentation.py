@@ -29,6 +29,8 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.train import TRAINABLE_CLASSES
 
 from .documentation import RUN, SHOWN, read_page
+from .hub_requests import PAGES_TOKEN
+from .local_hub import LocalHub
 from .warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +183,13 @@ def weights(page_folder):
     """A file weights.pth of a small vision transformer, as timm names its tensors."""
     model = VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
     torch.save(model.state_dict(), page_folder / "weights.pth")
+
+
+@pytest.fixture
+def local_hub(tmp_path_factory):
+    """A Hub on this machine, on which one is signed in as USER."""
+    with LocalHub() as hub:
+        yield hub.environment(tmp_path_factory.mktemp("hf_home"), PAGES_TOKEN)
 
 
 # ---------------------------------------------------------------------- the pages
