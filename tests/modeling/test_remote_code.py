@@ -7,10 +7,7 @@ import json
 import os
 import subprocess
 import sysconfig
-import threading
 import venv
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +32,14 @@ from selfvit import (
 )
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.remote_code import code_files, write_code
+from tests.hub_requests import USER
 from tests.image_files import noise
+from tests.local_hub import LocalHub
 from tests.objectives import OBJECTIVES, tiny_config, tiny_dino_config
+from tests.sharing.hub_client import HubClient
 
 NAMES = [objective.name for objective in OBJECTIVES]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CARD = "---\nlibrary_name: transformers\n---\n\n# A model\n"
 
 # Opens every checkpoint of a folder by every Auto class, and saves what comes of it; saves the
 # models again, too.
@@ -55,14 +55,14 @@ from transformers import (
 )
 from PIL import Image
 
-checkpoints, inputs, images, resaved, repository, results = sys.argv[1:]
+checkpoints, inputs, images, resaved, user, results = sys.argv[1:]
 inputs, images = torch.load(inputs), sorted(str(path) for path in Path(images).iterdir())
 trust = {"trust_remote_code": True}
-found = {}
+found = {"by id": {}}
 
 
 @torch.no_grad()
-def results_of(name, checkpoint):
+def results_of(name, checkpoint, resaved="-"):
     architecture = AutoConfig.from_pretrained(checkpoint, **trust).architectures[0]
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     pixels = processor([Image.open(path) for path in images], return_tensors="pt")
@@ -95,14 +95,15 @@ def results_of(name, checkpoint):
 
 
 for folder in sorted(Path(checkpoints).iterdir()):
-    found[folder.name] = results_of(folder.name, str(folder))
+    found[folder.name] = results_of(folder.name, str(folder), resaved)
+    if user != "-":
+        found["by id"][folder.name] = results_of(folder.name, f"{user}/{folder.name}")
 try:
     AutoModel.from_pretrained(folder, trust_remote_code=False)
 except ValueError as error:
     found["without trust"] = str(error)
-if repository != "-":
-    found["by id"] = results_of("dino", repository)
-    backbone = AutoBackbone.from_pretrained(repository, out_indices=[1, 3], **trust)
+if user != "-":
+    backbone = AutoBackbone.from_pretrained(f"{user}/dino", out_indices=[1, 3], **trust)
     with torch.no_grad():
         found["feature maps"] = backbone(inputs["dino"]["global_views"][0]).feature_maps
 torch.save(found, results)
@@ -144,56 +145,8 @@ def build_checkpoints(folder: Path) -> dict[str, Any]:
                 parameter.add_(0.05 * torch.randn_like(parameter))
         model.eval().save_pretrained(folder / name)
         build_processor(model.config).save_pretrained(folder / name)
+        (folder / name / "README.md").write_text(CARD)
     return models
-
-
-class ReadOnlyHub(BaseHTTPRequestHandler):
-    """Serves one folder as the Hub serves a repository."""
-
-    folder: Path
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        if self.path.startswith("/api/models/"):
-            files = [{"rfilename": path.name} for path in self.folder.iterdir()]
-            body = json.dumps({"id": "someone/dino", "sha": COMMIT, "siblings": files}).encode()
-            self.answer(200, body, {"Content-Type": "application/json"})
-        elif "/resolve/" in self.path and (self.folder / name).is_file():
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{name}"'}
-            self.answer(200, (self.folder / name).read_bytes(), headers)
-        else:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Any]:
-    """Give a function that serves a folder as someone/dino, and returns the address."""
-    servers = []
-
-    def start(folder: Path) -> str:
-        handler = type("Handler", (ReadOnlyHub,), {"folder": folder})
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 class Opened:
@@ -207,14 +160,14 @@ class Opened:
         self.inputs = {entry.name: entry.inputs(generator, 4) for entry in OBJECTIVES}
         torch.save(self.inputs, folder / "inputs.pt")
 
-        def run(checkpoints: str, resaved: str, repository: str, cache: str) -> dict[str, Any]:
+        def run(checkpoints: str, resaved: str, user: str, cache: str) -> dict[str, Any]:
             variables = {"HF_HOME": str(folder / cache), "HF_ENDPOINT": hub, "OMP_NUM_THREADS": "1"}
-            if repository == "-":
+            if user == "-":
                 variables["HF_HUB_OFFLINE"] = "1"
             process = subprocess.run(
                 [
                     python, "-I", "-c", WITHOUT_SELFVIT, folder / checkpoints, folder / "inputs.pt",
-                    images, resaved, repository, folder / "results.pt",
+                    images, resaved, user, folder / "results.pt",
                 ],
                 cwd=folder,
                 env={"PATH": os.environ["PATH"], "HF_HUB_DISABLE_XET": "1", **variables},
@@ -224,12 +177,12 @@ class Opened:
             assert process.returncode == 0, process.stderr
             return torch.load(folder / "results.pt")
 
-        self.first = run("checkpoints", str(folder / "resaved"), "someone/dino", "cache")
+        self.first = run("checkpoints", str(folder / "resaved"), USER, "cache")
         self.again = run("resaved", "-", "-", "another cache")
 
     def __getitem__(self, name: str) -> list[dict[str, Any]]:
-        """Return the results of a checkpoint, and of what was saved again there."""
-        return [self.first[name], self.again[name]]
+        """Return what came of a checkpoint, of what the Hub has of it, and of what was resaved."""
+        return [self.first[name], self.first["by id"][name], self.again[name]]
 
     def pixels(self, name: str) -> torch.Tensor:
         processor = AutoImageProcessor.from_pretrained(self.folder / "checkpoints" / name)
@@ -239,11 +192,17 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory, images, python_without_selfvit, serve) -> Opened:
+def opened(tmp_path_factory, images, python_without_selfvit) -> Opened:
     folder = tmp_path_factory.mktemp("remote")
     models = build_checkpoints(folder / "checkpoints")
-    hub = serve(folder / "checkpoints" / "dino")
-    return Opened(folder, models, images, python_without_selfvit, hub)
+    with LocalHub() as hub:
+        with HubClient(hub, folder / "publisher") as client:
+            for name in models:
+                code, printed = client.run(
+                    "publish", folder / "checkpoints" / name, f"{USER}/{name}"
+                )
+                assert code == 0, printed
+        return Opened(folder, models, images, python_without_selfvit, hub.url)
 
 
 @torch.no_grad()
@@ -295,10 +254,7 @@ def test_without_selfvit_the_classifier_and_its_pipeline_are_bit_identical(opene
         assert result["scores"] == [classify(str(path)) for path in opened.paths]
 
 
-def test_without_selfvit_a_repository_opens_by_its_id_as_a_backbone_too(opened):
-    by_id, by_folder = opened.first["by id"], opened.first["dino"]
-    assert torch.equal(by_id["embeddings"], by_folder["embeddings"])
-    assert torch.equal(by_id["loss"], by_folder["loss"])
+def test_without_selfvit_a_repository_opens_as_a_backbone_too(opened):
     backbone = SelfViTBackbone.from_pretrained(
         opened.folder / "checkpoints" / "dino", out_indices=[1, 3]
     )

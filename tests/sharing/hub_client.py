@@ -113,6 +113,16 @@ def heads(checkpoint: str, images: list[str]) -> dict[str, Any]:
     return found
 
 
+def save_and_push(folder: str, place: str, repo_id: str) -> None:
+    """Push a model by `save_pretrained(push_to_hub=True)`."""
+    from transformers import AutoModelForPreTraining
+
+    import selfvit  # noqa: F401 - registers the models
+
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    model.save_pretrained(place, push_to_hub=True, repo_id=repo_id)
+
+
 def push_to_hub(folder: str, repo_id: str) -> None:
     """Push model and processor by transformers' own methods."""
     from transformers import AutoImageProcessor, AutoModelForPreTraining

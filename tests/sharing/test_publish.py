@@ -10,7 +10,7 @@ from selfvit.modeling.remote_code import code_files
 
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, USER, Fault
 from .conftest import write_checkpoint
-from .hub_client import heads, publish, push_to_hub, vectors
+from .hub_client import heads, publish, push_to_hub, save_and_push, vectors
 
 NAME = f"{USER}/model"
 SENT = {
@@ -77,8 +77,19 @@ class TestThereAndBack:
 
     def test_push_to_hub_of_model_and_processor_is_complete(self, hub, client, checkpoint, images):
         client(push_to_hub, str(checkpoint), NAME)
-        assert set(hub.repositories[NAME].main.files) >= SENT - {"training.yaml"}
+        code = {path.name for path in code_files(checkpoint)}
+        assert set(hub.repositories[NAME].main.files) >= (SENT - {"training.yaml"}) | code
         assert_same(client(vectors, NAME, images), client(vectors, str(checkpoint), images))
+
+    def test_saving_with_push_to_hub_sends_the_code_too(self, hub, client, checkpoint, tmp_path):
+        for _ in range(2):  # transformers sends what is newer than the call, and the code is not
+            client(save_and_push, str(checkpoint), str(tmp_path / "saved"), NAME)
+            sent = hub.repositories[NAME].main.files
+            code = code_files(tmp_path / "saved")
+            assert code
+            for path in [*code, tmp_path / "saved" / "model.safetensors"]:
+                assert sent[path.name].content == path.read_bytes()
+            hub.repositories.pop(NAME)
 
     def test_publishing_again_without_a_change_adds_nothing(self, hub, client, checkpoint):
         first = client(publish, str(checkpoint), NAME, {})
