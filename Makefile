@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: demo test lint build bench clean
+.PHONY: demo test lint docs build bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed  ## write docs/configuration.md anew, from the dataclasses
+	$(BIN)/python docs/write_configuration_reference.py
 
 build: .venv/installed  ## wheel and source distribution: dist/
 	$(BIN)/python -m build

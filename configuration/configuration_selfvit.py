@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_dino import DINOConfig
 from .configuration_mae import MAEConfig
 from .configuration_pmsn import PMSNConfig
+from .format_version import FORMAT_VERSION, VERSION, WRITTEN_BY, check_format
 
 # hidden_size, num_hidden_layers, num_attention_heads
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -102,6 +103,9 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_format(kwargs, kwargs.get("name_or_path"))
+        for name in WRITTEN_BY:
+            kwargs.pop(name, None)  # `to_dict` writes those of this package
         if self.pooling == "auto":
             # MAE's class token is a dummy, and the mean does as well (arXiv 2111.06377, App. A.1)
             self.pooling = "cls" if self.mae_config is None else "mean"
@@ -139,6 +143,36 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "patch_size": int(match[2]),
         }
         return cls(**{**geometry, **overrides})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> "SelfViTConfig":
+        """Read config.json as transformers does; errors name where it lies."""
+        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SelfViTConfig":
+        """Build it from what config.json says, as transformers does.
+
+        Raises:
+            ValueError: if that is of a newer format; before any field, whose type may be another.
+        """
+        check_format(config_dict, kwargs.get("name_or_path"))
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, the format they are in, and the version that wrote them."""
+        return {
+            **super().to_dict(),
+            "format_version": FORMAT_VERSION,
+            "selfvit_version": VERSION,
+        }
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: saving a model writes its code, whether it was registered or not."""
 
     @property
     def image_height_width(self) -> tuple[int, int]:

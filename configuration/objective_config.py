@@ -1,10 +1,22 @@
 """The base of the objectives' sub-configurations."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+
+class Knob(NamedTuple):
+    """A setting that can be turned against a collapse.
+
+    Args:
+        advice: which way to turn it, with the value it has.
+        suspect: whether that value is known to lead to the collapse.
+    """
+
+    advice: str
+    suspect: bool = False
 
 
 @strict
@@ -28,5 +40,14 @@ class ObjectiveConfig(PreTrainedConfig):
         # sub-configuration it nests.
         return {**own, "model_type": self.model_type, "transformers_version": None}
 
+    def knobs_against(self, kind: str) -> list[Knob]:
+        """Return what to turn if the outputs collapse, the likeliest first.
 
-__all__ = ["ObjectiveConfig"]
+        Args:
+            kind: "constant" (outputs no longer depend on the image) or "uniform" (every image is
+                assigned to all prototypes alike).
+        """
+        return []
+
+
+__all__ = ["Knob", "ObjectiveConfig"]

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
+from ..configuration.format_version import check_format
 from ..modeling.loading import quiet_loading
 from ..modeling.modeling_selfvit import (
     SelfViTBackbone,
@@ -79,7 +80,8 @@ def audit(checkpoint: Path) -> Audit:
 
     Raises:
         FileNotFoundError: if it is no such folder.
-        ValueError: if config.json is no JSON, or of a model that neither library knows.
+        ValueError: if config.json is no JSON, of a model that neither library knows, or of a
+            selfvit newer than this one.
     """
     config = _read_config(checkpoint)
     findings: list[Finding] = []
@@ -133,6 +135,8 @@ def _check_finite(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Finding]:
 def _check_transformers(
     folder: Path, config: dict[str, Any], notes: list[str]
 ) -> Iterator[Finding]:
+    if config["model_type"] == "selfvit":
+        check_format(config, folder)
     try:
         known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model_class: Any = AutoModel._model_mapping[type(known)]

@@ -93,7 +93,7 @@ class Source:
         positions: what stored positions cover: "class" (class token and patches), "prefix"
             (registers too), "patches".
         preprocessing: where none is stored.
-        licence: what is known of it.
+        licence: what is known of it, or "".
         licence_id: as the Hub writes it, or None.
         difference: what the result does otherwise than the source, or "".
     """
@@ -110,7 +110,7 @@ class Source:
     layer_norm_eps: float = 1e-6
     positions: tuple[str, ...] = ("class",)
     preprocessing: Preprocessing = Preprocessing()
-    licence: str = "the licence of the source"
+    licence: str = ""
     licence_id: str | None = None
     difference: str = ""
 

@@ -31,7 +31,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-SIDE_FILES = ("config.json", "preprocessor_config.json")
+SIDE_FILES = ("config.json", "preprocessor_config.json", "README.md")
 
 # Parts of a training checkpoint that no network needs, by the first part of a tensor's name.
 TRAINING_STATE = {
@@ -55,6 +55,7 @@ class SourceFile:
         arguments: of the command that trained them, where the file holds them, or {}.
         folder: where `preprocessor_config.json` may lie, or None.
         description: what was read.
+        repository: of the Hub, that it was read from, or None.
         sha256: of the file, or of the index of the shards.
     """
 
@@ -66,6 +67,7 @@ class SourceFile:
     arguments: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     description: str = ""
+    repository: str | None = None
     sha256: str = ""
 
 
@@ -82,9 +84,9 @@ def read_source(source: str | Path) -> SourceFile:
         FileNotFoundError: if there is no such source, or no weights in it.
         ValueError: if it cannot be read, or holds other objects than tensors and plain values.
     """
-    path = Path(source).expanduser()
+    path, repository = Path(source).expanduser(), None
     if not path.exists():
-        path = _from_hub(str(source))
+        path, repository = _from_hub(str(source))
     file = _weights_in(path) if path.is_dir() else path
     content, arguments = _read(file)
     folder = path if path.is_dir() else path.parent
@@ -103,6 +105,7 @@ def read_source(source: str | Path) -> SourceFile:
         arguments=arguments,
         folder=folder if path.is_dir() else None,
         description=str(source),
+        repository=repository,
         sha256=_sha256(file),
     )
 
@@ -125,12 +128,14 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str) -> tuple[Path, str]:
+    """Return the folder of a repository of the Hub, and its id."""
     if name.startswith((".", "/", "~")) or re.search(r"\.(pth|pt|bin|ckpt|tar|safetensors)$", name):
         raise FileNotFoundError(f"there is no file or folder {name!r}.")
     repository = name if "/" in name else _repository_of_timm_model(name)
     try:
-        return Path(snapshot_download(repository, allow_patterns=[*WEIGHTS, *SIDE_FILES, "*-of-*"]))
+        patterns = [*WEIGHTS, *SIDE_FILES, "*-of-*"]
+        return Path(snapshot_download(repository, allow_patterns=patterns)), repository
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"{name!r} is no file or folder here, and the Hub's {repository!r} is neither in the "

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..sharing.model_card import CardContents, ConversionFacts
+from ..sharing.provenance import Provenance
 from .names import listed
 from .reading import SourceFile
 
@@ -57,7 +59,9 @@ def _short(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def describe(conversion: Conversion, file: SourceFile) -> dict[str, Any]:
+def describe(
+    conversion: Conversion, file: SourceFile, licence: str, provenance: Provenance
+) -> dict[str, Any]:
     """Return what `conversion.json` holds."""
     from .. import __version__
 
@@ -75,87 +79,59 @@ def describe(conversion: Conversion, file: SourceFile) -> dict[str, Any]:
         "left_out": conversion.left_out,
         "new": conversion.new,
         "differences": conversion.differences,
+        "license": provenance.licence,
+        "licence": licence,
+        "base_model": provenance.base_model,
         "selfvit_version": __version__,
     }
 
 
-TEMPLATE = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-Weights of `{{ description }}` ({{ conversion.kind }}), converted by
-[selfvit](https://pypi.org/project/selfvit). What was left out, is new or differs is named below.
-
-## Use
-
-```python
-import selfvit  # pip install selfvit; registers the model with transformers
-from transformers import pipeline
-
-extract = pipeline("{{ pipeline_tag }}", model="{{ title }}")
-{{ call }}
-```
-
-## What it is
-
-| | |
-| --- | --- |
-| Class | `{{ conversion.architecture }}` |
-{% for name, (value, origin) in conversion.fields.items() %}| `{{ name }}` | {{ value }} (from: {{ origin }}) |
-{% endfor %}| Preprocessing | {{ conversion.preprocessing }} |
-{% if conversion.differences %}
-## Differences from the source
-
-{% for difference in conversion.differences %}- {{ difference }}
-{% endfor %}{% endif %}{% if notes %}
-## Tensors left out, and new ones
-
-{% for note in notes %}- {{ note }}
-{% endfor %}{% endif %}
-## Licence
-
-The licence of weights travels with them: {{ licence }}.
-"""  # noqa: E501 (rows of a table are one line)
-
-
-def render_card(
-    conversion: Conversion, *, name: str, description: str, licence: str, licence_id: str | None
-) -> str:
-    """Return the text of the card.
+def card_contents(
+    conversion: Conversion,
+    *,
+    name: str,
+    source: str,
+    model: PreTrainedModel,
+    processor: Any,
+    licence: str,
+    provenance: Provenance,
+) -> CardContents:
+    """Return what the card says.
 
     Args:
         conversion: what was converted, and how.
         name: of the result.
-        description: of the source.
-        licence: what is known of the source's.
-        licence_id: as the Hub writes it, or None.
+        source: what was converted, without the folders it lies in.
+        model: the result.
+        processor: its image processor.
+        licence: what is known of the source's, in words.
+        provenance: its licence and base model.
     """
-    is_classifier = conversion.architecture == "SelfViTForImageClassification"
-    pipeline_tag = "image-classification" if is_classifier else "image-feature-extraction"
     notes = []
     for entries, what in ((conversion.left_out, "left out"), (conversion.new, "new")):
         for why in dict.fromkeys(entries.values()):
             count = sum(reason == why for reason in entries.values())
             notes.append(f"{count} {what}: {why}")
-    card = ModelCard.from_template(
-        ModelCardData(
-            library_name="transformers",
-            pipeline_tag=pipeline_tag,
-            license=licence_id,
-            tags=["selfvit", "vision"],
+    return CardContents(
+        name=name,
+        architecture=conversion.architecture,
+        config=conversion.config,
+        num_parameters=sum(parameter.numel() for parameter in model.base_model.parameters()),
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        provenance=provenance,
+        has_teacher=conversion.config.dino_config is not None
+        or conversion.config.pmsn_config is not None,
+        conversion=ConversionFacts(
+            source=source,
+            kind=conversion.kind,
+            fields=conversion.fields,
+            preprocessing=conversion.preprocessing,
+            differences=conversion.differences,
+            notes=notes,
+            licence=licence,
         ),
-        template_str=TEMPLATE,
-        title=name,
-        description=description,
-        conversion=conversion,
-        pipeline_tag=pipeline_tag,
-        call='extract("image.jpg")' if is_classifier else 'extract("image.jpg", pool=True)',
-        notes=notes,
-        licence=licence,
     )
-    return card.content
 
 
-__all__ = ["CREATED_BY", "Conversion", "describe", "render_card"]
+__all__ = ["CREATED_BY", "Conversion", "card_contents", "describe"]

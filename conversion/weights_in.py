@@ -8,6 +8,7 @@ filled or named as new; anything else is an error, and nothing is written.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
+from ..modeling.remote_code import code_files
+from ..sharing.model_card import render_model_card
+from ..sharing.provenance import CARD, Provenance, read_provenance, shown_name
 from .draft import STATISTICS, Draft, Options
 from .fitting import DTYPES, build_model, draft_model
 from .output_folder import check_output
 from .reading import read_source
-from .report import CREATED_BY, Conversion, describe, render_card
+from .report import CREATED_BY, Conversion, card_contents, describe
 
 REPORT, PROCESSOR = "conversion.json", "preprocessor_config.json"
 
@@ -37,6 +41,7 @@ def convert(
     norm_pix_loss: bool | None = None,
     statistics: str | None = None,
     dtype: str | None = None,
+    save_code: bool = True,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert a source of weights to a selfvit checkpoint.
@@ -54,6 +59,8 @@ def convert(
             source stores, or its convention, if None.
         dtype: "float32", "float16" or "bfloat16", to which all weights are cast; the source's if
             None.
+        save_code: whether the model's code lies beside the weights, so that they open without
+            selfvit, too.
         overwrite: whether an earlier conversion is replaced, once the new one is whole.
 
     Returns:
@@ -82,6 +89,7 @@ def convert(
     draft = draft_model(file, options)
     model, config = build_model(draft)
     processor, processed_by = _processor(draft, config)
+    provenance = _provenance(draft)
     conversion = Conversion(
         kind=draft.kind,
         architecture=draft.architecture,
@@ -94,19 +102,35 @@ def convert(
     )
     with atomic_output(output) as folder:
         folder.mkdir()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_code=save_code)
         processor.save_pretrained(folder)
-        report = describe(conversion, file)
+        report = describe(conversion, file, draft.licence, provenance)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        card = render_card(
-            conversion,
-            name=output.resolve().name,
-            description=Path(file.description).name,
-            licence=draft.licence,
-            licence_id=draft.licence_id,
+        card = render_model_card(
+            card_contents(
+                conversion,
+                name=output.resolve().name,
+                source=shown_name(source),
+                model=model,
+                processor=processor,
+                licence=draft.licence,
+                provenance=provenance,
+            )
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return conversion
+
+
+def _provenance(draft: Draft) -> Provenance:
+    """Return licence and base model: the source's own card goes before what its kind tells."""
+    file = draft.file
+    stored = Provenance() if file.folder is None else read_provenance(file.folder)
+    base_model = file.repository or stored.base_model
+    where = shown_name(file.repository or file.description)
+    if stored.licence is not None:
+        return replace(stored, base_model=base_model, origin=f"the card of {where}")
+    kind = "" if draft.licence_id is None else f"the kind of the source, {draft.kind}"
+    return Provenance(draft.licence_id, base_model=base_model, origin=kind)
 
 
 def _check_options(options: Options) -> None:
@@ -124,7 +148,8 @@ def _check_options(options: Options) -> None:
 
 def _check_foreign(output: Path) -> None:
     """Raise if a folder that is to be replaced holds what no conversion wrote."""
-    written = {REPORT, PROCESSOR, "config.json", "README.md"}
+    code = {path.name for path in code_files(output)}
+    written = {REPORT, PROCESSOR, "config.json", CARD, *code}
     for entry in sorted(output.iterdir()) if output.is_dir() else ():
         if entry.name not in written and not entry.name.startswith("model"):
             raise FileExistsError(

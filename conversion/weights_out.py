@@ -16,6 +16,7 @@ from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..sharing.provenance import read_provenance
 from .export_onnx import Int8, check_onnx, write_onnx
 from .export_sentence_transformers import check_sentence_transformers, write_sentence_transformers
 from .export_timm import check_timm, write_timm
@@ -57,7 +58,8 @@ def export(
     """Write the encoder of a checkpoint in the format of another project.
 
     What was written is opened again and compared with the encoder before the folder appears, as a
-    whole or not at all. `selfvit_export.json` in it says where it is from. The weights are float32;
+    whole or not at all. `selfvit_export.json` in it says where it is from, and under which licence.
+    The weights are float32;
     an objective's head, and a classifier, are left out.
 
     Args:
@@ -86,6 +88,7 @@ def export(
         SelfViTModel, checkpoint, network=network, dtype=torch.float32, **overrides
     )
     processor = _load_processor(checkpoint)
+    provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:
         folder.mkdir()
         fidelity = _write(to, encoder, processor, folder, normalize, int8)
@@ -96,6 +99,8 @@ def export(
         facts = {
             **_facts(report, normalize),
             "checkpoint": str(checkpoint),
+            "license": provenance.licence,
+            "base_model": provenance.base_model,
             "network": network,
             "to": to,
         }

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decomposition of seconds
 TITLES = {
     "linear_probe": "linear probe",
+    "accuracy": "classifier",  # of one that is evaluated while it trains
     "feature_std": "feature standard deviation",
     "rankme": "RankMe",
     "num_train": "training images",
@@ -138,7 +139,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
 
     Where accuracies are missing, a last line says why.
     """
-    rows = [(_title(name), _value(name, value)) for name, value in metrics.items()]
+    rows = [(metric_title(name), format_metric(name, value)) for name, value in metrics.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
     if "linear_probe" not in metrics:
@@ -152,12 +153,14 @@ def save_metrics(metrics: Mapping[str, Any], path: str | PathLike[str]) -> None:
         unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
-def _title(name: str) -> str:
+def metric_title(name: str) -> str:
+    """Return what a figure is called in tables, by its name in `evaluate_embeddings`."""
     return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
 
 
-def _value(name: str, value: float) -> str:
-    if name.startswith("knn_") or name == "linear_probe":
+def format_metric(name: str, value: float) -> str:
+    """Return a figure as tables show it: accuracies in percent."""
+    if name.startswith("knn_") or name in ("linear_probe", "accuracy"):
         return f"{100 * value:.1f} %"
     if name.startswith("num_"):
         return f"{value:,.0f}"

@@ -10,14 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+from ..configuration.format_version import check_format
+from .checkpoint_faults import (
+    INDEX,
+    WEIGHTS,
+    check_folder,
+    check_objective,
+    explained,
+    place_of,
+)
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")  # as save_pretrained writes
-WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 def load_strictly(
@@ -42,28 +49,28 @@ def load_strictly(
         The model, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if the folder does not exist, or is no checkpoint.
-        ValueError: if the checkpoint is of another model type, or weights are missing, left over,
-            of another shape or unreadable; the message names them. (Wrapped by `@strict` if a
-            field of the configuration is out of range.)
+        FileNotFoundError: if the folder does not exist, or is no checkpoint, or lacks a file.
+        ValueError: if the checkpoint is of another model type, of a newer format or of another
+            objective, or weights are missing, left over, of another shape or unreadable; the
+            message names them. (Wrapped by `@strict` if a field of the configuration is out of
+            range.)
     """
-    where = {name: kwargs[name] for name in WHERE if name in kwargs}
-    stored_config(checkpoint, **where)
+    where = place_of(kwargs)
+    stored = stored_config(checkpoint, **where)
+    objective = getattr(model_class, "objective_field", None)
+    if objective is not None and not new:
+        check_objective(
+            model_class, str(checkpoint), stored.get("architectures"), stored.get(objective)
+        )
     # transformers does not check fields that are set while loading
     config_class: Any = model_class.config_class
     config_class.from_pretrained(checkpoint, **kwargs).validate()
-    try:
-        if kwargs.get("network") == "student":
-            _check_student(str(checkpoint), where)
-        with quiet_loading():
-            loaded: Any = model_class.from_pretrained(
-                checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights in {str(checkpoint)!r} cannot be read ({error}); the file is damaged or "
-            "was not written to its end. Copy or download it again."
-        ) from error
+    if kwargs.get("network") == "student":
+        _check_student(str(checkpoint), where)
+    with quiet_loading():
+        loaded: Any = model_class.from_pretrained(
+            checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
     model, info = loaded
     missing = sorted(
         name
@@ -98,9 +105,9 @@ def stored_config(checkpoint: str | os.PathLike[str], **where: Any) -> dict[str,
 
     Raises:
         FileNotFoundError: if the folder does not exist, or is no checkpoint.
-        ValueError: if it is of another model type.
+        ValueError: if it is of another model type, or of a newer format.
     """
-    _check_folder(str(checkpoint))
+    check_folder(str(checkpoint), where.get("subfolder", ""))
     stored, _ = PreTrainedConfig.get_config_dict(str(checkpoint), **where)
     model_type = stored.get("model_type")
     if model_type != "selfvit":
@@ -108,31 +115,15 @@ def stored_config(checkpoint: str | os.PathLike[str], **where: Any) -> dict[str,
             f"{str(checkpoint)!r} is a {model_type!r} checkpoint; selfvit loads its own, whose "
             "config.json says 'selfvit'."
         )
+    check_format(stored, checkpoint)
     return stored
-
-
-def _check_folder(checkpoint: str) -> None:
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        if folder.exists():
-            raise FileNotFoundError(f"{checkpoint!r} is a file; give the folder it lies in.")
-        if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {checkpoint!r}.")
-        return  # a Hub id
-    holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{checkpoint!r} is no checkpoint: it has no config.json. It holds {holds}."
-        )
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise FileNotFoundError(
-            f"{checkpoint!r} has a config.json and no {WEIGHT_FILES[0]}. It holds {holds}."
-        )
 
 
 def _check_student(checkpoint: str, where: dict[str, Any]) -> None:
     # An encoder that was saved by itself has names without a prefix, so it would load as a student.
-    if not any(name.startswith("student.") for name in _stored_names(checkpoint, where)):
+    with explained(checkpoint, where):
+        names = _stored_names(checkpoint, where)
+    if not any(name.startswith("student.") for name in names):
         raise ValueError(
             f"{checkpoint!r} has no student network; use network='teacher', which is its only "
             "encoder."
@@ -142,10 +133,10 @@ def _check_student(checkpoint: str, where: dict[str, Any]) -> None:
 def _stored_names(checkpoint: str, where: dict[str, Any]) -> list[str]:
     """Return the names of the weights, without reading them."""
     found = {"_raise_exceptions_for_missing_entries": False, **where}
-    index = cached_file(checkpoint, "model.safetensors.index.json", **found)
+    index = cached_file(checkpoint, INDEX, **found)
     if index is not None:
         return list(json.loads(Path(index).read_text("utf-8"))["weight_map"])
-    with safe_open(cached_file(checkpoint, "model.safetensors", **where), "pt") as weights:
+    with safe_open(cached_file(checkpoint, WEIGHTS, **where), "pt") as weights:
         return list(weights.keys())
 
 

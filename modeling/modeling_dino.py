@@ -24,6 +24,7 @@ from .distributed import all_reduce_sum
 from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
+from .observations import mean_cosine
 from .schedules import cosine_schedule, linear_schedule
 
 
@@ -141,8 +142,8 @@ class DINOLoss(nn.Module):
             student_logits = student_logits.float() / self.student_temperature
             teacher_logits = teacher_logits.detach().float()
             self._take_note(teacher_logits)
-            teacher_log_probabilities = F.log_softmax(
-                (teacher_logits - self.center) / teacher_temperature, dim=-1
+            teacher_log_probabilities = self.teacher_log_probabilities(
+                teacher_logits, teacher_temperature
             )
             teacher_probabilities = teacher_log_probabilities.exp()  # (G, B, K)
 
@@ -158,6 +159,10 @@ class DINOLoss(nn.Module):
             loss = (normalizers - agreement).mean() / num_pairs
             entropy = -(teacher_probabilities * teacher_log_probabilities).sum(dim=-1).mean()
         return DINOOutput(loss=loss, teacher_entropy=entropy)
+
+    def teacher_log_probabilities(self, teacher_logits: Tensor, temperature: float) -> Tensor:
+        """Center and sharpen (Eq. 1 and 4): (*, K) float32 -> (*, K), float32."""
+        return F.log_softmax((teacher_logits - self.center) / temperature, dim=-1)
 
     @torch.no_grad()
     def _take_note(self, teacher_logits: Tensor) -> None:
@@ -199,14 +204,11 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
     """
 
     main_input_name = "global_views"
+    objective_field = "dino_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
     _keep_in_fp32_modules_strict = ["loss"]  # the center: its moves are too small for bf16
 
     def __init__(self, config: SelfViTConfig):
-        if config.dino_config is None:
-            raise ValueError(
-                "SelfViTForDINO needs config.dino_config; pass dino_config=DINOConfig()."
-            )
         super().__init__(config)
         dino = config.dino_config
         self.vit = SelfViTModel(config)
@@ -275,11 +277,21 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         )
         features = [self.student.vit.class_tokens(views.flatten(0, 1))[0] for views in crops]
         student_logits = self.student.head(torch.cat(features))  # (V * B, K)
+        teacher_logits = teacher_logits.unflatten(0, (num_global_views, batch_size))
         outputs = self.loss(
-            student_logits.unflatten(0, (-1, batch_size)),
-            teacher_logits.unflatten(0, (num_global_views, batch_size)),
-            teacher_temperature,
+            student_logits.unflatten(0, (-1, batch_size)), teacher_logits, teacher_temperature
         )
+        if self.training and self.observations is not None:
+            with torch.no_grad():
+                self.observations.note(
+                    teacher_features[:batch_size],  # one view of each image
+                    self.loss.teacher_log_probabilities(
+                        teacher_logits.float(), teacher_temperature
+                    ),
+                    kl_teacher_student=outputs.loss - outputs.teacher_entropy,
+                    student_teacher_cosine=mean_cosine(features[0], teacher_features),
+                    center_norm=self.loss.center.norm(),
+                )
         koleo_weight = self.config.dino_config.koleo_weight
         if koleo_weight:
             global_features = features[0].unflatten(0, (num_global_views, batch_size))

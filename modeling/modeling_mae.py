@@ -119,6 +119,27 @@ def mae_loss(prediction: Tensor, patches: Tensor, norm_pix_loss: bool) -> Tensor
         return F.mse_loss(prediction.float(), target)
 
 
+@torch.no_grad()
+def variance_between_images(patches: Tensor, norm_pix_loss: bool) -> Tensor:
+    """Return the loss of predicting, at each place, the mean of the images there.
+
+    A prediction that does not depend on the image can do no better. For one image it is 0.
+
+    Args:
+        patches: (B, N, P*P*C), all patches of the images.
+        norm_pix_loss: whether they are compared normalised by their own statistics.
+
+    Returns:
+        scalar, float32; unbiased by the number of images.
+    """
+    patches = patches.float()
+    if norm_pix_loss:
+        mean, deviation = patch_statistics(patches)
+        patches = (patches - mean) / deviation
+    centered = patches - patches.mean(dim=0)
+    return centered.square().mean() * len(patches) / max(1, len(patches) - 1)
+
+
 class MAEDecoder(nn.Module):
     """Predicts pixels from the visible patches' tokens and a mask token for every other patch."""
 
@@ -228,11 +249,10 @@ class MAEEncoder(MAEPreTrainedModel, SelfViTModel):
 class SelfViTForMAE(MAEPreTrainedModel):
     """MAE: `vit` is the encoder, the network to take features from; `decoder` is for training."""
 
+    objective_field = "mae_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "MAEDecoder"]
 
     def __init__(self, config: SelfViTConfig):
-        if config.mae_config is None:
-            raise ValueError("SelfViTForMAE needs config.mae_config; pass mae_config=MAEConfig().")
         super().__init__(config)
         self.vit = MAEEncoder(config)
         self.decoder = MAEDecoder(config)
@@ -288,14 +308,20 @@ class SelfViTForMAE(MAEPreTrainedModel):
         masked_only = not output_prediction
         prediction = self.decoder(encoded.last_hidden_state, split, grid_size, masked_only)
 
-        patches = gather_patches(
-            patchify(pixel_values, self.config.patch_size), split.ids_removed
-        )  # (B, M, P*P*C)
+        all_patches = patchify(pixel_values, self.config.patch_size)  # (B, N, P*P*C)
+        patches = gather_patches(all_patches, split.ids_removed)  # (B, M, P*P*C)
         loss = mae_loss(
             prediction if masked_only else gather_patches(prediction, split.ids_removed),
             patches,
             self.config.mae_config.norm_pix_loss,
         )
+        if self.training and self.observations is not None:
+            figures = {}
+            if len(all_patches) > 1:  # a single image has no mean to be compared with
+                norm_pix_loss = self.config.mae_config.norm_pix_loss
+                variance = variance_between_images(all_patches, norm_pix_loss)
+                figures["explained"] = 1 - loss.detach() / variance.clamp(min=VARIANCE_EPS)
+            self.observations.note(encoded.pooler_output, **figures)
         return MAEOutput(
             loss=loss,
             prediction=None if masked_only else prediction.float(),

@@ -41,6 +41,7 @@ from .distributed import all_reduce_logsumexp, all_reduce_sum
 from .masking import ids_to_keep, num_to_keep
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
+from .observations import entropy, mean_cosine
 from .schedules import linear_schedule
 
 
@@ -208,10 +209,7 @@ class PMSNLoss(nn.Module):
             prototypes = F.normalize(prototypes.float(), dim=-1)
             cosines = F.normalize(anchors.float(), dim=-1) @ prototypes.T  # (V, B, K)
             log_predictions = sharpen(cosines, config.student_temperature)
-            with torch.no_grad():
-                cosines = F.normalize(targets.float(), dim=-1) @ prototypes.T  # (B, K)
-                log_targets = sharpen(cosines, config.teacher_temperature)
-                log_targets = sinkhorn(log_targets, config.sinkhorn_iterations)
+            log_targets = self.log_targets(targets, prototypes)
 
             # an image's views share its target, so their mean is taken before the product
             agreement = (log_targets.exp() * log_predictions.mean(dim=0)).sum(dim=-1)  # (B,)
@@ -230,6 +228,14 @@ class PMSNLoss(nn.Module):
             entropy=entropy,
             mean_entropy=-(log_mean.exp() * log_mean).sum(),
         )
+
+    @torch.no_grad()
+    def log_targets(self, targets: Tensor, prototypes: Tensor) -> Tensor:
+        """Return the targets' log-probabilities, (B, K) float32, of (B, E) and (K, E)."""
+        prototypes = F.normalize(prototypes.float(), dim=-1)
+        cosines = F.normalize(targets.float(), dim=-1) @ prototypes.T  # (B, K)
+        log_targets = sharpen(cosines, self.config.teacher_temperature)
+        return sinkhorn(log_targets, self.config.sinkhorn_iterations)
 
     def _divergence_from_prior(self, log_mean: Tensor) -> Tensor:
         exponent = 0.0 if self.config.prior == "uniform" else self.config.power_law_exponent
@@ -256,14 +262,11 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     """
 
     main_input_name = "target_view"
+    objective_field = "pmsn_config"
     _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "PMSNHead"]
     undecayed_parameters = ("prototypes",)  # msn_train.py, init_opt: WD_exclude
 
     def __init__(self, config: SelfViTConfig):
-        if config.pmsn_config is None:
-            raise ValueError(
-                "SelfViTForPMSN needs config.pmsn_config; pass pmsn_config=PMSNConfig()."
-            )
         super().__init__(config)
         pmsn = config.pmsn_config
         num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # or an error
@@ -326,7 +329,8 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
                 of one image and batch norm has nothing to compare.
         """
         with torch.no_grad():
-            targets = self.head(self.vit.class_tokens(target_view)[0])  # (B, E)
+            (features,) = self.vit.class_tokens(target_view)
+            targets = self.head(features)  # (B, E)
 
         # views of one size are one batch, for the encoder and for the batch norm of the head
         ids_keep = self._patches_to_keep(random_views, noise)
@@ -339,6 +343,15 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
                 name: output[name].detach()
                 for name in ("cross_entropy", "regularizer", "mean_entropy")
             }
+        if self.training and self.observations is not None:
+            with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
+                log_targets = self.loss.log_targets(targets, self.prototypes)
+                self.observations.note(
+                    features,
+                    log_targets,
+                    kl_teacher_student=output.cross_entropy - entropy(log_targets).mean(),
+                    student_teacher_cosine=mean_cosine(anchors[0][0], targets),
+                )
         return output
 
     def _project(self, views: Tensor, ids_keep: Tensor | None = None) -> Tensor:

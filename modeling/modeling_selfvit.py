@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import (
@@ -30,13 +29,15 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
+from .checkpoints import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
+from .observations import Observations
 from .pooling import pool
 from .position_embeddings import sincos_position_embeddings
 
 
-class SelfViTPreTrainedModel(PreTrainedModel):
-    """What all selfvit models share: initialisation, loading, what the training loop asks."""
+class SelfViTPreTrainedModel(CheckpointModel):
+    """What all selfvit models share: initialisation, checkpoints, what the training loop asks."""
 
     config: SelfViTConfig
     vit: Any  # SelfViTModel; transformers evaluates annotations before that class exists
@@ -97,10 +98,30 @@ class SelfViTPreTrainedModel(PreTrainedModel):
                 fixed = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
                 init.copy_(module.position_embeddings, fixed)
 
+    @classmethod
+    def auto_classes(cls) -> dict[str, type]:
+        """Return the classes that open what this one saves, by the Auto class that gives them."""
+        classes: dict[str, type] = {
+            "AutoConfig": SelfViTConfig,
+            "AutoModel": SelfViTModel,
+            "AutoModelForImageClassification": SelfViTForImageClassification,
+            "AutoBackbone": SelfViTBackbone,
+        }
+        if cls.objective_field is not None:
+            # not what was derived from it elsewhere: FSDP derives a class of its own, users may
+            folder = __name__.rpartition(".")[0]
+            classes["AutoModelForPreTraining"] = next(
+                base for base in cls.__mro__ if base.__module__.rpartition(".")[0] == folder
+            )
+        return classes
+
     # What the training loop asks of every model it trains. An objective overrides what it needs.
 
     # Names of parameters that weight decay leaves alone, besides biases and other vectors.
     undecayed_parameters: tuple[str, ...] = ()
+
+    # Where `forward` notes what the collapse monitors read; None in the steps that they leave out.
+    observations: Observations | None = None
 
     @property
     def trained_encoder(self) -> SelfViTModel:

@@ -16,6 +16,7 @@ from .configuration.configuration_dino import DINOConfig
 from .configuration.configuration_mae import MAEConfig
 from .configuration.configuration_pmsn import PMSNConfig
 from .configuration.configuration_selfvit import SelfViTConfig
+from .configuration.format_version import VERSION
 from .modeling.modeling_dino import SelfViTForDINO
 from .modeling.modeling_mae import SelfViTForMAE
 from .modeling.modeling_pmsn import SelfViTForPMSN
@@ -25,7 +26,7 @@ from .modeling.modeling_selfvit import (
     SelfViTModel,
 )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # One line an objective; transformers picks by `config.architectures`.
 PRETRAINING_CLASSES = (SelfViTForDINO, SelfViTForMAE, SelfViTForPMSN)

@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a user can mend: values, files, missing extras, a configuration, a loss that is no number.
+# What a user can mend: values, files, missing extras, a configuration, a loss that is no number,
+# outputs that collapsed.
 MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
 
 
@@ -376,6 +377,10 @@ def convert(
     dtype: Annotated[
         DType | None, typer.Option(help="Cast all weights; they are kept as they are by default.")
     ] = None,
+    no_code: Annotated[
+        bool,
+        typer.Option("--no-code", help="Leave the model's code out; selfvit is needed to open it."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier conversion.")
     ] = False,
@@ -393,6 +398,7 @@ def convert(
         norm_pix_loss=norm_pix_loss,
         statistics=None if statistics is None else statistics.value,
         dtype=None if dtype is None else dtype.value,
+        save_code=not no_code,
         overwrite=overwrite,
     )
     typer.echo(str(conversion))

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from selfvit import __version__
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     "configuration", "modeling", "data", "embedding", "conversion", "evaluation", "visualization",
-    "training",
+    "sharing", "training",
 )  # fmt: skip
 
 
@@ -50,6 +52,11 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(wheel):
     assert {"selfvit/py.typed", "selfvit/model_card.md", "selfvit/cli.py"} <= names
     top = {name.split("/")[0] for name in names}
     assert top == {"selfvit", next(name for name in top if name.endswith(".dist-info"))}
+
+
+def test_the_version_is_written_once(wheel):
+    assert wheel.name.startswith(f"selfvit-{__version__}-")
+    assert '\nversion = "' not in (ROOT / "pyproject.toml").read_text()
 
 
 def test_the_source_distribution_holds_the_modules_the_template_and_the_licence(built):

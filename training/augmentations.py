@@ -33,6 +33,12 @@ def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
     return (image_size[0] // patch_size) * (image_size[1] // patch_size)
 
 
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
@@ -75,10 +81,6 @@ class Augmentation:
         return batch
 
 
-def _probabilities(*values: float):
-    return field(default_factory=lambda: list(values))
-
-
 @dataclass(frozen=True)
 class ColoredCrops(Augmentation):
     """Random crops, flipped, with changed colours, some of them blurred.
@@ -86,11 +88,13 @@ class ColoredCrops(Augmentation):
     The numbers are BYOL's (arXiv 2006.07733, Appendix B).
     """
 
-    flip_probability: float = 0.5
-    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.2, 0.1)
-    color_jitter_probability: float = 0.8
-    grayscale_probability: float = 0.2
-    blur_sigma: list[float] = _probabilities(0.1, 2.0)
+    flip_probability: float = _option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = _option(
+        [0.4, 0.4, 0.2, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+    )
+    color_jitter_probability: float = _option(0.8, "of such a change")
+    grayscale_probability: float = _option(0.2, "of grey")
+    blur_sigma: list[float] = _option([0.1, 2.0], "least and largest sigma of a blur, pixels")
 
     def _view(
         self,
@@ -122,12 +126,20 @@ class MultiCrop(ColoredCrops):
     and the local ones.
     """
 
-    num_local_views: int = field(default=8, metadata={"help": "small crops an image"})
-    local_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
-    global_crop_scale: list[float] = _probabilities(0.4, 1.0)
-    local_crop_scale: list[float] = _probabilities(0.05, 0.4)
-    blur_probability: list[float] = _probabilities(1.0, 0.1, 0.5)
-    solarize_probability: list[float] = _probabilities(0.0, 0.2, 0.0)
+    num_local_views: int = _option(8, "small crops an image")
+    local_view_size: int = _option(96, "pixels of a small crop")
+    global_crop_scale: list[float] = _option(
+        [0.4, 1.0], "least and largest fraction of the area in a global view"
+    )
+    local_crop_scale: list[float] = _option(
+        [0.05, 0.4], "least and largest fraction of the area in a local view"
+    )
+    blur_probability: list[float] = _option(
+        [1.0, 0.1, 0.5], "of a blur: first and second global view, local views"
+    )
+    solarize_probability: list[float] = _option(
+        [0.0, 0.2, 0.0], "of solarisation: first and second global view, local views"
+    )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Sizes of the global and local views."""
@@ -179,13 +191,19 @@ class FocalCrops(ColoredCrops):
     strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
     """
 
-    num_random_views: int = field(default=1, metadata={"help": "large anchor crops an image"})
-    num_focal_views: int = field(default=10, metadata={"help": "small anchor crops an image"})
-    focal_view_size: int = field(default=96, metadata={"help": "pixels of a small crop"})
-    random_crop_scale: list[float] = _probabilities(0.3, 1.0)
-    focal_crop_scale: list[float] = _probabilities(0.05, 0.3)
-    color_jitter: list[float] = _probabilities(0.4, 0.4, 0.4, 0.1)
-    blur_probability: float = 0.5
+    num_random_views: int = _option(1, "large anchor crops an image")
+    num_focal_views: int = _option(10, "small anchor crops an image")
+    focal_view_size: int = _option(96, "pixels of a small crop")
+    random_crop_scale: list[float] = _option(
+        [0.3, 1.0], "least and largest fraction of the area in a target or a large anchor"
+    )
+    focal_crop_scale: list[float] = _option(
+        [0.05, 0.3], "least and largest fraction of the area in a small anchor"
+    )
+    color_jitter: list[float] = _option(
+        [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+    )
+    blur_probability: float = _option(0.5, "of a blur")
 
     def __post_init__(self) -> None:
         if self.num_random_views < 1:
@@ -232,9 +250,13 @@ class FocalCrops(ColoredCrops):
 class CropAndFlip(Augmentation):
     """One random crop, flipped half of the time: the plain augmentation of supervised training."""
 
-    crop_scale: list[float] = _probabilities(0.25, 1.0)
-    flip_probability: float = 0.5
-    color_jitter: list[float] = _probabilities(0.0, 0.0, 0.0, 0.0)
+    crop_scale: list[float] = _option(
+        [0.25, 1.0], "least and largest fraction of the area in the crop"
+    )
+    flip_probability: float = _option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = _option(
+        [0.0, 0.0, 0.0, 0.0], "strength of brightness, contrast, saturation, hue (turns)"
+    )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Size of the crop."""
@@ -261,7 +283,10 @@ class CropAndFlip(Augmentation):
 class MAECrop(CropAndFlip):
     """MAE's view: a crop, flipped half of the time, no colour (arXiv 2111.06377, Table 1e)."""
 
-    crop_scale: list[float] = _probabilities(0.2, 1.0)  # main_pretrain.py
+    crop_scale: list[float] = _option(
+        [0.2, 1.0],  # main_pretrain.py
+        "least and largest fraction of the area in the crop",
+    )
 
     def __call__(
         self,
@@ -285,14 +310,16 @@ class MixedCrop(CropAndFlip):
     soft, (B, L) float32.
     """
 
-    rand_augment_magnitude: float = field(default=0.0, metadata={"help": "0 to 10; 0 for none"})
-    rand_augment_deviation: float = 0.5
-    random_erasing_probability: float = 0.0
-    erased_area: list[float] = _probabilities(0.02, 0.33)
-    erased_ratio: float = 0.3
-    mixup_alpha: float = field(default=0.0, metadata={"help": "of mixup's Beta; 0 for none"})
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "of cutmix's Beta; 0 for none"})
-    label_smoothing: float = 0.0
+    rand_augment_magnitude: float = _option(0.0, "of RandAugment, 0 to 10; 0 for none")
+    rand_augment_deviation: float = _option(0.5, "of the magnitude, from change to change")
+    random_erasing_probability: float = _option(0.0, "that a box is erased")
+    erased_area: list[float] = _option(
+        [0.02, 0.33], "least and largest fraction of the area that a box takes"
+    )
+    erased_ratio: float = _option(0.3, "least height of a box over its width; 1 over it the most")
+    mixup_alpha: float = _option(0.0, "of mixup's Beta; 0 for none")
+    cutmix_alpha: float = _option(0.0, "of cutmix's Beta; 0 for none")
+    label_smoothing: float = _option(0.0, "share of a label that goes to all classes evenly")
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 OUT/training.yaml                the run as it was started; can be run again
 OUT/log.jsonl                    a line of figures every `log_steps`
-OUT/checkpoints/step-00001000/   model, processor, optimizer, random states
+OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states
 OUT/config.json, model.safetensors, preprocessor_config.json, README.md   the result
 """
 
@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 from ..atomic_output import atomic_output, flush_to_disk
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..modeling.remote_code import code_files
+from ..sharing.provenance import CARD
 from .run import Run
 
 RUN_FILE = "training.yaml"
@@ -64,6 +66,8 @@ def prepare_output(run: Run) -> None:
 FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
+    "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
+    "energy_meter",
 }  # fmt: skip
 
 
@@ -101,6 +105,8 @@ class Checkpointer:
         processor: image processor to lay beside it.
         output: folder of the run.
         total_limit: how many resumable checkpoints are kept.
+        save_code: whether the model's code lies in each folder. In the resumable ones too: they are
+            opened to look at, and the code is some 0.1 MB.
     """
 
     def __init__(
@@ -110,6 +116,7 @@ class Checkpointer:
         processor: Any,
         output: Path,
         total_limit: int,
+        save_code: bool = True,
     ):
         self.accelerator = accelerator
         self.model = model
@@ -117,6 +124,7 @@ class Checkpointer:
         self.folder = output / CHECKPOINTS
         self.output = output
         self.total_limit = total_limit
+        self.save_code = save_code
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
 
@@ -124,7 +132,7 @@ class Checkpointer:
         # Accelerate would write the model a second time, in a form that AutoModel cannot open
         weights.clear()
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, save_code=self.save_code)
             self.processor.save_pretrained(folder)
 
     def _load_model(self, models: list[Any], folder: str) -> None:
@@ -137,8 +145,11 @@ class Checkpointer:
         found = sorted(self.folder.glob("step-*/" + STATE_FILE))
         return found[-1].parent if found else None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Save everything after step `state["step"]`; older ones go only when it is whole."""
+    def save(self, state: dict[str, Any], card: str) -> None:
+        """Save everything after step `state["step"]`; older ones go only when it is whole.
+
+        The card goes along, since whoever trains on from here must learn of the licence.
+        """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
         if self.accelerator.is_main_process:
@@ -148,6 +159,7 @@ class Checkpointer:
         self.accelerator.save_state(str(temporary), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            (temporary / CARD).write_text(card, encoding="utf-8")
             (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
             if final.exists():  # left by a run that was resumed from before it
                 shutil.rmtree(final)
@@ -167,14 +179,17 @@ class Checkpointer:
         if self.accelerator.is_main_process:
             temporary = self.output / ".unfinished-result"
             shutil.rmtree(temporary, ignore_errors=True)
-            self.model.save_pretrained(temporary)
+            self.model.save_pretrained(temporary, save_code=self.save_code)
             self.processor.save_pretrained(temporary)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+            (temporary / CARD).write_text(card, encoding="utf-8")
             flush_to_disk(temporary)
+            earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
+            for module in earlier - set(code_files(self.output)):  # an earlier selfvit's
+                module.unlink()
         self.accelerator.wait_for_everyone()
 
 

@@ -124,6 +124,11 @@ class Reporter:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
             self.accelerator.log(figures, step=step)
 
+    def warn(self, message: str) -> None:
+        """Say something above the bar."""
+        if self.enabled:
+            self.bar.write(f"warning: {message}")
+
     def skip(self, entries: list[tuple[str, str]]) -> None:
         """Note unreadable images in skipped.csv, each once."""
         new = {name: reason for name, reason in entries if name not in self.skipped}

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTr
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..configuration.format_version import WRITTEN_BY
 from .augmentations import AUGMENTATIONS, Augmentation
 
 
@@ -80,14 +81,31 @@ class TrainingConfig:
     log_steps: int = _option(10, "steps between two lines of log.jsonl")
     save_steps: int = _option(1000, "steps between two checkpoints that a run can resume from")
     save_total_limit: int = _option(2, "how many of these are kept")
+    save_code: bool = _option(
+        True, "lay the model's code beside the weights: they open without selfvit, too"
+    )
     eval_steps: int | None = _option(None, "steps between two evaluations; none if None")
     eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
     eval_limit: int = _option(10000, "images of each that are used")
+    monitor_steps: int = _option(10, "steps between two readings of the collapse monitors")
+    on_collapse: Literal["warn", "stop", "rollback"] = _option(
+        "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
+    )
     tracker: str = _option("tensorboard", "tensorboard, or none")
+    # the card
+    license: str | None = _option(
+        None, "of the checkpoint, as the Hub writes it; that of init_from if None"
+    )
+    card_picture: bool = _option(
+        False, "attention maps of four training images in the card, published with it"
+    )
+    energy_meter: str = _option("codecarbon", "codecarbon, where it is installed, or none")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
+        for name in (
+            "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps", "monitor_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         for name in ("warmup_ratio", "freeze_encoder_ratio"):
@@ -98,6 +116,8 @@ class TrainingConfig:
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
             "tracker": ("tensorboard", "none"),
+            "on_collapse": ("warn", "stop", "rollback"),
+            "energy_meter": ("codecarbon", "none"),
         }.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)
@@ -152,7 +172,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, section by section."""
         model = self.model.to_diff_dict()
-        for name in ("transformers_version", "architectures", "dtype", *DERIVED_FIELDS):
+        for name in ("architectures", "dtype", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
             model.pop(name, None)
         kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
         augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
@@ -212,7 +232,7 @@ class Run:
                 and what a run decides of the model (RUN_DECIDES) stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
-        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS):
+        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
             model.pop(name, None)
         model |= {name: getattr(self.model, name) for name in RUN_DECIDES}
         model |= _chosen(options, _model_fields())
@@ -237,6 +257,8 @@ class Run:
 RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
 # What a configuration works out from the others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
+# What config.json says of the folder it lies in.
+OF_A_CHECKPOINT = ("auto_map", "transformers_version", *WRITTEN_BY)
 TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}
 
 
@@ -277,6 +299,9 @@ def build_parser(run: Run) -> argparse.ArgumentParser:
     model_names = sorted(_model_fields())
     for part in run.objectives().values():
         model_names += sorted(_own_fields(part))
+    parser.add_argument(
+        "--no-code", dest="save_code", action="store_false", help="the same as --save_code false"
+    )
     group = parser.add_argument_group("model", "fields of the configuration; see its documentation")
     for name in model_names:
         flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])

@@ -24,10 +24,12 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .card import RunCard
 from .checkpointing import Checkpointer, build_trainable, prepare_output
+from .collapse import CollapseError, CollapseMonitor, roll_back
+from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
-from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
@@ -53,6 +55,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        CollapseError: if the outputs collapse, and `on_collapse` is not to warn only.
     """
     training = run.training
     output = Path(training.output)
@@ -96,6 +99,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     loader_from(plan)
     evaluation_sources = open_evaluation_sources(run, source)
+    card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if accelerator.is_main_process:
@@ -112,12 +116,18 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
     checkpointer = Checkpointer(
-        accelerator, model, processor, output, total_limit=training.save_total_limit
+        accelerator,
+        model,
+        processor,
+        output,
+        total_limit=training.save_total_limit,
+        save_code=training.save_code,
     )
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- resume
     start_step = 0
+    state: dict[str, Any] = {}
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
@@ -134,6 +144,8 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
+    meter = training.energy_meter if accelerator.is_main_process else "none"
+    cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
         accelerator,
         output,
@@ -142,9 +154,12 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         batch_size=training.batch_size,
         log_steps=training.log_steps,
     )
+    monitor = CollapseMonitor(
+        accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
+    )
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = state.get("metrics", {})
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -172,16 +187,17 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         if step < num_frozen_steps:
             for parameter in model.trained_encoder.parameters():
                 parameter.grad = None
-        figures = {"loss": loss, "learning_rate": learning_rate, **scheduled}
-        if training.max_gradient_norm is not None:
-            norm = accelerator.clip_grad_norm_(model.parameters(), training.max_gradient_norm)
-            figures["gradient_norm"] = float(norm)
+        largest = math.inf if training.max_gradient_norm is None else training.max_gradient_norm
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), largest))
+        figures = {"loss": loss, "learning_rate": learning_rate, **scheduled, "gradient_norm": norm}
         optimizer.step()
         optimizer.zero_grad()
         figures |= model.after_optimizer_step(step, num_steps)
 
         # --- log, evaluate, save
         done = step + 1
+        monitor.step(done, learning_rate)
+        metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
@@ -189,18 +205,24 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 reporter.record(done, metrics)
             accelerator.wait_for_everyone()
         if done % training.save_steps == 0 or done == num_steps:
+            spent = cost.read()
             checkpointer.save(
                 {
                     "step": done,
                     "data": source.fingerprint,
                     "num_processes": accelerator.num_processes,
-                }
+                    "monitors": monitor.state_dict(),
+                    "metrics": metrics,
+                    "cost": spent,
+                },
+                card.render(model, done, metrics, spent),
             )
 
     # --- the result
     reporter.close()
-    card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
-    checkpointer.save_result(card)
+    picture = card.draw(model, processor) if accelerator.is_main_process else None
+    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read(), picture))
+    cost.close()
     accelerator.end_training()
     return metrics
 
@@ -277,7 +299,14 @@ def main(arguments: list[str] | None = None) -> None:
         return None if isinstance(sources[0], StreamingImageSource) else len(sources[0])
 
     run = make_run(arguments, RECIPES, count_images)
-    train(run, sources[0] if sources else open_source(run.training))
+    source = sources[0] if sources else open_source(run.training)
+    try:
+        train(run, source)
+    except CollapseError as error:
+        if run.training.on_collapse != "rollback" or error.kept is None:
+            raise
+        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
+        train(again, source)
     print(f"trained: {run.training.output}")
 
 

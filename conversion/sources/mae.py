@@ -13,6 +13,7 @@ from ..names import prefixed
 from .timm import ENCODER
 
 LICENCE = "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
+LICENCE_ID = "cc-by-nc-4.0"
 
 DECODER = {
     "mask_token": "decoder.mask_token",
@@ -109,7 +110,7 @@ SOURCE = Source(
     adapt=read_objective,
     pooling="mean",
     licence=LICENCE,
-    licence_id="cc-by-nc-4.0",
+    licence_id=LICENCE_ID,
 )
 
-__all__ = ["DECODER", "LICENCE", "SOURCE", "read_decoder"]
+__all__ = ["DECODER", "LICENCE", "LICENCE_ID", "SOURCE", "read_decoder"]

@@ -7,6 +7,7 @@ from ..names import Names, prefixed
 from .timm import ENCODER
 
 LICENCE = "MSN's published weights are CC BY-NC 4.0; if these are, the result is too"
+LICENCE_ID = "cc-by-nc-4.0"
 
 HEAD: Names = {
     "fc.fc#.*": "head.fc#.*",
@@ -74,5 +75,5 @@ SOURCE = Source(
     extras={r"\.num_batches_tracked$": "a counter of the batch norm, which selfvit's has not"},
     adapt=read_objective,
     licence=LICENCE,
-    licence_id="cc-by-nc-4.0",
+    licence_id=LICENCE_ID,
 )

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
+from typer.testing import CliRunner, Result
 
+from selfvit.cli import app
 from tests.conversion.source_files import golden_weights, save_weights
 from tests.golden import load_golden
 
@@ -17,6 +19,10 @@ from tests.golden import load_golden
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "selfvit.cli", "convert", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def run_here(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
 
 
 def test_what_was_done_is_printed_and_kept(tmp_path: Path):
@@ -32,7 +38,9 @@ def test_what_was_done_is_printed_and_kept(tmp_path: Path):
         "loss.center",
     ):
         assert line in result.stdout
-    assert sorted(os.listdir(tmp_path / "out")) == [
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert {"auto_classes.py", "modeling_dino.py", "modeling_selfvit.py"} <= set(names)
+    assert [name for name in names if not name.endswith(".py")] == [
         "README.md",
         "config.json",
         "conversion.json",
@@ -53,6 +61,19 @@ def test_what_was_done_is_printed_and_kept(tmp_path: Path):
         model = AutoModel.from_pretrained(tmp_path / "out").eval()
         features = model(golden["images"]).pooler_output
     torch.testing.assert_close(features, golden["teacher_features"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_code_can_be_left_out_of_a_conversion_that_is_made_again(tmp_path: Path):
+    source = save_weights(golden_weights("dino_vit"), tmp_path)
+    for options, has_code in (((), True), (("--no-code", "--overwrite"), False)):
+        result = run_here(source, tmp_path / "out", "--num-heads", 3, *options)
+        assert result.exit_code == 0, result.output
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert any((tmp_path / "out").glob("*.py")) == has_code
+        assert ("auto_map" in config) == has_code
+    (tmp_path / "out" / "mine.py").write_text("")
+    result = run_here(source, tmp_path / "out", "--num-heads", 3, "--overwrite")
+    assert result.exit_code == 2 and "did not write mine.py" in result.output
 
 
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path):

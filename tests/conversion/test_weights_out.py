@@ -12,7 +12,7 @@ from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
 from selfvit.cli import app
 from selfvit.conversion.export_onnx import Int8
 from selfvit.conversion.fidelity import centered_cosines, measure_difference
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.weights_out import FORMATS, export
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,14 @@ class TestOutput:
             "normalize": False, "max_difference": report.fidelity.max_difference, "notes": [],
             "checkpoint": str(checkpoint), "network": "teacher", "to": "transformers",
         }  # fmt: skip
+
+    @pytest.mark.parametrize("to", FORMATS)
+    def test_none_of_the_code_of_the_checkpoint_comes_along(self, to, checkpoint, tmp_path):
+        assert (checkpoint / "modeling_selfvit.py").is_file()
+        export(checkpoint, tmp_path / "out", to=to)
+        assert not list((tmp_path / "out").rglob("*.py"))
+        for config in (tmp_path / "out").rglob("*.json"):
+            assert "auto_map" not in config.read_text(), config
 
     def test_an_existing_one_is_replaced_only_if_asked(self, checkpoint, tmp_path):
         export(checkpoint, tmp_path / "out", to="timm")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -22,6 +23,43 @@ def command(two_classes, output, *options):
 def test_only_the_newest_checkpoints_are_kept(finished):
     names = sorted(path.name for path in (finished / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000003"]
+
+
+def test_the_result_and_what_can_be_resumed_carry_their_code(finished):
+    for folder in (finished, finished / "checkpoints" / "step-00000003"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["auto_map"]["AutoModelForPreTraining"] == "auto_classes.SelfViTForDINO"
+        assert {path.stem for path in folder.glob("*.py")} >= {"auto_classes", "modeling_dino"}
+
+
+def test_no_code_leaves_the_code_out_and_changes_no_weight(two_classes, finished, tmp_path):
+    before = weights_of(finished)
+    main(command(two_classes, tmp_path / "bare", "--no-code"))
+    assert not list((tmp_path / "bare").rglob("*.py"))
+    assert "save_code: false" in (tmp_path / "bare" / "training.yaml").read_text()
+    after = weights_of(tmp_path / "bare")
+    assert all((after[name] == tensor).all() for name, tensor in before.items())
+
+
+def test_a_run_that_another_selfvit_began_keeps_none_of_its_modules(two_classes, finished):
+    config = json.loads((finished / "config.json").read_text())
+    config["auto_map"]["AutoModel"] = "modeling_old.SelfViTModel"
+    (finished / "modeling_old.py").write_text("")
+    (finished / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(finished / "checkpoints" / "step-00000003")
+    main(command(two_classes, finished, "--resume", "true"))
+    modules = {path.stem for path in finished.glob("*.py")}
+    assert "modeling_old" not in modules and "modeling_dino" in modules
+
+
+def test_what_a_checkpoint_says_of_its_folder_does_not_go_into_the_run(
+    two_classes, finished, tmp_path
+):
+    options = ("--init_from", finished, "--init_scope", "all")
+    main(command(two_classes, tmp_path / "next", *options))
+    run = (tmp_path / "next" / "training.yaml").read_text()
+    for name in ("auto_map", "format_version", "selfvit_version", "transformers_version"):
+        assert name not in run
 
 
 def test_a_folder_with_a_run_is_refused_and_left_as_it_is(two_classes, finished):

@@ -14,7 +14,9 @@ ENCODER = [
     *("--image_size", "32", "--patch_size", "8", "--hidden_size", "32"),
     *("--num_hidden_layers", "2", "--num_attention_heads", "2", "--drop_path_rate", "0.1"),
 ]
-LOOP = ["--num_workers", "0", "--tracker", "none", "--log_steps", "1"]
+LOOP = [
+    *("--num_workers", "0", "--tracker", "none", "--energy_meter", "none", "--log_steps", "1"),
+]
 
 # One entry an objective: its recipe and what makes it tiny.
 OBJECTIVES = {

@@ -1,0 +1,69 @@
+"""Which papers a checkpoint cites, in BibTeX."""
+
+from __future__ import annotations
+
+from ..configuration.configuration_selfvit import SelfViTConfig
+
+SELFVIT = """@software{selfvit,
+  title = {selfvit: self-supervised vision transformers as transformers models},
+  url = {https://pypi.org/project/selfvit}
+}"""
+
+DINO = r"""@inproceedings{caron2021emerging,
+  title = {Emerging Properties in Self-Supervised Vision Transformers},
+  author = {Caron, Mathilde and Touvron, Hugo and Misra, Ishan and J\'egou, Herv\'e and
+            Mairal, Julien and Bojanowski, Piotr and Joulin, Armand},
+  booktitle = {ICCV},
+  year = {2021},
+  note = {arXiv 2104.14294}
+}"""
+
+MAE = r"""@inproceedings{he2022masked,
+  title = {Masked Autoencoders Are Scalable Vision Learners},
+  author = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll\'ar, Piotr and
+            Girshick, Ross},
+  booktitle = {CVPR},
+  year = {2022},
+  note = {arXiv 2111.06377}
+}"""
+
+MSN = """@inproceedings{assran2022masked,
+  title = {Masked Siamese Networks for Label-Efficient Learning},
+  author = {Assran, Mahmoud and Caron, Mathilde and Misra, Ishan and Bojanowski, Piotr and
+            Bordes, Florian and Vincent, Pascal and Joulin, Armand and Rabbat, Michael and
+            Ballas, Nicolas},
+  booktitle = {ECCV},
+  year = {2022},
+  note = {arXiv 2204.07141}
+}"""
+
+PMSN = """@inproceedings{assran2023hidden,
+  title = {The Hidden Uniform Cluster Prior in Self-Supervised Learning},
+  author = {Assran, Mahmoud and Balestriero, Randall and Duval, Quentin and Bordes, Florian and
+            Misra, Ishan and Bojanowski, Piotr and Vincent, Pascal and Rabbat, Michael and
+            Ballas, Nicolas},
+  booktitle = {ICLR},
+  year = {2023},
+  note = {arXiv 2210.07277}
+}"""
+
+
+PAPERS = {"DINO": [DINO], "MAE": [MAE], "MSN": [MSN], "PMSN": [MSN, PMSN]}
+
+
+def objective_of(config: SelfViTConfig) -> str | None:
+    """Return the name of what a model was trained with (DINO, MAE, MSN, PMSN), or None."""
+    for field in SelfViTConfig.sub_configs_defaults:
+        part = getattr(config, field)
+        if part is not None:
+            is_msn = getattr(part, "prior", None) == "uniform"
+            return "MSN" if is_msn else field.removesuffix("_config").upper()
+    return None
+
+
+def citations_of(objective: str | None) -> str:
+    """Return the BibTeX entries of an objective, by its name, and of the software."""
+    return "\n\n".join([*PAPERS.get(objective or "", []), SELFVIT])
+
+
+__all__ = ["citations_of", "objective_of"]

@@ -1,0 +1,116 @@
+import json
+
+import pytest
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    pipeline,
+)
+
+from selfvit import (
+    SelfViTBackbone,
+    SelfViTConfig,
+    SelfViTForDINO,
+    SelfViTForImageClassification,
+    SelfViTModel,
+    __version__,
+)
+from selfvit.configuration.format_version import FORMAT_VERSION
+from selfvit.conversion.checkpoint_audit import audit
+from selfvit.modeling.loading import load_strictly
+from tests.objectives import tiny_config, tiny_dino_config
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    SelfViTForDINO(tiny_config(dino_config=tiny_dino_config())).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def rewrite(checkpoint, **changes):
+    file = checkpoint / "config.json"
+    stored = {**json.loads(file.read_text()), **changes}
+    stored = {name: value for name, value in stored.items() if value != "left out"}
+    file.write_text(json.dumps(stored))
+
+
+def test_a_checkpoint_says_its_format_and_who_wrote_it(checkpoint):
+    stored = json.loads((checkpoint / "config.json").read_text())
+    assert stored["format_version"] == FORMAT_VERSION == 1
+    assert stored["selfvit_version"] == __version__
+
+
+def test_a_checkpoint_from_before_there_were_formats_opens(checkpoint):
+    rewrite(checkpoint, format_version="left out", selfvit_version="left out")
+    assert type(AutoModel.from_pretrained(checkpoint)) is SelfViTModel
+    assert type(load_strictly(SelfViTForDINO, checkpoint)) is SelfViTForDINO
+
+
+def test_saving_again_names_the_version_that_does_it(checkpoint, tmp_path):
+    rewrite(checkpoint, selfvit_version="0.0.1")
+    AutoModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    stored = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert stored["selfvit_version"] == __version__
+
+
+def test_a_configuration_may_be_built_from_what_is_stored(checkpoint):
+    stored = json.loads((checkpoint / "config.json").read_text())
+    assert SelfViTConfig(**stored).to_diff_dict() == stored
+    with pytest.raises(ValueError, match=r"format_version \(2\) is newer"):
+        SelfViTConfig(**{**stored, "format_version": 2})
+
+
+OPENERS = {
+    "AutoConfig": AutoConfig.from_pretrained,
+    "SelfViTConfig": SelfViTConfig.from_pretrained,
+    "AutoModel": AutoModel.from_pretrained,
+    "AutoModelForPreTraining": AutoModelForPreTraining.from_pretrained,
+    "AutoModelForImageClassification": AutoModelForImageClassification.from_pretrained,
+    "SelfViTModel": SelfViTModel.from_pretrained,
+    "SelfViTForDINO": SelfViTForDINO.from_pretrained,
+    "SelfViTForImageClassification": SelfViTForImageClassification.from_pretrained,
+    "SelfViTBackbone": SelfViTBackbone.from_pretrained,
+    "load_strictly": lambda checkpoint: load_strictly(SelfViTModel, checkpoint),
+    "pipeline": lambda checkpoint: pipeline("image-feature-extraction", model=str(checkpoint)),
+    "audit": audit,
+}
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+def test_a_newer_format_is_refused_naming_the_folder_and_the_version_to_install(opener, checkpoint):
+    # before any field is looked at: one of them may have another type
+    rewrite(checkpoint, format_version=2, selfvit_version="1.2.0", patch_size=[8, 8])
+    with pytest.raises(ValueError) as error:
+        OPENERS[opener](checkpoint)
+    message = str(error.value)
+    assert f"format_version (2) in config.json of {str(checkpoint)!r} is newer" in message
+    assert f"selfvit {__version__} knows (up to 1)" in message
+    assert 'pip install "selfvit>=1.2.0"' in message
+
+
+def test_a_backbone_of_a_newer_format_is_refused_inside_another_model():
+    stored = {**tiny_config().to_dict(), "format_version": 2}
+    with pytest.raises(ValueError, match=r"format_version \(2\) is newer"):
+        AutoBackbone.from_config(SelfViTConfig(**stored))
+
+
+@pytest.mark.parametrize("writer", ["left out", '1.0"; rm -rf "$HOME', 7])
+def test_the_command_to_paste_holds_a_version_or_none(writer, checkpoint):
+    rewrite(checkpoint, format_version=2, selfvit_version=writer)
+    with pytest.raises(ValueError, match="pip install") as error:
+        AutoModel.from_pretrained(checkpoint)
+    if writer == 7:
+        assert 'pip install "selfvit>=7"' in str(error.value)
+    else:
+        assert "pip install --upgrade selfvit" in str(error.value)
+        assert "rm -rf" not in str(error.value)
+
+
+@pytest.mark.parametrize("found", ["two", 1.5, 0, True, None])
+def test_what_is_no_format_is_refused(found, checkpoint):
+    rewrite(checkpoint, format_version=found)
+    with pytest.raises(ValueError, match="format_version .* must be a whole number from 1"):
+        AutoConfig.from_pretrained(checkpoint)

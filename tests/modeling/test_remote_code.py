@@ -1,0 +1,437 @@
+"""A saved folder opens where there is no selfvit: in a virtual environment without it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sysconfig
+import threading
+import venv
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    pipeline,
+)
+
+from selfvit import (
+    SelfViTBackbone,
+    SelfViTConfig,
+    SelfViTForDINO,
+    SelfViTForImageClassification,
+    SelfViTModel,
+)
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.modeling.remote_code import code_files, write_code
+from tests.image_files import noise
+from tests.objectives import OBJECTIVES, tiny_config, tiny_dino_config
+
+NAMES = [objective.name for objective in OBJECTIVES]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# Opens every checkpoint of a folder by every Auto class, and saves what comes of it; saves the
+# models again, too.
+WITHOUT_SELFVIT = """
+import importlib.util, json, sys
+from pathlib import Path
+
+assert importlib.util.find_spec("selfvit") is None, "selfvit can be imported"
+import torch
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+    AutoModelForPreTraining, pipeline,
+)
+from PIL import Image
+
+checkpoints, inputs, images, resaved, repository, results = sys.argv[1:]
+inputs, images = torch.load(inputs), sorted(str(path) for path in Path(images).iterdir())
+trust = {"trust_remote_code": True}
+found = {}
+
+
+@torch.no_grad()
+def results_of(name, checkpoint):
+    architecture = AutoConfig.from_pretrained(checkpoint, **trust).architectures[0]
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    pixels = processor([Image.open(path) for path in images], return_tensors="pt")
+    encoder = AutoModel.from_pretrained(checkpoint, **trust)
+    extract = pipeline("image-feature-extraction", model=checkpoint, **trust)
+    result = {
+        "embeddings": encoder(**pixels).pooler_output,
+        "pipeline": [extract(path, pool=True)[0] for path in images],
+    }
+    model = encoder
+    if name in inputs:
+        model = AutoModelForPreTraining.from_pretrained(checkpoint, **trust)
+        torch.manual_seed(0)
+        result["loss"] = model(**inputs[name]).loss
+        if hasattr(model, "student"):
+            student = AutoModel.from_pretrained(checkpoint, network="student", **trust)
+            result["student"] = student(**pixels).pooler_output
+    if name == "classifier":
+        model = AutoModelForImageClassification.from_pretrained(checkpoint, **trust)
+        result["logits"] = model(**pixels).logits
+        classify = pipeline("image-classification", model=checkpoint, **trust)
+        result["scores"] = [classify(path) for path in images]
+    for opened in (encoder, model):
+        assert type(opened).__module__.startswith("transformers_modules."), type(opened)
+    assert type(model).__name__ == architecture or name == "backbone", type(model)
+    if resaved != "-":
+        model.save_pretrained(Path(resaved) / name)
+        processor.save_pretrained(Path(resaved) / name)
+    return result
+
+
+for folder in sorted(Path(checkpoints).iterdir()):
+    found[folder.name] = results_of(folder.name, str(folder))
+try:
+    AutoModel.from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    found["without trust"] = str(error)
+if repository != "-":
+    found["by id"] = results_of("dino", repository)
+    backbone = AutoBackbone.from_pretrained(repository, out_indices=[1, 3], **trust)
+    with torch.no_grad():
+        found["feature maps"] = backbone(inputs["dino"]["global_views"][0]).feature_maps
+torch.save(found, results)
+"""
+
+
+@pytest.fixture(scope="module")
+def python_without_selfvit(tmp_path_factory) -> Path:
+    """Return the Python of a virtual environment with all that is installed here but selfvit."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        # .pth files run code, that of an editable install as well
+        if "selfvit" not in entry.name and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(3):
+        noise(40 + seed, 50, seed).save(folder / f"{seed}.png")
+    return folder
+
+
+def build_checkpoints(folder: Path) -> dict[str, Any]:
+    """Save a tiny model of every class, none of its weights at its start; return them by name."""
+    torch.manual_seed(0)
+    models = {objective.name: objective.model_class(objective.config()) for objective in OBJECTIVES}
+    labelled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
+    models["classifier"] = SelfViTForImageClassification(labelled)
+    models["encoder"] = SelfViTModel(tiny_config(pooling="cls+mean", initializer_range=0.2))
+    models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2))
+    for name, model in models.items():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        model.eval().save_pretrained(folder / name)
+        build_processor(model.config).save_pretrained(folder / name)
+    return models
+
+
+class ReadOnlyHub(BaseHTTPRequestHandler):
+    """Serves one folder as the Hub serves a repository."""
+
+    folder: Path
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        if self.path.startswith("/api/models/"):
+            files = [{"rfilename": path.name} for path in self.folder.iterdir()]
+            body = json.dumps({"id": "someone/dino", "sha": COMMIT, "siblings": files}).encode()
+            self.answer(200, body, {"Content-Type": "application/json"})
+        elif "/resolve/" in self.path and (self.folder / name).is_file():
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{name}"'}
+            self.answer(200, (self.folder / name).read_bytes(), headers)
+        else:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Any]:
+    """Give a function that serves a folder as someone/dino, and returns the address."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        handler = type("Handler", (ReadOnlyHub,), {"folder": folder})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Opened:
+    """What the models compute here, and what they computed where there is no selfvit."""
+
+    def __init__(self, folder: Path, models: dict[str, Any], images: Path, python: Path, hub: str):
+        generator = torch.Generator().manual_seed(1)
+        self.models = models
+        self.folder = folder
+        self.paths = sorted(images.iterdir())
+        self.inputs = {entry.name: entry.inputs(generator, 4) for entry in OBJECTIVES}
+        torch.save(self.inputs, folder / "inputs.pt")
+
+        def run(checkpoints: str, resaved: str, repository: str, cache: str) -> dict[str, Any]:
+            variables = {"HF_HOME": str(folder / cache), "HF_ENDPOINT": hub, "OMP_NUM_THREADS": "1"}
+            if repository == "-":
+                variables["HF_HUB_OFFLINE"] = "1"
+            process = subprocess.run(
+                [
+                    python, "-I", "-c", WITHOUT_SELFVIT, folder / checkpoints, folder / "inputs.pt",
+                    images, resaved, repository, folder / "results.pt",
+                ],
+                cwd=folder,
+                env={"PATH": os.environ["PATH"], "HF_HUB_DISABLE_XET": "1", **variables},
+                capture_output=True,
+                text=True,
+            )  # fmt: skip
+            assert process.returncode == 0, process.stderr
+            return torch.load(folder / "results.pt")
+
+        self.first = run("checkpoints", str(folder / "resaved"), "someone/dino", "cache")
+        self.again = run("resaved", "-", "-", "another cache")
+
+    def __getitem__(self, name: str) -> list[dict[str, Any]]:
+        """Return the results of a checkpoint, and of what was saved again there."""
+        return [self.first[name], self.again[name]]
+
+    def pixels(self, name: str) -> torch.Tensor:
+        processor = AutoImageProcessor.from_pretrained(self.folder / "checkpoints" / name)
+        return processor([Image.open(path) for path in self.paths], return_tensors="pt")[
+            "pixel_values"
+        ]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory, images, python_without_selfvit, serve) -> Opened:
+    folder = tmp_path_factory.mktemp("remote")
+    models = build_checkpoints(folder / "checkpoints")
+    hub = serve(folder / "checkpoints" / "dino")
+    return Opened(folder, models, images, python_without_selfvit, hub)
+
+
+@torch.no_grad()
+def embeddings_of(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
+    embeddings = encoder(pixels).pooler_output
+    assert embeddings.std(dim=0).mean() > 0.01, "the images must be told apart"
+    return embeddings
+
+
+@pytest.mark.parametrize("name", [*NAMES, "classifier", "encoder", "backbone"])
+def test_without_selfvit_the_vectors_are_bit_identical(name, opened):
+    model = opened.models[name]
+    expected = embeddings_of(getattr(model, "vit", model), opened.pixels(name))
+    for result in opened[name]:
+        assert torch.equal(result["embeddings"], expected)
+    extract = pipeline(
+        "image-feature-extraction", model=str(opened.folder / "checkpoints" / name), device="cpu"
+    )
+    for result in opened[name]:
+        assert result["pipeline"] == [extract(str(path), pool=True)[0] for path in opened.paths]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_selfvit_the_objective_computes_the_same_loss(name, opened):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = opened.models[name](**opened.inputs[name]).loss
+    for result in opened[name]:
+        assert torch.equal(result["loss"], expected)
+
+
+def test_without_selfvit_there_is_the_student_too(opened):
+    with_students = [name for name in NAMES if hasattr(opened.models[name], "student")]
+    assert with_students
+    for name in with_students:
+        expected = embeddings_of(opened.models[name].student.vit, opened.pixels(name))
+        for result in opened[name]:
+            assert torch.equal(result["student"], expected), name
+            assert not torch.equal(result["student"], result["embeddings"]), name
+
+
+def test_without_selfvit_the_classifier_and_its_pipeline_are_bit_identical(opened):
+    with torch.no_grad():
+        expected = opened.models["classifier"](opened.pixels("classifier")).logits
+    folder = str(opened.folder / "checkpoints" / "classifier")
+    classify = pipeline("image-classification", model=folder, device="cpu")
+    for result in opened["classifier"]:
+        assert torch.equal(result["logits"], expected)
+        assert result["scores"] == [classify(str(path)) for path in opened.paths]
+
+
+def test_without_selfvit_a_repository_opens_by_its_id_as_a_backbone_too(opened):
+    by_id, by_folder = opened.first["by id"], opened.first["dino"]
+    assert torch.equal(by_id["embeddings"], by_folder["embeddings"])
+    assert torch.equal(by_id["loss"], by_folder["loss"])
+    backbone = SelfViTBackbone.from_pretrained(
+        opened.folder / "checkpoints" / "dino", out_indices=[1, 3]
+    )
+    with torch.no_grad():
+        expected = backbone(opened.inputs["dino"]["global_views"][0]).feature_maps
+    assert len(opened.first["feature maps"]) == len(expected) == 2
+    for found, wanted in zip(opened.first["feature maps"], expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_without_selfvit_the_code_has_to_be_trusted(opened):
+    assert "trust_remote_code=True" in opened.first["without trust"]
+
+
+def test_selfvit_wins_over_the_code_of_the_folder_without_a_word(opened, capfd):
+    for name, model in opened.models.items():
+        folder = opened.folder / "checkpoints" / name
+        for trust in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}):
+            assert type(AutoConfig.from_pretrained(folder, **trust)) is SelfViTConfig
+            assert type(AutoModel.from_pretrained(folder, **trust)) is SelfViTModel
+            if name in NAMES:
+                found = AutoModelForPreTraining.from_pretrained(folder, **trust)
+                assert type(found) is type(model)
+    found = AutoModelForImageClassification.from_pretrained(opened.folder / "resaved/classifier")
+    assert type(found) is SelfViTForImageClassification
+    assert "custom code" not in "".join(capfd.readouterr())
+
+
+# What is written
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def modules_of(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda entry: entry.name)
+def test_a_folder_has_the_modules_of_its_own_objective_alone(objective, tmp_path):
+    model = objective.model_class(objective.config())
+    model.save_pretrained(tmp_path)
+    modules = {name for name in modules_of(tmp_path) if name.startswith("modeling_")}
+    assert modules == {"modeling_selfvit", f"modeling_{objective.name}"}
+    assert {path.stem for path in code_files(tmp_path)} == modules_of(tmp_path)
+    assert written(tmp_path)["auto_map"] == {
+        "AutoConfig": "auto_classes.SelfViTConfig",
+        "AutoModel": "auto_classes.SelfViTModel",
+        "AutoModelForImageClassification": "auto_classes.SelfViTForImageClassification",
+        "AutoBackbone": "auto_classes.SelfViTBackbone",
+        "AutoModelForPreTraining": f"auto_classes.{objective.model_class.__name__}",
+    }
+
+
+def test_an_encoder_does_not_promise_an_objective(tmp_path):
+    # opened from a checkpoint that has one
+    SelfViTForDINO(tiny_config(dino_config=tiny_dino_config())).save_pretrained(tmp_path / "dino")
+    encoder = SelfViTModel.from_pretrained(tmp_path / "dino")
+    encoder.save_pretrained(tmp_path / "encoder")
+    assert "AutoModelForPreTraining" not in written(tmp_path / "encoder")["auto_map"]
+    assert "modeling_dino" not in modules_of(tmp_path / "encoder")
+
+
+def test_save_code_false_leaves_the_code_out_and_takes_earlier_code_away(tmp_path):
+    model = SelfViTModel(tiny_config())
+    model.save_pretrained(tmp_path)
+    assert modules_of(tmp_path)
+    model.save_pretrained(tmp_path, save_code=False)
+    assert not modules_of(tmp_path)
+    assert "auto_map" not in written(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is SelfViTModel
+
+
+def test_saving_over_an_older_folder_leaves_none_of_its_modules(tmp_path):
+    (tmp_path / "modeling_old.py").write_text("from .old_layers import OldLayer\n")
+    (tmp_path / "old_layers.py").write_text("from .pooling import pool\n")
+    (tmp_path / "pooling.py").write_text("raise ImportError('of an older selfvit')\n")
+    (tmp_path / "my_notes.py").write_text("'of the user'\n")
+    code = {"AutoModel": "modeling_old.SelfViTModel", "AutoConfig": "someone/else--elsewhere.X"}
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": code}))
+    SelfViTModel(tiny_config()).save_pretrained(tmp_path)
+    assert not modules_of(tmp_path) & {"modeling_old", "old_layers"}
+    assert "of an older selfvit" not in (tmp_path / "pooling.py").read_text()
+    assert (tmp_path / "my_notes.py").read_text() == "'of the user'\n"
+
+
+def test_another_process_than_the_main_one_writes_no_code(tmp_path):
+    SelfViTModel(tiny_config()).save_pretrained(tmp_path, is_main_process=False)
+    assert not modules_of(tmp_path)
+
+
+def test_a_class_derived_elsewhere_is_saved_as_ours(tmp_path):
+    class Derived(SelfViTForDINO):
+        """As a user may write it, and FSDP does."""
+
+    Derived(tiny_config(dino_config=tiny_dino_config())).save_pretrained(tmp_path)
+    code = written(tmp_path)["auto_map"]
+    assert code["AutoModelForPreTraining"] == "auto_classes.SelfViTForDINO"
+
+
+def make_class(tmp_path, monkeypatch, package: str, files: dict[str, str]) -> type:
+    """Write a package and return `Model` of its module `one.model`."""
+    for name, source in files.items():
+        file = tmp_path / package / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(f"{package}.one.model").Model
+
+
+def test_two_modules_of_one_name_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    files = {
+        "one/model.py": "from ..two.model import two\n\nclass Model:\n    value = two\n",
+        "two/model.py": "two = 2\n",
+    }
+    model = make_class(tmp_path, monkeypatch, "of_one_name", files)
+    message = (
+        r"of_one_name\.two\.model and of_one_name\.one\.model would both be written as model\.py"
+    )
+    with pytest.raises(ValueError, match=message):
+        write_code({"AutoModel": model}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("imported", ["from . import other", "from ..two import two"])
+def test_an_import_from_a_folder_is_refused(imported, tmp_path, monkeypatch):
+    package = f"from_a_folder_{len(imported)}"
+    files = {
+        "one/model.py": f"import math\n{imported}\n\nclass Model:\n    value = math.pi\n",
+        "one/other.py": "",
+        "two/__init__.py": "two = 2\n",
+    }
+    model = make_class(tmp_path, monkeypatch, package, files)
+    with pytest.raises(ValueError, match=r"model, line 2: `from .* import` takes from a folder"):
+        write_code({"AutoModel": model}, tmp_path / "out")

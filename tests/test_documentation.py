@@ -1,0 +1,358 @@
+"""The documentation is true: its blocks and its notebook run, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nbclient
+import nbformat
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from markdown_it import MarkdownIt
+from timm.models import VisionTransformer
+
+from selfvit.data.decoding import decode_image
+from selfvit.data.sources import open_images
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.training.recipes import RECIPES
+from selfvit.training.train import TRAINABLE_CLASSES
+
+from .documentation import RUN, SHOWN, read_page
+from .warm_python import warm_python
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "examples" / "fashion_mnist_sample"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES_WITH_CODE = [
+    page
+    for page in PAGES
+    if any(block.language in RUN and not block.not_run for block in read_page(page).blocks)
+]
+MAX_NOT_RUN = 8
+SECONDS = 900  # a limit for busy machines; a page takes 5 to 30
+
+
+def label(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# ---------------------------------------------------------------------- what a page finds
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """Folders of images under the names that the pages use, of the sample.
+
+    FOLDER: 64 images, unlabelled. LABELLED_FOLDER and LABELLED_TEST_FOLDER: a sub-folder for each
+    of ten classes, with 6 and 4 images. photo.jpg: one image, larger and not square. And
+    the sample itself, cut to 512 and 128 images, which the pages find in examples/.
+    """
+    folder = tmp_path_factory.mktemp("images")
+    source = open_images(SAMPLE / "train.parquet")
+    assert source.label_names is not None
+    short_sample = folder / SAMPLE.name
+    short_sample.mkdir()
+    for name, num_images in {"train.parquet": 512, "test.parquet": 128}.items():
+        pq.write_table(pq.read_table(SAMPLE / name).slice(0, num_images), short_sample / name)
+
+    def save(position: int, name: str) -> None:
+        path = folder / name / f"{position:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        decode_image(source[position].image).save(path)
+
+    for position in range(64):
+        save(position, "FOLDER")
+    labels = source.labels()
+    for label, name in enumerate(source.label_names):
+        of_class = [int(position) for position in np.flatnonzero(labels == label)]
+        class_folder = name.replace("/", " or ")
+        for position in of_class[:6]:
+            save(position, f"LABELLED_FOLDER/{class_folder}")
+        for position in of_class[6:10]:
+            save(position, f"LABELLED_TEST_FOLDER/{class_folder}")
+    decode_image(source[200].image).resize((320, 240)).save(folder / "photo.jpg")
+    return folder
+
+
+@pytest.fixture
+def page_folder(images, tmp_path) -> Path:
+    """The folder in which a page is run."""
+    (tmp_path / "examples").mkdir()  # not a link, as the notebook writes into it
+    for entry in images.iterdir():
+        place = tmp_path / "examples" if entry.name == SAMPLE.name else tmp_path
+        (place / entry.name).symlink_to(entry)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def start_python() -> Iterator[Callable[[dict[str, str]], Path]]:
+    """A function from environment variables to a folder of commands, started once for each."""
+    started: dict[frozenset, Path] = {}
+    with ExitStack() as stack:
+
+        def start(environment: dict[str, str]) -> Path:
+            key = frozenset(environment.items())
+            if key not in started:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+                started[key] = stack.enter_context(warm_python(Path(folder), environment))
+            return started[key]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs a page in a folder, with more environment variables."""
+
+    def run(
+        page: Path, folder: Path, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        commands = start_python(environment or {})
+        return subprocess.run(
+            [commands / "python", "-m", "tests.documentation", page],
+            cwd=folder,
+            env={
+                **os.environ,
+                **(environment or {}),
+                "OMP_NUM_THREADS": "1",
+                "TQDM_MININTERVAL": "60",  # fewer lines of progress in a report of a failure
+                "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    return run
+
+
+# ---------------------------------------------------------------------- what a page may ask for
+
+
+def save_checkpoint(recipe: str, folder: Path, **options: Any) -> None:
+    """Write a checkpoint as a recipe starts with, untrained."""
+    run = RECIPES[recipe](None, None).with_options(options)
+    torch.manual_seed(0)
+    TRAINABLE_CLASSES[run.architecture](run.model).save_pretrained(folder)
+    training = run.training
+    processor = build_processor(
+        run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
+    )
+    processor.save_pretrained(folder)
+
+
+@pytest.fixture
+def my_model(page_folder):
+    """A checkpoint named so, as the quickstart's."""
+    save_checkpoint("dino_demo", page_folder / "my_model")
+
+
+@pytest.fixture
+def my_mae(page_folder):
+    """A checkpoint named so, as page mae.md trains it."""
+    save_checkpoint("mae_demo", page_folder / "my_mae")
+
+
+# two blocks of width 64: of the size of a ViT-S/16 only the images and patches
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
+
+
+@pytest.fixture
+def vits16(page_folder):
+    """A small checkpoint of 224 pixels and patches of 16, named so."""
+    save_checkpoint("dino_vits16_in1k", page_folder / "vits16", **TINY, num_prototypes=64)
+
+
+@pytest.fixture
+def weights(page_folder):
+    """A file weights.pth of a small vision transformer, as timm names its tensors."""
+    model = VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
+    torch.save(model.state_dict(), page_folder / "weights.pth")
+
+
+# ---------------------------------------------------------------------- the pages
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=label)
+def test_every_block_of_a_page_runs(page, page_folder, run_page_in, request):
+    environment: dict[str, str] = {}
+    for name in read_page(page).fixtures:
+        environment |= request.getfixturevalue(name) or {}
+    result = run_page_in(page, page_folder, environment)
+    if result.returncode:
+        pytest.fail(f"{label(page)} does not run:\n{result.stdout[-6000:]}", pytrace=False)
+
+
+def test_blocks_that_are_not_run_are_few_and_say_why():
+    reasons = {
+        f"{label(page)}:{block.line}": block.not_run
+        for page in PAGES
+        for block in read_page(page).blocks
+        if block.not_run is not None
+    }
+    assert len(reasons) <= MAX_NOT_RUN, reasons
+    assert all(len(reason.split()) >= 3 for reason in reasons.values()), reasons
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_every_block_says_its_language(page):
+    for block in read_page(page).blocks:
+        assert block.language in (*RUN, *SHOWN), f"{label(page)}:{block.line}: {block.language!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_links_lead_somewhere(page):
+    for target in links_of(page):
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / unquote(file)).resolve() if file else page
+        assert linked.exists(), f"{label(page)}: {target}"
+        if anchor:
+            assert anchor in anchors_of(linked), f"{label(page)}: {target}"
+
+
+def test_the_index_names_every_page():
+    index = ROOT / "docs" / "README.md"
+    linked = {target.partition("#")[0] for target in links_of(index)}
+    assert {page.name for page in index.parent.glob("*.md")} - {"README.md"} <= linked
+
+
+def links_of(page: Path) -> list[str]:
+    """Return the targets of links and pictures that are not on the web."""
+    tokens = [
+        child
+        for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8"))
+        for child in token.children or []
+    ]
+    targets = [str(token.attrGet("href") or token.attrGet("src") or "") for token in tokens]
+    return [target for target in targets if target and not re.match(r"https?:", target)]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of headings."""
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    headings = [
+        tokens[position + 1].content
+        for position, token in enumerate(tokens)
+        if token.type == "heading_open"
+    ]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_configuration_reference_is_up_to_date():
+    writer = runpy.run_path(str(ROOT / "docs" / "write_configuration_reference.py"))
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == writer["reference"](), (
+        "docs/configuration.md is not what the dataclasses say; rewrite it by `make docs` "
+        "(python docs/write_configuration_reference.py)."
+    )
+
+
+# ---------------------------------------------------------------------- the runner itself
+
+
+@pytest.fixture
+def run_text(page_folder, run_page_in):
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        (page_folder / "page.md").write_text(text)
+        return run_page_in(page_folder / "page.md", page_folder)
+
+    return run
+
+
+class TestRunner:
+    def test_blocks_run_in_order_and_python_blocks_share_their_names(self, run_text):
+        result = run_text(
+            "```python\nx = 6\n```\n\n```bash\necho 7 > seven\n```\n\n"
+            "```python\nprint(x * int(open('seven').read()))\n```\n"
+        )
+        assert result.returncode == 0 and result.stdout.splitlines()[-1] == "42"
+
+    def test_a_failing_python_line_is_named(self, run_text):
+        result = run_text("# Title\n\n```python\nx = 1\nx.nothing\n```\n")
+        assert result.returncode == 1
+        assert 'page.md", line 5' in result.stdout and "AttributeError" in result.stdout
+
+    @pytest.mark.parametrize(
+        "code",
+        ["false\ntrue", "false | cat", "echo $NO_SUCH_NAME", "selfvit embed", "python no_file.py"],
+    )
+    def test_a_failing_command_fails_the_page(self, run_text, code):
+        assert run_text(f"```bash\n{code}\n```\n").returncode != 0
+
+    def test_a_marked_block_is_not_run(self, run_text):
+        text = "```bash\nfalse\n```\n"
+        assert run_text(f"<!-- test: not run: needs a GPU -->\n{text}").returncode == 0
+        assert run_text(text).returncode != 0
+
+    def test_options_are_appended_to_training_alone(self, run_text):
+        result = run_text(
+            "<!-- test: append --max_steps 1 --batch_size 8 -->\n```bash\n"
+            "selfvit train dino_demo --data FOLDER --output out --num_workers 0\n"
+            "selfvit embed --model out --data FOLDER --output vectors --num-workers 0\n```\n"
+        )
+        assert result.returncode == 0, result.stdout
+        assert "1 steps" in result.stdout or "1/1" in result.stdout
+        assert "64 images embedded" in result.stdout
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("<!-- test: skip -->\n```bash\ntrue\n```\n", "not understood"),
+            ("<!-- test: not run: no reason -->\n\nText.\n", "before no block"),
+            ("<!-- test: append --x 1 -->\n", "before no block"),
+            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "no `selfvit train`"),
+        ],
+    )
+    def test_a_comment_that_says_nothing_is_an_error(self, text, message, tmp_path):
+        (tmp_path / "page.md").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_page(tmp_path / "page.md")
+
+
+# ---------------------------------------------------------------------- the notebook
+
+
+def test_the_notebook_runs(page_folder):
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    (parameters,) = (
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
+    assert parameters.source.startswith("steps = ")
+    parameters.source = "steps = 6"
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(page_folder / "examples")}},
+    )
+    client.execute()  # raises with the cell and its traceback
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 5
+
+
+def test_the_notebook_shows_what_it_gave_and_stays_small():
+    file = ROOT / "examples" / "quickstart.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert outputs and file.stat().st_size < 1_000_000
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs), "clear progress bars"
