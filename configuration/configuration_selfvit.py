@@ -145,12 +145,17 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**geometry, **overrides})
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> "SelfViTConfig":
-        """Read config.json as transformers does; errors name where it lies."""
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json as transformers does.
+
+        Raises:
+            ValueError: if it is of a newer format; the message names where it lies.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_format(config_dict, str(pretrained_model_name_or_path))
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SelfViTConfig":
