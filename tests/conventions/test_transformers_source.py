@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.conventions import transformers_source
@@ -22,3 +24,25 @@ def test_without_them_continuous_integration_fails(absent, monkeypatch):
     monkeypatch.setenv("CI", "true")
     with pytest.raises(FileNotFoundError, match="transformers-0; `make test`"):
         transformers_source.load("test_modeling_common")
+
+
+@pytest.fixture
+def no_network(absent, monkeypatch):
+    # pip then knows of no place to download from
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for setting in ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(setting, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+
+
+def test_without_network_it_is_said_that_tests_will_be_skipped(no_network, monkeypatch, capsys):
+    monkeypatch.delenv("CI", raising=False)
+    transformers_source.bring()
+    assert not transformers_source.FOLDER.exists()
+    assert "could not be downloaded; the tests that need it are skipped" in capsys.readouterr().err
+
+
+def test_without_network_continuous_integration_fails(no_network, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SystemExit, match="could not be downloaded"):
+        transformers_source.bring()
