@@ -20,6 +20,8 @@ demo: .venv/installed  ## train on images of clothes, embed, evaluate, draw: dem
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --objective $(OBJECTIVE) --output $(DEMO)
 
 test: .venv/installed
+	# transformers' own tests of every model, which its wheel lacks: downloaded once
+	$(BIN)/python -m tests.conventions.transformers_source
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed

@@ -53,6 +53,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
             "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
+        reshape_hidden_states: whether the backbone's feature maps are maps, (B, D, rows, columns),
+            or tokens, (B, 1 + N, D), the class token first, as transformers' DPT wants them.
         classifier_batch_norm: whether the classifier standardises the embedding first, by a batch
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
@@ -92,6 +94,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_embedding_type: Literal["learned", "sincos"] = "learned"
     use_mask_token: bool = False
     pooling: str = "auto"
+    reshape_hidden_states: bool = True
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
@@ -142,12 +145,17 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**{**geometry, **overrides})
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> "SelfViTConfig":
-        """Read config.json as transformers does; errors name where it lies."""
-        kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json as transformers does.
+
+        Raises:
+            ValueError: if it is of a newer format; the message names where it lies.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_format(config_dict, str(pretrained_model_name_or_path))
+        return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SelfViTConfig":

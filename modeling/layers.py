@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .masking import gather_patches
-from .position_embeddings import interpolate_position_embeddings
+from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
 
 
 class SelfViTPatchEmbeddings(nn.Module):
@@ -92,11 +92,13 @@ class SelfViTEmbeddings(nn.Module):
             nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_mask_token else None
         )
         self.patch_embeddings = SelfViTPatchEmbeddings(config)
-        positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
         if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Parameter(positions)
+            self.position_embeddings = nn.Parameter(
+                torch.empty(1, 1 + rows * columns, config.hidden_size)
+            )
         else:
-            self.register_buffer("position_embeddings", positions)
+            fixed = sincos_position_embeddings(config.hidden_size, config.grid_size)
+            self.register_buffer("position_embeddings", fixed)
 
     def forward(
         self,

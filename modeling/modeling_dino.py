@@ -54,7 +54,7 @@ class DINOLastLayer(nn.Module):
     def __init__(self, in_features: int, out_features: int, train_magnitude: bool):
         super().__init__()
         self.direction = nn.Parameter(torch.empty(out_features, in_features))
-        magnitude = torch.empty(out_features, 1)
+        magnitude = torch.ones(out_features, 1)
         if train_magnitude:
             self.magnitude = nn.Parameter(magnitude)
         else:
@@ -109,7 +109,7 @@ class DINOLoss(nn.Module):
         super().__init__()
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(num_prototypes))
+        self.register_buffer("center", torch.zeros(num_prototypes, dtype=torch.float32))
         self._pending_sum: Tensor | None = None  # teacher's logits since the last update
         self._pending_count = 0
 

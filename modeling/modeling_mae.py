@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -39,12 +41,17 @@ class MAEOutput(ModelOutput):
             `norm_pix_loss`. None in training, unless asked for.
         mask: (B, N) float32; 0 is keep, 1 is remove.
         ids_restore: (B, N); see `PatchSplit`.
+        hidden_states: of the encoder, on visible patches: each (B, T + K, D). None unless asked
+            for.
+        attentions: of the encoder: each (B, heads, T + K, T + K). None unless asked for.
     """
 
     loss: Tensor | None = None
     prediction: Tensor | None = None
     mask: Tensor | None = None
     ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -155,8 +162,8 @@ class MAEDecoder(nn.Module):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.embedding = nn.Linear(config.hidden_size, geometry.hidden_size)
         self.mask_token = nn.Parameter(torch.empty(1, 1, geometry.hidden_size))
-        positions = torch.empty(1, 1 + math.prod(self.grid_size), geometry.hidden_size)
-        self.register_buffer("position_embeddings", positions)
+        fixed = sincos_position_embeddings(geometry.hidden_size, self.grid_size)
+        self.register_buffer("position_embeddings", fixed)
         layers = [SelfViTLayer(geometry) for _ in range(geometry.num_hidden_layers)]
         for layer in layers:
             # the model's, so that its attention implementation is the decoder's as well
@@ -278,6 +285,7 @@ class SelfViTForMAE(MAEPreTrainedModel):
         pixel_values: Tensor,
         noise: Tensor | None = None,
         output_prediction: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MAEOutput:
         """Compute the loss of one (micro-)batch of images.
 
@@ -286,6 +294,7 @@ class SelfViTForMAE(MAEPreTrainedModel):
             noise: (B, N); the patches of smallest noise are visible. Uniform in 0 to 1 if None.
             output_prediction: whether to predict the visible patches too, and return all; outside
                 of training if None.
+            kwargs: as for `SelfViTModel`; the encoder's.
 
         Raises:
             ValueError: if the mask ratio leaves no patch visible or none masked, or the noise does
@@ -295,7 +304,7 @@ class SelfViTForMAE(MAEPreTrainedModel):
             output_prediction = not self.training
         grid_size = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
         split = self._split(pixel_values, noise, math.prod(grid_size))
-        encoded = self.vit(pixel_values, ids_keep=split.ids_keep)
+        encoded = self.vit(pixel_values, ids_keep=split.ids_keep, **kwargs)
         masked_only = not output_prediction
         prediction = self.decoder(encoded.last_hidden_state, split, grid_size, masked_only)
 
@@ -318,6 +327,8 @@ class SelfViTForMAE(MAEPreTrainedModel):
             prediction=None if masked_only else prediction.float(),
             mask=split.mask,
             ids_restore=split.ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
     def _split(self, pixel_values: Tensor, noise: Tensor | None, num_patches: int) -> PatchSplit:

@@ -416,15 +416,21 @@ class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
             kwargs: as for `SelfViTModel`.
 
         Returns:
-            feature_maps: for each of `config.out_features`, (B, D, H/P, W/P).
+            feature_maps: for each of `config.out_features`, (B, D, H/P, W/P); without
+            `config.reshape_hidden_states` class token and patches, (B, 1 + N, D). Register tokens
+            are left out.
         """
         outputs = self.vit(pixel_values, **kwargs)
         grid = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
-        feature_maps = []
+        feature_maps: list[Any] = []  # BackboneOutput is annotated as if it had one
         for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage in self.out_features:
-                patches = self.vit.layernorm(hidden_state)[:, self.config.num_prefix_tokens :]
-                feature_maps.append(patches.transpose(1, 2).unflatten(2, grid).contiguous())
+                tokens = self.vit.layernorm(hidden_state)
+                patches = tokens[:, self.config.num_prefix_tokens :]
+                if self.config.reshape_hidden_states:
+                    feature_maps.append(patches.transpose(1, 2).unflatten(2, grid).contiguous())
+                else:
+                    feature_maps.append(torch.cat([tokens[:, :1], patches], dim=1))
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
             hidden_states=outputs.hidden_states,

@@ -20,7 +20,8 @@ def sincos_position_embeddings(hidden_size: int, grid_size: tuple[int, int]) -> 
         grid_size: (rows, columns).
 
     Returns:
-        (1, 1 + rows * columns, hidden_size) in float32; the class token's are zero.
+        (1, 1 + rows * columns, hidden_size) in torch's default dtype, as parameters are; the class
+        token's are zero.
     """
     rows, columns = grid_size
     exponents = torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size / 4)
@@ -32,7 +33,7 @@ def sincos_position_embeddings(hidden_size: int, grid_size: tuple[int, int]) -> 
         angles = torch.outer(position, frequencies)  # (H*W, D/4)
         halves += [angles.sin(), angles.cos()]
     patches = torch.cat(halves, dim=1)  # (H*W, D)
-    return F.pad(patches, (0, 0, 1, 0)).unsqueeze(0).float()
+    return F.pad(patches, (0, 0, 1, 0)).unsqueeze(0).to(torch.get_default_dtype())
 
 
 def interpolate_position_embeddings(

@@ -103,7 +103,7 @@ class Objective:
 
     name: str
     model_class: type[PreTrainedModel]
-    config: Callable[[], SelfViTConfig]
+    config: Callable[..., SelfViTConfig]  # takes other fields of the encoder by keyword
     inputs: Callable[[torch.Generator, int], dict[str, Tensor]]  # of a batch size, for `forward`
 
 
@@ -113,13 +113,17 @@ OBJECTIVES = [
         model_class=SelfViTForDINO,
         # 0.2 is about 1 / sqrt(width), as 0.02 is for real widths: 0.02 would shrink the features
         # to 0.005 before they are normalised, and gradients would be in the hundreds
-        config=lambda: tiny_config(initializer_range=0.2, dino_config=tiny_dino_config()),
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
+        ),
         inputs=random_views,
     ),
     Objective(
         name="mae",
         model_class=SelfViTForMAE,
-        config=lambda: tiny_config(position_embedding_type="sincos", mae_config=tiny_mae_config()),
+        config=lambda **overrides: tiny_config(
+            position_embedding_type="sincos", mae_config=tiny_mae_config(), **overrides
+        ),
         inputs=random_images_and_noise,
     ),
     Objective(
@@ -127,8 +131,10 @@ OBJECTIVES = [
         model_class=SelfViTForPMSN,
         # Batch norm over four images spreads them so far that at 0.025 a rounding to bf16 moves
         # targets: 0.1 here
-        config=lambda: tiny_config(
-            initializer_range=0.2, pmsn_config=tiny_pmsn_config(teacher_temperature=0.1)
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2,
+            pmsn_config=tiny_pmsn_config(teacher_temperature=0.1),
+            **overrides,
         ),
         inputs=anchor_and_target_views,
     ),

@@ -1,0 +1,82 @@
+"""How transformers places and casts what it loads: device_map, low memory, dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from selfvit import SelfViTBackbone, SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
+from tests.conventions.model_testers import ModelTester, encoder_tester, objective_tester
+from tests.objectives import OBJECTIVES
+
+ENCODERS = (SelfViTModel, SelfViTForImageClassification, SelfViTBackbone)
+TESTERS: dict[type[PreTrainedModel], ModelTester] = {
+    **dict.fromkeys(ENCODERS, encoder_tester()),
+    **{objective.model_class: objective_tester(objective.name) for objective in OBJECTIVES},
+}
+
+
+def class_name(model_class: type) -> str:
+    return model_class.__name__
+
+
+@pytest.fixture(params=TESTERS, ids=class_name)
+def model(request):
+    torch.manual_seed(0)
+    return request.param(TESTERS[request.param].get_config()).eval()
+
+
+def first_output(model):
+    inputs = TESTERS[type(model)].prepare_config_and_inputs_for_common()[1]
+    with torch.no_grad():
+        first = model(**inputs).to_tuple()[0]
+    return first[0] if isinstance(first, tuple) else first  # a backbone's maps
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_map_gives_the_same(device_map, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    placed = type(model).from_pretrained(tmp_path, device_map=device_map).eval()
+    assert {value.device.type for value in placed.state_dict().values()} == {"cpu"}
+    torch.testing.assert_close(first_output(placed), first_output(model))
+
+
+@pytest.mark.parametrize("model", ENCODERS, ids=class_name, indirect=True)
+def test_weights_that_have_no_place_in_memory_are_read_from_disk(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    placed = type(model).from_pretrained(
+        tmp_path, device_map="auto", max_memory={"cpu": 1000}, offload_folder=tmp_path / "offload"
+    )
+    assert all(parameter.is_meta for parameter in placed.parameters())
+    torch.testing.assert_close(first_output(placed.eval()), first_output(model))
+
+
+def test_a_model_is_built_without_memory_and_filled_later(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    assert {value.device.type for value in empty.state_dict().values()} == {"meta"}
+    filled = type(model).from_pretrained(tmp_path, low_cpu_mem_usage=True).eval()
+    assert empty.state_dict().keys() == filled.state_dict().keys()
+    torch.testing.assert_close(first_output(filled), first_output(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", torch.bfloat16], ids=str)
+def test_weights_load_in_half_precision(dtype, model, tmp_path):
+    saved = model if dtype != "auto" else type(model)(model.config).to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype).eval()
+    assert loaded.dtype == loaded.config.dtype == torch.bfloat16
+    others = {name for name, value in loaded.state_dict().items() if value.dtype != torch.bfloat16}
+    # the center's moves are too small for bfloat16
+    assert others == ({"loss.center"} if isinstance(model, SelfViTForDINO) else set())
+    assert first_output(loaded).isfinite().all()
+
+
+def test_the_center_of_dino_is_float32_in_a_model_made_in_half_precision():
+    # it was bfloat16 where the model was made, and float32 where it was loaded
+    config = TESTERS[SelfViTForDINO].get_config()
+    model = SelfViTForDINO._from_config(config, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.loss.center.dtype == torch.float32
