@@ -26,11 +26,12 @@ from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .checkpointing import Checkpointer, build_trainable, prepare_output
 from .data import BatchPlan, build_loader, normalize
-from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .evaluation import Evaluation, open_evaluation_images
 from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
+from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
 
 TRAINABLE_CLASSES = {
@@ -47,12 +48,13 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         source: the images.
 
     Returns:
-        The last evaluation's figures; empty without one.
+        The last evaluation's figures, or those of the report; empty without.
 
     Raises:
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        NoImprovementError: if the run was to improve the encoder and did not; all is saved.
     """
     training = run.training
     output = Path(training.output)
@@ -79,7 +81,6 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         num_processes=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-    is_classifier = run.architecture == "SelfViTForImageClassification"
 
     def loader_from(plan: BatchPlan) -> Any:
         return build_loader(
@@ -89,13 +90,14 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
             image_size=run.model.image_height_width,
             patch_size=run.model.patch_size,
             seed=training.seed,
-            with_labels=is_classifier,
+            with_labels=run.is_classifier,
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
         )
 
     loader_from(plan)
-    evaluation_sources = open_evaluation_sources(run, source)
+    evaluation_images = open_evaluation_images(run, source)
+    metric = choose_metric(run, evaluation_images)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if accelerator.is_main_process:
@@ -116,6 +118,12 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
+    # --- what it starts from
+    evaluation = Evaluation(model, processor, run, evaluation_images)
+    best = BestCheckpoint(model, processor, output, metric)
+    report = BeforeAfterReport(accelerator, evaluation, run, best)
+    report.measure_before()
+
     # --- resume
     start_step = 0
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
@@ -128,10 +136,10 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
+            report.require_improvement()
             return {}
 
     # --- the loop
-    evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
     reporter = Reporter(
@@ -185,8 +193,9 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
-                metrics = evaluation()
+                metrics = evaluation(done)
                 reporter.record(done, metrics)
+                best.offer(done, metrics)
             accelerator.wait_for_everyone()
         if done % training.save_steps == 0 or done == num_steps:
             checkpointer.save(
@@ -199,9 +208,11 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     # --- the result
     reporter.close()
+    metrics = report.measure_after(num_steps) or metrics
     card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
     checkpointer.save_result(card)
     accelerator.end_training()
+    report.require_improvement()  # before the model is published
     return metrics
 
 
@@ -211,7 +222,7 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
     Raises:
         ValueError: if the data has no labels.
     """
-    if run.architecture != "SelfViTForImageClassification":
+    if not run.is_classifier:
         return run
     if source.label_names is None:
         raise ValueError(
