@@ -91,6 +91,8 @@ class Comparison:
         num_neighbours: K, how many nearest ones that is of.
         num_overlap_images: that they are among.
         metric: name of the figure that decides whether training helped; None if none can.
+        metrics_before: all figures of the start as plain numbers, those without a row, too.
+        note: what one should know of the figures, or "".
     """
 
     changes: tuple[Change, ...]
@@ -98,6 +100,8 @@ class Comparison:
     num_neighbours: int
     num_overlap_images: int
     metric: str | None
+    metrics_before: Mapping[str, float]
+    note: str = ""
 
     @property
     def deciding(self) -> Change | None:
@@ -113,14 +117,15 @@ class Comparison:
         return None if self.deciding is None else self.deciding.difference.value > 0
 
     @property
-    def before(self) -> dict[str, Estimate]:
-        """Figures by name, for a model card."""
-        return {change.name: change.before for change in self.changes}
+    def before(self) -> dict[str, Estimate | float]:
+        """Figures by name, for a model card; those that are compared with their interval."""
+        return {**self.metrics_before, **{change.name: change.before for change in self.changes}}
 
     @property
     def after(self) -> dict[str, Estimate]:
-        """Figures by name, for a model card."""
-        return {change.name: change.after for change in self.changes}
+        """Figures by name, for a model card: those that are compared, and neighbours kept."""
+        after = {change.name: change.after for change in self.changes}
+        return {**after, "neighbour_overlap": self.overlap}
 
     @property
     def verdict(self) -> str:
@@ -145,6 +150,7 @@ class Comparison:
             "metric": self.metric,
             "improved": self.improved,
             "verdict": self.verdict,
+            "note": self.note,
             "figures": {
                 change.name: {
                     "before": change.before._asdict(),
@@ -164,13 +170,16 @@ class Comparison:
         }
 
 
-def compare(before: Measurement, after: Measurement, metric: str | None) -> Comparison:
+def compare(
+    before: Measurement, after: Measurement, metric: str | None, note: str = ""
+) -> Comparison:
     """Compare two measurements of the same images.
 
     Args:
         before: of the weights to start from.
         after: of the trained ones.
         metric: name of the figure that decides, higher being better, or None.
+        note: what one should know of the figures, or "".
 
     Raises:
         ValueError: if they are not of the same data, or there is no such figure.
@@ -191,6 +200,8 @@ def compare(before: Measurement, after: Measurement, metric: str | None) -> Comp
         num_neighbours=before.neighbours.shape[1],
         num_overlap_images=len(kept),
         metric=metric,
+        metrics_before=before.metrics,
+        note=note,
     )
 
 
@@ -218,7 +229,7 @@ def format_comparison(comparison: Comparison) -> str:
     lines.append(
         f"In brackets: {100 * LEVEL:.0f} % intervals, by resampling the images measured on."
     )
-    return "\n".join([*lines, comparison.verdict])
+    return "\n".join([*lines, *filter(None, [comparison.note]), comparison.verdict])
 
 
 def _with_interval(name: str, estimated: Estimate) -> str:

@@ -121,6 +121,7 @@ class RunCard:
                 ),
                 before={} if comparison is None else comparison.before,
                 after=metrics if comparison is None else {**metrics, **comparison.after},
+                verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
                 # without data of their own, accuracies are of a part of the training images
                 evaluated_on=training.eval_test or ("" if comparison is None else training.data),
                 picture=picture,

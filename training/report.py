@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..atomic_output import atomic_output
 from ..evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ..evaluation.evaluate import format_metric, metric_title, save_metrics
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
-from ..sharing.provenance import CARD
+from ..sharing.provenance import CARD, shown_name
 from .checkpointing import CHECKPOINTS
 from .evaluation import Evaluation, EvaluationImages
 from .run import Run
@@ -33,7 +34,8 @@ def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
     What the run asks for; else a classifier's own accuracy, or weighted k-NN, or, without labels,
     `view_retrieval`: neither a collapsed encoder nor a noisy one does well by it, while RankMe and
     uniformity alone rise with noise. None of the label-free figures judges a classifier: images
-    of one class are meant to come together.
+    of one class are meant to come together. The report on a classifier with a new head, which has
+    no accuracy before, is judged by k-NN of its encoder.
 
     Raises:
         ValueError: if the run asks for a figure that its data does not give.
@@ -148,6 +150,8 @@ class BeforeAfterReport:
             self._before = Measurement.load(path)
         if self._before is None or self._before.data != self.evaluation.data:
             self._before = self.evaluation.measure(0)
+            if self.run.training.init_scope != "all":
+                self._before = _without_accuracy(self._before)
             self._before.save(path)
 
     def measure_after(self, step: int) -> dict[str, float]:
@@ -155,19 +159,20 @@ class BeforeAfterReport:
         if self._before is None:
             return {}
         after = self.evaluation.measure(step)
-        self.comparison = compare(self._before, after, self.best.metric)
         images = self.evaluation.images
+        assert images is not None
+        metric = self.best.metric
+        if metric is not None and metric not in self._before.figures:  # that of a new classifier
+            metric = images.accuracies()[0]
+        self.comparison = compare(self._before, after, metric, images.note)
         content = {
-            "init_from": self.run.training.init_from,
+            "init_from": shown_name(str(self.run.training.init_from)),
             "step": step,
             **self.comparison.to_dict(),
-            "note": images.note if images else "",
             "best": self.best.read(),
         }
         save_metrics(content, self.output / REPORT_FILE)
         self.accelerator.print(f"\n{format_comparison(self.comparison)}")
-        if content["note"]:
-            self.accelerator.print(content["note"])
         return dict(after.metrics)
 
     def require_improvement(self) -> None:
@@ -199,6 +204,14 @@ class BeforeAfterReport:
             f"lower base_learning_rate (it was {training.base_learning_rate:g}), a lower "
             "layer_decay or fewer epochs, or keep the weights that it started from."
         )
+
+
+def _without_accuracy(measurement: Measurement) -> Measurement:
+    """Leave out the accuracy of a classifier that is drawn anew: anything is better than that."""
+    figures, metrics = dict(measurement.figures), dict(measurement.metrics)
+    figures.pop("accuracy", None)
+    metrics.pop("accuracy", None)
+    return replace(measurement, figures=figures, metrics=metrics)
 
 
 __all__ = ["BeforeAfterReport", "BestCheckpoint", "NoImprovementError", "choose_metric"]

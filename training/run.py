@@ -97,11 +97,12 @@ class TrainingConfig:
     eval_limit: int = _option(10000, "images of each that are used")
     best_metric: str | None = _option(
         None,
-        "figure that chooses the best checkpoint and judges the run: accuracy for a classifier, "
-        "knn_20 where there are labels, else view_retrieval, if None",
+        "figure that chooses the best of the evaluations and judges the run; if None, accuracy for "
+        "a classifier, knn_20 where there are labels, else view_retrieval",
     )
     require_improvement: bool = _option(
-        False, "a run from init_from whose figure did not rise ends as an error, all being saved"
+        False,
+        "a run from init_from whose figure did not rise ends as an error, saved but not published",
     )
     monitor_steps: int = _option(10, "steps between two readings of the collapse monitors")
     on_collapse: Literal["warn", "stop", "rollback"] = _option(
