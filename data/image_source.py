@@ -64,21 +64,19 @@ class ImageSource:
         return self if len(self) <= limit else SampledSource(self, limit)
 
 
-class SampledSource(ImageSource):
-    """Some images of a source, drawn at random with a fixed seed.
-
-    Not the first ones: sources are often sorted by class.
+class ChosenSource(ImageSource):
+    """Some images of a source, in the order of their positions.
 
     Args:
-        source: to draw from.
-        size: images; at most those of the source.
+        source: that has them.
+        positions: (N,), of the source.
     """
 
-    def __init__(self, source: ImageSource, size: int):
-        description = f"{size} of the {source.description}"
+    def __init__(self, source: ImageSource, positions: np.ndarray):
+        description = f"{len(positions)} of the {source.description}"
         super().__init__(description, source.label_names, source.id_column)
         self._source = source
-        self._positions = np.sort(np.random.default_rng(0).permutation(len(source))[:size])
+        self._positions = np.sort(positions)
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -93,8 +91,54 @@ class SampledSource(ImageSource):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the source's and the size."""
-        return hash_of([self._source.fingerprint.encode(), str(len(self)).encode()])
+        """Hash of the source's and the positions."""
+        return hash_of([self._source.fingerprint.encode(), self._positions.tobytes()])
+
+
+class SampledSource(ChosenSource):
+    """Some images of a source, drawn at random with a fixed seed.
+
+    Not the first ones: sources are often sorted by class.
+
+    Args:
+        source: to draw from.
+        size: images; at most those of the source.
+    """
+
+    def __init__(self, source: ImageSource, size: int):
+        super().__init__(source, np.random.default_rng(0).permutation(len(source))[:size])
+
+
+class RecordSource(ImageSource):
+    """Images at hand, for example the first ones of a stream.
+
+    Args:
+        records: the images.
+        description: of the data.
+        label_names: names of the classes, or None.
+    """
+
+    def __init__(self, records: list[ImageRecord], description: str, label_names: list[str] | None):
+        super().__init__(description, label_names, "id")
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, position: int) -> ImageRecord:
+        return self._records[position]
+
+    def labels(self) -> np.ndarray | None:
+        """Return labels (N,), int64, -1 where an image has none; None if no image has."""
+        labels = [NO_LABEL if image.label is None else image.label for image in self._records]
+        is_labelled = self.label_names is not None and any(label != NO_LABEL for label in labels)
+        return np.array(labels, dtype=np.int64) if is_labelled else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the description, the ids and the labels."""
+        parts = [self.description, *(f"{image.id} {image.label}" for image in self._records)]
+        return hash_of(part.encode() for part in parts)
 
 
 def hash_of(parts: Iterable[bytes]) -> str:
@@ -106,4 +150,12 @@ def hash_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["NO_LABEL", "ImageRecord", "ImageSource", "SampledSource", "hash_of"]
+__all__ = [
+    "NO_LABEL",
+    "ChosenSource",
+    "ImageRecord",
+    "ImageSource",
+    "RecordSource",
+    "SampledSource",
+    "hash_of",
+]

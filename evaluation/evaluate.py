@@ -14,9 +14,9 @@ from torch import Tensor
 from ..atomic_output import atomic_output
 from ..data.image_source import NO_LABEL, ImageSource
 from ..embedding.embedder import EmbeddedImages, Embedder
-from .knn import weighted_knn_accuracy
+from .knn import weighted_knn_hits
 from .label_free import feature_standard_deviation, rankme
-from .linear_probe import linear_probe_accuracy, require_scikit_learn
+from .linear_probe import linear_probe_hits, require_scikit_learn
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +26,15 @@ MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decompositio
 TITLES = {
     "linear_probe": "linear probe",
     "accuracy": "classifier",  # of one that is evaluated while it trains
+    "view_retrieval": "other view found first",
     "feature_std": "feature standard deviation",
     "rankme": "RankMe",
+    "uniformity": "uniformity",
+    "neighbour_overlap": "neighbours kept",
     "num_train": "training images",
     "num_test": "test images",
 }
+SHARES = ("linear_probe", "accuracy", "view_retrieval", "neighbour_overlap")  # and k-NN's
 
 
 def evaluate_checkpoint(
@@ -83,7 +87,7 @@ def evaluate_checkpoint(
         train = train.sample(limit)
         test = None if test is None else test.sample(limit)
     if test is not None:
-        _check_before_embedding(train, test)
+        check_labels(train, test)
     embedded_train = _embed(embedder, train, progress)
     embedded_test = None if test is None else _embed(embedder, test, progress)
     return evaluate_embeddings(embedded_train, embedded_test, ks=ks)
@@ -116,7 +120,8 @@ def evaluate_embeddings(
             _check_vectors(side, embedded.vectors)
     metrics: dict[str, float] = {}
     if test is not None:
-        metrics |= _accuracies(train, test, ks)
+        hits = accuracy_hits(train, test, ks)
+        metrics |= {name: float(hit.mean()) for name, hit in hits.items()}
     metrics |= label_free_measures(train.vectors)
     metrics["num_train"] = len(train.vectors)
     metrics["num_test"] = 0 if test is None else len(test.vectors)
@@ -130,7 +135,7 @@ def label_free_measures(vectors: Tensor | np.ndarray) -> dict[str, float]:
     """
     return {
         "feature_std": feature_standard_deviation(vectors),
-        "rankme": rankme(vectors[_spread(len(vectors), MAX_RANKME_IMAGES)]),
+        "rankme": rankme(vectors[spread(len(vectors), MAX_RANKME_IMAGES)]),
     }
 
 
@@ -158,21 +163,42 @@ def metric_title(name: str) -> str:
     return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
 
 
+def is_share(name: str) -> bool:
+    """Whether a figure is a share of the images, shown in percent."""
+    return name.startswith("knn_") or name in SHARES
+
+
 def format_metric(name: str, value: float) -> str:
     """Return a figure as tables show it: accuracies in percent."""
-    if name.startswith("knn_") or name in ("linear_probe", "accuracy"):
+    if is_share(name):
         return f"{100 * value:.1f} %"
     if name.startswith("num_"):
         return f"{value:,.0f}"
     return f"{value:.1f}" if name == "rankme" else f"{value:.3f}"
 
 
-def _accuracies(train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int]) -> dict[str, float]:
+def accuracy_hits(
+    train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int] = (10, 20)
+) -> dict[str, np.ndarray]:
+    """Return which of the labelled test images each classifier gets right, bool, by figure.
+
+    Args:
+        train: N vectors that classes are learnt from.
+        test: M vectors that are classified.
+        ks: as for `evaluate_embeddings`.
+
+    Returns:
+        "knn_<k>" and "linear_probe"; empty where a side has no labels.
+
+    Raises:
+        ImportError: without scikit-learn.
+        ValueError: if test has a class that train lacks.
+    """
     train_vectors, train_labels = _labelled(train)
     test_vectors, test_labels = _labelled(test)
     if len(train_labels) == 0 or len(test_labels) == 0:
         return {}
-    test_labels = _as_in_train(test_labels, test.label_names, train_labels, train.label_names)
+    test_labels = matched_labels(test_labels, test.label_names, train_labels, train.label_names)
     arrays = (train_vectors, train_labels, test_vectors, test_labels)
     usable = [k for k in ks if k <= len(train_labels)]
     if len(usable) < len(ks):
@@ -181,9 +207,9 @@ def _accuracies(train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int]) 
             ", ".join(str(k) for k in ks if k not in usable),
             len(train_labels),
         )
-    by_k = weighted_knn_accuracy(*arrays, ks=usable) if usable else {}
-    accuracies = {f"knn_{k}": accuracy for k, accuracy in by_k.items()}
-    return {**accuracies, "linear_probe": linear_probe_accuracy(*arrays)}
+    by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
+    hits = {f"knn_{k}": hit for k, hit in by_k.items()}
+    return {**hits, "linear_probe": linear_probe_hits(*arrays)}
 
 
 def _labelled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
@@ -194,13 +220,17 @@ def _labelled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
     return embedded.vectors[is_labelled], embedded.labels[is_labelled]
 
 
-def _as_in_train(
+def matched_labels(
     test_labels: np.ndarray,
     test_names: Sequence[str] | None,
     train_labels: np.ndarray,
     train_names: Sequence[str] | None,
 ) -> np.ndarray:
-    """Return the test labels (M,) as indices of train's classes."""
+    """Return the test labels (M,) as indices of train's classes, by name where both have names.
+
+    Raises:
+        ValueError: if test has a class that train lacks.
+    """
     present = set(np.unique(train_labels).tolist())
     classes = np.unique(test_labels).tolist()
     matched = {label: label for label in classes}
@@ -218,13 +248,18 @@ def _as_in_train(
     return np.array([matched[label] for label in test_labels.tolist()], dtype=np.int64)
 
 
-def _check_before_embedding(train: ImageSource, test: ImageSource) -> None:
-    """Find out in a second what would else be said after the last image."""
+def check_labels(train: ImageSource, test: ImageSource) -> None:
+    """Find out in a second what would else be said after the last image is embedded.
+
+    Raises:
+        ImportError: without scikit-learn, where there are labels.
+        ValueError: if test has a class that train lacks.
+    """
     train_labels, test_labels = train.labels(), test.labels()
     if train_labels is not None and test_labels is not None:
         require_scikit_learn()
         test_labels = test_labels[test_labels != NO_LABEL]
-        _as_in_train(test_labels, test.label_names, train_labels, train.label_names)
+        matched_labels(test_labels, test.label_names, train_labels, train.label_names)
 
 
 def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedImages:
@@ -252,7 +287,7 @@ def _check_vectors(side: str, vectors: np.ndarray) -> None:
         )
 
 
-def _spread(count: int, limit: int) -> np.ndarray:
+def spread(count: int, limit: int) -> np.ndarray:
     """Return the indices of at most `limit` of `count` items, evenly spread, ascending."""
     # sources are often sorted by class: the first ones would be of a single one
     return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)

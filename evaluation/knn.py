@@ -75,6 +75,32 @@ def weighted_knn_accuracy(
     Raises:
         ValueError: as `weighted_knn`, or if there is not one label for each test vector.
     """
+    hits = weighted_knn_hits(
+        train_vectors,
+        train_labels,
+        test_vectors,
+        test_labels,
+        ks=ks,
+        temperature=temperature,
+        chunk_size=chunk_size,
+    )
+    return {k: float(hit.mean()) for k, hit in hits.items()}
+
+
+def weighted_knn_hits(
+    train_vectors: Tensor | np.ndarray,
+    train_labels: Tensor | np.ndarray,
+    test_vectors: Tensor | np.ndarray,
+    test_labels: Tensor | np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20),
+    temperature: float = 0.07,
+    chunk_size: int = 256,
+) -> dict[int, np.ndarray]:
+    """Return for each k which test images are classified correctly, (M,) bool.
+
+    Arguments and errors are those of `weighted_knn_accuracy`.
+    """
     predictions = _predictions_by_k(
         train_vectors, train_labels, test_vectors, ks, temperature, None, chunk_size
     )
@@ -85,7 +111,7 @@ def weighted_knn_accuracy(
             "many, and at least one."
         )
     return {
-        k: (predicted == truth.to(predicted.device)).double().mean().item()
+        k: (predicted == truth.to(predicted.device)).cpu().numpy()
         for k, predicted in predictions.items()
     }
 

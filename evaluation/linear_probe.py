@@ -44,6 +44,22 @@ def linear_probe_accuracy(
         ImportError: without scikit-learn.
         ValueError: if the training images are of fewer than two classes.
     """
+    hits = linear_probe_hits(train_vectors, train_labels, test_vectors, test_labels, seed=seed)
+    return float(hits.mean())
+
+
+def linear_probe_hits(
+    train_vectors: np.ndarray,
+    train_labels: np.ndarray,
+    test_vectors: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return which test images the probe classifies correctly, (M,) bool.
+
+    Arguments and errors are those of `linear_probe_accuracy`.
+    """
     require_scikit_learn()
     from sklearn.preprocessing import StandardScaler
 
@@ -58,7 +74,7 @@ def linear_probe_accuracy(
     test = scaler.transform(np.asarray(test_vectors, dtype=np.float32))
     classifier = _classifier(_choose_strength(train, train_labels, seed))
     _fit(classifier, train, train_labels)
-    return float((classifier.predict(test) == test_labels).mean())
+    return classifier.predict(test) == test_labels
 
 
 def require_scikit_learn() -> None:
@@ -78,7 +94,7 @@ def require_scikit_learn() -> None:
 def _choose_strength(vectors: np.ndarray, labels: np.ndarray, seed: int) -> float:
     generator = np.random.default_rng(seed)
     chosen = generator.permutation(len(labels))[:MAX_CHOICE_IMAGES]
-    is_held_out = _hold_out(labels[chosen], generator)
+    is_held_out = hold_out(labels[chosen], generator)
     fit, held_out = chosen[~is_held_out], chosen[is_held_out]
     if len(held_out) == 0 or len(np.unique(labels[fit])) < 2:
         return DEFAULT_STRENGTH
@@ -91,8 +107,16 @@ def _choose_strength(vectors: np.ndarray, labels: np.ndarray, seed: int) -> floa
     return STRENGTHS[int(np.argmax(accuracies))]  # the first, so the strongest penalty, on a tie
 
 
-def _hold_out(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mark a fraction of every class that has two images or more (N,), never all of one."""
+def hold_out(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Mark a fifth of every class that has two images or more, never all of one.
+
+    Args:
+        labels: (N,) class indices.
+        generator: draws which ones.
+
+    Returns:
+        (N,) bool.
+    """
     is_held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))

@@ -108,6 +108,7 @@ class CardContents:
         conversion: or None.
         after: figures of the checkpoint by name, as `evaluate_embeddings` calls them.
         before: the same of the weights that it started from, or empty.
+        verdict: what these say together, or "".
         evaluated_on: data that accuracies were measured on: path or Hub id; "" if there are none.
         picture: file beside the card with attention maps, or None.
     """
@@ -126,6 +127,7 @@ class CardContents:
     conversion: ConversionFacts | None = None
     after: Mapping[str, Figure] = field(default_factory=dict)
     before: Mapping[str, Figure] = field(default_factory=dict)
+    verdict: str = ""
     evaluated_on: str = ""
     picture: str | None = None
 

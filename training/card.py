@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
+from ..evaluation.comparison import Comparison
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..sharing.citations import objective_of
 from ..sharing.model_card import CardContents, TrainingFacts, render_model_card
@@ -77,6 +78,7 @@ class RunCard:
         step: int,
         metrics: Mapping[str, float],
         cost: Mapping[str, float | None],
+        comparison: Comparison | None = None,
         picture: str | None = None,
     ) -> str:
         """Return the text of the card after some steps.
@@ -86,6 +88,7 @@ class RunCard:
             step: optimizer steps it took.
             metrics: of the last evaluation, or empty.
             cost: as `RunCost.read` gives it.
+            comparison: with the weights that it started from, where there is one.
             picture: file beside the card, as `draw` names it.
         """
         run, training = self.run, self.run.training
@@ -116,8 +119,11 @@ class RunCard:
                     seconds=cost["seconds"] or 0.0,
                     energy_kwh=cost["energy_kwh"],
                 ),
-                after=metrics,
-                evaluated_on=training.eval_test or "",
+                before={} if comparison is None else comparison.before,
+                after=metrics if comparison is None else {**metrics, **comparison.after},
+                verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
+                # without data of their own, accuracies are of a part of the training images
+                evaluated_on=training.eval_test or ("" if comparison is None else training.data),
                 picture=picture,
             )
         )

@@ -3,6 +3,8 @@
 OUT/training.yaml                the run as it was started; can be run again
 OUT/log.jsonl                    a line of figures every `log_steps`
 OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states
+OUT/best/                        model, processor and card of the best evaluation so far
+OUT/report.json                  before and after, of a run that started from weights
 OUT/config.json, model.safetensors, preprocessor_config.json, README.md   the result
 """
 
@@ -68,7 +70,7 @@ FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
-    "energy_meter",
+    "energy_meter", "best_metric", "require_improvement",
 }  # fmt: skip
 
 

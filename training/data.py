@@ -288,7 +288,7 @@ def build_loader(
         "num_workers": num_workers,
         "collate_fn": BatchMaker(augmentation, seed, num_classes),
         "generator": torch.Generator().manual_seed(seed),
-        "worker_init_fn": _use_one_thread,
+        "worker_init_fn": use_one_thread,
         "pin_memory": torch.cuda.is_available(),
     }
     if isinstance(source, StreamingImageSource):
@@ -301,7 +301,8 @@ def build_loader(
     return DataLoader(ViewDataset(source, *views), batch_sampler=batches, **options)
 
 
-def _use_one_thread(worker_id: int) -> None:
+def use_one_thread(worker_id: int) -> None:
+    """Start a worker of a DataLoader: the workers are the parallelism."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
@@ -314,4 +315,5 @@ __all__ = [
     "build_loader",
     "collate",
     "normalize",
+    "use_one_thread",
 ]

@@ -25,6 +25,10 @@ def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+# Higher is better of these. Uniformity is not one of them: noise has the best.
+BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a run trains: data, length, optimizer, precision, saving, evaluation."""
@@ -91,6 +95,15 @@ class TrainingConfig:
     eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
     eval_test: str | None = _option(None, "labelled data: they are tested on it")
     eval_limit: int = _option(10000, "images of each that are used")
+    best_metric: str | None = _option(
+        None,
+        "figure that chooses the best of the evaluations and judges the run; if None, accuracy for "
+        "a classifier, knn_20 where there are labels, else view_retrieval",
+    )
+    require_improvement: bool = _option(
+        False,
+        "a run from init_from whose figure did not rise ends as an error, saved but not published",
+    )
     monitor_steps: int = _option(10, "steps between two readings of the collapse monitors")
     on_collapse: Literal["warn", "stop", "rollback"] = _option(
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
@@ -128,22 +141,38 @@ class TrainingConfig:
             "tracker": ("tensorboard", "none"),
             "on_collapse": ("warn", "stop", "rollback"),
             "energy_meter": ("codecarbon", "none"),
+            "best_metric": (None, *BEST_METRICS),
         }.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of: {known}.")
         if (self.eval_train is None) != (self.eval_test is None):
             raise ValueError("eval_train and eval_test go together; give both or none.")
+        if self.require_improvement and not self.compares_with_start:
+            raise ValueError(
+                "require_improvement compares the encoder with the one that the run starts from; "
+                "give init_from, and a freeze_encoder_ratio below 1."
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
         if self.push_steps is not None:
             if self.push_to_hub is None:
                 raise ValueError(f"push_steps ({self.push_steps}) needs push_to_hub, USER/NAME.")
+            if self.require_improvement:
+                raise ValueError(
+                    f"push_steps ({self.push_steps}) would publish checkpoints that nobody knows "
+                    "to be better yet; leave it out, or require_improvement."
+                )
             if self.push_steps < 1 or self.push_steps % self.save_steps:
                 raise ValueError(
                     f"push_steps ({self.push_steps}) must be a multiple of save_steps "
                     f"({self.save_steps}): what is pushed is a checkpoint that was saved."
                 )
+
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the run ends with a report on before and after: it has weights to change."""
+        return self.init_from is not None and self.freeze_encoder_ratio < 1
 
     @property
     def learning_rate(self) -> float:
@@ -238,6 +267,11 @@ class Run:
             )
         except TypeError as error:
             raise ValueError(f"a name in the run's YAML is unknown: {error}.") from error
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it learns from labels."""
+        return self.architecture == "SelfViTForImageClassification"
 
     def objectives(self) -> dict[str, PreTrainedConfig]:
         """Return the objectives' parts of `model` by name: one, or none for a classifier."""

@@ -29,11 +29,12 @@ from .checkpointing import Checkpointer, build_trainable, prepare_output
 from .collapse import CollapseError, CollapseMonitor, roll_back
 from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
-from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .evaluation import Evaluation, open_evaluation_images
 from .hub_pushes import HubPushes, NotPublishedError
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
+from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
 
 TRAINABLE_CLASSES = {
@@ -50,7 +51,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         source: the images.
 
     Returns:
-        The last evaluation's figures; empty without one.
+        The last evaluation's figures, or those of the report; empty without.
 
     Raises:
         ValueError: if run and data do not fit together; nothing was written then.
@@ -59,6 +60,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         PermissionError: if it is to be pushed to the Hub, and may not; nothing was written then.
         NotPublishedError: if the run is trained, but could not be pushed.
         CollapseError: if the outputs collapse, and `on_collapse` is not to warn only.
+        NoImprovementError: if the run was to improve the encoder and did not; all is saved.
     """
     training = run.training
     output = Path(training.output)
@@ -85,7 +87,6 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         num_processes=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-    is_classifier = run.architecture == "SelfViTForImageClassification"
 
     def loader_from(plan: BatchPlan) -> Any:
         return build_loader(
@@ -95,13 +96,14 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
             image_size=run.model.image_height_width,
             patch_size=run.model.patch_size,
             seed=training.seed,
-            with_labels=is_classifier,
+            with_labels=run.is_classifier,
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
         )
 
     loader_from(plan)
-    evaluation_sources = open_evaluation_sources(run, source)
+    evaluation_images = open_evaluation_images(run, source)
+    metric = choose_metric(run, evaluation_images)
     pushes = HubPushes(training, num_steps, accelerator.is_main_process)
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
@@ -129,6 +131,12 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
+    # --- what it starts from
+    evaluation = Evaluation(model, processor, run, evaluation_images)
+    best = BestCheckpoint(model, processor, output, metric, save_code=training.save_code)
+    report = BeforeAfterReport(accelerator, evaluation, run, best)
+    report.measure_before()
+
     # --- resume
     start_step = 0
     state: dict[str, Any] = {}
@@ -142,11 +150,11 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
+            report.require_improvement()
             pushes.result()
             return {}
 
     # --- the loop
-    evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
     if accelerator.log_with:
         accelerator.init_trackers("logs")
     meter = training.energy_meter if accelerator.is_main_process else "none"
@@ -206,8 +214,9 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
-                metrics = evaluation()
+                metrics = evaluation(done)
                 reporter.record(done, metrics)
+                best.offer(done, metrics, card.render(model, done, metrics, cost.read()))
             accelerator.wait_for_everyone()
         if done % training.save_steps == 0 or done == num_steps:
             spent = cost.read()
@@ -226,10 +235,14 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     # --- the result
     reporter.close()
+    metrics = report.measure_after(num_steps) or metrics
     picture = card.draw(model, processor) if accelerator.is_main_process else None
-    checkpointer.save_result(card.render(model, num_steps, metrics, cost.read(), picture))
+    checkpointer.save_result(
+        card.render(model, num_steps, metrics, cost.read(), report.comparison, picture)
+    )
     cost.close()
     accelerator.end_training()
+    report.require_improvement()  # before the model is published
     pushes.result()
     return metrics
 
@@ -240,7 +253,7 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
     Raises:
         ValueError: if the data has no labels.
     """
-    if run.architecture != "SelfViTForImageClassification":
+    if not run.is_classifier:
         return run
     if source.label_names is None:
         raise ValueError(

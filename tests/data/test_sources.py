@@ -11,7 +11,7 @@ import pytest
 from selfvit.data.dataset_source import StreamingImageSource
 from selfvit.data.decoding import UnreadableImageError, decode_image
 from selfvit.data.folder_source import image_extensions
-from selfvit.data.image_source import ImageSource
+from selfvit.data.image_source import ChosenSource, ImageSource, RecordSource
 from selfvit.data.sources import open_images
 
 from ..image_files import noise
@@ -261,6 +261,22 @@ class TestAnySource:
     def test_ends_where_it_ends(self, source):
         with pytest.raises(IndexError):
             source[7]
+
+    def test_chosen_images_come_in_order_with_their_labels(self, source):
+        chosen = ChosenSource(source, np.array([3, 1]))
+        assert [chosen[i] for i in range(len(chosen))] == [source[1], source[3]]
+        assert labels_of(chosen) == [source[1].label, source[3].label]
+        others = ChosenSource(source, np.array([1, 2]))
+        assert len({chosen.fingerprint, others.fingerprint, source.fingerprint}) == 3
+
+    def test_records_at_hand_are_a_source_like_the_one_they_are_from(self, source):
+        records = RecordSource(
+            [source[i] for i in range(len(source))], "at hand", source.label_names
+        )
+        assert [records[i] for i in range(len(records))] == [source[i] for i in range(len(source))]
+        assert np.array_equal(records.labels(), source.labels())
+        fewer = RecordSource([source[0]], "at hand", source.label_names)
+        assert fewer.fingerprint != records.fingerprint
 
     def test_a_sample_is_the_same_each_time_and_keeps_labels(self, source):
         sample = source.sample(4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfvit.evaluation.knn import weighted_knn, weighted_knn_accuracy
+from selfvit.evaluation.knn import weighted_knn, weighted_knn_accuracy, weighted_knn_hits
 
 
 @pytest.fixture
@@ -59,6 +59,13 @@ def test_several_ks_at_once_equal_each_alone(blobs):
     for k, accuracy in accuracies.items():
         predicted = weighted_knn(train, labels, test, k=k)
         assert accuracy == pytest.approx((predicted == test_labels).double().mean().item())
+
+
+def test_hits_are_the_images_whose_prediction_is_right(blobs):
+    train, labels, test, test_labels = blobs
+    hits = weighted_knn_hits(train, labels, test, test_labels, ks=(5,))[5]
+    predicted = weighted_knn(train, labels, test, k=5)
+    assert hits.tolist() == (predicted == test_labels).tolist() and 0 < hits.mean() < 1
 
 
 def test_agrees_with_scikit_learn(blobs):

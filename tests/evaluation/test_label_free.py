@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from selfvit.evaluation.label_free import feature_standard_deviation, rankme
+from selfvit.evaluation.figure import Figure, estimate
+from selfvit.evaluation.label_free import (
+    feature_standard_deviation,
+    nearest_neighbours,
+    neighbour_overlap,
+    rankme,
+    rankme_influences,
+    uniformity,
+    uniformity_influences,
+    view_retrieval,
+)
 
 
 @pytest.fixture
@@ -63,3 +73,121 @@ def test_tensors_in_half_precision_are_measured_in_float64(isotropic):
 def test_no_vectors_are_refused():
     with pytest.raises(ValueError, match="above 0"):
         rankme(np.zeros((0, 4)))
+
+
+def at_angles(*degrees: float) -> np.ndarray:
+    radians = np.deg2rad(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1)
+
+
+def test_uniformity_by_hand():
+    # at 0, 90 and 180 degrees: squared distances 2, 2 and 4; mean of e^-4, e^-4 and e^-8
+    expected = np.log((2 * np.exp(-4) + np.exp(-8)) / 3)
+    assert uniformity(at_angles(0, 90, 180)) == pytest.approx(expected)
+    assert uniformity(7 * at_angles(0, 90, 180)) == pytest.approx(expected)
+
+
+def test_uniformity_agrees_with_pairwise_distances_of_torch(isotropic):
+    # the paper's own code, Fig. 4: pdist, squared, exp, mean, log
+    directions = torch.nn.functional.normalize(torch.from_numpy(isotropic))
+    expected = torch.pdist(directions).pow(2).mul(-2).exp().mean().log().item()
+    assert uniformity(isotropic) == pytest.approx(expected, rel=1e-9)
+
+
+def test_uniformity_is_zero_at_collapse_and_lowest_for_isotropic_vectors(isotropic):
+    collapsed = np.ones((50, 32))
+    halfway = isotropic + 1
+    assert uniformity(collapsed) == pytest.approx(0, abs=1e-12)
+    assert uniformity(isotropic) < uniformity(halfway) < -0.1
+
+
+@pytest.mark.parametrize("num_images", [60, 20])  # fewer than dimensions, too
+def test_influences_on_rankme_are_its_slopes_by_the_weight_of_an_image(num_images, isotropic):
+    vectors = isotropic[:num_images, :24] * np.linspace(0.5, 2, 24) + 0.5
+    influences = rankme_influences(vectors)
+    assert influences.shape == (num_images,)
+    assert influences.mean() == pytest.approx(0, abs=1e-8)
+    for image in (0, 7):
+        weights = np.ones(num_images)
+        weights[image] += 1e-4  # a singular value of rows times sqrt(w) is one of weighted images
+        heavier = np.sqrt(weights)[:, None] * vectors
+        slope = (rankme(heavier, epsilon=0) - rankme(vectors, epsilon=0)) / 1e-4
+        assert influences[image] == pytest.approx(num_images * slope, rel=1e-2)
+
+
+def test_influences_on_uniformity_are_those_of_leaving_an_image_out(isotropic):
+    vectors = isotropic[:60, :24] + 0.5
+    influences = uniformity_influences(vectors)
+    assert influences.mean() == pytest.approx(0, abs=1e-8)
+    without = np.array([uniformity(np.delete(vectors, image, axis=0)) for image in range(60)])
+    jackknife = 59 * (uniformity(vectors) - without)
+    assert np.corrcoef(influences, jackknife)[0, 1] > 0.999
+    assert influences.std() == pytest.approx(jackknife.std(), rel=0.1)
+
+
+def test_intervals_from_influences_are_as_wide_as_those_of_true_resamples(isotropic):
+    vectors = isotropic[:500, :8] * np.linspace(0.1, 2, 8)
+    generator = np.random.default_rng(0)
+    drawn = [vectors[generator.integers(500, size=500)] for _ in range(400)]
+    for measure, influences in (
+        (rankme, rankme_influences),
+        (uniformity, uniformity_influences),
+    ):
+        value, low, high = estimate(Figure(measure(vectors), influences(vectors)))
+        true_low, true_high = np.quantile([measure(sample) for sample in drawn], [0.025, 0.975])
+        assert high - low == pytest.approx(true_high - true_low, rel=0.15)
+        assert low < value < high
+
+
+def test_view_retrieval_by_hand():
+    # views at 0 and 5, 90 and 100, 8 and 180 degrees. 0 finds 5, but 5 finds 8 (3 degrees away);
+    # 90 and 100 find each other; 8 finds 5 and 180 finds 100: a half, one, none.
+    found = view_retrieval(at_angles(0, 90, 8), at_angles(5, 100, 180))
+    assert found.tolist() == [0.5, 1.0, 0.0]
+
+
+def test_view_retrieval_is_one_for_equal_views_and_chance_for_unrelated_or_collapsed_ones(
+    isotropic,
+):
+    first, second = isotropic[:1000], isotropic[1000:]
+    assert view_retrieval(first, 3 * first).mean() == 1
+    assert view_retrieval(first, second).mean() < 0.01
+    assert view_retrieval(np.ones((1000, 4)), np.ones((1000, 4))).mean() < 0.01
+    noisier = [view_retrieval(first, first + noise * second).mean() for noise in (0.5, 1, 2, 4)]
+    assert noisier == sorted(noisier, reverse=True) and noisier[0] > noisier[-1]
+
+
+def test_neighbours_agree_with_scikit_learn(isotropic):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    vectors = isotropic[:1500]  # more than one chunk
+    reference = neighbors.NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors)
+    expected = reference.kneighbors(return_distance=False)  # without the image itself
+    assert np.array_equal(nearest_neighbours(vectors, 5), expected)
+
+
+def test_neighbour_overlap_by_hand():
+    first, second = np.array([[1, 2], [0, 2], [0, 1]]), np.array([[2, 1], [0, 3], [3, 4]])
+    assert neighbour_overlap(first, second).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_neighbour_overlap_sees_rotation_as_no_change_and_unrelated_vectors_as_chance(isotropic):
+    rotation, _ = np.linalg.qr(isotropic[:32])
+    own = nearest_neighbours(isotropic[:500], 10)
+    rotated = nearest_neighbours(3 * isotropic[:500] @ rotation, 10)
+    unrelated = nearest_neighbours(isotropic[500:1000], 10)
+    assert neighbour_overlap(own, rotated).mean() == pytest.approx(1, abs=1e-3)
+    assert neighbour_overlap(own, unrelated).mean() == pytest.approx(10 / 499, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("measure", "arguments", "message"),
+    [
+        (uniformity, (np.ones((1, 4)),), "1 is given"),
+        (view_retrieval, (np.ones((2, 4)), np.ones((3, 4))), "equal shape"),
+        (nearest_neighbours, (np.ones((3, 4)), 3), r"below the number of images \(3\)"),
+        (neighbour_overlap, (np.ones((3, 2)), np.ones((3, 1))), "equal shape"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(measure, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure(*arguments)

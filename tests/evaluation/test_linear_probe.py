@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
-from selfvit.evaluation.linear_probe import _hold_out, linear_probe_accuracy
+from selfvit.evaluation.linear_probe import hold_out, linear_probe_accuracy, linear_probe_hits
 
 
 def blobs(num_images: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,13 +39,23 @@ def test_same_seed_gives_the_same_accuracy():
     assert linear_probe_accuracy(*arguments) == linear_probe_accuracy(*arguments)
 
 
+def test_hits_are_of_each_image_and_their_mean_is_the_accuracy():
+    arguments = (*blobs(120, 1.5), *blobs(60, 1.5, seed=1))
+    hits = linear_probe_hits(*arguments)
+    assert hits.shape == (60,) and hits.dtype == bool and 0 < hits.mean() < 1
+    assert linear_probe_accuracy(*arguments) == hits.mean()
+    # an image's hit is its own: one test image alone gives the same
+    train, labels, test, test_labels = arguments
+    assert linear_probe_hits(train, labels, test[5:6], test_labels[5:6])[0] == hits[5]
+
+
 def test_one_image_a_class_is_enough():
     assert linear_probe_accuracy(*blobs(4, 0.01), *blobs(40, 0.01, seed=1)) == 1.0
 
 
 def test_held_out_part_is_stratified_and_never_a_whole_class():
     labels = np.array([0] * 20 + [1] * 10 + [2] * 2 + [3])
-    is_held_out = _hold_out(labels, np.random.default_rng(0))
+    is_held_out = hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[is_held_out], minlength=4).tolist() == [4, 2, 1, 0]
 
 

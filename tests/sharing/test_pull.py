@@ -110,7 +110,7 @@ def test_evaluate_visualize_and_export_take_a_revision(
 
 
 def test_training_starts_from_a_revision(client, two_revisions, image_folder, tmp_path):
-    started = {}
+    started: dict[object, float] = {}
     for model in (f"{NAME}@v1", two_revisions["v1"], NAME):
         out = tmp_path / f"run{len(started)}"
         code, printed = client.run(

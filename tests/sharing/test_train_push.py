@@ -66,6 +66,17 @@ def test_pushing_changes_nothing_of_what_is_trained(hub, train, tmp_path):
     assert written[0].replace("pushed", "alone") == written[1]  # and a rerun pushes nothing
 
 
+def test_a_run_that_was_to_improve_and_did_not_is_not_published(hub, train, tmp_path):
+    assert train(output="start")[0] == 0
+    still = ("--base_learning_rate", 0, "--min_learning_rate", 0)
+    wanted = ("--init_from", tmp_path / "start", "--require_improvement", "true")
+    for again in ((), ("--resume", "true")):
+        code, printed = train("--push_to_hub", NAME, *still, *wanted, *again)
+        assert code == 2 and "not published" in " ".join(printed.split()), printed
+    assert (tmp_path / "run" / "config.json").exists()
+    assert NAME not in hub.repositories or "Upload SelfViTForDINO" not in messages(hub)
+
+
 def test_a_push_that_fails_ends_nothing_and_the_next_has_everything(hub, train, tmp_path):
     hub.faults.append(Fault("POST", "/preupload/", status=400))
     code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
