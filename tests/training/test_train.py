@@ -320,7 +320,7 @@ def test_evaluation_reports_figures_and_does_not_change_the_training(two_classes
     reported = [json.loads(line) for line in lines if "knn_10" in line]
     assert [line["step"] for line in reported] == [2, 4]
     assert all(0 <= line["knn_10"] <= 1 and math.isfinite(line["rankme"]) for line in reported)
-    assert "knn_10" in (tmp_path / "evaluated" / "README.md").read_text()
+    assert "k-NN, k = 10" in (tmp_path / "evaluated" / "README.md").read_text()
 
 
 def test_evaluation_without_labels_gives_the_label_free_figures(tmp_path):
