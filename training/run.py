@@ -34,6 +34,9 @@ class TrainingConfig:
     image_column: str | None = _option(None, "column of the images, where it is not the only one")
     label_column: str | None = _option(None, "column of the labels")
     num_workers: int = _option(4, "processes that decode and augment")
+    data_timeout: float = _option(
+        600.0, "seconds that a worker may take to read one image before the run ends; 0 is for ever"
+    )
     shuffle_buffer: int = _option(1000, "images that a stream is shuffled within")
     image_mean: list[float] = _option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
     image_std: list[float] = _option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
@@ -87,7 +90,10 @@ class TrainingConfig:
     tracker: str = _option("tensorboard", "tensorboard, or none")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps", "log_steps", "save_steps"):
+        for name in (
+            "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps",
+            "save_total_limit",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         for name in ("warmup_ratio", "freeze_encoder_ratio"):
@@ -104,6 +110,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of: {known}.")
         if (self.eval_train is None) != (self.eval_test is None):
             raise ValueError("eval_train and eval_test go together; give both or none.")
+        if self.data_timeout < 0:
+            raise ValueError(
+                f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
 

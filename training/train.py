@@ -27,6 +27,8 @@ from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .checkpointing import Checkpointer, build_trainable, prepare_output
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
+from .faults import end_together, explained_faults
+from .interruption import Interruption, RunInterrupted
 from .model_card import render_model_card
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
@@ -39,12 +41,17 @@ TRAINABLE_CLASSES = {
 }
 
 
-def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, float]:
+def train(
+    run: Run,
+    source: ImageSource | StreamingImageSource,
+    interruption: Interruption | None = None,
+) -> dict[str, float]:
     """Train a model and leave it in `run.training.output`.
 
     Args:
         run: what to train and how.
         source: the images.
+        interruption: asks the run to stop; without one, signals do what they do elsewhere.
 
     Returns:
         The last evaluation's figures; empty without one.
@@ -53,8 +60,11 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         ValueError: if run and data do not fit together; nothing was written then.
         FileExistsError: if the output folder is taken.
         NonFiniteLossError: if the loss is no longer a number; the last checkpoint stays.
+        TimeoutError: if an image cannot be read within `data_timeout`.
+        RunInterrupted: if it was asked to stop; it has saved.
     """
     training = run.training
+    interruption = interruption or Interruption()
     output = Path(training.output)
     accelerator = Accelerator(
         cpu=training.cpu,
@@ -92,6 +102,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
             with_labels=is_classifier,
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
+            data_timeout=training.data_timeout,
         )
 
     loader_from(plan)
@@ -111,13 +122,12 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
     )
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
-    checkpointer = Checkpointer(
-        accelerator, model, processor, output, total_limit=training.save_total_limit
-    )
+    checkpointer = Checkpointer(accelerator, model, processor, run)
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- resume
     start_step = 0
+    metrics: dict[str, float] = {}
     if training.resume and (checkpoint := checkpointer.newest()) is not None:
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
@@ -125,7 +135,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 f"the data set changed since {checkpoint} was saved: {training.data} is no longer "
                 "the same. Bring it back, or start anew with --init_from."
             )
-        start_step = state["step"]
+        start_step, metrics = state["step"], state["metrics"]
         if start_step == num_steps and (output / "config.json").exists():
             accelerator.print(f"{output} is trained to its end already.")
             return {}
@@ -144,7 +154,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     )
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
-    metrics: dict[str, float] = {}
+    interruption.defer()
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -188,20 +198,21 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 metrics = evaluation()
                 reporter.record(done, metrics)
             accelerator.wait_for_everyone()
-        if done % training.save_steps == 0 or done == num_steps:
-            checkpointer.save(
-                {
-                    "step": done,
-                    "data": source.fingerprint,
-                    "num_processes": accelerator.num_processes,
-                }
-            )
+        stopping = interruption.agreed(accelerator)
+        if done % training.save_steps == 0 or done == num_steps or stopping:
+            checkpointer.save({"step": done, "data": source.fingerprint, "metrics": metrics})
+        if stopping and done < num_steps:
+            reporter.close()
+            stopped = RunInterrupted(stopping, done, num_steps)
+            accelerator.print(stopped.message)
+            end_together(accelerator)
+            raise stopped
 
     # --- the result
     reporter.close()
     card = render_model_card(run, model, source, num_steps=num_steps, metrics=metrics)
     checkpointer.save_result(card)
-    accelerator.end_training()
+    end_together(accelerator)
     return metrics
 
 
@@ -277,7 +288,9 @@ def main(arguments: list[str] | None = None) -> None:
         return None if isinstance(sources[0], StreamingImageSource) else len(sources[0])
 
     run = make_run(arguments, RECIPES, count_images)
-    train(run, sources[0] if sources else open_source(run.training))
+    source = sources[0] if sources else open_source(run.training)
+    with Interruption() as interruption, explained_faults():
+        train(run, source, interruption)
     print(f"trained: {run.training.output}")
 
 
