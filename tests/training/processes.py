@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from selfvit.training.train import main
+import selfvit.training.train  # noqa: F401 - imported before processes are forked
+from selfvit.cli import app
 
 PATIENCE = 240  # seconds, for machines with other things to do
 
@@ -47,7 +48,9 @@ class TrainingProcess:
     def exit_code(self) -> int:
         """Wait for its end; minus the signal's number if one ended it."""
         self.process.join(PATIENCE)
-        assert self.process.exitcode is not None, f"it hangs: {self.printed}"
+        if self.process.exitcode is None:
+            self.signal_group(signal.SIGKILL)
+            raise AssertionError(f"it hangs: {self.printed}")
         return self.process.exitcode
 
 
@@ -99,14 +102,16 @@ def _train(
     torch.set_num_threads(1)
     if hook is not None:
         sys.addaudithook(hook)
-    main(command)
+    app(["train", *command])
 
 
 def wait_until(condition: Callable[[], bool], training: TrainingProcess) -> None:
     """Wait for a condition while a run goes on."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert training.process.is_alive() and time.monotonic() < deadline, training.printed
+        if not training.process.is_alive() or time.monotonic() > deadline:
+            training.process.kill()
+            raise AssertionError(training.printed)
         time.sleep(0.005)
 
 
