@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -114,7 +115,13 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _open(image: bytes | str | Path) -> Image.Image:
-    num_bytes = len(image) if isinstance(image, bytes) else os.stat(image).st_size
+    if isinstance(image, bytes):
+        num_bytes = len(image)
+    else:
+        status = os.stat(image)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer
+            raise UnreadableImageError("not a file, but a pipe, socket, device or folder")
+        num_bytes = status.st_size
     if num_bytes == 0:
         raise UnreadableImageError("empty file (0 bytes)")
     return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)

@@ -42,7 +42,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
-    _flush(path.parent)
+    flush_entry(path.parent)
 
 
 def names_to_replace(folder: Path, overwrite: bool) -> list[str]:
@@ -78,10 +78,11 @@ def flush_to_disk(path: Path) -> None:
     if path.is_dir():
         for inside in path.iterdir():
             flush_to_disk(inside)
-    _flush(path)
+    flush_entry(path)
 
 
-def _flush(path: Path) -> None:
+def flush_entry(path: Path) -> None:
+    """Wait until one file, or the names in a folder, are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows does not open folders
     descriptor = os.open(path, os.O_RDONLY)
@@ -114,4 +115,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "flush_to_disk", "names_to_replace"]
+__all__ = ["atomic_output", "flush_entry", "flush_to_disk", "names_to_replace"]

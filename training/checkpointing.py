@@ -1,18 +1,24 @@
 """Checkpoints: whole or not there, loadable with AutoModel, and enough to resume exactly.
 
 OUT/training.yaml                the run as it was started; can be run again
+OUT/environment.json             versions and git revisions that it was started with
 OUT/log.jsonl                    a line of figures every `log_steps`
-OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states
+OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states; training.yaml,
+                                 and trainer_state.json, which lists all files and is written last
 OUT/best/                        model, processor and card of the best evaluation so far
 OUT/report.json                  before and after, of a run that started from weights
-OUT/config.json, model.safetensors, preprocessor_config.json, README.md   the result
+OUT/config.json, model.safetensors, preprocessor_config.json, README.md, trainer_state.json
+                                 the result
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +27,22 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ..atomic_output import atomic_output, flush_to_disk
+from ..atomic_output import atomic_output, flush_entry, flush_to_disk
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.remote_code import code_files
 from ..sharing.provenance import CARD
+from .environment import differences, environment
+from .faults import is_disk_full
+from .manifest import STATE_FILE, describe_files, read_state, what_is_broken
 from .run import Run
 
 RUN_FILE = "training.yaml"
-STATE_FILE = "trainer_state.json"
+ENVIRONMENT_FILE = "environment.json"
 CHECKPOINTS = "checkpoints"
+# What a process that was killed may leave: half-written, replaced or half-deleted.
+LEFTOVERS = (".unfinished-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
 
 
 def prepare_output(run: Run) -> None:
@@ -45,11 +56,14 @@ def prepare_output(run: Run) -> None:
     """
     output = Path(run.training.output)
     holds_run = (output / RUN_FILE).is_file()
-    holds_anything = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    holds_anything = output.exists() and (not output.is_dir() or any(_entries(output)))
     if run.training.resume:
         if not holds_run:
             raise FileNotFoundError(f"{output} holds no run to resume; start one without --resume.")
         _check_same_run(run, Run.from_yaml((output / RUN_FILE).read_text(encoding="utf-8")))
+        _remove_leftovers(output)
+        if not (output / ENVIRONMENT_FILE).exists():
+            _write_environment(output)
         return
     if holds_anything and not holds_run:
         raise FileExistsError(f"{output} holds something else than a run; choose another --output.")
@@ -58,11 +72,39 @@ def prepare_output(run: Run) -> None:
             f"{output} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output."
         )
-    if holds_run:
-        shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
+    for path in output.iterdir():
+        if path.name != RUN_FILE:  # by which a process that is killed here leaves a run
+            _delete(path)
     with atomic_output(output / RUN_FILE) as unfinished:
         unfinished.write_text(run.to_yaml(), encoding="utf-8")
+    _write_environment(output)
+
+
+def _entries(output: Path) -> Iterator[Path]:
+    """Yield what lies there, but for what a run leaves that was killed as it began."""
+    for path in output.iterdir():
+        if not path.match(f".{RUN_FILE}.unfinished-*"):
+            yield path
+
+
+def _write_environment(output: Path) -> None:
+    with atomic_output(output / ENVIRONMENT_FILE) as unfinished:
+        unfinished.write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+
+
+def _remove_leftovers(output: Path) -> None:
+    for folder in (output, output / CHECKPOINTS):
+        for pattern in LEFTOVERS:
+            for path in folder.glob(pattern):
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 # Values that may differ between a run and its resume: they change no weight.
@@ -70,7 +112,7 @@ FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
-    "energy_meter", "best_metric", "require_improvement",
+    "energy_meter", "best_metric", "require_improvement", "data_timeout",
 }  # fmt: skip
 
 
@@ -106,10 +148,8 @@ class Checkpointer:
         accelerator: with model and optimizer prepared.
         model: the one trained, unwrapped.
         processor: image processor to lay beside it.
-        output: folder of the run.
-        total_limit: how many resumable checkpoints are kept.
-        save_code: whether the model's code lies in each folder. In the resumable ones too: they are
-            opened to look at, and the code is some 0.1 MB.
+        run: whose folder it is, and which is laid beside it, too. Its `save_code` is for the
+            resumable checkpoints as well: they are opened to look at, and it is some 0.1 MB.
     """
 
     def __init__(
@@ -117,17 +157,16 @@ class Checkpointer:
         accelerator: Accelerator,
         model: PreTrainedModel,
         processor: Any,
-        output: Path,
-        total_limit: int,
-        save_code: bool = True,
+        run: Run,
     ):
         self.accelerator = accelerator
         self.model = model
         self.processor = processor
-        self.folder = output / CHECKPOINTS
-        self.output = output
-        self.total_limit = total_limit
-        self.save_code = save_code
+        self.run = run
+        self.output = Path(run.training.output)
+        self.folder = self.output / CHECKPOINTS
+        self.state: dict[str, Any] = {}  # as last saved or loaded
+        self.environment = environment()
         accelerator.register_save_state_pre_hook(self._save_model)
         accelerator.register_load_state_pre_hook(self._load_model)
 
@@ -135,7 +174,7 @@ class Checkpointer:
         # Accelerate would write the model a second time, in a form that AutoModel cannot open
         weights.clear()
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(folder, save_code=self.save_code)
+            self.model.save_pretrained(folder, save_code=self.run.training.save_code)
             self.processor.save_pretrained(folder)
 
     def _load_model(self, models: list[Any], folder: str) -> None:
@@ -144,48 +183,128 @@ class Checkpointer:
         self.model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint; unfinished ones have another name."""
-        found = sorted(self.folder.glob("step-*/" + STATE_FILE))
-        return found[-1].parent if found else None
+        """Return the newest whole checkpoint, and say which were passed over; None without any.
 
-    def save(self, state: dict[str, Any], card: str) -> None:
+        Raises:
+            ValueError: if there are some, and all are broken.
+        """
+        broken = []
+        for checkpoint in sorted(self.folder.glob("step-*"), reverse=True):
+            fault = what_is_broken(checkpoint)
+            if fault is None:
+                return checkpoint
+            broken.append(f"{checkpoint} is broken ({fault})")
+            self.accelerator.print(f"passed over: {broken[-1]}.")
+        if broken:
+            raise ValueError(
+                f"no checkpoint is whole: {'; '.join(broken)}. Bring one back, or delete "
+                f"{self.folder} and resume from the first step."
+            )
+        return None
+
+    def save(self, state: dict[str, Any], card: str) -> Path:
         """Save everything after step `state["step"]`; older ones go only when it is whole.
 
         The card goes along, since whoever trains on from here must learn of the licence.
+
+        Returns:
+            the folder.
+
+        Raises:
+            OSError: if it cannot be written; earlier checkpoints stay.
         """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        self.state = {
+            **state,
+            "num_processes": self.accelerator.num_processes,
+            **self.environment,
+        }
+        with self._whole_or_not_at_all(temporary):
+            self.accelerator.save_state(str(temporary), safe_serialization=True)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                (temporary / CARD).write_text(card, encoding="utf-8")
+                (temporary / RUN_FILE).write_text(self.run.to_yaml(), encoding="utf-8")
+                _write_state(temporary, {**self.state, "files": describe_files(temporary)})
+                flush_to_disk(temporary)
+                self._remove(final)  # left by a run that was resumed from before it
+                os.replace(temporary, final)
+                flush_entry(self.folder)
+                self._prune(final)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (temporary / CARD).write_text(card, encoding="utf-8")
-            (temporary / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-            if final.exists():  # left by a run that was resumed from before it
-                shutil.rmtree(final)
-            flush_to_disk(temporary)
-            os.replace(temporary, final)
-            for old in sorted(self.folder.glob("step-*"))[: -self.total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        return final
+
+    @contextmanager
+    def _whole_or_not_at_all(self, temporary: Path) -> Iterator[None]:
+        """Make a folder to write into; after an error it is gone, and a full disk is named."""
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            yield
+        except BaseException as error:
+            is_full = is_disk_full(error, self.output)
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if not is_full:
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk of {self.output} is full: {temporary.name.lstrip('.')} could not be "
+                "saved. Earlier checkpoints are as they were: free some space, and go on with "
+                "--resume true",
+            ) from error
+
+    def _prune(self, newest: Path) -> None:
+        """Remove all but the last checkpoints up to the newest: later ones are of a lost branch."""
+        checkpoints = sorted(self.folder.glob("step-*"))
+        kept = [path for path in checkpoints if path <= newest]
+        for path in checkpoints:
+            if path not in kept[-self.run.training.save_total_limit :]:
+                self._remove(path)
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Remove a checkpoint, under a name that is not taken for one when half is left of it."""
+        if checkpoint.exists():
+            removed = checkpoint.with_name(f".removed-{checkpoint.name}")
+            os.replace(checkpoint, removed)
+            shutil.rmtree(removed)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Load everything; return the state that was saved with it."""
+        """Load everything; return the state that was saved with it.
+
+        Says what differs from when the run was started, or from when it was saved, as then numbers
+        may differ, too.
+        """
         self.accelerator.load_state(str(checkpoint))
-        return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        self.state = read_state(checkpoint)
+        del self.state["files"]
+        started_with = json.loads((self.output / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        changes = differences(started_with, self.environment)
+        then, now = self.state["num_processes"], self.accelerator.num_processes
+        if then != now:
+            changes.append(f"number of processes {then} then, {now} now")
+        if changes:
+            self.accelerator.print(
+                f"warning: {self.output} was started otherwise, so its numbers may differ from "
+                f"those of an unbroken run: {'; '.join(changes)}."
+            )
+        return self.state
 
     def save_result(self, card: str) -> None:
         """Write the trained model into the folder of the run, each file whole or not at all."""
-        if self.accelerator.is_main_process:
-            temporary = self.output / ".unfinished-result"
-            shutil.rmtree(temporary, ignore_errors=True)
-            self.model.save_pretrained(temporary, save_code=self.save_code)
-            self.processor.save_pretrained(temporary)
-            (temporary / CARD).write_text(card, encoding="utf-8")
-            flush_to_disk(temporary)
+        temporary = self.output / ".unfinished-result"
+        is_main = self.accelerator.is_main_process
+        with self._whole_or_not_at_all(temporary):
+            if is_main:
+                self.model.save_pretrained(temporary, save_code=self.run.training.save_code)
+                self.processor.save_pretrained(temporary)
+                (temporary / CARD).write_text(card, encoding="utf-8")
+                _write_state(temporary, self.state)
+                flush_to_disk(temporary)
+        if is_main:
             earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
@@ -194,6 +313,10 @@ class Checkpointer:
             for module in earlier - set(code_files(self.output)):  # an earlier selfvit's
                 module.unlink()
         self.accelerator.wait_for_everyone()
+
+
+def _write_state(folder: Path, state: dict[str, Any]) -> None:
+    (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
 def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:

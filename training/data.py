@@ -22,6 +22,8 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource
 from .augmentations import Augmentation
+from .interruption import leave_signals_to_the_run
+from .watching import ReadingBoard, WatchedLoader
 
 MAX_UNREADABLE_IN_A_ROW = 100
 
@@ -113,12 +115,14 @@ class _ViewMaker:
         patch_size: int,
         seed: int,
         with_labels: bool,
+        board: ReadingBoard | None = None,
     ):
         self.augmentation = augmentation
         self.image_size = image_size
         self.patch_size = patch_size
         self.seed = seed
         self.with_labels = with_labels
+        self.board = board or ReadingBoard(0)
 
     def views_of(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
         """Return the views of one decoded image, and "draw", whose number seeds them."""
@@ -147,9 +151,11 @@ class ViewDataset(_ViewMaker, Dataset):
         position, draw = index
         skipped: list[tuple[str, str]] = []
         for offset in range(min(len(self.source), MAX_UNREADABLE_IN_A_ROW)):
-            record = self.source[(position + offset) % len(self.source)]
+            place = (position + offset) % len(self.source)
             try:
-                image = decode_image(record.image)
+                with self.board.reading(place):
+                    record = self.source[place]
+                    image = decode_image(record.image)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 continue
@@ -180,13 +186,14 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         skipped: list[tuple[str, str]] = []
         while True:
             count_before = count
-            for record in self.source.iterate(
+            records = self.source.iterate(
                 seed=self.seed,
                 epoch=epoch,
                 rank=plan.rank,
                 world_size=plan.num_processes,
                 shuffle_buffer=self.shuffle_buffer,
-            ):
+            )
+            for record in self.board.watched(records):
                 # images already trained on are decoded again: unreadable ones do not count
                 try:
                     image = decode_image(record.image)
@@ -279,26 +286,43 @@ def build_loader(
     with_labels: bool,
     num_workers: int,
     shuffle_buffer: int,
+    data_timeout: float = 0,
 ) -> DataLoader:
     """Return a loader of the micro-batches of this process, from `plan.start_step` on."""
-    views = (augmentation, image_size, patch_size, seed, with_labels)
+    is_stream = isinstance(source, StreamingImageSource)
+    # `datasets` gives each of several workers files of its own, so a resume could not tell how far
+    # each had come; and it shuffles differently in a worker than out of one.
+    num_workers = 1 if is_stream else num_workers
+    board = ReadingBoard(num_workers)
+    views = (augmentation, image_size, patch_size, seed, with_labels, board)
     num_classes = len(source.label_names) if with_labels and source.label_names else None
     # A loader without a generator of its own draws from the global one, and a resume would differ.
     options: dict[str, Any] = {
         "num_workers": num_workers,
         "collate_fn": BatchMaker(augmentation, seed, num_classes),
         "generator": torch.Generator().manual_seed(seed),
-        "worker_init_fn": use_one_thread,
+        "worker_init_fn": _prepare_worker,
         "pin_memory": torch.cuda.is_available(),
+        "board": board,
+        "name_of": lambda position: _name_of(source, position),
+        "data_timeout": data_timeout,
     }
     if isinstance(source, StreamingImageSource):
         stream = StreamingViewDataset(source, plan, shuffle_buffer, *views)
-        # `datasets` gives each of several workers files of its own, so a resume could not tell how
-        # far each had come; and it shuffles differently in a worker than out of one.
-        options["num_workers"] = 1
-        return DataLoader(stream, batch_size=plan.micro_batch_size, **options)
+        return WatchedLoader(stream, batch_size=plan.micro_batch_size, **options)
     batches = ShuffledBatches(len(source), plan, seed)
-    return DataLoader(ViewDataset(source, *views), batch_sampler=batches, **options)
+    return WatchedLoader(ViewDataset(source, *views), batch_sampler=batches, **options)
+
+
+def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
+    if isinstance(source, StreamingImageSource):
+        return f"image {position} of the pass over {source.description}"
+    return f"{source[position].id} of {source.description}"
+
+
+def _prepare_worker(worker_id: int) -> None:
+    leave_signals_to_the_run()
+    use_one_thread(worker_id)
 
 
 def use_one_thread(worker_id: int) -> None:

@@ -40,6 +40,9 @@ class TrainingConfig:
     image_column: str | None = _option(None, "column of the images, where it is not the only one")
     label_column: str | None = _option(None, "column of the labels")
     num_workers: int = _option(4, "processes that decode and augment")
+    data_timeout: float = _option(
+        600.0, "seconds that a worker may take to read one image before the run ends; 0 is for ever"
+    )
     shuffle_buffer: int = _option(1000, "images that a stream is shuffled within")
     image_mean: list[float] = _option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
     image_std: list[float] = _option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
@@ -128,6 +131,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in (
             "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps", "monitor_steps",
+            "save_total_limit",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
@@ -152,6 +156,10 @@ class TrainingConfig:
             raise ValueError(
                 "require_improvement compares the encoder with the one that the run starts from; "
                 "give init_from, and a freeze_encoder_ratio below 1."
+            )
+        if self.data_timeout < 0:
+            raise ValueError(
+                f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")

@@ -30,7 +30,9 @@ from .collapse import CollapseError, CollapseMonitor, roll_back
 from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import Evaluation, open_evaluation_images
+from .faults import end_together, explained_faults
 from .hub_pushes import HubPushes, NotPublishedError
+from .interruption import Interruption, RunInterrupted
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker
 from .optimization import build_optimizer, set_schedules
 from .recipes import RECIPES
@@ -43,12 +45,17 @@ TRAINABLE_CLASSES = {
 }
 
 
-def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, float]:
+def train(
+    run: Run,
+    source: ImageSource | StreamingImageSource,
+    interruption: Interruption | None = None,
+) -> dict[str, float]:
     """Train a model and leave it in `run.training.output`.
 
     Args:
         run: what to train and how.
         source: the images.
+        interruption: asks the run to stop; without one, signals do what they do elsewhere.
 
     Returns:
         The last evaluation's figures, or those of the report; empty without.
@@ -61,8 +68,11 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         NotPublishedError: if the run is trained, but could not be pushed.
         CollapseError: if the outputs collapse, and `on_collapse` is not to warn only.
         NoImprovementError: if the run was to improve the encoder and did not; all is saved.
+        TimeoutError: if an image cannot be read within `data_timeout`.
+        RunInterrupted: if it was asked to stop; it has saved.
     """
     training = run.training
+    interruption = interruption or Interruption()
     output = Path(training.output)
     accelerator = Accelerator(
         cpu=training.cpu,
@@ -99,6 +109,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
             with_labels=run.is_classifier,
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
+            data_timeout=training.data_timeout,
         )
 
     loader_from(plan)
@@ -121,14 +132,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
     )
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
-    checkpointer = Checkpointer(
-        accelerator,
-        model,
-        processor,
-        output,
-        total_limit=training.save_total_limit,
-        save_code=training.save_code,
-    )
+    checkpointer = Checkpointer(accelerator, model, processor, run)
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- what it starts from
@@ -173,6 +177,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
+    interruption.defer()
     for step in range(start_step, num_steps):
         # --- schedules
         learning_rate = set_schedules(optimizer, training, step, num_steps)
@@ -218,20 +223,26 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
                 reporter.record(done, metrics)
                 best.offer(done, metrics, card.render(model, done, metrics, cost.read()))
             accelerator.wait_for_everyone()
-        if done % training.save_steps == 0 or done == num_steps:
+        stopping = interruption.agreed(accelerator)
+        if done % training.save_steps == 0 or done == num_steps or stopping:
             spent = cost.read()
-            checkpointer.save(
+            saved = checkpointer.save(
                 {
                     "step": done,
                     "data": source.fingerprint,
-                    "num_processes": accelerator.num_processes,
                     "monitors": monitor.state_dict(),
                     "metrics": metrics,
                     "cost": spent,
                 },
                 card.render(model, done, metrics, spent),
             )
-            pushes.checkpoint(done, checkpointer.newest())
+            pushes.checkpoint(done, saved)
+        if stopping and done < num_steps:
+            reporter.close()
+            stopped = RunInterrupted(stopping, done, num_steps)
+            accelerator.print(stopped.message)
+            end_together(accelerator)
+            raise stopped
 
     # --- the result
     reporter.close()
@@ -241,7 +252,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
         card.render(model, num_steps, metrics, cost.read(), report.comparison, picture)
     )
     cost.close()
-    accelerator.end_training()
+    end_together(accelerator)
     report.require_improvement()  # before the model is published
     pushes.result()
     return metrics
@@ -285,15 +296,17 @@ def to_model_inputs(
     }
 
 
-def train_or_roll_back(run: Run, source: ImageSource | StreamingImageSource) -> None:
+def train_or_roll_back(
+    run: Run, source: ImageSource | StreamingImageSource, interruption: Interruption
+) -> None:
     """Train; after a collapse, go on from the last checkpoint before it, if the run asks for it."""
     try:
-        train(run, source)
+        train(run, source, interruption)
     except CollapseError as error:
         if run.training.on_collapse != "rollback" or error.kept is None:
             raise
         again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
-        train(again, source)
+        train(again, source, interruption)
 
 
 def open_source(training: TrainingConfig) -> ImageSource | StreamingImageSource:
@@ -332,7 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
     run = make_run(arguments, RECIPES, count_images)
     source = sources[0] if sources else open_source(run.training)
     try:
-        train_or_roll_back(run, source)
+        with Interruption() as interruption, explained_faults():
+            train_or_roll_back(run, source, interruption)
     except NotPublishedError as error:
         print(f"trained: {run.training.output}")
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,176 @@
+"""Training in processes of their own, which can be killed, forked from one that imported all."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import selfvit.training.train  # noqa: F401 - imported before processes are forked
+from selfvit.cli import app
+
+PATIENCE = 240  # seconds, for machines with other things to do
+
+# Not fork: torch cannot train in a process forked from one that has trained.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload([__name__])
+
+Hook = Callable[[str, tuple[Any, ...]], None]  # of sys.addaudithook: an event and its arguments
+
+
+@dataclass
+class TrainingProcess:
+    """A run that was started, the leader of a group of processes."""
+
+    process: BaseProcess
+    printed_to: Path
+
+    @property
+    def printed(self) -> str:
+        """What it and its workers wrote to the terminal."""
+        return self.printed_to.read_text(errors="replace")
+
+    def signal_group(self, number: int) -> None:
+        """Signal it and its workers, as a terminal, torchrun and cluster managers do."""
+        os.killpg(self.process.pid, number)
+
+    def exit_code(self) -> int:
+        """Wait for its end; minus the signal's number if one ended it."""
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.signal_group(signal.SIGKILL)
+            raise AssertionError(f"it hangs: {self.printed}")
+        return self.process.exitcode
+
+
+def start_training(
+    command: list[str], printed_to: Path, hook: Hook | None = None, **environment: str
+) -> TrainingProcess:
+    """Start `selfvit train` with a command line, on the CPU.
+
+    WORKERS is how workers of the DataLoader are started; by default as Python did up to 3.13.
+    """
+    environment = {"ACCELERATE_USE_CPU": "true", "WORKERS": "fork", **environment}
+    process = FORKSERVER.Process(target=_train, args=(command, printed_to, hook, environment))
+    process.start()
+    return TrainingProcess(process, printed_to)
+
+
+def start_two(
+    command: list[str], folder: Path, hooks: tuple[Hook | None, Hook | None] = (None, None)
+) -> list[TrainingProcess]:
+    """Start a run of two processes without a launcher that would watch over them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return [
+        start_training(
+            command,
+            folder / f"printed-{rank}.txt",
+            hooks[rank],
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        for rank in (0, 1)
+    ]
+
+
+def _train(
+    command: list[str], printed_to: Path, hook: Hook | None, environment: dict[str, str]
+) -> None:
+    os.setsid()
+    with open(printed_to, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    multiprocessing.set_start_method(environment["WORKERS"], force=True)
+    torch.set_num_threads(1)
+    if hook is not None:
+        sys.addaudithook(hook)
+    app(["train", *command])
+
+
+def wait_until(condition: Callable[[], bool], training: TrainingProcess) -> None:
+    """Wait for a condition while a run goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if not training.process.is_alive() or time.monotonic() > deadline:
+            training.process.kill()
+            raise AssertionError(training.printed)
+        time.sleep(0.005)
+
+
+def _changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event == "open":
+        return isinstance(arguments[0], str) and "checkpoints" in arguments[0]
+    return event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+@dataclass
+class KilledInSave:
+    """SIGKILL just before the n-th access to files since the first checkpoint was begun."""
+
+    at: int
+    count: int | None = None
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not _changes_files(event, arguments):
+            return
+        if self.count is None and ".unfinished-0" in str(arguments[0]):
+            self.count = 0
+        if self.count is not None:
+            if self.count == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.count += 1
+
+
+@dataclass
+class AtLogLine:
+    """Does something when the n-th line of the log is about to be written, at the end of a step."""
+
+    number: int
+    action: Callable[[], None]
+    count: int = 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith("log.jsonl") and arguments[1] == "a":
+            self.count += 1
+            if self.count == self.number:
+                self.action()
+
+
+@dataclass
+class Wait:
+    """Tells that it waits by a file, and goes on when that is gone."""
+
+    path: Path
+
+    def __call__(self) -> None:
+        self.path.touch()
+        for _ in itertools.takewhile(lambda _: self.path.exists(), itertools.count()):
+            time.sleep(0.005)
+
+
+def kill_self() -> None:
+    """As the machine does when memory is full."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_a_worker() -> None:
+    """Kill a worker of the DataLoader."""
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

@@ -1,0 +1,82 @@
+"""What a run dies of, said so that one knows what to do: torch's own words name no cause."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from accelerate import Accelerator
+
+GO_ON = "Nothing before the last checkpoint is lost: go on with --resume true."
+
+# What gloo, NCCL and torch.distributed say when another process is gone or silent.
+LOST_PROCESS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "Watchdog caught collective operation timeout",
+)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explained_faults() -> Iterator[None]:
+    """Turn torch's RuntimeErrors about other processes into errors that name cause and way on.
+
+    Raises:
+        ChildProcessError: if a worker of the DataLoader died.
+        ConnectionError: if another process of the run died or hangs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "DataLoader worker" in text and ("killed by" in text or "exited" in text):
+            raise ChildProcessError(
+                f"a process that loads images died: {text} If nobody killed it, memory was full: "
+                f"use fewer --num_workers or a smaller batch_size. {GO_ON}"
+            ) from error
+        if any(sign in text for sign in LOST_PROCESS):
+            raise ConnectionError(
+                "another process of this run died or hangs; its own output, or the launcher's, "
+                f"says why. {GO_ON} ({text})"
+            ) from error
+        raise
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Say whether an error of writing is due to a full disk, or quota.
+
+    torch and safetensors do not raise OSError: of theirs, the words and the free space tell.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in DISK_FULL:
+            return True
+        if "No space left" in str(chain) or "quota exceeded" in str(chain).lower():
+            return True
+        chain = chain.__cause__ or chain.__context__
+    is_of_a_writer = type(error).__name__ == "SafetensorError" or any(
+        name in str(error) for name in ("PytorchStreamWriter", "inline_container")
+    )
+    return is_of_a_writer and shutil.disk_usage(folder).free < 2**20
+
+
+def end_together(accelerator: Accelerator) -> None:
+    """Leave a run whose files are all written; without this, who is last may take it for a fault.
+
+    gloo raises in a barrier that all have reached, if another process is gone before this one has
+    woken up.
+    """
+    with suppress(RuntimeError):
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+__all__ = ["GO_ON", "end_together", "explained_faults", "is_disk_full"]
