@@ -32,8 +32,8 @@ STATE_FILE = "trainer_state.json"
 CHECKPOINTS = "checkpoints"
 
 
-def prepare_output(run: Run) -> None:
-    """Make the folder of the run, or refuse it; for the main process alone.
+def check_output(run: Run) -> None:
+    """Refuse the folder of a run where it is taken, or cannot be resumed. Writes nothing.
 
     Raises:
         FileExistsError: if the folder holds a run, and neither `resume` nor `overwrite` was
@@ -56,7 +56,15 @@ def prepare_output(run: Run) -> None:
             f"{output} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output."
         )
-    if holds_run:
+
+
+def prepare_output(run: Run) -> None:
+    """Make the folder of the run, if `check_output` allows it; for the main process alone."""
+    check_output(run)
+    if run.training.resume:
+        return
+    output = Path(run.training.output)
+    if output.exists() and any(output.iterdir()):  # an earlier run, to be overwritten
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
     with atomic_output(output / RUN_FILE) as unfinished:
@@ -68,7 +76,7 @@ FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
-    "energy_meter",
+    "energy_meter", "dry_run",
 }  # fmt: skip
 
 
@@ -218,5 +226,6 @@ __all__ = [
     "RUN_FILE",
     "Checkpointer",
     "build_trainable",
+    "check_output",
     "prepare_output",
 ]

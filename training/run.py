@@ -53,6 +53,7 @@ class TrainingConfig:
     )
     resume: bool = _option(False, "go on from the newest checkpoint in output")
     overwrite: bool = _option(False, "delete an earlier run in output")
+    dry_run: bool = _option(False, "check and print the plan; train and write nothing")
     seed: int = _option(0, "of initialisation, data order and augmentation")
     # length
     epochs: float = _option(100.0, "passes over the data; max_steps goes before")
