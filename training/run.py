@@ -96,7 +96,9 @@ class TrainingConfig:
     on_collapse: Literal["warn", "stop", "rollback"] = _option(
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
-    tracker: str = _option("tensorboard", "tensorboard, or none")
+    tracker: str = _option(
+        "tensorboard", "tensorboard, wandb (offline unless WANDB_MODE says otherwise), or none"
+    )
     # the Hub; not in training.yaml, see PLACE_ON_HUB
     push_to_hub: str | None = _option(None, "USER/NAME to publish the result to, when it is there")
     push_steps: int | None = _option(
@@ -126,7 +128,7 @@ class TrainingConfig:
             "resize": ("shortest_edge", "square"),
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
-            "tracker": ("tensorboard", "none"),
+            "tracker": ("tensorboard", "wandb", "none"),
             "on_collapse": ("warn", "stop", "rollback"),
             "energy_meter": ("codecarbon", "none"),
         }.items():

@@ -31,7 +31,7 @@ from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
 from .evaluation import PeriodicEvaluation, open_evaluation_sources
 from .hub_pushes import HubPushes, NotPublishedError
-from .monitors import NonFiniteLossError, Reporter, chosen_tracker
+from .monitors import NonFiniteLossError, Reporter, chosen_tracker, start_tracker
 from .optimization import build_optimizer, set_schedules
 from .plan import describe_plan
 from .recipes import RECIPES
@@ -153,8 +153,7 @@ def train(run: Run, source: ImageSource | StreamingImageSource) -> dict[str, flo
 
     # --- the loop
     evaluation = PeriodicEvaluation(model, processor, run, evaluation_sources)
-    if accelerator.log_with:
-        accelerator.init_trackers("logs")
+    start_tracker(accelerator, output)
     meter = training.energy_meter if accelerator.is_main_process else "none"
     cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
