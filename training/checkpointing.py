@@ -45,8 +45,8 @@ CHECKPOINTS = "checkpoints"
 LEFTOVERS = (".unfinished-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
 
 
-def prepare_output(run: Run) -> None:
-    """Make the folder of the run, or refuse it; for the main process alone.
+def check_output(run: Run) -> None:
+    """Refuse the folder of a run where it is taken, or cannot be resumed. Writes nothing.
 
     Raises:
         FileExistsError: if the folder holds a run, and neither `resume` nor `overwrite` was
@@ -61,9 +61,6 @@ def prepare_output(run: Run) -> None:
         if not holds_run:
             raise FileNotFoundError(f"{output} holds no run to resume; start one without --resume.")
         _check_same_run(run, Run.from_yaml((output / RUN_FILE).read_text(encoding="utf-8")))
-        _remove_leftovers(output)
-        if not (output / ENVIRONMENT_FILE).exists():
-            _write_environment(output)
         return
     if holds_anything and not holds_run:
         raise FileExistsError(f"{output} holds something else than a run; choose another --output.")
@@ -72,6 +69,17 @@ def prepare_output(run: Run) -> None:
             f"{output} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output."
         )
+
+
+def prepare_output(run: Run) -> None:
+    """Make the folder of the run, if `check_output` allows it; for the main process alone."""
+    check_output(run)
+    output = Path(run.training.output)
+    if run.training.resume:
+        _remove_leftovers(output)
+        if not (output / ENVIRONMENT_FILE).exists():
+            _write_environment(output)
+        return
     output.mkdir(parents=True, exist_ok=True)
     for path in output.iterdir():
         if path.name != RUN_FILE:  # by which a process that is killed here leaves a run
@@ -112,7 +120,7 @@ FREE_TO_CHANGE = {
     "output", "resume", "overwrite", "num_workers", "log_steps", "save_steps", "save_total_limit",
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
-    "energy_meter", "best_metric", "require_improvement", "data_timeout",
+    "energy_meter", "best_metric", "require_improvement", "data_timeout", "dry_run",
 }  # fmt: skip
 
 
@@ -343,5 +351,6 @@ __all__ = [
     "RUN_FILE",
     "Checkpointer",
     "build_trainable",
+    "check_output",
     "prepare_output",
 ]

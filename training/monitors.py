@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,26 @@ LOG_FILE = "log.jsonl"
 
 
 def chosen_tracker(name: str) -> str | None:
-    """Return the tracker for Accelerate; TensorBoard only where it is installed."""
-    if name == "none" or importlib.util.find_spec(name) is None:
+    """Return the tracker for Accelerate; TensorBoard, the default, only where it is installed.
+
+    Raises:
+        ValueError: if another one is asked for, and is not installed.
+    """
+    if name == "none":
         return None
+    if importlib.util.find_spec(name) is None:
+        if name == "tensorboard":
+            return None
+        raise ValueError(f"tracker ({name!r}) is not installed: pip install {name}.")
     return name
+
+
+def start_tracker(accelerator: Accelerator, output: Path) -> None:
+    """Open the tracker, if there is one; what it writes lies in the folder of the run."""
+    if not accelerator.log_with:
+        return
+    mode = os.environ.get("WANDB_MODE", "offline")  # nothing leaves the machine unasked
+    accelerator.init_trackers("logs", init_kwargs={"wandb": {"dir": str(output), "mode": mode}})
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -154,4 +171,4 @@ class Reporter:
         self.bar.close()
 
 
-__all__ = ["LOG_FILE", "NonFiniteLossError", "Reporter", "chosen_tracker"]
+__all__ = ["LOG_FILE", "NonFiniteLossError", "Reporter", "chosen_tracker", "start_tracker"]

@@ -60,6 +60,7 @@ class TrainingConfig:
     )
     resume: bool = _option(False, "go on from the newest checkpoint in output")
     overwrite: bool = _option(False, "delete an earlier run in output")
+    dry_run: bool = _option(False, "check and print the plan; train and write nothing")
     seed: int = _option(0, "of initialisation, data order and augmentation")
     # length
     epochs: float = _option(100.0, "passes over the data; max_steps goes before")
@@ -111,7 +112,9 @@ class TrainingConfig:
     on_collapse: Literal["warn", "stop", "rollback"] = _option(
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
-    tracker: str = _option("tensorboard", "tensorboard, or none")
+    tracker: str = _option(
+        "tensorboard", "tensorboard, wandb (offline unless WANDB_MODE says otherwise), or none"
+    )
     # the Hub; not in training.yaml, see PLACE_ON_HUB
     push_to_hub: str | None = _option(None, "USER/NAME to publish the result to, when it is there")
     push_steps: int | None = _option(
@@ -142,7 +145,7 @@ class TrainingConfig:
             "resize": ("shortest_edge", "square"),
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
-            "tracker": ("tensorboard", "none"),
+            "tracker": ("tensorboard", "wandb", "none"),
             "on_collapse": ("warn", "stop", "rollback"),
             "energy_meter": ("codecarbon", "none"),
             "best_metric": (None, *BEST_METRICS),

@@ -25,7 +25,7 @@ from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .card import RunCard
-from .checkpointing import Checkpointer, build_trainable, prepare_output
+from .checkpointing import Checkpointer, build_trainable, check_output, prepare_output
 from .collapse import CollapseError, CollapseMonitor, roll_back
 from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
@@ -33,8 +33,9 @@ from .evaluation import Evaluation, open_evaluation_images
 from .faults import end_together, explained_faults
 from .hub_pushes import HubPushes, NotPublishedError
 from .interruption import Interruption, RunInterrupted
-from .monitors import NonFiniteLossError, Reporter, chosen_tracker
+from .monitors import NonFiniteLossError, Reporter, chosen_tracker, start_tracker
 from .optimization import build_optimizer, set_schedules
+from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
@@ -119,6 +120,11 @@ def train(
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    if training.dry_run:
+        check_output(run)
+        precision = accelerator.mixed_precision
+        accelerator.print(describe_plan(run, model, source, plan, loader_from, precision))
+        return {}
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
@@ -159,8 +165,7 @@ def train(
             return {}
 
     # --- the loop
-    if accelerator.log_with:
-        accelerator.init_trackers("logs")
+    start_tracker(accelerator, output)
     meter = training.energy_meter if accelerator.is_main_process else "none"
     cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
@@ -351,7 +356,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"trained: {run.training.output}")
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    print(f"trained: {run.training.output}")
+    if not run.training.dry_run:
+        print(f"trained: {run.training.output}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ NUM_STEPS = 8
 OPTIONS = (
     *("--max_steps", NUM_STEPS, "--batch_size", 4),
     *("--save_steps", 2, "--save_total_limit", 1),
+    *("--save_code", "false"),  # fewer files, and the same moments of a save
 )
 
 
