@@ -22,6 +22,10 @@ LOST_PROCESS = (
     "Watchdog caught collective operation timeout",
 )
 
+# A batch is handed over through a socket of the worker, where workers are not forked: what reading
+# it raises, if the worker died in between. (The Hub's failures are a plain ConnectionError.)
+WORKER_GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -35,19 +39,27 @@ def explained_faults() -> Iterator[None]:
     """
     try:
         yield
+    except WORKER_GONE as error:
+        raise ChildProcessError(
+            _worker_died(f"DataLoader worker gave no batch ({error}).")
+        ) from error
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if "DataLoader worker" in text and ("killed by" in text or "exited" in text):
-            raise ChildProcessError(
-                f"a process that loads images died: {text} If nobody killed it, memory was full: "
-                f"use fewer --num_workers or a smaller batch_size. {GO_ON}"
-            ) from error
+            raise ChildProcessError(_worker_died(text)) from error
         if any(sign in text for sign in LOST_PROCESS):
             raise ConnectionError(
                 "another process of this run died or hangs; its own output, or the launcher's, "
                 f"says why. {GO_ON} ({text})"
             ) from error
         raise
+
+
+def _worker_died(text: str) -> str:
+    return (
+        f"a process that loads images died: {text} If nobody killed it, memory was full: "
+        f"use fewer --num_workers or a smaller batch_size. {GO_ON}"
+    )
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:

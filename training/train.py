@@ -116,7 +116,7 @@ def train(
     loader_from(plan)
     evaluation_images = open_evaluation_images(run, source)
     metric = choose_metric(run, evaluation_images)
-    pushes = HubPushes(training, num_steps, accelerator.is_main_process)
+    pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])

@@ -102,11 +102,13 @@ def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_r
 def test_no_moment_of_a_save_is_without_a_whole_checkpoint(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS)
     steps: dict[int, list[str]] = {}
-    for at in range(36, 86, 2):  # from after the first save to the third
+    for at in range(36, 96, 2):  # from the end of the first save to the third
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         training = start_training(command, tmp_path / "printed.txt", KilledInSave(at))
         assert training.exit_code() == -signal.SIGKILL
         checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
+        if not checkpoints and not steps:
+            continue  # the first save has not ended
         assert checkpoints and all(what_is_broken(path) is None for path in checkpoints), at
         steps[at] = [path.name for path in checkpoints]
     kept = {tuple(names) for names in steps.values()}
