@@ -209,6 +209,10 @@ class Checkpointer:
             **self.environment,
         }
         with self._whole_or_not_at_all(temporary):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(temporary), safe_serialization=True)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -223,12 +227,8 @@ class Checkpointer:
 
     @contextmanager
     def _whole_or_not_at_all(self, temporary: Path) -> Iterator[None]:
-        """Make a folder to write into; after an error it is gone, and a full disk is named."""
+        """After an error, the folder that was written into is gone, and a full disk is named."""
         try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
             yield
         except BaseException as error:
             is_full = is_disk_full(error, self.output)
@@ -283,6 +283,7 @@ class Checkpointer:
         """Write the trained model into the folder of the run, each file whole or not at all."""
         if self.accelerator.is_main_process:
             temporary = self.output / ".unfinished-result"
+            shutil.rmtree(temporary, ignore_errors=True)
             with self._whole_or_not_at_all(temporary):
                 self.model.save_pretrained(temporary)
                 self.processor.save_pretrained(temporary)
