@@ -82,7 +82,7 @@ POINTS_OF_A_SAVE = (0, 9, 15, 19, 27, 28, 50, 65, 67, 70, 75)
 @pytest.mark.parametrize(
     ("objective", "at"),
     [("dino", at) for at in POINTS_OF_A_SAVE]
-    + list(itertools.product(OBJECTIVES.keys() - {"dino"}, (9, 50, 66))),
+    + list(itertools.product(("mae", "pmsn"), (9, 50, 66))),
 )
 def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_result(
     objective, at, two_classes, unbroken, tmp_path
