@@ -229,6 +229,10 @@ class Checkpointer:
             **self.environment,
         }
         with self._whole_or_not_at_all(temporary):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(temporary), safe_serialization=True)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -245,12 +249,8 @@ class Checkpointer:
 
     @contextmanager
     def _whole_or_not_at_all(self, temporary: Path) -> Iterator[None]:
-        """Make a folder to write into; after an error it is gone, and a full disk is named."""
+        """After an error, the folder that was written into is gone, and a full disk is named."""
         try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
             yield
         except BaseException as error:
             is_full = is_disk_full(error, self.output)
@@ -307,6 +307,7 @@ class Checkpointer:
         is_main = self.accelerator.is_main_process
         with self._whole_or_not_at_all(temporary):
             if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
                 self.model.save_pretrained(temporary, save_code=self.run.training.save_code)
                 self.processor.save_pretrained(temporary)
                 (temporary / CARD).write_text(card, encoding="utf-8")

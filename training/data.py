@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.decoding import UnreadableImageError, decode_image
+from ..data.folder_source import FolderSource
 from ..data.image_source import ImageRecord, ImageSource
 from .augmentations import Augmentation
 from .interruption import leave_signals_to_the_run
@@ -315,9 +316,10 @@ def build_loader(
 
 
 def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
-    if isinstance(source, StreamingImageSource):
-        return f"image {position} of the pass over {source.description}"
-    return f"{source[position].id} of {source.description}"
+    """Name an image without reading it, which would hang where the worker does."""
+    if isinstance(source, FolderSource):
+        return f"{source.paths[position]} of {source.description}"
+    return f"image {position} of {source.description}"
 
 
 def _prepare_worker(worker_id: int) -> None:

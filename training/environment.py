@@ -7,10 +7,12 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 from .. import __version__
 
 # Those that decide what numbers come out: arithmetic, decoding, augmentation.
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "Pillow")
+PACKAGES = ("transformers", "accelerate", "datasets", "numpy", "Pillow")
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")  # one module, cv2
 
 Environment = dict[str, dict[str, str]]
@@ -22,7 +24,11 @@ def environment() -> Environment:
     A revision ends with "-dirty" if tracked files differ from it. What cannot be found out is left
     out: no git, no repository, an installed selfvit.
     """
-    versions = {"python": platform.python_version(), "selfvit": __version__}
+    versions = {
+        "python": platform.python_version(),
+        "selfvit": __version__,
+        "torch": torch.__version__,  # with its build, as in 2.14.0+cpu
+    }
     for name in (*PACKAGES, *OPENCV):
         try:
             versions[name] = importlib.metadata.version(name)

@@ -244,6 +244,7 @@ def train(
             pushes.checkpoint(done, saved)
         if stopping and done < num_steps:
             reporter.close()
+            cost.close()
             stopped = RunInterrupted(stopping, done, num_steps)
             accelerator.print(stopped.message)
             end_together(accelerator)
