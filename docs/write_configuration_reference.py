@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -75,13 +76,13 @@ def reference() -> str:
     for config in (SelfViTConfig, DINOConfig, MAEConfig, PMSNConfig):
         summary, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
         parts.append(f"### {config.__name__}\n\n{paragraph(summary)}\n")
-        parts.append(table(own_fields(config), meanings or {}))
+        parts.append(table(config, own_fields(config), meanings or {}))
     parts.append(
         "Named sizes, for `SelfViTConfig.from_name`: `vit` + `ti`, `s`, `b` or `l` + patch size 8, "
         "14, 16 or 32, as in `vits16`.\n"
     )
     parts.append(f"## Training\n\n### TrainingConfig\n\n{paragraph(TrainingConfig.__doc__)}\n")
-    parts.append(table(fields(TrainingConfig)))
+    parts.append(table(TrainingConfig, fields(TrainingConfig)))
     parts.append("## Augmentations\n")
     parts.append(
         "A recipe chooses the kind; its numbers are options. Fractions of an area are of the "
@@ -95,7 +96,7 @@ def reference() -> str:
             if type(make_run(None, None).augmentation) is kind
         ]
         parts.append(f"`kind: {name}` in `training.yaml`. Recipes: {', '.join(recipes)}.\n")
-        parts.append(table(fields(kind)))
+        parts.append(table(kind, fields(kind)))
     return "\n".join(parts)
 
 
@@ -107,13 +108,18 @@ def own_fields(config: type[PreTrainedConfig]) -> Iterator[Field]:
             yield entry
 
 
-def table(entries: Any, meanings: dict[str, str] | None = None) -> str:
+def table(owner: type, entries: Any, meanings: dict[str, str] | None = None) -> str:
     """Return a row a field: name, type, default, meaning.
+
+    Types are read from the class: HfArgumentParser writes others into the fields of what it parsed.
 
     Raises:
         ValueError: if a field has no meaning.
     """
     rows = ["| name | type | default | meaning |", "| --- | --- | --- | --- |"]
+    annotations = {
+        name: kind for base in owner.__mro__[::-1] for name, kind in get_annotations(base).items()
+    }
     for entry in entries:
         meaning = entry.metadata.get("help") if meanings is None else meanings.get(entry.name)
         if not meaning:
@@ -121,16 +127,20 @@ def table(entries: Any, meanings: dict[str, str] | None = None) -> str:
                 f"the field {entry.name} has no text; give it one where it is defined."
             )
         default = entry.default_factory() if entry.default is MISSING else entry.default
-        cells = (f"`{entry.name}`", type_of(entry), value(default), meaning)
+        cells = (
+            f"`{entry.name}`",
+            type_of(entry.name, annotations[entry.name]),
+            value(default),
+            meaning,
+        )
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
 
-def type_of(entry: Field) -> str:
+def type_of(name: str, kind: Any) -> str:
     """Return a field's type as one would say it."""
-    kind = entry.type
     if kind is Any:  # sub-configurations
-        objective = SelfViTConfig.sub_configs_defaults[entry.name].config_class
+        objective = SelfViTConfig.sub_configs_defaults[name].config_class
         return f"{objective.__name__} or None"
     if get_origin(kind) is Literal:
         return " or ".join(f"`{choice}`" for choice in get_args(kind))
