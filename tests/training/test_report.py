@@ -208,8 +208,8 @@ def test_a_new_classifier_is_judged_by_its_encoder_and_classes_go_by_name(
     for index in range(12):
         noise(36, 36, index).point(lambda level: level // 16).save(three / "black" / f"{index}.png")
     out = tmp_path / "out"
-    options = ("--eval_train", three, "--eval_test", two_classes, "--max_steps", 60)
-    options += ("--eval_steps", 60)
+    length = ("--max_steps", 60, "--eval_steps", 60)
+    options = ("--eval_train", three, "--eval_test", two_classes, *length)
     rates = ("--base_learning_rate", 0.1, "--warmup_ratio", 0)
     main(command("classify", tiny_checkpoint, three, out, *options, *rates))
     report = report_of(out)
