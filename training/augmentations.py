@@ -33,8 +33,9 @@ def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
     return (image_size[0] // patch_size) * (image_size[1] // patch_size)
 
 
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, list):
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with a default, lists copied, and a text for `--help`."""
+    if isinstance(default, (list, tuple)):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
@@ -88,13 +89,13 @@ class ColoredCrops(Augmentation):
     The numbers are BYOL's (arXiv 2006.07733, Appendix B).
     """
 
-    flip_probability: float = _option(0.5, "of a flip, left to right")
-    color_jitter: list[float] = _option(
+    flip_probability: float = option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = option(
         [0.4, 0.4, 0.2, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
     )
-    color_jitter_probability: float = _option(0.8, "of such a change")
-    grayscale_probability: float = _option(0.2, "of grey")
-    blur_sigma: list[float] = _option([0.1, 2.0], "least and largest sigma of a blur, pixels")
+    color_jitter_probability: float = option(0.8, "of such a change")
+    grayscale_probability: float = option(0.2, "of grey")
+    blur_sigma: list[float] = option([0.1, 2.0], "least and largest sigma of a blur, pixels")
 
     def _view(
         self,
@@ -126,18 +127,18 @@ class MultiCrop(ColoredCrops):
     and the local ones.
     """
 
-    num_local_views: int = _option(8, "small crops an image")
-    local_view_size: int = _option(96, "pixels of a small crop")
-    global_crop_scale: list[float] = _option(
+    num_local_views: int = option(8, "small crops an image")
+    local_view_size: int = option(96, "pixels of a small crop")
+    global_crop_scale: list[float] = option(
         [0.4, 1.0], "least and largest fraction of the area in a global view"
     )
-    local_crop_scale: list[float] = _option(
+    local_crop_scale: list[float] = option(
         [0.05, 0.4], "least and largest fraction of the area in a local view"
     )
-    blur_probability: list[float] = _option(
+    blur_probability: list[float] = option(
         [1.0, 0.1, 0.5], "of a blur: first and second global view, local views"
     )
-    solarize_probability: list[float] = _option(
+    solarize_probability: list[float] = option(
         [0.0, 0.2, 0.0], "of solarisation: first and second global view, local views"
     )
 
@@ -191,19 +192,19 @@ class FocalCrops(ColoredCrops):
     strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
     """
 
-    num_random_views: int = _option(1, "large anchor crops an image")
-    num_focal_views: int = _option(10, "small anchor crops an image")
-    focal_view_size: int = _option(96, "pixels of a small crop")
-    random_crop_scale: list[float] = _option(
+    num_random_views: int = option(1, "large anchor crops an image")
+    num_focal_views: int = option(10, "small anchor crops an image")
+    focal_view_size: int = option(96, "pixels of a small crop")
+    random_crop_scale: list[float] = option(
         [0.3, 1.0], "least and largest fraction of the area in a target or a large anchor"
     )
-    focal_crop_scale: list[float] = _option(
+    focal_crop_scale: list[float] = option(
         [0.05, 0.3], "least and largest fraction of the area in a small anchor"
     )
-    color_jitter: list[float] = _option(
+    color_jitter: list[float] = option(
         [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
     )
-    blur_probability: float = _option(0.5, "of a blur")
+    blur_probability: float = option(0.5, "of a blur")
 
     def __post_init__(self) -> None:
         if self.num_random_views < 1:
@@ -250,11 +251,11 @@ class FocalCrops(ColoredCrops):
 class CropAndFlip(Augmentation):
     """One random crop, flipped half of the time: the plain augmentation of supervised training."""
 
-    crop_scale: list[float] = _option(
+    crop_scale: list[float] = option(
         [0.25, 1.0], "least and largest fraction of the area in the crop"
     )
-    flip_probability: float = _option(0.5, "of a flip, left to right")
-    color_jitter: list[float] = _option(
+    flip_probability: float = option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = option(
         [0.0, 0.0, 0.0, 0.0], "strength of brightness, contrast, saturation, hue (turns)"
     )
 
@@ -283,7 +284,7 @@ class CropAndFlip(Augmentation):
 class MAECrop(CropAndFlip):
     """MAE's view: a crop, flipped half of the time, no colour (arXiv 2111.06377, Table 1e)."""
 
-    crop_scale: list[float] = _option(
+    crop_scale: list[float] = option(
         [0.2, 1.0],  # main_pretrain.py
         "least and largest fraction of the area in the crop",
     )
@@ -310,16 +311,16 @@ class MixedCrop(CropAndFlip):
     soft, (B, L) float32.
     """
 
-    rand_augment_magnitude: float = _option(0.0, "of RandAugment, 0 to 10; 0 for none")
-    rand_augment_deviation: float = _option(0.5, "of the magnitude, from change to change")
-    random_erasing_probability: float = _option(0.0, "that a box is erased")
-    erased_area: list[float] = _option(
+    rand_augment_magnitude: float = option(0.0, "of RandAugment, 0 to 10; 0 for none")
+    rand_augment_deviation: float = option(0.5, "of the magnitude, from change to change")
+    random_erasing_probability: float = option(0.0, "that a box is erased")
+    erased_area: list[float] = option(
         [0.02, 0.33], "least and largest fraction of the area that a box takes"
     )
-    erased_ratio: float = _option(0.3, "least height of a box over its width; 1 over it the most")
-    mixup_alpha: float = _option(0.0, "of mixup's Beta; 0 for none")
-    cutmix_alpha: float = _option(0.0, "of cutmix's Beta; 0 for none")
-    label_smoothing: float = _option(0.0, "share of a label that goes to all classes evenly")
+    erased_ratio: float = option(0.3, "least height of a box over its width; 1 over it the most")
+    mixup_alpha: float = option(0.0, "of mixup's Beta; 0 for none")
+    cutmix_alpha: float = option(0.0, "of cutmix's Beta; 0 for none")
+    label_smoothing: float = option(0.0, "share of a label that goes to all classes evenly")
 
     def __call__(
         self,
@@ -373,4 +374,5 @@ __all__ = [
     "MAECrop",
     "MixedCrop",
     "MultiCrop",
+    "option",
 ]

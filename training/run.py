@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..configuration.format_version import WRITTEN_BY
 from ..modeling.hub_revision import resolve_checkpoint
-from .augmentations import AUGMENTATIONS, Augmentation
-
-
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, (list, tuple)):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
+from .augmentations import AUGMENTATIONS, Augmentation, option
 
 # Higher is better of these. Uniformity is not one of them: noise has the best.
 BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
@@ -34,102 +27,100 @@ class TrainingConfig:
     """How a run trains: data, length, optimizer, precision, saving, evaluation."""
 
     # data
-    data: str = _option("", "folder, parquet, saved dataset or Hub id to train on")
-    split: str | None = _option(None, "split of a data set that has several")
-    streaming: bool = _option(False, "read a parquet or Hub data set as a stream; needs max_steps")
-    image_column: str | None = _option(None, "column of the images, where it is not the only one")
-    label_column: str | None = _option(None, "column of the labels")
-    num_workers: int = _option(4, "processes that decode and augment")
-    data_timeout: float = _option(
+    data: str = option("", "folder, parquet, saved dataset or Hub id to train on")
+    split: str | None = option(None, "split of a data set that has several")
+    streaming: bool = option(False, "read a parquet or Hub data set as a stream; needs max_steps")
+    image_column: str | None = option(None, "column of the images, where it is not the only one")
+    label_column: str | None = option(None, "column of the labels")
+    num_workers: int = option(4, "processes that decode and augment")
+    data_timeout: float = option(
         600.0, "seconds that a worker may take to read one image before the run ends; 0 is for ever"
     )
-    shuffle_buffer: int = _option(1000, "images that a stream is shuffled within")
-    image_mean: list[float] = _option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
-    image_std: list[float] = _option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
-    resize: Literal["shortest_edge", "square"] = _option(
+    shuffle_buffer: int = option(1000, "images that a stream is shuffled within")
+    image_mean: list[float] = option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
+    image_std: list[float] = option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
+    resize: Literal["shortest_edge", "square"] = option(
         "shortest_edge",
         "how embedding will resize: shortest_edge (and center crop) or square (direct)",
     )
     # start and place
-    output: str = _option("", "folder of the run")
-    init_from: str | None = _option(
+    output: str = option("", "folder of the run")
+    init_from: str | None = option(
         None, "selfvit checkpoint to start from: folder, Hub id or USER/NAME@REVISION"
     )
-    init_scope: Literal["encoder", "all"] = _option(
+    init_scope: Literal["encoder", "all"] = option(
         "encoder", "what to take of it: encoder, or all (heads, teacher)"
     )
-    resume: bool = _option(False, "go on from the newest checkpoint in output")
-    overwrite: bool = _option(False, "delete an earlier run in output")
-    dry_run: bool = _option(False, "check and print the plan; train and write nothing")
-    seed: int = _option(0, "of initialisation, data order and augmentation")
+    resume: bool = option(False, "go on from the newest checkpoint in output")
+    overwrite: bool = option(False, "delete an earlier run in output")
+    dry_run: bool = option(False, "check and print the plan; train and write nothing")
+    seed: int = option(0, "of initialisation, data order and augmentation")
     # length
-    epochs: float = _option(100.0, "passes over the data; max_steps goes before")
-    max_steps: int | None = _option(None, "optimizer steps of the whole run")
-    batch_size: int = _option(256, "images an optimizer step, over all processes")
-    gradient_accumulation_steps: int = _option(1, "micro-batches an optimizer step")
+    epochs: float = option(100.0, "passes over the data; max_steps goes before")
+    max_steps: int | None = option(None, "optimizer steps of the whole run")
+    batch_size: int = option(256, "images an optimizer step, over all processes")
+    gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step")
     # optimizer
-    base_learning_rate: float = _option(5e-4, "at a batch of 256; scales linearly with batch_size")
-    min_learning_rate: float = _option(1e-6, "at the end of the cosine")
-    warmup_ratio: float = _option(0.1, "fraction of the steps in which the rate rises from 0")
-    weight_decay: float = _option(0.04, "at the start; never on biases and norms")
-    weight_decay_end: float | None = _option(
+    base_learning_rate: float = option(5e-4, "at a batch of 256; scales linearly with batch_size")
+    min_learning_rate: float = option(1e-6, "at the end of the cosine")
+    warmup_ratio: float = option(0.1, "fraction of the steps in which the rate rises from 0")
+    weight_decay: float = option(0.04, "at the start; never on biases and norms")
+    weight_decay_end: float | None = option(
         None, "at the end of its cosine; as at the start if None"
     )
-    adam_beta1: float = _option(0.9, "of AdamW")
-    adam_beta2: float = _option(0.999, "of AdamW")
-    layer_decay: float = _option(
-        1.0, "factor of the learning rate from each block to the one below"
-    )
-    max_gradient_norm: float | None = _option(None, "gradients are clipped to this norm")
-    freeze_encoder_ratio: float = _option(
+    adam_beta1: float = option(0.9, "of AdamW")
+    adam_beta2: float = option(0.999, "of AdamW")
+    layer_decay: float = option(1.0, "factor of the learning rate from each block to the one below")
+    max_gradient_norm: float | None = option(None, "gradients are clipped to this norm")
+    freeze_encoder_ratio: float = option(
         0.0, "fraction of the steps, from the first, in which only heads train; 1 is a linear probe"
     )
     # machine
-    mixed_precision: str | None = _option(None, "no, bf16 or fp16; Accelerate's setting if None")
-    activation_checkpointing: bool = _option(False, "less memory, about a third more time")
-    cpu: bool = _option(False, "train on the CPU where there is a GPU too")
+    mixed_precision: str | None = option(None, "no, bf16 or fp16; Accelerate's setting if None")
+    activation_checkpointing: bool = option(False, "less memory, about a third more time")
+    cpu: bool = option(False, "train on the CPU where there is a GPU too")
     # reports and checkpoints
-    log_steps: int = _option(10, "steps between two lines of log.jsonl")
-    save_steps: int = _option(1000, "steps between two checkpoints that a run can resume from")
-    save_total_limit: int = _option(2, "how many of these are kept")
-    save_code: bool = _option(
+    log_steps: int = option(10, "steps between two lines of log.jsonl")
+    save_steps: int = option(1000, "steps between two checkpoints that a run can resume from")
+    save_total_limit: int = option(2, "how many of these are kept")
+    save_code: bool = option(
         True, "lay the model's code beside the weights: they open without selfvit, too"
     )
-    eval_steps: int | None = _option(None, "steps between two evaluations; none if None")
-    eval_train: str | None = _option(None, "labelled data: neighbours and linear probe train on it")
-    eval_test: str | None = _option(None, "labelled data: they are tested on it")
-    eval_limit: int = _option(10000, "images of each that are used")
-    best_metric: str | None = _option(
+    eval_steps: int | None = option(None, "steps between two evaluations; none if None")
+    eval_train: str | None = option(None, "labelled data: neighbours and linear probe train on it")
+    eval_test: str | None = option(None, "labelled data: they are tested on it")
+    eval_limit: int = option(10000, "images of each that are used")
+    best_metric: str | None = option(
         None,
         "figure that chooses the best of the evaluations and judges the run; if None, accuracy for "
         "a classifier, knn_20 where there are labels, else view_retrieval",
     )
-    require_improvement: bool = _option(
+    require_improvement: bool = option(
         False,
         "a run from init_from whose figure did not rise ends as an error, saved but not published",
     )
-    monitor_steps: int = _option(10, "steps between two readings of the collapse monitors")
-    on_collapse: Literal["warn", "stop", "rollback"] = _option(
+    monitor_steps: int = option(10, "steps between two readings of the collapse monitors")
+    on_collapse: Literal["warn", "stop", "rollback"] = option(
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
-    tracker: str = _option(
+    tracker: str = option(
         "tensorboard", "tensorboard, wandb (offline unless WANDB_MODE says otherwise), or none"
     )
     # the Hub; not in training.yaml, see PLACE_ON_HUB
-    push_to_hub: str | None = _option(None, "USER/NAME to publish the result to, when it is there")
-    push_steps: int | None = _option(
+    push_to_hub: str | None = option(None, "USER/NAME to publish the result to, when it is there")
+    push_steps: int | None = option(
         None, "steps between two pushes of a checkpoint before the end; none if None"
     )
-    hub_private_repo: bool = _option(False, "it has to be private; a new one is made so")
-    hub_revision: str | None = _option(None, "branch to push to; main if None")
+    hub_private_repo: bool = option(False, "it has to be private; a new one is made so")
+    hub_revision: str | None = option(None, "branch to push to; main if None")
     # the card
-    license: str | None = _option(
+    license: str | None = option(
         None, "of the checkpoint, as the Hub writes it; that of init_from if None"
     )
-    card_picture: bool = _option(
+    card_picture: bool = option(
         False, "attention maps of four training images in the card, published with it"
     )
-    energy_meter: str = _option("codecarbon", "codecarbon, where it is installed, or none")
+    energy_meter: str = option("codecarbon", "codecarbon, where it is installed, or none")
 
     def __post_init__(self) -> None:
         for name in (
