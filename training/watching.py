@@ -24,7 +24,7 @@ class ReadingBoard:
     """What each worker reads at the moment, and since when; in memory that they share.
 
     Args:
-        num_workers: of the DataLoader.
+        num_workers: of the DataLoader; 0 if nobody watches them.
     """
 
     def __init__(self, num_workers: int):
@@ -53,7 +53,7 @@ class ReadingBoard:
 
     def _note(self, position: float) -> None:
         worker = get_worker_info()
-        if worker is not None:
+        if worker is not None and worker.id < len(self._entries):  # else nobody watches it
             # the time first: a new position with an old time would look like one that hangs
             self._entries[worker.id, 1] = time.monotonic()
             self._entries[worker.id, 0] = position

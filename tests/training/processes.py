@@ -122,21 +122,42 @@ def _changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 @dataclass
-class KilledInSave:
-    """SIGKILL just before the n-th access to files since the first checkpoint was begun."""
+class SaveWatcher:
+    """Counts accesses to files since the first checkpoint was begun."""
 
-    at: int
-    count: int | None = None
+    count: int = -1
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not _changes_files(event, arguments):
             return
-        if self.count is None and ".unfinished-0" in str(arguments[0]):
-            self.count = 0
-        if self.count is not None:
-            if self.count == self.at:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if self.count >= 0 or ".unfinished-0" in str(arguments[0]):
             self.count += 1
+            self.before(self.count, event, arguments)
+
+    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+        """Do something before an access, numbered from 0."""
+
+
+@dataclass
+class KilledInSave(SaveWatcher):
+    """SIGKILL just before an access to files."""
+
+    at: int = 0
+
+    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+        if number == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class NotedSaves(SaveWatcher):
+    """Writes each access to files down, a line of event and path."""
+
+    path: Path = Path()
+
+    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            print(event, arguments[0], file=file)
 
 
 @dataclass

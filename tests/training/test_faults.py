@@ -19,6 +19,7 @@ from selfvit.training.train import main
 from .processes import (
     AtLogLine,
     KilledInSave,
+    NotedSaves,
     Wait,
     kill_a_worker,
     kill_self,
@@ -89,7 +90,7 @@ def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_r
     objective, at, two_classes, unbroken, tmp_path
 ):
     command = arguments(objective, two_classes, tmp_path / "out", *OPTIONS)
-    training = start_training(command, tmp_path / "printed.txt", KilledInSave(at))
+    training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
     assert training.exit_code() == -signal.SIGKILL, training.printed
     checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
     assert all(what_is_broken(path) is None for path in checkpoints)
@@ -101,19 +102,22 @@ def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_r
 
 def test_no_moment_of_a_save_is_without_a_whole_checkpoint(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS)
-    steps: dict[int, list[str]] = {}
-    for at in range(36, 96, 2):  # from the end of the first save to the third
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        training = start_training(command, tmp_path / "printed.txt", KilledInSave(at))
+    noted = tmp_path / "accesses.txt"
+    training = start_training(command, tmp_path / "printed.txt", NotedSaves(path=noted))
+    assert training.exit_code() == 0, training.printed
+    accesses = [line.split() for line in noted.read_text().splitlines()]
+    renamed = [number for number, (event, _) in enumerate(accesses) if event == "os.rename"]
+    # the new names of the first checkpoint and of the second, and of the first when it goes
+    first, second, removed = renamed[:3]
+    moments = {first + 1, second, second + 1, removed, removed + 1, *range(first + 1, removed, 3)}
+    for at in sorted(moments):
+        shutil.rmtree(tmp_path / "out")
+        training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
         assert training.exit_code() == -signal.SIGKILL
         checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
-        if not checkpoints and not steps:
-            continue  # the first save has not ended
-        assert checkpoints and all(what_is_broken(path) is None for path in checkpoints), at
-        steps[at] = [path.name for path in checkpoints]
-    kept = {tuple(names) for names in steps.values()}
-    assert ("step-00000002",) in kept and ("step-00000002", "step-00000004") in kept
-    assert ("step-00000004",) in kept
+        assert all(what_is_broken(path) is None for path in checkpoints), at
+        steps = [2] if at <= second else [2, 4] if at <= removed else [4]
+        assert [path.name for path in checkpoints] == [f"step-{step:08d}" for step in steps], at
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(two_classes, unbroken, tmp_path):

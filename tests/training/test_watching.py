@@ -113,3 +113,8 @@ def test_a_read_that_takes_too_long_is_named():
     )
     with pytest.raises(TimeoutError, match=r"reading number \d has taken"):
         next(iter(loader))
+
+
+def test_workers_that_nobody_watches_read_all_the_same():
+    loader = torch.utils.data.DataLoader(Slow(ReadingBoard(0)), batch_size=1, num_workers=1)
+    assert next(iter(loader)).tolist() == [0]
