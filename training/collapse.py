@@ -37,9 +37,9 @@ from ..atomic_output import atomic_output
 from ..evaluation.label_free import feature_standard_deviation, rankme
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.observations import Observations
-from .checkpointing import CHECKPOINTS, RUN_FILE
 from .monitors import LOG_FILE, Reporter
 from .run import Run, TrainingConfig
+from .run_folder import CHECKPOINTS, RUN_FILE
 
 
 class Signal(NamedTuple):

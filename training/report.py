@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from accelerate import Accelerator
 from ..atomic_output import atomic_output
 from ..evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ..evaluation.evaluate import format_metric, metric_title, save_metrics
-from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
-from ..sharing.provenance import CARD, shown_name
-from .checkpointing import CHECKPOINTS
+from ..sharing.provenance import shown_name
 from .evaluation import Evaluation, EvaluationImages
 from .run import Run
+from .run_folder import CHECKPOINTS
+from .trained_model import ModelWriter
 
 REPORT_FILE = "report.json"
 BEFORE_FILE = "before.npz"  # among the checkpoints: a run that is resumed needs it
@@ -69,34 +70,22 @@ class BestCheckpoint:
     """Keeps the model of the best evaluation so far in OUT/best, beside the last one.
 
     Args:
-        model: in training.
-        processor: image processor to lay beside it.
+        writer: of the model in training.
         output: folder of the run.
         metric: name of the figure that decides; the first of equals stays.
-        save_code: whether the model's code is laid beside it, too.
     """
 
-    def __init__(
-        self,
-        model: SelfViTPreTrainedModel,
-        processor: Any,
-        output: Path,
-        metric: str | None,
-        *,
-        save_code: bool,
-    ):
-        self.model = model
-        self.processor = processor
+    def __init__(self, writer: ModelWriter, output: Path, metric: str | None):
+        self.writer = writer
         self.folder = output / BEST
         self.metric = metric
-        self.save_code = save_code
 
     def read(self) -> dict[str, Any] | None:
         """Return "step", "metric" and "value" of the one that is kept, if any."""
         path = self.folder / BEST_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def offer(self, step: int, metrics: dict[str, float], card: str) -> None:
+    def offer(self, step: int, metrics: dict[str, float], card: Callable[[], str]) -> None:
         """Keep the model after some steps, with its card, if it is the best.
 
         For the main process alone.
@@ -107,9 +96,7 @@ class BestCheckpoint:
         if kept is not None and kept["metric"] == self.metric and kept["value"] >= value:
             return
         with atomic_output(self.folder) as unfinished:
-            self.model.save_pretrained(unfinished, save_code=self.save_code)
-            self.processor.save_pretrained(unfinished)
-            (unfinished / CARD).write_text(card, encoding="utf-8")
+            self.writer.write(unfinished, card())
             save_metrics(
                 {"step": step, "metric": self.metric, "value": value}, unfinished / BEST_FILE
             )

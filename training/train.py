@@ -10,6 +10,7 @@ import inspect
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
 from .card import RunCard
-from .checkpointing import Checkpointer, build_trainable, check_output, prepare_output
+from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
 from .cost import FREE, RunCost
 from .data import BatchPlan, build_loader, normalize
@@ -39,6 +40,8 @@ from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
+from .run_folder import check_output, prepare_output
+from .trained_model import ModelWriter, build_trainable
 
 TRAINABLE_CLASSES = {
     model_class.__name__: model_class
@@ -138,12 +141,13 @@ def train(
         run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
     )
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
-    checkpointer = Checkpointer(accelerator, model, processor, run)
+    writer = ModelWriter(model, processor, save_code=training.save_code)
+    checkpointer = Checkpointer(accelerator, writer, run)
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- what it starts from
     evaluation = Evaluation(model, processor, run, evaluation_images)
-    best = BestCheckpoint(model, processor, output, metric, save_code=training.save_code)
+    best = BestCheckpoint(writer, output, metric)
     report = BeforeAfterReport(accelerator, evaluation, run, best)
     report.measure_before()
 
@@ -226,7 +230,7 @@ def train(
             if accelerator.is_main_process:
                 metrics = evaluation(done)
                 reporter.record(done, metrics)
-                best.offer(done, metrics, card.render(model, done, metrics, cost.read()))
+                best.offer(done, metrics, partial(card.render, model, done, metrics, cost.read()))
             accelerator.wait_for_everyone()
         stopping = interruption.agreed(accelerator)
         if done % training.save_steps == 0 or done == num_steps or stopping:

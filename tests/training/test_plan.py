@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from selfvit.training.checkpointing import CHECKPOINTS
+from selfvit.training.run_folder import CHECKPOINTS
 from selfvit.training.train import main
 
 from .tiny_runs import OBJECTIVES, arguments, weights_of
