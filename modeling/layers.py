@@ -25,6 +25,27 @@ from .masking import gather_patches
 from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
 
 
+class SelfViTPatchProjection(nn.Conv2d):
+    """The convolution of patches that do not overlap, which can leave patches out.
+
+    A module with a `forward` of its own for both, as what moves weights in just before they are
+    used (Accelerate's offloading, FSDP) does so where a module is called.
+    """
+
+    def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), or (B, K, D) for the patches `ids_keep` (B, K)."""
+        if ids_keep is None:
+            return super().forward(pixel_values).flatten(2).transpose(1, 2)
+        rows, columns = self.kernel_size
+        cells = pixel_values.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        cells = cells.permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
+        images = torch.arange(len(ids_keep), device=ids_keep.device).unsqueeze(1)
+        num_columns = cells.shape[2]
+        # only the patches kept are copied
+        patches = cells[images, ids_keep // num_columns, ids_keep % num_columns]
+        return F.linear(patches.flatten(2), self.weight.flatten(1), self.bias)  # of C*P*P numbers
+
+
 class SelfViTPatchEmbeddings(nn.Module):
     """Project each patch of P x P pixels to a token."""
 
@@ -32,7 +53,7 @@ class SelfViTPatchEmbeddings(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = config.patch_size
-        self.projection = nn.Conv2d(
+        self.projection = SelfViTPatchProjection(
             config.num_channels,
             config.hidden_size,
             kernel_size=config.patch_size,
@@ -63,15 +84,7 @@ class SelfViTPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Return (B, N, D), or (B, K, D) for `ids_keep` (B, K): the others are not computed."""
-        if ids_keep is None:
-            return self.projection(pixel_values).flatten(2).transpose(1, 2)
-        cells = pixel_values.unflatten(3, (-1, self.patch_size)).unflatten(2, (-1, self.patch_size))
-        cells = cells.permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
-        images = torch.arange(len(ids_keep), device=ids_keep.device).unsqueeze(1)
-        columns = cells.shape[2]
-        # only the patches kept are copied
-        patches = cells[images, ids_keep // columns, ids_keep % columns].flatten(2)  # (B, K, C*P*P)
-        return F.linear(patches, self.projection.weight.flatten(1), self.projection.bias)
+        return self.projection(pixel_values, ids_keep)
 
 
 class SelfViTEmbeddings(nn.Module):

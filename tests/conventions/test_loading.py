@@ -42,7 +42,6 @@ def test_device_map_gives_the_same(device_map, model, tmp_path):
     torch.testing.assert_close(first_output(placed), first_output(model))
 
 
-@pytest.mark.parametrize("model", ENCODERS, ids=class_name, indirect=True)
 def test_weights_that_have_no_place_in_memory_are_read_from_disk(model, tmp_path):
     model.save_pretrained(tmp_path)
     placed = type(model).from_pretrained(
