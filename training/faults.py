@@ -75,7 +75,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     is_of_a_writer = type(error).__name__ == "SafetensorError" or any(
-        name in str(error) for name in ("PytorchStreamWriter", "inline_container")
+        name in str(error) for name in ("PytorchStreamWriter", "inline_container", "iostream error")
     )
     return is_of_a_writer and shutil.disk_usage(folder).free < 2**20
 

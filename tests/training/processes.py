@@ -130,7 +130,7 @@ class SaveWatcher:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not _changes_files(event, arguments):
             return
-        if self.count >= 0 or ".unfinished-0" in str(arguments[0]):
+        if self.count >= 0 or "/.unfinished-0" in str(arguments[0]):
             self.count += 1
             self.before(self.count, event, arguments)
 
