@@ -23,7 +23,13 @@ from .hub_access import (
     signed_in,
 )
 from .provenance import CARD
-from .published_files import PublishedFiles, choose_files, is_weight_file
+from .published_files import (
+    RUN_FILE,
+    PublishedFiles,
+    choose_files,
+    is_weight_file,
+    without_folders,
+)
 
 # How a card opens its folder: from_pretrained("my_model"), pipeline(..., model="my_model"),
 # --model my_model. What has a slash is a name on the Hub already.
@@ -227,8 +233,11 @@ class _Upload:
     def content(self, path: str) -> Path | bytes:
         """Return a file; the card with the repository's name where it opens the folder by its own.
 
-        `from_pretrained("my_model")` is of no use to who reads it on the Hub.
+        `from_pretrained("my_model")` is of no use to who reads it on the Hub. The run is sent
+        without the folders that its data lay in: they tell of a machine and its user.
         """
+        if path == RUN_FILE:
+            return without_folders((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
             return self.folder / path
         text = (self.folder / path).read_text(encoding="utf-8")

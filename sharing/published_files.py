@@ -30,11 +30,12 @@ from ..modeling.modeling_selfvit import (
     SelfViTModel,
 )
 from ..modeling.remote_code import code_files
-from .provenance import CARD
+from .provenance import CARD, hub_id, shown_name
 
 RUN_FILE = "training.yaml"
 # Beside weights, code and pictures of the card; of the folder itself, not of those in it.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
+PLACES = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
 NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
 
 ModelClass = type[PreTrainedModel]
@@ -114,6 +115,23 @@ def weight_files(folder: Path) -> list[str]:
         return [WEIGHTS]
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     return [INDEX, *sorted(set(index["weight_map"].values()))]
+
+
+def without_folders(run: str) -> str:
+    """Return a training.yaml with the last part of each path in it; names on the Hub stay.
+
+    Args:
+        run: its text; what is no run's stays as it is.
+    """
+    content = yaml.safe_load(run)
+    training = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(training, dict):
+        return run
+    for name in PLACES:
+        place = training.get(name)
+        if place and hub_id(place) is None:
+            training[name] = shown_name(place)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def is_weight_file(path: str) -> bool:
@@ -200,4 +218,11 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
-__all__ = ["PublishedFiles", "choose_files", "is_weight_file", "weight_files"]
+__all__ = [
+    "RUN_FILE",
+    "PublishedFiles",
+    "choose_files",
+    "is_weight_file",
+    "weight_files",
+    "without_folders",
+]

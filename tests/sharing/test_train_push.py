@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from selfvit.training.run import Run
+
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, TOKEN, USER, Fault
 from ..training.tiny_runs import arguments
 from .hub_client import vectors
@@ -51,6 +53,11 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     for way, expected in local.items():
         assert (pulled[way] == expected).all() if way != "pipeline" else pulled[way] == expected
     assert f'model="{NAME}"' in others[-1].files["README.md"].content.decode()
+    # the run can be read, and tells nothing of the machine
+    for commit in (first, others[-1]):
+        text = commit.files["training.yaml"].content.decode()
+        assert Run.from_yaml(text).training.output == "run"
+        assert str(tmp_path.parent) not in text
     assert not (tmp_path / "run" / ".unfinished-push").exists()
 
 
