@@ -41,6 +41,7 @@ from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
 from .run_folder import check_output, prepare_output
+from .sharding import WholeModel, settle_sharding
 from .trained_model import ModelWriter, build_trainable
 
 TRAINABLE_CLASSES = {
@@ -87,6 +88,7 @@ def train(
         # buffers (the center) are equal everywhere: they are computed from reduced values
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    settle_sharding(accelerator)
 
     # --- all that can be wrong, before anything is written
     run = with_labels_of(source, run)
@@ -140,13 +142,14 @@ def train(
     processor = build_processor(
         run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
     )
+    whole = WholeModel(accelerator, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
-    writer = ModelWriter(model, processor, save_code=training.save_code)
-    checkpointer = Checkpointer(accelerator, writer, run)
+    writer = ModelWriter(whole, processor, save_code=training.save_code)
+    checkpointer = Checkpointer(accelerator, optimizer, writer, run)
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- what it starts from
-    evaluation = Evaluation(model, processor, run, evaluation_images)
+    evaluation = Evaluation(whole.model, processor, run, evaluation_images, accelerator.device)
     best = BestCheckpoint(writer, output, metric)
     report = BeforeAfterReport(accelerator, evaluation, run, best)
     report.measure_before()
@@ -202,7 +205,8 @@ def train(
             reporter.skip(batch.pop("skipped"))
             inputs = to_model_inputs(batch, training, accelerator.device)
             with accelerator.accumulate(wrapped):
-                result = wrapped(**inputs, **scheduled)
+                with accelerator.autocast():  # of a sharded model Accelerate leaves it to the loop
+                    result = wrapped(**inputs, **scheduled)
                 accelerator.backward(result.loss)
             losses.append(result.loss.detach())
         loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
@@ -227,6 +231,7 @@ def train(
         metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
+            whole.gather()
             if accelerator.is_main_process:
                 metrics = evaluation(done)
                 reporter.record(done, metrics)
@@ -256,8 +261,9 @@ def train(
 
     # --- the result
     reporter.close()
+    whole.gather()
     metrics = report.measure_after(num_steps) or metrics
-    picture = card.draw(model, processor) if accelerator.is_main_process else None
+    picture = card.draw(whole.model, processor) if accelerator.is_main_process else None
     checkpointer.save_result(
         card.render(model, num_steps, metrics, cost.read(), report.comparison, picture)
     )
