@@ -40,6 +40,14 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
+def num_shards(accelerator: Accelerator) -> int:
+    """Return how many processes share one model: those of a machine, where machines have copies."""
+    if not is_sharded(accelerator):
+        return 1
+    mesh = accelerator.parallelism_config
+    return accelerator.num_processes // (1 if mesh is None else mesh.dp_replicate_size)
+
+
 def settle_sharding(accelerator: Accelerator) -> None:
     """Fit Accelerate's FSDP configuration to these models; nothing without one.
 
@@ -211,6 +219,7 @@ __all__ = [
     "WholeModel",
     "is_sharded",
     "load_state",
+    "num_shards",
     "save_state",
     "settle_sharding",
 ]

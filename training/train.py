@@ -40,8 +40,8 @@ from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
-from .run_folder import check_output, prepare_output
-from .sharding import WholeModel, settle_sharding
+from .run_folder import check_output, check_shared, prepare_output
+from .sharding import WholeModel, num_shards, settle_sharding
 from .trained_model import ModelWriter, build_trainable
 
 TRAINABLE_CLASSES = {
@@ -127,12 +127,13 @@ def train(
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if training.dry_run:
         check_output(run)
-        precision = accelerator.mixed_precision
-        accelerator.print(describe_plan(run, model, source, plan, loader_from, precision))
+        layout = accelerator.mixed_precision, num_shards(accelerator)
+        accelerator.print(describe_plan(run, model, source, plan, loader_from, *layout))
         return {}
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
+    check_shared(output)
 
     # --- model and optimizer
     if training.freeze_encoder_ratio == 1:
