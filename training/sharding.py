@@ -191,6 +191,8 @@ def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> None:
             if described.size == parameter.shape
             else torch.zeros((), device=parameter.device)  # the number of steps
         )
+    # one process alone may read what several wrote
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     dcp.load(state, checkpoint_id=folder)
     optimizer.state.clear()
     for name, value in state.items():

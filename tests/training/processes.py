@@ -80,6 +80,13 @@ def start_two(
     return start_several(command, folder, hooks)
 
 
+def free_port() -> str:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def start_several(
     command: list[str],
     folder: Path,
@@ -89,9 +96,7 @@ def start_several(
 ) -> list[TrainingProcess]:
     """Start a run of as many processes as hooks are given."""
     world_size = str(len(hooks))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     return [
         start_training(
             command,

@@ -8,16 +8,25 @@ makes of it, its preparation of model and optimizer, torch's `fully_shard`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from .processes import Hook, TrainingProcess, start_several, start_training
+from .processes import (
+    FORKSERVER,
+    PATIENCE,
+    Hook,
+    TrainingProcess,
+    free_port,
+    start_several,
+    start_training,
+)
 
 LAUNCH_FILES = Path(__file__).parents[2] / "examples" / "launch"
 SHARDED = LAUNCH_FILES / "8_gpus_fsdp2.yaml"
@@ -42,11 +51,14 @@ def force_fsdp() -> None:
 def environment_of(launch_file: Path) -> dict[str, str]:
     """Return what `accelerate launch` tells its processes of a launch file."""
     parsed = launch_command_parser().parse_args(["--config_file", str(launch_file), "script.py"])
-    with mock.patch.dict(os.environ):  # it writes into it
-        before = dict(os.environ)
+    before = dict(os.environ)  # which Accelerate's functions write into
+    try:
         arguments, _, _ = _validate_launch_command(parsed)
         environment = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in environment.items() if before.get(name) != value}
+        return {name: value for name, value in environment.items() if before.get(name) != value}
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def start_sharded(
@@ -58,6 +70,29 @@ def start_sharded(
     """Start a run of some processes, sharded as the launch file says, in float32 unless changed."""
     environment = environment_of(SHARDED) | {"ACCELERATE_MIXED_PRECISION": "no"} | changes
     return start_several(command, folder, hooks, force_fsdp, **environment)
+
+
+def call_sharded(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in each of two processes that are to shard; it makes its Accelerator."""
+    environment = environment_of(SHARDED) | {"ACCELERATE_MIXED_PRECISION": "no"}
+    port = free_port()
+    processes = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": port}
+        place |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+        process = FORKSERVER.Process(target=_call, args=(environment | place, function, arguments))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _call(environment: dict[str, str], function: Callable[..., None], arguments: Any) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    force_fsdp()
+    function(*arguments)
 
 
 def run_sharded(command: list[str], folder: Path, num_processes: int = 2, **changes: str) -> None:

@@ -6,12 +6,27 @@ import shutil
 import signal
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
+from selfvit.training.optimization import build_optimizer
+from selfvit.training.run import TrainingConfig
+from selfvit.training.sharding import settle_sharding
 from selfvit.training.train import main
 
+from ..objectives import OBJECTIVES as CONTRACTS
 from .processes import AtLogLine, kill_self
-from .sharded_runs import LAUNCH_FILES, environment_of, refusal_of, run_sharded, start_sharded
+from .sharded_runs import (
+    LAUNCH_FILES,
+    call_sharded,
+    environment_of,
+    refusal_of,
+    run_sharded,
+    start_sharded,
+)
 from .test_train import assert_equal_tensors, assert_trained_alike
 from .tiny_runs import ENCODER, LOOP, OBJECTIVES, arguments, log_of, weights_of
 
@@ -35,7 +50,7 @@ def assert_same_figures(one, two):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_sharded_processes_train_as_one_does(objective, two_classes, tmp_path):
     options = (
-        *(*SAME, "--max_steps", 3, "--gradient_accumulation_steps", 2),
+        *(*SAME, "--max_steps", 3, "--gradient_accumulation_steps", 2, "--monitor_steps", 1),
         *("--max_gradient_norm", 1, "--layer_decay", 0.9),
     )
     main(arguments(objective, two_classes, tmp_path / "one", *options))
@@ -46,6 +61,55 @@ def test_two_sharded_processes_train_as_one_does(objective, two_classes, tmp_pat
     assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "two"))
     assert_trained_alike(tmp_path / "one", tmp_path / "two", objective, two_classes, tmp_path)
     assert AutoModel.from_pretrained(checkpoint).config.hidden_size == 32
+
+
+def _describe_division(name, file):
+    """Take a step; write down how the model is divided."""
+    objective = next(objective for objective in CONTRACTS if objective.name == name)
+    accelerator = Accelerator()
+    settle_sharding(accelerator)
+    torch.manual_seed(0)
+    model = objective.model_class(objective.config())
+    optimizer = build_optimizer(model, TrainingConfig(layer_decay=0.5))
+    groups = [(group["scale"], group["decays"]) for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    assert [(group["scale"], group["decays"]) for group in optimizer.param_groups] == groups
+    inputs = objective.inputs(torch.Generator().manual_seed(accelerator.process_index), 4)
+    accelerator.backward(model(**inputs).loss)
+    optimizer.step()
+    model.after_optimizer_step(0, 2)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    for buffer in model.buffers():
+        assert not isinstance(buffer, DTensor)
+        assert torch.equal(accelerator.reduce(buffer, "mean"), buffer)  # equal in both
+    if accelerator.is_main_process:
+        division = {
+            "units": [
+                name for name, module in model.named_modules() if isinstance(module, FSDPModule)
+            ],
+            "shares": {
+                name: list(parameter.to_local().shape)
+                for name, parameter in model.named_parameters()
+            },
+        }
+        file.write_text(json.dumps(division))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_block_is_a_unit_and_the_teacher_is_divided_as_the_student(objective, tmp_path):
+    call_sharded(_describe_division, objective, tmp_path / "division.json")
+    division = json.loads((tmp_path / "division.json").read_text())
+    units, shares = set(division["units"]), division["shares"]
+    teacher = {f"vit.layers.{index}" for index in range(3)} | {"vit.embeddings"}
+    student = {f"student.{unit}" for unit in teacher}
+    heads = {"mae": {"decoder", "decoder.layers.0", "decoder.layers.1"}}.get(
+        objective, student | {"head", "student.head"}
+    )
+    assert teacher | heads | {""} <= units
+    for name, share in shares.items():
+        if name.startswith("student."):
+            assert shares[name.removeprefix("student.")] == share, name
+    assert shares["vit.layers.0.mlp.fc1.weight"] == [64, 32]  # of (128, 32)
 
 
 def test_a_killed_run_resumes_sharded_exactly_and_whichever_way_it_was_and_is_divided(
