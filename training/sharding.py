@@ -4,8 +4,9 @@
 first axis, student's and teacher's alike, so the teacher moves shard by shard. Buffers (the center,
 running statistics) stay whole and equal in all processes.
 
-A checkpoint holds the model whole, as safetensors that AutoModel opens, and the optimizer's state
-as the processes have it, each its own shard: whole, it would be twice the size of the model.
+A checkpoint holds the model whole, as safetensors that AutoModel opens, and the optimizer's state,
+as large or twice as large, as the processes have it: each writes its own part, and only a resume
+reads them.
 """
 
 from __future__ import annotations

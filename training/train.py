@@ -10,13 +10,14 @@ import inspect
 import math
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from .. import PRETRAINING_CLASSES
@@ -85,8 +86,12 @@ def train(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=chosen_tracker(training.tracker),
         project_dir=output,
-        # buffers (the center) are equal everywhere: they are computed from reduced values
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            # buffers (the center) are equal everywhere: they are computed from reduced values
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
     )
     settle_sharding(accelerator)
 
