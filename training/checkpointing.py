@@ -142,7 +142,7 @@ class Checkpointer:
         Says what differs from when the run was started, or from when it was saved, as then numbers
         may differ, too.
         """
-        self.writer.whole.load(checkpoint)
+        self.writer.restore(checkpoint)
         load_state(self.accelerator, self.writer.whole.trained, self.optimizer, checkpoint)
         self.state = read_state(checkpoint)
         del self.state["files"]

@@ -21,7 +21,6 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,7 +30,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.bin"  # whole, as Accelerate writes it
 SHARDED_OPTIMIZER = "optimizer"  # folder, a file a process
 
@@ -113,14 +111,15 @@ class WholeModel:
         if self.is_copy:
             self.model.load_state_dict(state)
 
-    def load(self, folder: Path) -> None:
-        """Load a checkpoint's weights into the parameters that the optimizer holds; collective.
+    def load(self, state: dict[str, Any]) -> None:
+        """Load weights into the very parameters that the optimizer holds, strictly; collective.
+
+        Args:
+            state: all of them, whole, in every process: as of a file that is mapped to memory.
 
         Raises:
             RuntimeError: if a tensor is missing, one too many, or of another shape.
         """
-        # mapped: what a process does not keep costs no memory
-        state: dict[str, Any] = load_file(folder / WEIGHTS)
         if not self.is_sharded:
             self.trained.load_state_dict(state)
             return
@@ -130,9 +129,7 @@ class WholeModel:
         ]
         if shapes[0] != shapes[1]:  # of missing ones, torch would keep the old values
             different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-            raise RuntimeError(
-                f"{folder / WEIGHTS} does not fit the model: {', '.join(different)}."
-            )
+            raise RuntimeError(f"the weights do not fit the model: {', '.join(different)}.")
         set_model_state_dict(self.trained, state, options=StateDictOptions(full_state_dict=True))
 
 
@@ -216,9 +213,6 @@ def _shard_whole(optimizer: Any, file: Path) -> None:
 
 
 __all__ = [
-    "OPTIMIZER",
-    "SHARDED_OPTIMIZER",
-    "WEIGHTS",
     "WholeModel",
     "is_sharded",
     "load_state",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..modeling.hub_revision import resolve_checkpoint
@@ -58,6 +59,10 @@ class ModelWriter:
         self.whole.model.save_pretrained(folder, save_code=self.save_code)
         self.processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """Read a checkpoint into the model in training; for all processes together."""
+        self.whole.load(load_file(folder / "model.safetensors"))
 
 
 __all__ = ["ModelWriter", "build_trainable"]
