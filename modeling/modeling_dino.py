@@ -205,7 +205,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
 
     main_input_name = "global_views"
     objective_field = "dino_config"
-    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
+    _no_split_modules = ["SelfViTPatchEmbeddings", "SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
     _keep_in_fp32_modules_strict = ["loss"]  # the center: its moves are too small for bf16
 
     def __init__(self, config: SelfViTConfig):

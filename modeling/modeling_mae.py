@@ -250,7 +250,12 @@ class SelfViTForMAE(MAEPreTrainedModel):
     """MAE: `vit` is the encoder, the network to take features from; `decoder` is for training."""
 
     objective_field = "mae_config"
-    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "MAEDecoder"]
+    _no_split_modules = [
+        "SelfViTPatchEmbeddings",
+        "SelfViTEmbeddings",
+        "SelfViTLayer",
+        "MAEDecoder",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)

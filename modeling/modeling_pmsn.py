@@ -263,7 +263,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
 
     main_input_name = "target_view"
     objective_field = "pmsn_config"
-    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer", "PMSNHead"]
+    _no_split_modules = ["SelfViTPatchEmbeddings", "SelfViTEmbeddings", "SelfViTLayer", "PMSNHead"]
     undecayed_parameters = ("prototypes",)  # msn_train.py, init_opt: WD_exclude
 
     def __init__(self, config: SelfViTConfig):

@@ -46,7 +46,7 @@ class SelfViTPreTrainedModel(CheckpointModel):
     main_input_name = "pixel_values"
     input_modalities: Any = ("image",)  # a tuple, as transformers' own models have
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SelfViTEmbeddings", "SelfViTLayer"]
+    _no_split_modules = ["SelfViTPatchEmbeddings", "SelfViTEmbeddings", "SelfViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -91,6 +92,7 @@ def images(tmp_path_factory) -> Path:
 def page_folder(images, tmp_path) -> Path:
     """The folder in which a page is run."""
     (tmp_path / "examples").mkdir()  # not a link, as the notebook writes into it
+    (tmp_path / "examples" / "launch").symlink_to(ROOT / "examples" / "launch")
     for entry in images.iterdir():
         place = tmp_path / "examples" if entry.name == SAMPLE.name else tmp_path
         (place / entry.name).symlink_to(entry)
@@ -129,7 +131,10 @@ def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]
                 **(environment or {}),
                 "OMP_NUM_THREADS": "1",
                 "TQDM_MININTERVAL": "60",  # fewer lines of progress in a report of a failure
-                "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+                # what comes with other packages, as `accelerate`, lies beside this Python
+                "PATH": os.pathsep.join(
+                    [str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]
+                ),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from ..atomic_output import flush_entry, flush_to_disk
 from ..modeling.remote_code import code_files
@@ -21,6 +20,7 @@ from .faults import is_disk_full
 from .manifest import STATE_FILE, describe_files, read_state, what_is_broken
 from .run import Run
 from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE, RUN_FILE
+from .sharding import load_state, save_state
 from .trained_model import ModelWriter
 
 
@@ -29,12 +29,14 @@ class Checkpointer:
 
     Args:
         accelerator: with model and optimizer prepared.
+        optimizer: as prepared.
         writer: of the model that is trained.
         run: whose folder it is, and which is laid beside it, too.
     """
 
-    def __init__(self, accelerator: Accelerator, writer: ModelWriter, run: Run):
+    def __init__(self, accelerator: Accelerator, optimizer: Any, writer: ModelWriter, run: Run):
         self.accelerator = accelerator
+        self.optimizer = optimizer
         self.writer = writer
         self.run = run
         self.output = Path(run.training.output)
@@ -42,12 +44,7 @@ class Checkpointer:
         self.state: dict[str, Any] = {}  # as last saved or loaded
         self.environment = environment()
         accelerator.register_save_state_pre_hook(_leave_out_model)
-        accelerator.register_load_state_pre_hook(self._load_model)
-
-    def _load_model(self, models: list[Any], folder: str) -> None:
-        models.clear()
-        # into the very parameters that the optimizer holds, and strictly
-        self.writer.model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint, and say which were passed over; None without any.
@@ -90,7 +87,9 @@ class Checkpointer:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(temporary), safe_serialization=True)
+            model = self.writer.whole
+            model.gather()
+            save_state(self.accelerator, model.trained, self.optimizer, temporary)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 self.writer.write(temporary, card)
@@ -143,7 +142,8 @@ class Checkpointer:
         Says what differs from when the run was started, or from when it was saved, as then numbers
         may differ, too.
         """
-        self.accelerator.load_state(str(checkpoint))
+        self.writer.restore(checkpoint)
+        load_state(self.accelerator, self.writer.whole.trained, self.optimizer, checkpoint)
         self.state = read_state(checkpoint)
         del self.state["files"]
         started_with = json.loads((self.output / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
@@ -161,6 +161,7 @@ class Checkpointer:
     def save_result(self, card: str) -> None:
         """Write the trained model into the folder of the run, each file whole or not at all."""
         temporary = self.output / ".unfinished-result"
+        self.writer.whole.gather()
         is_main = self.accelerator.is_main_process
         with self._whole_or_not_at_all(temporary):
             if is_main:

@@ -7,11 +7,14 @@ the vectors fill the sphere, and who is whose neighbour.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.dataset_source import StreamingImageSource
@@ -151,6 +154,7 @@ class Evaluation:
         processor: image processor of the checkpoint to come.
         run: says how many images at a time.
         images: of `open_evaluation_images`.
+        device: where to measure a model that lies elsewhere; where it is if None.
     """
 
     def __init__(
@@ -159,8 +163,10 @@ class Evaluation:
         processor: Any,
         run: Run,
         images: EvaluationImages | None,
+        device: torch.device | None = None,
     ):
         self.model = model
+        self.device = device
         self.run = run
         self.images = images
         self.embedder = Embedder(
@@ -192,7 +198,8 @@ class Evaluation:
     def measure(self, step: int) -> Measurement:
         """Measure the model after some steps, once a step."""
         if self._newest is None or self._newest[0] != step:
-            self._newest = (step, self._measure())
+            with moved_to(self.device, self.model):
+                self._newest = (step, self._measure())
         return self._newest[1]
 
     def _measure(self) -> Measurement:
@@ -258,6 +265,17 @@ class Evaluation:
             for view in pair
         ]
         return np.concatenate(vectors[0::2]), np.concatenate(vectors[1::2])
+
+
+@contextmanager
+def moved_to(device: torch.device | None, model: nn.Module) -> Iterator[None]:
+    """Lay a model on a device for a while: the copy of a sharded one waits on the CPU."""
+    home = next(model.parameters()).device
+    try:
+        model.to(device or home)
+        yield
+    finally:
+        model.to(home)
 
 
 def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:

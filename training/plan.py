@@ -31,11 +31,18 @@ class Memory:
         weights: parameters, teacher included, and buffers.
         gradients: of the trained parameters; twice over several processes, as DDP keeps buckets.
         optimizer: the two moments of AdamW.
+        gathered: where FSDP2 divides all of this, the largest block whole, and the next one.
     """
 
     weights: int
     gradients: int
     optimizer: int
+    gathered: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.gathered
 
     @property
     def checkpoint(self) -> int:
@@ -43,11 +50,33 @@ class Memory:
         return self.weights + self.optimizer
 
 
-def exact_memory(model: Any, optimizer: torch.optim.AdamW, num_processes: int) -> Memory:
-    """Count the bytes that follow from the parameters alone."""
+def exact_memory(
+    model: Any, optimizer: torch.optim.AdamW, num_processes: int, num_shards: int = 1
+) -> Memory:
+    """Count the bytes that follow from the parameters alone.
+
+    Args:
+        model: to train.
+        optimizer: of it.
+        num_processes: of the run.
+        num_shards: processes that FSDP2 divides the model over; 1 without it.
+    """
     trained = sum(
         parameter.nbytes for group in optimizer.param_groups for parameter in group["params"]
     )
+    if num_shards > 1:
+        blocks = [
+            sum(parameter.nbytes for parameter in module.parameters())
+            for module in model.modules()
+            if type(module).__name__ in model._no_split_modules
+        ]
+        parameters = sum(parameter.nbytes for parameter in model.parameters())
+        return Memory(
+            weights=parameters // num_shards + sum(buffer.nbytes for buffer in model.buffers()),
+            gradients=trained // num_shards,
+            optimizer=2 * trained // num_shards,
+            gathered=2 * max(blocks),
+        )
     everything = [*model.parameters(), *model.buffers()]
     return Memory(
         weights=sum(tensor.nbytes for tensor in everything),
@@ -84,6 +113,7 @@ def describe_plan(
     plan: BatchPlan,
     loader_from: Callable[[BatchPlan], Iterable[dict[str, Tensor]]],
     precision: str,
+    num_shards: int = 1,
 ) -> str:
     """Return what a run would do, as text. A few images are read, and a forward pass is made.
 
@@ -94,6 +124,7 @@ def describe_plan(
         plan: of the batches.
         loader_from: gives the batches of a plan.
         precision: no, bf16 or fp16.
+        num_shards: processes that FSDP2 divides the model over; 1 without it.
     """
     training = run.training
     if training.freeze_encoder_ratio == 1:
@@ -102,9 +133,10 @@ def describe_plan(
     num_trained = sum(
         parameter.numel() for group in optimizer.param_groups for parameter in group["params"]
     )
-    memory = exact_memory(model, optimizer, plan.num_processes)
+    memory = exact_memory(model, optimizer, plan.num_processes, num_shards)
+    saved = exact_memory(model, optimizer, 1)  # a checkpoint has it all
     activations, views = measure_activations(run, model, plan, loader_from, precision)
-    total = memory.weights + memory.gradients + memory.optimizer + activations
+    gathered = f", blocks gathered {_size(memory.gathered)}" if num_shards > 1 else ""
     warmup = round(training.warmup_ratio * plan.num_steps)
     num_checkpoints = -(-plan.num_steps // training.save_steps)
     num_kept = min(training.save_total_limit, num_checkpoints)
@@ -117,14 +149,14 @@ def describe_plan(
         f"batch         {plan.batch_size} images a step: {plan.num_processes} processes x "
         f"{plan.accumulation_steps} micro-batches x {plan.micro_batch_size} images",
         f"views         {views}",
-        f"memory        {_size(total)} a process: weights {_size(memory.weights)}, gradients "
-        f"{_size(memory.gradients)}, AdamW {_size(memory.optimizer)} (exact); activations "
-        f"{_size(activations)}",
+        f"memory        {_size(memory.total + activations)} a process: weights "
+        f"{_size(memory.weights)}, gradients {_size(memory.gradients)}, AdamW "
+        f"{_size(memory.optimizer)}{gathered} (exact); activations {_size(activations)}",
         f"              (activations: measured on the CPU with at most {MORE} images, precision "
         f"{precision}, and scaled to {plan.micro_batch_size}"
         + ("; less with activation_checkpointing)" if training.activation_checkpointing else ")"),
         f"checkpoints   {num_checkpoints}, every {training.save_steps} steps; {num_kept} kept, "
-        f"{_size(memory.checkpoint)} each; the result {_size(memory.weights)}",
+        f"{_size(saved.checkpoint)} each; the result {_size(saved.weights)}",
         f"evaluation    {_evaluation(run)}",
         f"published     {training.push_to_hub or 'nowhere'}",
         "",

@@ -14,7 +14,9 @@ OUT/config.json, model.safetensors, preprocessor_config.json, README.md, trainer
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from .run import Run
 RUN_FILE = "training.yaml"
 ENVIRONMENT_FILE = "environment.json"
 CHECKPOINTS = "checkpoints"
+SECONDS_TO_APPEAR = 60.0
 # What a process that was killed may leave: half-written, replaced or half-deleted.
 LEFTOVERS = (".unfinished-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
 
@@ -72,6 +75,22 @@ def prepare_output(run: Run) -> None:
     with atomic_output(output / RUN_FILE) as unfinished:
         unfinished.write_text(run.to_yaml(), encoding="utf-8")
     _write_environment(output)
+
+
+def check_shared(output: Path) -> None:
+    """Refuse a folder that the main process has made, and this one does not see.
+
+    Raises:
+        FileNotFoundError: if it does not appear within a minute, which network file systems take.
+    """
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not (output / RUN_FILE).is_file():
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"{output.resolve()} of the main process is not there on {platform.node()}: all "
+                "processes write into it. Choose an --output that all machines share."
+            )
+        time.sleep(0.1)
 
 
 def _entries(output: Path) -> Iterator[Path]:
@@ -134,4 +153,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-__all__ = ["CHECKPOINTS", "ENVIRONMENT_FILE", "RUN_FILE", "check_output", "prepare_output"]
+__all__ = [
+    "CHECKPOINTS",
+    "ENVIRONMENT_FILE",
+    "RUN_FILE",
+    "check_output",
+    "check_shared",
+    "prepare_output",
+]

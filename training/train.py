@@ -10,13 +10,14 @@ import inspect
 import math
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from .. import PRETRAINING_CLASSES
@@ -40,7 +41,8 @@ from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
-from .run_folder import check_output, prepare_output
+from .run_folder import check_output, check_shared, prepare_output
+from .sharding import WholeModel, num_shards, settle_sharding
 from .trained_model import ModelWriter, build_trainable
 
 TRAINABLE_CLASSES = {
@@ -84,9 +86,14 @@ def train(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         log_with=chosen_tracker(training.tracker),
         project_dir=output,
-        # buffers (the center) are equal everywhere: they are computed from reduced values
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            # buffers (the center) are equal everywhere: they are computed from reduced values
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
     )
+    settle_sharding(accelerator)
 
     # --- all that can be wrong, before anything is written
     run = with_labels_of(source, run)
@@ -125,12 +132,13 @@ def train(
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
     if training.dry_run:
         check_output(run)
-        precision = accelerator.mixed_precision
-        accelerator.print(describe_plan(run, model, source, plan, loader_from, precision))
+        layout = accelerator.mixed_precision, num_shards(accelerator)
+        accelerator.print(describe_plan(run, model, source, plan, loader_from, *layout))
         return {}
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
+    check_shared(output)
 
     # --- model and optimizer
     if training.freeze_encoder_ratio == 1:
@@ -140,13 +148,14 @@ def train(
     processor = build_processor(
         run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
     )
+    whole = WholeModel(accelerator, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, training))
-    writer = ModelWriter(model, processor, save_code=training.save_code)
-    checkpointer = Checkpointer(accelerator, writer, run)
+    writer = ModelWriter(whole, processor, save_code=training.save_code)
+    checkpointer = Checkpointer(accelerator, optimizer, writer, run)
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- what it starts from
-    evaluation = Evaluation(model, processor, run, evaluation_images)
+    evaluation = Evaluation(whole.model, processor, run, evaluation_images, accelerator.device)
     best = BestCheckpoint(writer, output, metric)
     report = BeforeAfterReport(accelerator, evaluation, run, best)
     report.measure_before()
@@ -202,7 +211,8 @@ def train(
             reporter.skip(batch.pop("skipped"))
             inputs = to_model_inputs(batch, training, accelerator.device)
             with accelerator.accumulate(wrapped):
-                result = wrapped(**inputs, **scheduled)
+                with accelerator.autocast():  # of a sharded model Accelerate leaves it to the loop
+                    result = wrapped(**inputs, **scheduled)
                 accelerator.backward(result.loss)
             losses.append(result.loss.detach())
         loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
@@ -227,6 +237,7 @@ def train(
         metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
+            whole.gather()
             if accelerator.is_main_process:
                 metrics = evaluation(done)
                 reporter.record(done, metrics)
@@ -256,8 +267,9 @@ def train(
 
     # --- the result
     reporter.close()
+    whole.gather()
     metrics = report.measure_after(num_steps) or metrics
-    picture = card.draw(model, processor) if accelerator.is_main_process else None
+    picture = card.draw(whole.model, processor) if accelerator.is_main_process else None
     checkpointer.save_result(
         card.render(model, num_steps, metrics, cost.read(), report.comparison, picture)
     )

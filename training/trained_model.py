@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
-from ..modeling.modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
+from ..modeling.modeling_selfvit import SelfViTModel
 from ..sharing.provenance import CARD
 from .run import Run
+from .sharding import WholeModel
 
 
 def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
@@ -38,25 +40,29 @@ class ModelWriter:
     """Writes the model in training as a checkpoint that AutoModel opens.
 
     Args:
-        model: the one trained, unwrapped.
+        whole: the model trained.
         processor: image processor to lay beside it.
         save_code: whether the model's code is laid beside it, too. That is for checkpoints that a
             run resumes from as well: they are opened to look at, and it is some 0.1 MB.
     """
 
-    def __init__(self, model: SelfViTPreTrainedModel, processor: Any, *, save_code: bool):
-        self.model = model
+    def __init__(self, whole: WholeModel, processor: Any, *, save_code: bool):
+        self.whole = whole
         self.processor = processor
         self.save_code = save_code
 
     def write(self, folder: Path, card: str) -> None:
-        """Write model, processor and card; for the main process alone.
+        """Write model, processor and card, as last gathered; for the main process alone.
 
         The card goes along, since whoever trains on from here must learn of the licence.
         """
-        self.model.save_pretrained(folder, save_code=self.save_code)
+        self.whole.model.save_pretrained(folder, save_code=self.save_code)
         self.processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """Read a checkpoint into the model in training; for all processes together."""
+        self.whole.load(load_file(folder / "model.safetensors"))
 
 
 __all__ = ["ModelWriter", "build_trainable"]

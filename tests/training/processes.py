@@ -55,43 +55,72 @@ class TrainingProcess:
 
 
 def start_training(
-    command: list[str], printed_to: Path, hook: Hook | None = None, **environment: str
+    command: list[str],
+    printed_to: Path,
+    hook: Hook | None = None,
+    before: Callable[[], None] | None = None,
+    **environment: str,
 ) -> TrainingProcess:
-    """Start `selfvit train` with a command line, on the CPU.
+    """Start `selfvit train` with a command line, on the CPU; `before` is called there first.
 
     WORKERS is how workers of the DataLoader are started; by default as Python did up to 3.13.
     """
     environment = {"ACCELERATE_USE_CPU": "true", "WORKERS": "fork", **environment}
-    process = FORKSERVER.Process(target=_train, args=(command, printed_to, hook, environment))
+    process = FORKSERVER.Process(
+        target=_train, args=(command, printed_to, hook, before, environment)
+    )
     process.start()
     return TrainingProcess(process, printed_to)
 
 
 def start_two(
-    command: list[str], folder: Path, hooks: tuple[Hook | None, Hook | None] = (None, None)
+    command: list[str], folder: Path, hooks: tuple[Hook | None, ...] = (None, None)
 ) -> list[TrainingProcess]:
     """Start a run of two processes without a launcher that would watch over them."""
+    return start_several(command, folder, hooks)
+
+
+def free_port() -> str:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return str(probe.getsockname()[1])
+
+
+def start_several(
+    command: list[str],
+    folder: Path,
+    hooks: tuple[Hook | None, ...],
+    before: Callable[[], None] | None = None,
+    **environment: str,
+) -> list[TrainingProcess]:
+    """Start a run of as many processes as hooks are given."""
+    world_size = str(len(hooks))
+    port = free_port()
     return [
         start_training(
             command,
             folder / f"printed-{rank}.txt",
-            hooks[rank],
+            hook,
+            before,
+            **environment,
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=port,
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
+            WORLD_SIZE=world_size,
+            LOCAL_WORLD_SIZE=world_size,
             RANK=str(rank),
             LOCAL_RANK=str(rank),
         )
-        for rank in (0, 1)
+        for rank, hook in enumerate(hooks)
     ]
 
 
 def _train(
-    command: list[str], printed_to: Path, hook: Hook | None, environment: dict[str, str]
+    command: list[str],
+    printed_to: Path,
+    hook: Hook | None,
+    before: Callable[[], None] | None,
+    environment: dict[str, str],
 ) -> None:
     os.setsid()
     with open(printed_to, "ab") as file:
@@ -102,6 +131,8 @@ def _train(
     torch.set_num_threads(1)
     if hook is not None:
         sys.addaudithook(hook)
+    if before is not None:
+        before()
     app(["train", *command])
 
 
