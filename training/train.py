@@ -33,12 +33,14 @@ from .evaluation import Evaluation, open_evaluation_images
 from .faults import end_together, explained_faults
 from .hub_pushes import HubPushes, NotPublishedError
 from .interruption import Interruption, RunInterrupted
-from .monitors import NonFiniteLossError, Reporter, chosen_tracker, start_tracker
+from .logged_images import LoggedImages
+from .monitors import NonFiniteLossError, Reporter
 from .optimization import build_optimizer, set_schedules
 from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
+from .trackers import chosen_trackers, start_trackers
 
 TRAINABLE_CLASSES = {
     model_class.__name__: model_class
@@ -79,7 +81,7 @@ def train(
         cpu=training.cpu,
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        log_with=chosen_tracker(training.tracker),
+        log_with=chosen_trackers(training.tracker) or None,
         project_dir=output,
         # buffers (the center) are equal everywhere: they are computed from reduced values
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -165,7 +167,7 @@ def train(
             return {}
 
     # --- the loop
-    start_tracker(accelerator, output)
+    start_trackers(accelerator, run, start_step)
     meter = training.energy_meter if accelerator.is_main_process else "none"
     cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
@@ -179,6 +181,7 @@ def train(
     monitor = CollapseMonitor(
         accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
+    pictures = LoggedImages(accelerator, model, processor, reporter, training.image_steps)
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
@@ -222,6 +225,7 @@ def train(
         monitor.step(done, learning_rate)
         metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
+        pictures.step(done, inputs)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             if accelerator.is_main_process:
                 metrics = evaluation(done)
