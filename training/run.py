@@ -61,6 +61,10 @@ class TrainingConfig:
     max_steps: int | None = option(None, "optimizer steps of the whole run")
     batch_size: int = option(256, "images an optimizer step, over all processes")
     gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step")
+    find_batch_size: bool = option(
+        False,
+        "raise gradient_accumulation_steps until a micro-batch fits into memory; batch_size stays",
+    )
     # optimizer
     base_learning_rate: float = option(5e-4, "at a batch of 256; scales linearly with batch_size")
     min_learning_rate: float = option(1e-6, "at the end of the cosine")

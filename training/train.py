@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .batch_size import find_batch_size
 from .card import RunCard
 from .checkpointing import Checkpointer, build_trainable, check_output, prepare_output
 from .collapse import CollapseError, CollapseMonitor, roll_back
@@ -115,13 +117,26 @@ def train(
             data_timeout=training.data_timeout,
         )
 
+    def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Any]]:
+        for batch in loader_from(plan):
+            del batch["skipped"]
+            yield to_model_inputs(batch, training, accelerator.device)
+
+    def build() -> Any:
+        return build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+
     loader_from(plan)
+    if training.find_batch_size:
+        run = find_batch_size(run, plan, accelerator, build, inputs_from)
+        training = run.training
+        plan = replace(plan, accumulation_steps=training.gradient_accumulation_steps)
+        accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     evaluation_images = open_evaluation_images(run, source)
     metric = choose_metric(run, evaluation_images)
     pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    model = build()
     if training.dry_run:
         check_output(run)
         precision = accelerator.mixed_precision
