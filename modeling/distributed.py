@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +11,25 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as differentiable_all_gather
 
+_alone = False
+
+
+@contextmanager
+def without_others() -> Iterator[None]:
+    """Make the collectives the identity: for what this process tries by itself."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
 
 def several_processes() -> bool:
     """Say whether there are others to reduce with."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if _alone or not (dist.is_available() and dist.is_initialized()):
+        return False
+    return dist.get_world_size() > 1
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -66,4 +83,10 @@ def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
     return torch.cat(list(everyone), dim=dim), dist.get_rank() * tensor.shape[dim]
 
 
-__all__ = ["all_gather", "all_reduce_logsumexp", "all_reduce_sum", "several_processes"]
+__all__ = [
+    "all_gather",
+    "all_reduce_logsumexp",
+    "all_reduce_sum",
+    "several_processes",
+    "without_others",
+]

@@ -196,6 +196,7 @@ class CollapseMonitor:
         broadcast_object_list(messages)
         if messages[0] and training.on_collapse != "warn":
             onset = broadcast_object_list([min(self.state.low_since.values(), default=done)])[0]
+            self.reporter.close()  # a run that is rolled back opens its trackers again
             raise CollapseError(messages[0], newest_before(onset, Path(training.output)))
 
     def _observe(self, step: int) -> None:

@@ -1,44 +1,25 @@
-"""What a run tells: progress bar, log.jsonl, trackers, unreadable images."""
+"""What a run tells: progress bar, log.jsonl, trackers, pictures, unreadable images."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_output import atomic_output
+from .trackers import log_images
 
 LOG_FILE = "log.jsonl"
-
-
-def chosen_tracker(name: str) -> str | None:
-    """Return the tracker for Accelerate; TensorBoard, the default, only where it is installed.
-
-    Raises:
-        ValueError: if another one is asked for, and is not installed.
-    """
-    if name == "none":
-        return None
-    if importlib.util.find_spec(name) is None:
-        if name == "tensorboard":
-            return None
-        raise ValueError(f"tracker ({name!r}) is not installed: pip install {name}.")
-    return name
-
-
-def start_tracker(accelerator: Accelerator, output: Path) -> None:
-    """Open the tracker, if there is one; what it writes lies in the folder of the run."""
-    if not accelerator.log_with:
-        return
-    mode = os.environ.get("WANDB_MODE", "offline")  # nothing leaves the machine unasked
-    accelerator.init_trackers("logs", init_kwargs={"wandb": {"dir": str(output), "mode": mode}})
+PICTURES = "images"
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -139,7 +120,38 @@ class Reporter:
         if self.enabled:
             with open(self.output / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
-            self.accelerator.log(figures, step=step)
+            self._tell_trackers(lambda tracker: tracker.log(figures, step=step))
+
+    def show(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Write pictures to OUT/images, and to the trackers.
+
+        Args:
+            step: that they are of, counted from 1.
+            pictures: by name, each (H, W, 3) uint8.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
+        if not self.enabled:
+            return
+        for name, picture in pictures.items():
+            with atomic_output(
+                self.output / PICTURES / f"step-{step:08d}-{name}.png"
+            ) as unfinished:
+                Image.fromarray(picture).save(unfinished, format="png")
+        self._tell_trackers(lambda tracker: log_images(tracker, pictures, step))
+
+    def _tell_trackers(self, tell: Callable[[GeneralTracker], None]) -> None:
+        """Tell every tracker something; one that fails is left out from then on.
+
+        log.jsonl has it all, and the client of a server that is gone may wait minutes each time.
+        """
+        for tracker in list(self.accelerator.trackers):
+            try:
+                tell(tracker)
+            except Exception as error:  # whatever it is, the run is worth more
+                self.accelerator.trackers.remove(tracker)
+                self.warn(f"the tracker {tracker.name} failed, and gets nothing more: {error!r}")
 
     def warn(self, message: str) -> None:
         """Say something above the bar."""
@@ -167,8 +179,10 @@ class Reporter:
         return "" if self.enabled else f"-{self.accelerator.process_index}"
 
     def close(self) -> None:
-        """Finish the bar."""
+        """Finish the bar and the trackers."""
         self.bar.close()
+        self._tell_trackers(lambda tracker: tracker.finish())
+        self.accelerator.trackers.clear()
 
 
-__all__ = ["LOG_FILE", "NonFiniteLossError", "Reporter", "chosen_tracker", "start_tracker"]
+__all__ = ["LOG_FILE", "PICTURES", "NonFiniteLossError", "Reporter"]

@@ -17,6 +17,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..configuration.format_version import WRITTEN_BY
 from ..modeling.hub_revision import resolve_checkpoint
 from .augmentations import AUGMENTATIONS, Augmentation, option
+from .trackers import read_trackers
 
 # Higher is better of these. Uniformity is not one of them: noise has the best.
 BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
@@ -60,6 +61,10 @@ class TrainingConfig:
     max_steps: int | None = option(None, "optimizer steps of the whole run")
     batch_size: int = option(256, "images an optimizer step, over all processes")
     gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step")
+    find_batch_size: bool = option(
+        False,
+        "raise gradient_accumulation_steps until a micro-batch fits into memory; batch_size stays",
+    )
     # optimizer
     base_learning_rate: float = option(5e-4, "at a batch of 256; scales linearly with batch_size")
     min_learning_rate: float = option(1e-6, "at the end of the cosine")
@@ -103,8 +108,15 @@ class TrainingConfig:
     on_collapse: Literal["warn", "stop", "rollback"] = option(
         "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
     )
+    image_steps: int = option(
+        1000,
+        "steps between two drawings of views and reconstructions or attention, to OUT/images and "
+        "the trackers, beside that of the first step; 0 is never",
+    )
     tracker: str = option(
-        "tensorboard", "tensorboard, wandb (offline unless WANDB_MODE says otherwise), or none"
+        "tensorboard",
+        "tensorboard, wandb, trackio, mlflow, several by commas, or none; they write into output, "
+        "unless the environment says otherwise",
     )
     # the Hub; not in training.yaml, see PLACE_ON_HUB
     push_to_hub: str | None = option(None, "USER/NAME to publish the result to, when it is there")
@@ -136,7 +148,6 @@ class TrainingConfig:
             "resize": ("shortest_edge", "square"),
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
-            "tracker": ("tensorboard", "wandb", "none"),
             "on_collapse": ("warn", "stop", "rollback"),
             "energy_meter": ("codecarbon", "none"),
             "best_metric": (None, *BEST_METRICS),
@@ -144,6 +155,7 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 known = ", ".join(str(choice) for choice in choices)
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of: {known}.")
+        read_trackers(self.tracker)
         if (self.eval_train is None) != (self.eval_test is None):
             raise ValueError("eval_train and eval_test go together; give both or none.")
         if self.require_improvement and not self.compares_with_start:
@@ -155,6 +167,8 @@ class TrainingConfig:
             raise ValueError(
                 f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
             )
+        if self.image_steps < 0:
+            raise ValueError(f"image_steps ({self.image_steps}) must be 0 (never) or more.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
         if self.push_steps is not None:

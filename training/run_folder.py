@@ -3,6 +3,8 @@
 OUT/training.yaml                the run as it was started; can be run again
 OUT/environment.json             versions and git revisions that it was started with
 OUT/log.jsonl                    a line of figures every `log_steps`
+OUT/images/                      pictures every `image_steps`
+OUT/trackers.json                the run's name in each tracker
 OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states; training.yaml,
                                  and trainer_state.json, which lists all files and is written last
 OUT/best/                        model, processor and card of the best evaluation so far
@@ -125,6 +127,7 @@ FREE_TO_CHANGE = {
     "eval_steps", "eval_train", "eval_test", "eval_limit", "tracker", "activation_checkpointing",
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
     "energy_meter", "best_metric", "require_improvement", "data_timeout", "dry_run",
+    "image_steps", "find_batch_size",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -26,6 +27,7 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .batch_size import find_batch_size
 from .card import RunCard
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
@@ -35,7 +37,8 @@ from .evaluation import Evaluation, open_evaluation_images
 from .faults import end_together, explained_faults
 from .hub_pushes import HubPushes, NotPublishedError
 from .interruption import Interruption, RunInterrupted
-from .monitors import NonFiniteLossError, Reporter, chosen_tracker, start_tracker
+from .logged_images import LoggedImages
+from .monitors import NonFiniteLossError, Reporter
 from .optimization import build_optimizer, set_schedules
 from .plan import describe_plan
 from .recipes import RECIPES
@@ -43,6 +46,7 @@ from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
 from .run_folder import check_output, check_shared, prepare_output
 from .sharding import WholeModel, num_shards, settle_sharding
+from .trackers import chosen_trackers, start_trackers
 from .trained_model import ModelWriter, build_trainable
 
 TRAINABLE_CLASSES = {
@@ -84,7 +88,7 @@ def train(
         cpu=training.cpu,
         mixed_precision=training.mixed_precision,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        log_with=chosen_tracker(training.tracker),
+        log_with=chosen_trackers(training.tracker) or None,
         project_dir=output,
         kwargs_handlers=[
             # buffers (the center) are equal everywhere: they are computed from reduced values
@@ -123,13 +127,26 @@ def train(
             data_timeout=training.data_timeout,
         )
 
+    def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Any]]:
+        for batch in loader_from(plan):
+            del batch["skipped"]
+            yield to_model_inputs(batch, training, accelerator.device)
+
+    def build() -> Any:
+        return build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+
     loader_from(plan)
+    if training.find_batch_size:
+        run = find_batch_size(run, plan, accelerator, build, inputs_from)
+        training = run.training
+        plan = replace(plan, accumulation_steps=training.gradient_accumulation_steps)
+        accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
     evaluation_images = open_evaluation_images(run, source)
     metric = choose_metric(run, evaluation_images)
     pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
     card = RunCard(run, source, num_steps, accelerator)
     set_seed(training.seed)
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    model = build()
     if training.dry_run:
         check_output(run)
         layout = accelerator.mixed_precision, num_shards(accelerator)
@@ -178,7 +195,7 @@ def train(
             return {}
 
     # --- the loop
-    start_tracker(accelerator, output)
+    start_trackers(accelerator, run, start_step)
     meter = training.energy_meter if accelerator.is_main_process else "none"
     cost = RunCost(state.get("cost", FREE), meter)
     reporter = Reporter(
@@ -192,6 +209,7 @@ def train(
     monitor = CollapseMonitor(
         accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
+    pictures = LoggedImages(accelerator, model, processor, reporter, training.image_steps)
     batches = iter(loader_from(replace(plan, start_step=start_step)))
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
@@ -236,6 +254,7 @@ def train(
         monitor.step(done, learning_rate)
         metrics = {}  # a card has the figures of its own weights, or none
         reporter.step(done, figures)
+        pictures.step(done, inputs)
         if training.eval_steps and (done % training.eval_steps == 0 or done == num_steps):
             whole.gather()
             if accelerator.is_main_process:

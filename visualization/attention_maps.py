@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..embedding.embedder import evaluating
-from .figures import draw_panels, heat
+from .figures import draw_panels, heat, require_matplotlib
 from .inputs import as_seen, preprocess_images
 
 # B images · A heads · T tokens · N patches = rows x columns
@@ -73,16 +74,34 @@ def plot_attention_maps(
         ImportError: without matplotlib.
         ValueError: if there is no image.
     """
-    pixel_values = preprocess_images(images, processor)
+    rows = attention_panels(model, processor, preprocess_images(images, processor))
+    titles = ["image", "mean of heads"] + [f"head {head + 1}" for head in range(len(rows[0]) - 2)]
+    draw_panels(titles, rows, path)
+
+
+def attention_panels(
+    model: PreTrainedModel, processor: Any, pixel_values: Tensor
+) -> list[list[np.ndarray]]:
+    """Return a row of panels an image: as it was seen, the mean over all heads, the first heads.
+
+    Args:
+        model: as for `attention_maps`.
+        processor: whose normalisation is undone.
+        pixel_values: (B, C, H, W), normalised.
+
+    Returns:
+        B rows of at most eight panels: (H, W, 3), then (rows, columns, 3), in [0, 1].
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    require_matplotlib()
     # image by image, for the same reason as above
     maps = [attention_maps(model, values)[0].cpu().numpy() for values in pixel_values.split(1)]
-    num_heads = min(len(maps[0]), MAX_HEADS)
-    titles = ["image", "mean of heads"] + [f"head {head + 1}" for head in range(num_heads)]
-    rows = [
-        [seen, heat(heads.mean(axis=0)), *map(heat, heads[:num_heads])]
+    return [
+        [seen, heat(heads.mean(axis=0)), *map(heat, heads[:MAX_HEADS])]
         for seen, heads in zip(as_seen(pixel_values, processor), maps, strict=True)
     ]
-    draw_panels(titles, rows, path)
 
 
 @contextmanager
@@ -97,4 +116,4 @@ def _eager(encoder: PreTrainedModel) -> Iterator[None]:
         encoder.set_attn_implementation({"": implementation})
 
 
-__all__ = ["attention_maps", "plot_attention_maps"]
+__all__ = ["attention_maps", "attention_panels", "plot_attention_maps"]

@@ -20,6 +20,7 @@ PIXELS_PER_INCH = 100
 # A panel shows its image enlarged by a whole number, so that its longer side has at least
 # MIN_PANEL pixels; larger images are shrunk to MAX_PANEL.
 MIN_PANEL, MAX_PANEL = 200, 512  # pixels
+TILE = 112  # pixels, of a small picture; half of a view of ImageNet
 GAP = 8  # pixels between panels, and around them
 HEADER = 34  # pixels
 
@@ -127,13 +128,42 @@ def draw_panels(
     save_png(figure, path)
 
 
+def tile_panels(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Lay panels out as a small picture, without titles and without matplotlib.
+
+    Args:
+        rows: of equally many panels; each (height, width, 3), in [0, 1]. All get the size of the
+            first: enlarged by a whole number, or shrunk, to a longer side of TILE pixels at most.
+
+    Returns:
+        (H, W, 3), uint8, white between the panels.
+    """
+    height, width = _tile_size(*rows[0][0].shape[:2])
+    size = (len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3)
+    picture = np.full(size, 255, dtype=np.uint8)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            top, left = row * (height + GAP), column * (width + GAP)
+            picture[top : top + height, left : left + width] = _resized(panel, height, width)
+    return picture
+
+
 def _panel_size(height: int, width: int) -> tuple[int, int]:
     longest = max(height, width)
     if longest > MAX_PANEL:
-        scale = MAX_PANEL / longest
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        return _shrunk(height, width, MAX_PANEL)
     factor = math.ceil(MIN_PANEL / longest)
     return height * factor, width * factor
+
+
+def _tile_size(height: int, width: int) -> tuple[int, int]:
+    factor = TILE // max(height, width)
+    return (height * factor, width * factor) if factor else _shrunk(height, width, TILE)
+
+
+def _shrunk(height: int, width: int, longest: int) -> tuple[int, int]:
+    scale = longest / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _resized(panel: np.ndarray, height: int, width: int) -> np.ndarray:

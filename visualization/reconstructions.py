@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.embedder import evaluating
@@ -89,14 +90,33 @@ def plot_reconstructions(
     rows, columns = (size // model.config.patch_size for size in pixel_values.shape[-2:])
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(len(pixel_values), rows * columns, generator=generator)  # (B, N)
+    panels = reconstruction_panels(model, processor, pixel_values, noise)
+    draw_panels(["image", "masked", "reconstructed"], panels, path)
+
+
+def reconstruction_panels(
+    model: SelfViTForMAE, processor: Any, pixel_values: Tensor, noise: Tensor
+) -> list[list[np.ndarray]]:
+    """Return a row of panels an image: as it was, masked, and filled in.
+
+    Args:
+        model: its training or evaluation mode is left as it was.
+        processor: whose normalisation is undone.
+        pixel_values: (B, C, H, W), normalised.
+        noise: (B, N), the patches with the lowest numbers stay visible.
+
+    Returns:
+        B rows of three panels (H, W, 3), in [0, 1].
+    """
+    rows, columns = (size // model.config.patch_size for size in pixel_values.shape[-2:])
     panels = []
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for values, draws in zip(pixel_values.split(1), noise.split(1), strict=True):
             filled, mask = model.reconstruct(values.to(model.device), draws.to(model.device))
             seen = as_seen(values, processor)[0]  # (H, W, 3)
             masked = _masked(seen, mask.reshape(rows, columns).bool().cpu().numpy())
             panels.append([seen, masked, as_seen(filled, processor)[0]])
-    draw_panels(["image", "masked", "reconstructed"], panels, path)
+    return panels
 
 
 def _masked(image: np.ndarray, is_masked: np.ndarray) -> np.ndarray:
@@ -106,4 +126,4 @@ def _masked(image: np.ndarray, is_masked: np.ndarray) -> np.ndarray:
     return np.where(pixels[..., None], GREY, image)
 
 
-__all__ = ["open_mae", "plot_reconstructions"]
+__all__ = ["open_mae", "plot_reconstructions", "reconstruction_panels"]

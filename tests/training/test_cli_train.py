@@ -57,7 +57,7 @@ def test_a_run_is_recorded_for_tensorboard(image_folder, tmp_path):
     out = tmp_path / "out"
     command = arguments("dino", image_folder, out, "--max_steps", 3, "--batch_size", 4)
     assert run(*command, "--tracker", "tensorboard").exit_code == 0
-    events = EventAccumulator(str(out / "logs"))
+    events = EventAccumulator(str(out / "logs" / "selfvit"))
     events.Reload()
     assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]

@@ -16,6 +16,7 @@ ENCODER = [
 ]
 LOOP = [
     *("--num_workers", "0", "--tracker", "none", "--energy_meter", "none", "--log_steps", "1"),
+    *("--image_steps", "0"),
 ]
 
 # One entry an objective: its recipe and what makes it tiny.
