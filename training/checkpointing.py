@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from ..atomic_output import flush_entry, flush_to_disk
 from ..modeling.remote_code import code_files
@@ -46,8 +45,7 @@ class Checkpointer:
 
     def _load_model(self, models: list[Any], folder: str) -> None:
         models.clear()
-        # into the very parameters that the optimizer holds, and strictly
-        self.writer.model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        self.writer.restore(Path(folder))
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint, and say which were passed over; None without any.
@@ -93,7 +91,7 @@ class Checkpointer:
             self.accelerator.save_state(str(temporary), safe_serialization=True)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                self.writer.write(temporary, card)
+                self.writer.write(temporary, card, to_resume=True)
                 (temporary / RUN_FILE).write_text(self.run.to_yaml(), encoding="utf-8")
                 _write_state(temporary, {**self.state, "files": describe_files(temporary)})
                 flush_to_disk(temporary)
@@ -172,6 +170,8 @@ class Checkpointer:
             earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():  # a full folder is not replaced
+                    shutil.rmtree(self.output / path.name, ignore_errors=True)
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
             for module in earlier - set(code_files(self.output)):  # an earlier selfvit's

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
+from .adapters import adapters_in_words, count_parameters, has_adapters, result_bytes
 from .data import BatchPlan, normalize
-from .optimization import build_optimizer, set_schedules
+from .optimization import build_optimizer, set_schedules, state_bytes
 from .run import Run
 
 # Images of the forward passes that measure activations: two sizes tell the part that grows with
@@ -31,28 +32,39 @@ class Memory:
         weights: parameters, teacher included, and buffers.
         gradients: of the trained parameters; twice over several processes, as DDP keeps buckets.
         optimizer: the two moments of AdamW.
+        result: the files of the trained model, but for some small ones.
+        checkpoint: those of a checkpoint that a run can resume from.
     """
 
     weights: int
     gradients: int
     optimizer: int
-
-    @property
-    def checkpoint(self) -> int:
-        """Bytes of a checkpoint that a run can resume from, but for some small files."""
-        return self.weights + self.optimizer
+    result: int
+    checkpoint: int
 
 
-def exact_memory(model: Any, optimizer: torch.optim.AdamW, num_processes: int) -> Memory:
-    """Count the bytes that follow from the parameters alone."""
-    trained = sum(
-        parameter.nbytes for group in optimizer.param_groups for parameter in group["params"]
-    )
-    everything = [*model.parameters(), *model.buffers()]
+def exact_memory(
+    model: Any, optimizer: torch.optim.Optimizer, name: str, num_processes: int
+) -> Memory:
+    """Count the bytes that follow from the parameters alone.
+
+    Args:
+        model: to train.
+        optimizer: of its parameters.
+        name: of the optimizer, as a run calls it.
+        num_processes: that train together.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = sum(parameter.nbytes for parameter in trained)
+    states = state_bytes(trained, name)
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    result = result_bytes(model)
     return Memory(
-        weights=sum(tensor.nbytes for tensor in everything),
-        gradients=trained * (2 if num_processes > 1 else 1),
-        optimizer=2 * trained,
+        weights=weights,
+        gradients=gradients * (2 if num_processes > 1 else 1),
+        optimizer=states,
+        result=result,
+        checkpoint=result + states + (weights if has_adapters(model) else 0),
     )
 
 
@@ -102,8 +114,9 @@ def describe_plan(
     num_trained = sum(
         parameter.numel() for group in optimizer.param_groups for parameter in group["params"]
     )
-    memory = exact_memory(model, optimizer, plan.num_processes)
+    memory = exact_memory(model, optimizer, training.optimizer, plan.num_processes)
     activations, views = measure_activations(run, model, plan, loader_from, precision)
+    encoder = count_parameters(model.vit)
     total = memory.weights + memory.gradients + memory.optimizer + activations
     warmup = round(training.warmup_ratio * plan.num_steps)
     num_checkpoints = -(-plan.num_steps // training.save_steps)
@@ -111,8 +124,8 @@ def describe_plan(
     lines = [
         f"plan of {run.recipe}, nothing is trained or written",
         f"images        {_length_of(source, plan)}",
-        f"parameters    encoder {_count(model.vit):,}, trained {num_trained:,}, "
-        f"all {_count(model):,}",
+        f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, all {_count(model):,}",
+        *([f"adapters      {adapters_in_words(training, model)}"] if has_adapters(model) else []),
         f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
         f"batch         {plan.batch_size} images a step: {plan.num_processes} processes x "
         f"{plan.accumulation_steps} micro-batches x {plan.micro_batch_size} images",
@@ -124,7 +137,7 @@ def describe_plan(
         f"{precision}, and scaled to {plan.micro_batch_size}"
         + ("; less with activation_checkpointing)" if training.activation_checkpointing else ")"),
         f"checkpoints   {num_checkpoints}, every {training.save_steps} steps; {num_kept} kept, "
-        f"{_size(memory.checkpoint)} each; the result {_size(memory.weights)}",
+        f"{_size(memory.checkpoint)} each; the result {_size(memory.result)}",
         f"evaluation    {_evaluation(run)}",
         f"published     {training.push_to_hub or 'nowhere'}",
         "",
@@ -180,7 +193,7 @@ def _views_in_words(batch: dict[str, Tensor]) -> str:
     return ", ".join(words) + " of each image"
 
 
-def _schedule(run: Run, model: Any, optimizer: torch.optim.AdamW, num_steps: int) -> list[str]:
+def _schedule(run: Run, model: Any, optimizer: torch.optim.Optimizer, num_steps: int) -> list[str]:
     rows: dict[str, list[float]] = {}
     for fraction in FRACTIONS:
         step = min(round(fraction * num_steps), num_steps - 1)

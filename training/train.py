@@ -35,7 +35,7 @@ from .faults import end_together, explained_faults
 from .hub_pushes import HubPushes, NotPublishedError
 from .interruption import Interruption, RunInterrupted
 from .monitors import NonFiniteLossError, Reporter, chosen_tracker, start_tracker
-from .optimization import build_optimizer, set_schedules
+from .optimization import build_optimizer, check_optimizer, set_schedules
 from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
@@ -117,6 +117,7 @@ def train(
         )
 
     loader_from(plan)
+    check_optimizer(training, accelerator.device)
     evaluation_images = open_evaluation_images(run, source)
     metric = choose_metric(run, evaluation_images)
     pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
