@@ -19,14 +19,18 @@ def copy_student(student: nn.Module, teacher: nn.Module) -> None:
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Move the teacher towards the student (DINO, arXiv 2104.14294, Sec. 3.1).
 
-    teacher = momentum * teacher + (1 - momentum) * student, for every parameter.
+    teacher = momentum * teacher + (1 - momentum) * student, for every parameter that is not one of
+    both: a frozen base is shared where adapters train.
 
     Args:
         student: the network that the optimizer trains.
         teacher: a network of the same parameters; changed in place.
         momentum: unitless, in [0, 1]; 1 leaves the teacher as it is.
     """
-    get_ema_multi_avg_fn(momentum)(list(teacher.parameters()), list(student.parameters()), None)
+    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+    moving = [(average, value) for average, value in pairs if average is not value]
+    averages, values = [pair[0] for pair in moving], [pair[1] for pair in moving]
+    get_ema_multi_avg_fn(momentum)(averages, values, None)
 
 
 class MomentumTeacher:

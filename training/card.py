@@ -22,10 +22,12 @@ from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..sharing.citations import objective_of
 from ..sharing.model_card import CardContents, TrainingFacts, render_model_card
 from ..sharing.provenance import derived_provenance, hub_id, shown_name
+from ..sharing.published_files import ADAPTER
 from ..visualization.attention_maps import plot_attention_maps
 from ..visualization.figures import require_matplotlib
 from ..visualization.inputs import choose_images
-from .run import Run, read_config
+from .adapters import adapters_in_words, count_parameters, has_adapters
+from .run import OPTIMIZERS, Run, read_config
 
 PICTURE, NUM_PICTURED = "attention.png", 4
 
@@ -97,7 +99,7 @@ class RunCard:
                 name=Path(training.output).resolve().name,
                 architecture=run.architecture,
                 config=run.model,
-                num_parameters=sum(parameter.numel() for parameter in model.vit.parameters()),
+                num_parameters=count_parameters(model.vit).own,
                 image_mean=training.image_mean,
                 image_std=training.image_std,
                 provenance=self.provenance,
@@ -113,7 +115,7 @@ class RunCard:
                     ),
                     num_steps=step,
                     planned_steps=self.num_steps,
-                    values=hyper_parameters(run) | {"Precision": self.precision},
+                    values=hyper_parameters(run) | self._of_the_model(model),
                     hardware=self.hardware,
                     num_processes=self.num_processes,
                     seconds=cost["seconds"] or 0.0,
@@ -127,6 +129,16 @@ class RunCard:
                 picture=picture,
             )
         )
+
+    def _of_the_model(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
+        rows = {"Precision": self.precision}
+        if has_adapters(model):
+            rows["Adapters"] = (
+                f"{adapters_in_words(self.run.training, model)}. The encoder's own weights stood "
+                f"still. These weights have the adapters merged; `{ADAPTER}/` holds them alone, in "
+                "PEFT's format"
+            )
+        return rows
 
     def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> str | None:
         """Draw the picture into the folder of the run, if it asks for one; return its name."""
@@ -149,13 +161,14 @@ def hyper_parameters(run: Run) -> dict[str, str]:
     training = run.training
     end = training.weight_decay_end
     decay = f"{training.weight_decay:g}" + ("" if end is None else f" to {end:g}, by a cosine")
+    kind = "" if training.optimizer == OPTIMIZERS[0] else f" ({training.optimizer})"
     views = {name: value for name, value in asdict(run.augmentation).items() if value is not None}
     rows = {
         "Batch": f"{training.batch_size} images, in {training.gradient_accumulation_steps} parts "
         "a process"
         if training.gradient_accumulation_steps > 1
         else f"{training.batch_size} images",
-        "Optimizer": f"AdamW, betas {training.adam_beta1:g} and {training.adam_beta2:g}",
+        "Optimizer": f"AdamW{kind}, betas {training.adam_beta1:g} and {training.adam_beta2:g}",
         "Learning rate": f"{training.learning_rate:.3g} at its peak, after a warm-up of "
         f"{100 * training.warmup_ratio:g} % of the steps, to {training.min_learning_rate:g} by a "
         "cosine",

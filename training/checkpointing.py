@@ -92,7 +92,7 @@ class Checkpointer:
             save_state(self.accelerator, model.trained, self.optimizer, temporary)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                self.writer.write(temporary, card)
+                self.writer.write(temporary, card, to_resume=True)
                 (temporary / RUN_FILE).write_text(self.run.to_yaml(), encoding="utf-8")
                 _write_state(temporary, {**self.state, "files": describe_files(temporary)})
                 flush_to_disk(temporary)
@@ -173,6 +173,8 @@ class Checkpointer:
             earlier = set(code_files(self.output))
             # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+                if path.is_dir():  # a full folder is not replaced
+                    shutil.rmtree(self.output / path.name, ignore_errors=True)
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
             for module in earlier - set(code_files(self.output)):  # an earlier selfvit's

@@ -136,6 +136,7 @@ class HubPushes:
 
 
 def _link(source: Path, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
     try:
         os.link(source, place)
     except OSError:  # not every file system has links

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,7 +24,45 @@ def layer_index(name: str, num_layers: int) -> int:
     return 0 if re.search(r"(?:^|\.)vit\.embeddings\.", name) else num_layers + 1
 
 
-def build_optimizer(model: SelfViTPreTrainedModel, training: TrainingConfig) -> torch.optim.AdamW:
+# Classes of bitsandbytes (arXiv 2110.02861) by what a run calls them.
+BITSANDBYTES = {
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
+
+
+def check_optimizer(training: TrainingConfig, device: torch.device) -> None:
+    """Refuse an optimizer that cannot be had here, before anything is written.
+
+    Raises:
+        ImportError: if it is one of bitsandbytes, which is not installed.
+        ValueError: if it is paged, and there is no GPU whose memory could be full.
+    """
+    name = training.optimizer
+    if name not in BITSANDBYTES:
+        return
+    _bitsandbytes_optimizers(name)
+    if name.startswith("paged_") and device.type == "cpu":
+        raise ValueError(
+            f"optimizer ({name!r}) moves its states between a GPU's memory and the machine's, and "
+            "this run is on the CPU; use adamw_bnb_8bit or adamw_torch_fused."
+        )
+
+
+def _bitsandbytes_optimizers(name: str) -> Any:
+    try:
+        return importlib.import_module("bitsandbytes.optim")
+    except ImportError as error:
+        raise ImportError(
+            f"optimizer ({name!r}) is one of bitsandbytes, which is not installed: pip install "
+            "'selfvit[bitsandbytes]', or use adamw_torch_fused."
+        ) from error
+
+
+def build_optimizer(
+    model: SelfViTPreTrainedModel, training: TrainingConfig
+) -> torch.optim.Optimizer:
     """Return AdamW with one group for each pair of (layer's learning rate, decays or not).
 
     Biases, norms and other vectors do not decay (DINO, main_dino.py), nor what the model's
@@ -41,11 +81,33 @@ def build_optimizer(model: SelfViTPreTrainedModel, training: TrainingConfig) -> 
             (scale, decays), {"params": [], "scale": scale, "decays": decays, "weight_decay": 0.0}
         )
         group["params"].append(parameter)
-    return torch.optim.AdamW(
-        list(groups.values()),
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        fused=True,
+    settings: dict[str, Any] = {
+        "lr": training.learning_rate,
+        "betas": (training.adam_beta1, training.adam_beta2),
+    }
+    name = training.optimizer
+    if name in BITSANDBYTES:
+        optimizer = getattr(_bitsandbytes_optimizers(name), BITSANDBYTES[name])
+        return optimizer(list(groups.values()), **settings)
+    return torch.optim.AdamW(list(groups.values()), fused=True, **settings)
+
+
+def state_bytes(parameters: Iterable[torch.Tensor], name: str) -> int:
+    """Return the bytes of an optimizer's moments, two an element.
+
+    In 8 bits they have a scale for each 256 elements, and tensors below 4,096 elements stay in 32
+    (arXiv 2110.02861, Sec. 2; the numbers are those of bitsandbytes 0.50).
+
+    Args:
+        parameters: that are trained, float32.
+        name: of the optimizer, as a run calls it.
+    """
+    in_8_bits = name.endswith("8bit")
+    return sum(
+        2 * (parameter.numel() + 4 * -(-parameter.numel() // 256))
+        if in_8_bits and parameter.numel() >= 4096
+        else 2 * parameter.nbytes
+        for parameter in parameters
     )
 
 
@@ -68,4 +130,4 @@ def set_schedules(
     return learning_rate
 
 
-__all__ = ["build_optimizer", "layer_index", "set_schedules"]
+__all__ = ["build_optimizer", "check_optimizer", "layer_index", "set_schedules", "state_bytes"]

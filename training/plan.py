@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
+from .adapters import adapters_in_words, count_parameters, has_adapters, result_bytes
 from .data import BatchPlan, normalize
-from .optimization import build_optimizer, set_schedules
+from .optimization import build_optimizer, set_schedules, state_bytes
 from .run import Run
 
 # Images of the forward passes that measure activations: two sizes tell the part that grows with
@@ -31,57 +32,67 @@ class Memory:
         weights: parameters, teacher included, and buffers.
         gradients: of the trained parameters; twice over several processes, as DDP keeps buckets.
         optimizer: the two moments of AdamW.
+        result: the files of the trained model, but for some small ones.
+        checkpoint: those of a checkpoint that a run can resume from.
         gathered: where FSDP2 divides all of this, the largest block whole, and the next one.
     """
 
     weights: int
     gradients: int
     optimizer: int
+    result: int
+    checkpoint: int
     gathered: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that the memory of a process holds."""
         return self.weights + self.gradients + self.optimizer + self.gathered
-
-    @property
-    def checkpoint(self) -> int:
-        """Bytes of a checkpoint that a run can resume from, but for some small files."""
-        return self.weights + self.optimizer
 
 
 def exact_memory(
-    model: Any, optimizer: torch.optim.AdamW, num_processes: int, num_shards: int = 1
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    num_processes: int,
+    num_shards: int = 1,
 ) -> Memory:
     """Count the bytes that follow from the parameters alone.
 
     Args:
         model: to train.
-        optimizer: of it.
-        num_processes: of the run.
+        optimizer: of its parameters.
+        name: of the optimizer, as a run calls it.
+        num_processes: that train together.
         num_shards: processes that FSDP2 divides the model over; 1 without it.
     """
-    trained = sum(
-        parameter.nbytes for group in optimizer.param_groups for parameter in group["params"]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = sum(parameter.nbytes for parameter in trained)
+    states = state_bytes(trained, name)
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    unmerged = parameters + buffers if has_adapters(model) else 0
+    result = result_bytes(model)
+    of_all = Memory(
+        weights=parameters + buffers,
+        gradients=gradients * (2 if num_processes > 1 else 1),
+        optimizer=states,
+        result=result,
+        checkpoint=result + states + unmerged,
     )
-    if num_shards > 1:
-        blocks = [
-            sum(parameter.nbytes for parameter in module.parameters())
-            for module in model.modules()
-            if type(module).__name__ in model._no_split_modules
-        ]
-        parameters = sum(parameter.nbytes for parameter in model.parameters())
-        return Memory(
-            weights=parameters // num_shards + sum(buffer.nbytes for buffer in model.buffers()),
-            gradients=trained // num_shards,
-            optimizer=2 * trained // num_shards,
-            gathered=2 * max(blocks),
-        )
-    everything = [*model.parameters(), *model.buffers()]
-    return Memory(
-        weights=sum(tensor.nbytes for tensor in everything),
-        gradients=trained * (2 if num_processes > 1 else 1),
-        optimizer=2 * trained,
+    if num_shards == 1:
+        return of_all
+    blocks = [
+        sum(parameter.nbytes for parameter in module.parameters())
+        for module in model.modules()
+        if type(module).__name__ in model._no_split_modules
+    ]
+    return replace(
+        of_all,
+        weights=parameters // num_shards + buffers,
+        gradients=gradients // num_shards,
+        optimizer=states // num_shards,
+        gathered=2 * max(blocks),
     )
 
 
@@ -133,9 +144,9 @@ def describe_plan(
     num_trained = sum(
         parameter.numel() for group in optimizer.param_groups for parameter in group["params"]
     )
-    memory = exact_memory(model, optimizer, plan.num_processes, num_shards)
-    saved = exact_memory(model, optimizer, 1)  # a checkpoint has it all
+    memory = exact_memory(model, optimizer, training.optimizer, plan.num_processes, num_shards)
     activations, views = measure_activations(run, model, plan, loader_from, precision)
+    encoder = count_parameters(model.vit)
     gathered = f", blocks gathered {_size(memory.gathered)}" if num_shards > 1 else ""
     warmup = round(training.warmup_ratio * plan.num_steps)
     num_checkpoints = -(-plan.num_steps // training.save_steps)
@@ -143,8 +154,8 @@ def describe_plan(
     lines = [
         f"plan of {run.recipe}, nothing is trained or written",
         f"images        {_length_of(source, plan)}",
-        f"parameters    encoder {_count(model.vit):,}, trained {num_trained:,}, "
-        f"all {_count(model):,}",
+        f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, all {_count(model):,}",
+        *([f"adapters      {adapters_in_words(training, model)}"] if has_adapters(model) else []),
         f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
         f"batch         {plan.batch_size} images a step: {plan.num_processes} processes x "
         f"{plan.accumulation_steps} micro-batches x {plan.micro_batch_size} images",
@@ -156,7 +167,7 @@ def describe_plan(
         f"{precision}, and scaled to {plan.micro_batch_size}"
         + ("; less with activation_checkpointing)" if training.activation_checkpointing else ")"),
         f"checkpoints   {num_checkpoints}, every {training.save_steps} steps; {num_kept} kept, "
-        f"{_size(saved.checkpoint)} each; the result {_size(saved.weights)}",
+        f"{_size(memory.checkpoint)} each; the result {_size(memory.result)}",
         f"evaluation    {_evaluation(run)}",
         f"published     {training.push_to_hub or 'nowhere'}",
         "",
@@ -212,7 +223,7 @@ def _views_in_words(batch: dict[str, Tensor]) -> str:
     return ", ".join(words) + " of each image"
 
 
-def _schedule(run: Run, model: Any, optimizer: torch.optim.AdamW, num_steps: int) -> list[str]:
+def _schedule(run: Run, model: Any, optimizer: torch.optim.Optimizer, num_steps: int) -> list[str]:
     rows: dict[str, list[float]] = {}
     for fraction in FRACTIONS:
         step = min(round(fraction * num_steps), num_steps - 1)

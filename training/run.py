@@ -21,6 +21,11 @@ from .trackers import read_trackers
 
 # Higher is better of these. Uniformity is not one of them: noise has the best.
 BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
+# Called as transformers' TrainingArguments calls them (`optim`); all but the first are those of
+# bitsandbytes.
+OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+# All linear layers of the encoder's blocks.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class TrainingConfig:
         "raise gradient_accumulation_steps until a micro-batch fits into memory; batch_size stays",
     )
     # optimizer
+    optimizer: str = option(
+        "adamw_torch_fused",
+        "adamw_torch_fused; of bitsandbytes adamw_bnb_8bit, paged_adamw_32bit or paged_adamw_8bit: "
+        "a quarter of the optimizer's memory (8bit), or that of the machine when the GPU's is full",
+    )
     base_learning_rate: float = option(5e-4, "at a batch of 256; scales linearly with batch_size")
     min_learning_rate: float = option(1e-6, "at the end of the cosine")
     warmup_ratio: float = option(0.1, "fraction of the steps in which the rate rises from 0")
@@ -79,6 +89,16 @@ class TrainingConfig:
     max_gradient_norm: float | None = option(None, "gradients are clipped to this norm")
     freeze_encoder_ratio: float = option(
         0.0, "fraction of the steps, from the first, in which only heads train; 1 is a linear probe"
+    )
+    # adapters
+    lora_rank: int | None = option(
+        None, "rank of LoRA adapters that train in place of the encoder; needs init_from"
+    )
+    lora_alpha: int | None = option(
+        None, "what the adapters add is scaled by lora_alpha / lora_rank; as lora_rank if None"
+    )
+    lora_targets: list[str] = option(
+        LORA_TARGETS, f"linear layers of the encoder that get one, of: {', '.join(LORA_TARGETS)}"
     )
     # machine
     mixed_precision: str | None = option(None, "no, bf16 or fp16; Accelerate's setting if None")
@@ -149,6 +169,7 @@ class TrainingConfig:
             "init_scope": ("encoder", "all"),
             "mixed_precision": (None, "no", "bf16", "fp16"),
             "on_collapse": ("warn", "stop", "rollback"),
+            "optimizer": OPTIMIZERS,
             "energy_meter": ("codecarbon", "none"),
             "best_metric": (None, *BEST_METRICS),
         }.items():
@@ -163,6 +184,7 @@ class TrainingConfig:
                 "require_improvement compares the encoder with the one that the run starts from; "
                 "give init_from, and a freeze_encoder_ratio below 1."
             )
+        self._check_adapters()
         if self.data_timeout < 0:
             raise ValueError(
                 f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
@@ -184,6 +206,23 @@ class TrainingConfig:
                     f"push_steps ({self.push_steps}) must be a multiple of save_steps "
                     f"({self.save_steps}): what is pushed is a checkpoint that was saved."
                 )
+
+    def _check_adapters(self) -> None:
+        for name in ("lora_rank", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1, or None for none.")
+        unknown = sorted(set(self.lora_targets) - set(LORA_TARGETS))
+        if unknown or not self.lora_targets:
+            raise ValueError(
+                f"lora_targets ({', '.join(unknown) or 'none'}) must be some of: "
+                f"{', '.join(LORA_TARGETS)}."
+            )
+        if self.lora_rank is not None and self.freeze_encoder_ratio == 1:
+            raise ValueError(
+                f"lora_rank ({self.lora_rank}) adapts the encoder, and freeze_encoder_ratio (1) "
+                "never trains it; leave one of them out."
+            )
 
     @property
     def compares_with_start(self) -> bool:

@@ -7,10 +7,13 @@ OUT/images/                      pictures every `image_steps`
 OUT/trackers.json                the run's name in each tracker
 OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states; training.yaml,
                                  and trainer_state.json, which lists all files and is written last
+OUT/checkpoints/step-.../unmerged.safetensors
+                                 of a run with adapters: these, and the base beside them
 OUT/best/                        model, processor and card of the best evaluation so far
 OUT/report.json                  before and after, of a run that started from weights
 OUT/config.json, model.safetensors, preprocessor_config.json, README.md, trainer_state.json
                                  the result
+OUT/adapter/                     of a run with adapters: these alone, as PEFT reads them
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .run import TrainingConfig
+
 OPTIMIZER = "optimizer.bin"  # whole, as Accelerate writes it
 SHARDED_OPTIMIZER = "optimizer"  # folder, a file a process
 
@@ -47,14 +49,25 @@ def num_shards(accelerator: Accelerator) -> int:
     return accelerator.num_processes // (1 if mesh is None else mesh.dp_replicate_size)
 
 
-def settle_sharding(accelerator: Accelerator) -> None:
+def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
     """Fit Accelerate's FSDP configuration to these models; nothing without one.
 
     Raises:
-        ValueError: if it asks for what does not go together with them.
+        ValueError: if it asks for what does not go together with them, or with the run.
     """
     if not is_sharded(accelerator):
         return
+    if training.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank ({training.lora_rank}) trains so little that there is nothing to divide, "
+            "and student and teacher share their weights, which FSDP2 cannot shard; use DDP "
+            "(examples/launch/8_gpus_ddp.yaml)."
+        )
+    if training.optimizer != "adamw_torch_fused":
+        raise ValueError(
+            f"optimizer ({training.optimizer!r}) keeps states that FSDP2 cannot divide; use "
+            "adamw_torch_fused, whose states are divided already."
+        )
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(

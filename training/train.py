@@ -39,7 +39,7 @@ from .hub_pushes import HubPushes, NotPublishedError
 from .interruption import Interruption, RunInterrupted
 from .logged_images import LoggedImages
 from .monitors import NonFiniteLossError, Reporter
-from .optimization import build_optimizer, set_schedules
+from .optimization import build_optimizer, check_optimizer, set_schedules
 from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
@@ -97,7 +97,7 @@ def train(
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
     )
-    settle_sharding(accelerator)
+    settle_sharding(accelerator, training)
 
     # --- all that can be wrong, before anything is written
     run = with_labels_of(source, run)
@@ -136,6 +136,7 @@ def train(
         return build_trainable(run, TRAINABLE_CLASSES[run.architecture])
 
     loader_from(plan)
+    check_optimizer(training, accelerator.device)
     if training.find_batch_size:
         run = find_batch_size(run, plan, accelerator, build, inputs_from)
         training = run.training

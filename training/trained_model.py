@@ -13,6 +13,15 @@ from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..sharing.provenance import CARD
+from ..sharing.published_files import ADAPTER
+from .adapters import (
+    add_adapters,
+    has_adapters,
+    load_unmerged,
+    merged_weights,
+    save_adapter,
+    save_unmerged,
+)
 from .run import Run
 from .sharding import WholeModel
 
@@ -21,8 +30,24 @@ def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
     """Build the model to train: from scratch, from an encoder, or from a whole checkpoint.
 
     Raises:
-        ValueError: if the checkpoint lacks a tensor or has one too many.
+        ImportError: if it is to get adapters, and PEFT is not installed.
+        ValueError: if the checkpoint lacks a tensor or has one too many, or adapters are to be
+            trained on random weights.
     """
+    training = run.training
+    if training.lora_rank is None:
+        return _starting_model(run, model_class)
+    if training.init_from is None:
+        raise ValueError(
+            f"lora_rank ({training.lora_rank}) trains adapters of weights that stand still, so "
+            "these must be pretrained ones: give --init_from CHECKPOINT."
+        )
+    model = _starting_model(run, model_class)
+    add_adapters(model, training)
+    return model
+
+
+def _starting_model(run: Run, model_class: type[PreTrainedModel]) -> Any:
     training = run.training
     if training.init_from is None:
         return model_class(run.model)
@@ -37,7 +62,7 @@ def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
 
 
 class ModelWriter:
-    """Writes the model in training as a checkpoint that AutoModel opens.
+    """Writes the model in training as a checkpoint that AutoModel opens, adapters merged.
 
     Args:
         whole: the model trained.
@@ -51,18 +76,33 @@ class ModelWriter:
         self.processor = processor
         self.save_code = save_code
 
-    def write(self, folder: Path, card: str) -> None:
+    def write(self, folder: Path, card: str, *, to_resume: bool = False) -> None:
         """Write model, processor and card, as last gathered; for the main process alone.
 
         The card goes along, since whoever trains on from here must learn of the licence.
+
+        Args:
+            folder: of the checkpoint.
+            card: its README.md.
+            to_resume: whether `restore` will read it: what is merged does not give back its parts.
         """
-        self.whole.model.save_pretrained(folder, save_code=self.save_code)
+        model = self.whole.model
+        adapted = has_adapters(model)
+        weights = merged_weights(model) if adapted else None
+        model.save_pretrained(folder, save_code=self.save_code, state_dict=weights)
+        if adapted:
+            save_adapter(model.vit, folder / ADAPTER)
+        if adapted and to_resume:
+            save_unmerged(model, folder)
         self.processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """Read a checkpoint into the model in training; for all processes together."""
-        self.whole.load(load_file(folder / "model.safetensors"))
+        """Read a checkpoint into the model in training, strictly; for all processes together."""
+        if has_adapters(self.whole.trained):
+            load_unmerged(self.whole.trained, folder)
+        else:
+            self.whole.load(load_file(folder / "model.safetensors"))
 
 
 __all__ = ["ModelWriter", "build_trainable"]

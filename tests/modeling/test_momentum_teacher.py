@@ -47,6 +47,15 @@ def test_many_updates_converge_to_the_student():
         torch.testing.assert_close(ours, target)
 
 
+def test_what_both_networks_share_stays_as_it_is():
+    student, teacher = make_pair()
+    teacher[0].weight = student[0].weight
+    shared, own = student[0].weight.detach().clone(), teacher[0].bias.detach().clone()
+    update_teacher(student, teacher, 0.7)
+    assert torch.equal(student[0].weight, shared)
+    torch.testing.assert_close(teacher[0].bias, 0.7 * own + 0.3 * student[0].bias)
+
+
 def test_an_update_works_on_networks_that_ask_for_gradients():
     student, teacher = make_pair()
     assert all(parameter.requires_grad for parameter in teacher.parameters())

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -9,7 +11,13 @@ from selfvit import (
     SelfViTForImageClassification,
     SelfViTForPMSN,
 )
-from selfvit.training.optimization import build_optimizer, layer_index, set_schedules
+from selfvit.training.optimization import (
+    build_optimizer,
+    check_optimizer,
+    layer_index,
+    set_schedules,
+    state_bytes,
+)
 from selfvit.training.run import TrainingConfig
 
 GEOMETRY = {
@@ -98,3 +106,66 @@ def test_weight_decay_follows_its_cosine(dino):
         values.append(max(group["weight_decay"] for group in optimizer.param_groups))
     assert values == pytest.approx([0.04, 0.22, 0.4], abs=1e-3)
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def stepped(model, training):
+    """Return the optimizer after a step of every parameter."""
+    optimizer = build_optimizer(model, training)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def moments_of(optimizer):
+    """Return the bytes of the states but for counts of steps and tables that all share."""
+    shared = ("step", "qmap1", "qmap2")
+    return sum(
+        tensor.nbytes
+        for state in optimizer.state.values()
+        for name, tensor in state.items()
+        if name not in shared
+    )
+
+
+def test_the_bytes_of_the_moments_are_those_of_the_optimizer(dino):
+    optimizer = stepped(dino, TrainingConfig())
+    trained = [value for group in optimizer.param_groups for value in group["params"]]
+    assert state_bytes(trained, "adamw_torch_fused") == moments_of(optimizer)
+
+
+@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+def test_optimizers_of_bitsandbytes_have_the_same_groups_and_the_bytes_that_the_plan_counts(name):
+    pytest.importorskip("bitsandbytes")
+    head = DINOConfig(num_prototypes=301, head_hidden_size=70, head_bottleneck_size=20)
+    model = SelfViTForDINO(SelfViTConfig(**{**GEOMETRY, "hidden_size": 64}, dino_config=head))
+    groups = build_optimizer(model, TrainingConfig(layer_decay=0.5)).param_groups
+    training = TrainingConfig(optimizer=name, layer_decay=0.5)
+    optimizer = stepped(model, training)
+    for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
+        assert all(map(torch.equal, ours["params"], theirs["params"]))
+        assert (ours["scale"], ours["decays"]) == (theirs["scale"], theirs["decays"])
+    trained = [value for group in groups for value in group["params"]]
+    assert {value.numel() >= 4096 for value in trained} == {True, False}
+    assert any(value.numel() > 4096 and value.numel() % 256 for value in trained)
+    assert state_bytes(trained, name) == moments_of(optimizer)
+    set_schedules(optimizer, training, step=5, num_steps=10)
+    assert 0 < optimizer.param_groups[0]["lr"] < training.learning_rate
+
+
+def test_a_paged_optimizer_without_a_gpu_is_refused():
+    pytest.importorskip("bitsandbytes")
+    for name in ("paged_adamw_8bit", "paged_adamw_32bit"):
+        with pytest.raises(ValueError, match="this run is on the CPU; use adamw_bnb_8bit"):
+            check_optimizer(TrainingConfig(optimizer=name), torch.device("cpu"))
+        check_optimizer(TrainingConfig(optimizer=name), torch.device("cuda"))
+
+
+def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("bitsandbytes")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"pip install 'selfvit\[bitsandbytes\]', or use adamw"):
+        check_optimizer(TrainingConfig(optimizer="adamw_bnb_8bit"), torch.device("cpu"))
+    check_optimizer(TrainingConfig(), torch.device("cpu"))

@@ -7,7 +7,7 @@ returns a `Run`; most need neither. Every value can be changed on the command li
 from __future__ import annotations
 
 from ..run import Recipe
-from .dino import dino_demo, dino_finetune, dino_vits16_in1k
+from .dino import dino_demo, dino_finetune, dino_lora, dino_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
 from .supervised import classify, linear_probe, mae_classify
@@ -17,6 +17,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         dino_vits16_in1k,
         dino_finetune,
+        dino_lora,
         dino_demo,
         mae_vitb16_in1k,
         mae_finetune,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ...configuration.configuration_dino import DINOConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
@@ -112,6 +113,37 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> Run:
     )
 
 
+def dino_lora(num_images: int | None, batch_size: int | None) -> Run:
+    """Continue DINO by low-rank adapters, for a small GPU (LoRA, arXiv 2106.09685).
+
+    Command: `selfvit train dino_lora --init_from CHECKPOINT --data FOLDER --output OUT`
+    As `dino_finetune`, but for what trains, and how fast:
+
+    - Adapters of rank 16 on all linear layers of the encoder, 1.3 M parameters for a ViT-S/16 of
+      21.6 M, which stands still. Teacher and student share it, so it is in memory once.
+    - A small head: dino_finetune's (2,048 wide, 5.5 M parameters before its prototypes) would need
+      more of the optimizer than all adapters. Never more than 16,384 prototypes, for the same
+      reason.
+    - Ten times the learning rate, the same in all blocks: adapters start at zero and are few, and
+      what is general is kept by what stands still.
+
+    Optimizer memory (ViT-S/16, 4,096 prototypes): 8 % of dino_finetune's. Status: mechanics tested
+    here; quality depends on the data, so compare k-NN before and after.
+    """
+    run = dino_finetune(num_images, batch_size)
+    dino = run.model.dino_config
+    assert dino is not None
+    small = {
+        "head_hidden_size": 512,
+        "head_bottleneck_size": 128,
+        "num_prototypes": min(dino.num_prototypes, 16384),
+        "lora_rank": 16,
+        "base_learning_rate": 2e-3,
+        "layer_decay": 1.0,
+    }
+    return replace(run.with_options(small), recipe="dino_lora")
+
+
 def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
     """DINO small enough for two CPU cores: 28 x 28 grey images, minutes.
 
@@ -173,4 +205,4 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
     )
 
 
-__all__ = ["dino_demo", "dino_finetune", "dino_vits16_in1k"]
+__all__ = ["dino_demo", "dino_finetune", "dino_lora", "dino_vits16_in1k"]
