@@ -1,5 +1,6 @@
 #!/bin/bash
-# Four nodes of eight GPUs under Slurm. Status: checked for syntax, not run on a cluster.
+# Four nodes of eight GPUs under Slurm. Status: run in the tests with two launchers of one machine, on
+# its CPU, by stand-ins for Slurm's commands; not run on a cluster.
 # sbatch examples/launch/slurm_4_nodes.sh dino_vits16 --data DATA --output OUT
 # DATA and OUT must be on a file system that all nodes share. Submit the same line again to go on.
 #SBATCH --job-name=selfvit
@@ -24,11 +25,12 @@ done
 resume=()
 if [[ -f "$output/training.yaml" ]]; then resume=(--resume true); fi
 
-# One launcher a node; each starts its eight processes and meets the others at the head node.
+# One launcher a node; each starts a process for each GPU and meets the others at the head node.
 srun --kill-on-bad-exit=1 bash -c '
     config="$1" head_node="$2"; shift 2
     exec accelerate launch --config_file "$config" \
-        --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * 8))" \
-        --machine_rank "$SLURM_NODEID" --main_process_ip "$head_node" --main_process_port 29500 \
+        --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" \
+        --machine_rank "$SLURM_NODEID" --main_process_ip "$head_node" \
+        --main_process_port "${PORT:-29500}" \
         -m selfvit.training.train "$@"
 ' launcher "$config" "$head_node" "$@" "${resume[@]}"

@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
@@ -24,3 +26,17 @@ def two_classes(tmp_path_factory):
         )
         image.save(folder / name / f"{index:02d}.png")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of four megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', error)}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a traceback may hold a file

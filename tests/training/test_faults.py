@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 
 import pytest
 import torch
@@ -207,20 +206,6 @@ def test_a_later_checkpoint_of_a_lost_branch_never_counts_as_the_last_one(two_cl
     checkpoints = sorted((output / "checkpoints").glob("step-*"))
     assert [path.name for path in checkpoints] == ["step-00000007"]
     assert what_is_broken(checkpoints[0]) is None
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of four megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', error)}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a traceback may hold a file
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

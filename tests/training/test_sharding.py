@@ -12,13 +12,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
+from selfvit.training.manifest import what_is_broken
 from selfvit.training.optimization import build_optimizer
 from selfvit.training.run import TrainingConfig
 from selfvit.training.sharding import settle_sharding
 from selfvit.training.train import main
 
 from ..objectives import OBJECTIVES as CONTRACTS
-from .processes import AtLogLine, kill_self
+from .processes import AtLogLine, Wait, kill_self, wait_until
 from .sharded_runs import (
     LAUNCH_FILES,
     call_sharded,
@@ -27,6 +28,7 @@ from .sharded_runs import (
     run_sharded,
     start_sharded,
 )
+from .test_faults import fill
 from .test_train import assert_equal_tensors, assert_trained_alike
 from .tiny_runs import ENCODER, LOOP, OBJECTIVES, arguments, log_of, weights_of
 
@@ -142,6 +144,26 @@ def test_a_killed_run_resumes_sharded_exactly_and_whichever_way_it_was_and_is_di
     assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "divided"))
 
 
+def test_a_full_disk_is_named_by_all_processes_and_costs_nothing_that_was_saved(
+    two_classes, small_disk, tmp_path
+):
+    output = small_disk / "out"
+    options = (*SAME, "--max_steps", 4, "--save_steps", 2, "--save_total_limit", 1)
+    waits = Wait(tmp_path / "waits")
+    hooks = (AtLogLine(3, waits), None)
+    processes = start_sharded(arguments("dino", two_classes, output, *options), tmp_path, hooks)
+    wait_until(waits.path.exists, processes[0])
+    saved = output / "checkpoints" / "step-00000002"
+    state = sum(path.stat().st_size for path in (saved / "optimizer").glob("*.distcp"))
+    fill(small_disk / "ballast", shutil.disk_usage(small_disk).free - state // 2)
+    waits.path.unlink()
+    assert [process.exit_code() for process in processes] == [2, 2]
+    for process in processes:
+        assert f"the disk of {output} is full" in process.printed
+    assert what_is_broken(saved) is None
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
 def test_two_replicas_of_two_shards_train_as_one_process_does(two_classes, tmp_path):
     options = (*SAME, "--max_steps", 2)
     main(arguments("dino", two_classes, tmp_path / "one", *options))
@@ -169,7 +191,8 @@ def test_evaluation_report_and_the_best_are_those_of_one_process(
         ]  # fmt: skip
 
     main(command("one"))
-    run_sharded(command("two"), tmp_path)
+    # what `accelerate config` proposes; it would leave the second process without weights
+    run_sharded(command("two"), tmp_path, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
     one, two = (
         json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")
     )
