@@ -16,6 +16,7 @@ from ..data.image_source import ImageSource
 from .data import BatchPlan, normalize
 from .optimization import build_optimizer, set_schedules
 from .run import Run
+from .streaming import divide
 
 # Images of the forward passes that measure activations: two sizes tell the part that grows with
 # the images from the part that does not, and both are quick on a CPU.
@@ -110,7 +111,7 @@ def describe_plan(
     num_kept = min(training.save_total_limit, num_checkpoints)
     lines = [
         f"plan of {run.recipe}, nothing is trained or written",
-        f"images        {_length_of(source, plan)}",
+        f"images        {_length_of(source, plan, training.num_workers)}",
         f"parameters    encoder {_count(model.vit):,}, trained {num_trained:,}, "
         f"all {_count(model):,}",
         f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
@@ -200,9 +201,12 @@ def _schedule(run: Run, model: Any, optimizer: torch.optim.AdamW, num_steps: int
     return lines
 
 
-def _length_of(source: ImageSource | StreamingImageSource, plan: BatchPlan) -> str:
+def _length_of(
+    source: ImageSource | StreamingImageSource, plan: BatchPlan, num_workers: int
+) -> str:
     if isinstance(source, StreamingImageSource):
-        return f"{source.description}, a stream of unknown length"
+        division = divide(source, plan.num_processes, num_workers)
+        return f"{source.description}, a stream of unknown length: {division}"
     epochs = plan.num_steps * plan.batch_size / len(source)
     return f"{len(source):,} of {source.description}, each seen {epochs:.3g} times (epochs)"
 

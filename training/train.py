@@ -39,6 +39,7 @@ from .plan import describe_plan
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
+from .streaming import divide, stream_state
 
 TRAINABLE_CLASSES = {
     model_class.__name__: model_class
@@ -99,7 +100,7 @@ def train(
         rank=accelerator.process_index,
     )
 
-    def loader_from(plan: BatchPlan) -> Any:
+    def loader_from(plan: BatchPlan, stream_state: dict[str, Any] | None = None) -> Any:
         return build_loader(
             source,
             run.augmentation,
@@ -111,6 +112,7 @@ def train(
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
             data_timeout=training.data_timeout,
+            stream_state=stream_state,
         )
 
     loader_from(plan)
@@ -125,6 +127,9 @@ def train(
         precision = accelerator.mixed_precision
         accelerator.print(describe_plan(run, model, source, plan, loader_from, precision))
         return {}
+    if isinstance(source, StreamingImageSource):
+        division = divide(source, plan.num_processes, training.num_workers)
+        accelerator.print(f"stream: {division}")
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
@@ -179,7 +184,8 @@ def train(
     monitor = CollapseMonitor(
         accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
-    batches = iter(loader_from(replace(plan, start_step=start_step)))
+    loader = loader_from(replace(plan, start_step=start_step), state.get("stream"))
+    batches = iter(loader)
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
     interruption.defer()
@@ -238,6 +244,7 @@ def train(
                     "monitors": monitor.state_dict(),
                     "metrics": metrics,
                     "cost": spent,
+                    "stream": stream_state(loader),
                 },
                 card.render(model, done, metrics, spent),
             )
