@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
-import itertools
+import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from .columns import Columns, choose_columns, keep_encoded
 from .image_source import NO_LABEL, ImageRecord, ImageSource, hash_of
@@ -45,14 +46,14 @@ class DatasetSource(ImageSource):
     def __getitem__(self, position: int) -> ImageRecord:
         label = None if self._labels is None else int(self._labels[position])
         row = self._dataset[range(len(self))[position]]
-        return _record(row, self._columns, position, None if label == NO_LABEL else label)
+        return _record(row, self._columns, str(position), None if label == NO_LABEL else label)
 
     def _number_labels(self) -> tuple[np.ndarray | None, list[str] | None]:
         column = self._columns.label
         if column is None:
             return None, None
-        values = list(self._dataset[column])
         feature = self._dataset.features[column]
+        values = [self._columns.label_of({column: value}) for value in self._dataset[column]]
         if hasattr(feature, "names"):
             names, label_of = feature.names, {label: label for label in range(len(feature.names))}
         else:
@@ -113,63 +114,68 @@ class StreamingImageSource:
         self.id_column = "id"
 
     @property
+    def num_shards(self) -> int:
+        """Parts that can be read apart from each other: files, or row groups of Parquet files."""
+        return self._dataset.num_shards
+
+    @functools.cached_property
+    def in_smaller_shards(self) -> StreamingImageSource:
+        """The same stream in more shards, where its files have parts: row groups of Parquet."""
+        finer = copy.copy(self)
+        finer._dataset = self._dataset.reshard()
+        return finer
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of what can be known without reading the stream: its description and columns."""
-        return hash_of([self.description.encode(), str(self._columns).encode()])
+        """Hash of what can be known without reading it: description, columns, number of shards."""
+        return hash_of(
+            [self.description.encode(), str(self._columns).encode(), str(self.num_shards).encode()]
+        )
 
-    def iterate(
-        self,
-        *,
-        seed: int,
-        epoch: int,
-        skip: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer: int = 1000,
+    def read_shard(
+        self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[ImageRecord]:
-        """Pass once over this rank's records, shuffled; same arguments, same order.
-
-        Inside a DataLoader worker, `datasets` hands each worker its own files: the rank's records
-        are divided among its workers, and `skip` counts those of the worker.
+        """Yield the records of a shard as they are stored, or one of so many.
 
         Args:
-            seed: of the shuffling.
-            epoch: passes with different epochs have different orders.
-            skip: records of this rank to leave out at the start (those seen before a resume).
-            rank: of this process.
-            world_size: number of processes; their records are disjoint.
-            shuffle_buffer: records; each is drawn from as many waiting ones, after the order of
-                files was shuffled. 0 for the stored order.
+            shard: its number.
+            start: records to leave out, of those that would be yielded.
+            part: which of each `num_parts` records.
+            num_parts: readers that share the shard.
 
         Yields:
-            Records. Ids of data without an id column count the rank's records in passing.
+            Records. Ids of data without an id column name the shard and the row, counted from 0.
+
+        Raises:
+            ValueError: if the shard cannot be read.
         """
         from datasets.distributed import split_dataset_by_node
 
-        dataset = self._dataset
-        if shuffle_buffer > 0:
-            dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer, **_one_reader(dataset))
-        if world_size > 1:
-            dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
-        dataset.set_epoch(epoch)
-        for position, row in itertools.islice(enumerate(dataset), skip, None):
-            label = row[self._columns.label] if self.label_names is not None else None
-            yield _record(row, self._columns, position, None if label == NO_LABEL else label)
+        dataset = self._dataset.shard(self.num_shards, shard)
+        if start > 0:
+            dataset = dataset.skip(start * num_parts)
+        if num_parts > 1:
+            dataset = split_dataset_by_node(dataset, rank=part, world_size=num_parts)
+        # `iter(dataset)` would leave out what `datasets` takes for the shards of other workers
+        batches = dataset.iter(batch_size=1)
+        try:
+            for count, batch in enumerate(batches, start):
+                row = {name: values[0] for name, values in batch.items()}
+                label = self._columns.label_of(row) if self.label_names is not None else None
+                name = f"shard {shard} row {count * num_parts + part}"
+                yield _record(row, self._columns, name, None if label == NO_LABEL else label)
+        except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"shard {shard} (counted from 0, sorted by name) of {self.description} cannot be "
+                f"read: {error}; mend it, or bring it back within reach."
+            ) from error
+        finally:
+            batches.close()  # threads of pyarrow that go on reading can hang Python at its exit
 
 
-def _one_reader(stream: Any) -> dict[str, int]:
-    """Options of `shuffle` that keep a single file from being read by threads.
-
-    Threads interleave several files; for one they gain nothing, and datasets 5.2 sleeps 5 s at the
-    end of each pass while they shut down. Older versions have no such option, and no threads.
-    """
-    options = inspect.signature(stream.shuffle).parameters
-    is_wanted = stream.num_shards == 1 and "max_buffer_input_shards" in options
-    return {"max_buffer_input_shards": 1} if is_wanted else {}
-
-
-def _record(row: dict, columns: Columns, position: int, label: int | None) -> ImageRecord:
-    name = str(position if columns.id is None else row[columns.id])
+def _record(row: dict, columns: Columns, name: str, label: int | None) -> ImageRecord:
+    if columns.id is not None:
+        name = str(row[columns.id])
     image = row[columns.image] or {}
     content = image.get("bytes")
     # A row without an image is empty bytes: the decoder then gives the reason.

@@ -1,12 +1,13 @@
-"""Where images come from: folders, Parquet files, saved datasets, the Hub. Nothing is decoded here.
+"""Where images come from: folders, Parquet, WebDataset tars, saved datasets, the Hub.
 
-A source hands out records of encoded images, so that decoding happens where it is wanted: in the
-DataLoader's workers.
+Nothing is decoded here: a source hands out records of encoded images, so that decoding happens
+where it is wanted, in the DataLoader's workers.
 """
 
 from __future__ import annotations
 
 import re
+import tarfile
 from pathlib import Path
 from typing import Literal, overload
 
@@ -15,6 +16,12 @@ from .folder_source import FolderSource, image_files
 from .image_source import ImageSource
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
+
+# Files of many images, by their extensions: what `datasets` reads them with, what they are called.
+SHARDS = {
+    ".parquet": ("parquet", "Parquet files"),
+    ".tar": ("webdataset", "WebDataset tars"),
+}
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -53,14 +60,16 @@ def open_images(
 
     Args:
         data: folder of image files (flat or nested, labelled or not), folder written by
-            `Dataset.save_to_disk`, .parquet file, folder of .parquet files, or id of a dataset on
-            the Hub; tried in this order.
+            `Dataset.save_to_disk`, .parquet file or WebDataset .tar, folder of such files, or id of
+            a dataset on the Hub; tried in this order.
         split: of a dataset that has several, "train" by default; of a folder of image files, the
             sub-folder of that name.
-        streaming: read Parquet and Hub data in passing. What is on the disk file by file is not
-            streamed: it is opened by position all the same.
+        streaming: read Parquet, tars and Hub data in passing. What is on the disk file by file is
+            not streamed: it is opened by position all the same. Without it, tars and Hub data are
+            copied into the cache of `datasets` first.
         image_column: of a dataset; found by its type by default.
-        label_column: of a dataset; by default its ClassLabel column, or one named label(s).
+        label_column: of a dataset; by default its ClassLabel column, or one named label(s) or cls,
+            or a label in its JSON; COLUMN.FIELD for another field of it.
 
     Raises:
         FileNotFoundError: if there is nothing of that name, here or on the Hub.
@@ -73,16 +82,19 @@ def open_images(
             return _open_saved_dataset(path, split, columns)
         if next(image_files(path), None) is not None:
             return FolderSource(_split_folder(path, split))
-        if next(path.rglob("*.parquet"), None) is not None:
-            where = {"path": "parquet", "data_dir": str(path)}
-            return _open_dataset(where, f"Parquet files in {path}", split, streaming, columns)
+        for suffix, (builder, kind) in SHARDS.items():
+            if next(path.rglob(f"*{suffix}"), None) is not None:
+                where = {"path": builder, "data_dir": str(path)}
+                return _open_dataset(where, f"{kind} in {path}", split, streaming, columns)
         return FolderSource(path)  # which says what is missing
     if path.is_file():
-        if path.suffix.lower() != ".parquet":
+        if path.suffix.lower() not in SHARDS:
             raise ValueError(
-                f"{str(data)!r} is a file; give the folder of the images, or a .parquet file."
+                f"{str(data)!r} is a file; give the folder of the images, or a .parquet or .tar "
+                "file."
             )
-        where = {"path": "parquet", "data_files": str(path)}
+        builder, _ = SHARDS[path.suffix.lower()]
+        where = {"path": builder, "data_files": str(path)}
         return _open_dataset(where, str(path), split, streaming, columns)
     if HUB_ID.fullmatch(str(data)) is None:
         raise FileNotFoundError(f"there is no folder or file {str(data)!r}.")
@@ -123,7 +135,18 @@ def _open_dataset(
 ) -> ImageSource | StreamingImageSource:
     import datasets
 
-    dataset = datasets.load_dataset(**where, split=split or "train", streaming=streaming)
+    if streaming and where["path"] == "parquet":
+        # `datasets` takes the rows of the first row group, and fails at a file that has none
+        where = {**where, "batch_size": 128}
+    try:
+        dataset = datasets.load_dataset(**where, split=split or "train", streaming=streaming)
+    except (tarfile.TarError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        if where["path"] != "webdataset" or "split" in str(error):
+            raise
+        raise ValueError(
+            f"{name} cannot be read as WebDataset shards, in which the files of an image follow "
+            f"each other and share a name, as 0001.jpg and 0001.cls: {error.__cause__ or error}"
+        ) from error
     if streaming:
         return StreamingImageSource(dataset, f"{name} ({split or 'train'}), streamed", **columns)
     return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split or 'train'})", **columns)

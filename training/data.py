@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.folder_source import FolderSource
 from ..data.image_source import ImageRecord, ImageSource
+from ..data.stream_reader import StreamReader
 from .augmentations import Augmentation
 from .interruption import leave_signals_to_the_run
+from .streaming import ReaderState, StreamDivision, StreamLoader, divide, readers_to_resume
 from .watching import ReadingBoard, WatchedLoader
 
 MAX_UNREADABLE_IN_A_ROW = 100
@@ -165,55 +167,66 @@ class ViewDataset(_ViewMaker, Dataset):
 
 
 class StreamingViewDataset(_ViewMaker, IterableDataset):
-    """Views of a stream, each process reading a part of its own, over and over."""
+    """Views of a stream, without end; each worker is a reader with a part of its own.
+
+    Args:
+        division: of the stream among the readers.
+        readers: where those of this process stand.
+        plan: of the batches.
+        shuffle_buffer: records that a reader shuffles at a time.
+        args: as for `ViewDataset`, without its source.
+        kwargs: the same.
+    """
 
     def __init__(
         self,
-        source: StreamingImageSource,
+        division: StreamDivision,
+        readers: list[ReaderState],
         plan: BatchPlan,
         shuffle_buffer: int,
         *args: Any,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.source = source
+        self.division = division
+        self.readers = readers
         self.plan = plan
         self.shuffle_buffer = shuffle_buffer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        plan = self.plan
-        to_skip = plan.start_step * plan.accumulation_steps * plan.micro_batch_size
-        count, epoch = 0, 0
+        """Yield views by name, "draw", "skipped", and "reader": its number, and its new state."""
+        plan, division, worker = self.plan, self.division, get_worker_info()
+        # the DataLoader takes batches from its workers in turn: after a resume from where it stood
+        batches_before = plan.start_step * plan.accumulation_steps
+        own = (batches_before + (0 if worker is None else worker.id)) % division.num_workers
+        reader = plan.rank * division.num_workers + own
+        records = StreamReader(
+            division.source,
+            seed=self.seed,
+            reader=reader,
+            num_readers=division.num_readers,
+            shuffle_buffer=self.shuffle_buffer,
+            position=self.readers[own].position,
+            reading=self.board.reading,
+        )
+        samples = self.readers[own].samples
         skipped: list[tuple[str, str]] = []
-        while True:
-            count_before = count
-            records = self.source.iterate(
-                seed=self.seed,
-                epoch=epoch,
-                rank=plan.rank,
-                world_size=plan.num_processes,
-                shuffle_buffer=self.shuffle_buffer,
-            )
-            for record in self.board.watched(records):
-                # images already trained on are decoded again: unreadable ones do not count
-                try:
-                    image = decode_image(record.image)
-                except UnreadableImageError as error:
-                    skipped.append((record.id, str(error)))
-                    if len(skipped) >= MAX_UNREADABLE_IN_A_ROW:
-                        raise _too_many_unreadable(skipped) from error
-                    continue
-                if count >= to_skip:
-                    draw = count * plan.num_processes + plan.rank
-                    yield {**self.views_of(image, record, draw), "skipped": skipped}
-                count += 1
-                skipped = []
-            if count == count_before:
-                raise ValueError(
-                    f"part {plan.rank} of {plan.num_processes} of the stream "
-                    f"{self.source.description} has no readable image; use fewer processes."
-                )
-            epoch += 1
+        for record, position in records:
+            try:
+                image = decode_image(record.image)
+            except UnreadableImageError as error:
+                skipped.append((record.id, str(error)))
+                if len(skipped) >= MAX_UNREADABLE_IN_A_ROW:
+                    raise _too_many_unreadable(skipped) from error
+                continue
+            draw = samples * division.num_readers + reader
+            samples += 1
+            yield {
+                **self.views_of(image, record, draw),
+                "skipped": skipped,
+                "reader": (own, ReaderState(samples, position)),
+            }
+            skipped = []
 
 
 def _too_many_unreadable(skipped: list[tuple[str, str]]) -> ValueError:
@@ -233,7 +246,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "skipped": [entry for sample in samples for entry in sample["skipped"]]
     }
-    for name in samples[0].keys() - {"skipped", "draw"}:
+    if "reader" in samples[-1]:  # of a stream: where it stands behind the last sample
+        batch["reader"] = samples[-1]["reader"]
+    for name in samples[0].keys() - {"skipped", "draw", "reader"}:
         values = [sample[name] for sample in samples]
         if name == "labels":
             batch[name] = torch.tensor(values)
@@ -288,12 +303,30 @@ def build_loader(
     num_workers: int,
     shuffle_buffer: int,
     data_timeout: float = 0,
+    stream_state: dict[str, Any] | None = None,
 ) -> DataLoader:
-    """Return a loader of the micro-batches of this process, from `plan.start_step` on."""
-    is_stream = isinstance(source, StreamingImageSource)
-    # `datasets` gives each of several workers files of its own, so a resume could not tell how far
-    # each had come; and it shuffles differently in a worker than out of one.
-    num_workers = 1 if is_stream else num_workers
+    """Return a loader of the micro-batches of this process, from `plan.start_step` on.
+
+    Args:
+        source: of the images.
+        augmentation: makes the views.
+        plan: of the batches.
+        image_size: height and width of the model's images, pixels.
+        patch_size: pixels.
+        seed: of the run.
+        with_labels: whether batches have labels.
+        num_workers: processes that decode; a stream has as many as its shards allow.
+        shuffle_buffer: records that each reader of a stream shuffles at a time.
+        data_timeout: seconds that one image may take, 0 is for ever.
+        stream_state: of the checkpoint that a stream goes on from.
+
+    Raises:
+        ValueError: if plan and data do not fit together.
+    """
+    division = None
+    if isinstance(source, StreamingImageSource):
+        division = divide(source, plan.num_processes, num_workers)
+        num_workers = min(num_workers, division.num_workers)
     board = ReadingBoard(num_workers)
     views = (augmentation, image_size, patch_size, seed, with_labels, board)
     num_classes = len(source.label_names) if with_labels and source.label_names else None
@@ -308,9 +341,18 @@ def build_loader(
         "name_of": lambda position: _name_of(source, position),
         "data_timeout": data_timeout,
     }
-    if isinstance(source, StreamingImageSource):
-        stream = StreamingViewDataset(source, plan, shuffle_buffer, *views)
-        return WatchedLoader(stream, batch_size=plan.micro_batch_size, **options)
+    if division is not None:
+        readers = [ReaderState()] * division.num_workers
+        if plan.start_step > 0:
+            readers = readers_to_resume(stream_state, division, plan.rank)
+        return StreamLoader(
+            StreamingViewDataset(division, readers, plan, shuffle_buffer, *views),
+            batch_size=plan.micro_batch_size,
+            readers=readers,
+            division=division,
+            **options,
+        )
+    assert isinstance(source, ImageSource)
     batches = ShuffledBatches(len(source), plan, seed)
     return WatchedLoader(ViewDataset(source, *views), batch_sampler=batches, **options)
 
@@ -319,7 +361,8 @@ def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
     """Name an image without reading it, which would hang where the worker does."""
     if isinstance(source, FolderSource):
         return f"{source.paths[position]} of {source.description}"
-    return f"image {position} of {source.description}"
+    part = "shard" if isinstance(source, StreamingImageSource) else "image"
+    return f"{part} {position} of {source.description}"
 
 
 def _prepare_worker(worker_id: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import NO_LABEL, ChosenSource, ImageSource, RecordSource
 from ..data.sources import open_images
+from ..data.stream_reader import StreamPosition, StreamReader
 from ..embedding.embedder import EmbeddedImages, Embedder, evaluating
 from ..evaluation.comparison import Measurement
 from ..evaluation.evaluate import (
@@ -142,7 +143,9 @@ def open_evaluation_images(
 
 
 def _first_images(source: StreamingImageSource, limit: int) -> RecordSource:
-    records = list(itertools.islice(source.iterate(seed=0, epoch=0), limit))
+    first_pass = StreamReader(source, seed=0).rest_of_pass(StreamPosition())
+    with closing(first_pass):
+        records = [record for record, _ in itertools.islice(first_pass, limit)]
     return RecordSource(records, f"first of the {source.description}", source.label_names)
 
 

@@ -17,6 +17,7 @@ from .adapters import adapters_in_words, count_parameters, has_adapters, result_
 from .data import BatchPlan, normalize
 from .optimization import build_optimizer, set_schedules, state_bytes
 from .run import Run
+from .streaming import divide
 
 # Images of the forward passes that measure activations: two sizes tell the part that grows with
 # the images from the part that does not, and both are quick on a CPU.
@@ -153,7 +154,7 @@ def describe_plan(
     num_kept = min(training.save_total_limit, num_checkpoints)
     lines = [
         f"plan of {run.recipe}, nothing is trained or written",
-        f"images        {_length_of(source, plan)}",
+        f"images        {_length_of(source, plan, training.num_workers)}",
         f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, all {_count(model):,}",
         *([f"adapters      {adapters_in_words(training, model)}"] if has_adapters(model) else []),
         f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
@@ -243,9 +244,12 @@ def _schedule(run: Run, model: Any, optimizer: torch.optim.Optimizer, num_steps:
     return lines
 
 
-def _length_of(source: ImageSource | StreamingImageSource, plan: BatchPlan) -> str:
+def _length_of(
+    source: ImageSource | StreamingImageSource, plan: BatchPlan, num_workers: int
+) -> str:
     if isinstance(source, StreamingImageSource):
-        return f"{source.description}, a stream of unknown length"
+        division = divide(source, plan.num_processes, num_workers)
+        return f"{source.description}, a stream of unknown length: {division}"
     epochs = plan.num_steps * plan.batch_size / len(source)
     return f"{len(source):,} of {source.description}, each seen {epochs:.3g} times (epochs)"
 

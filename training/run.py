@@ -33,16 +33,18 @@ class TrainingConfig:
     """How a run trains: data, length, optimizer, precision, saving, evaluation."""
 
     # data
-    data: str = option("", "folder, parquet, saved dataset or Hub id to train on")
+    data: str = option("", "folder, parquet, tars, saved dataset or Hub id to train on")
     split: str | None = option(None, "split of a data set that has several")
-    streaming: bool = option(False, "read a parquet or Hub data set as a stream; needs max_steps")
+    streaming: bool = option(
+        False, "read Parquet, WebDataset tars or a Hub data set as a stream; needs max_steps"
+    )
     image_column: str | None = option(None, "column of the images, where it is not the only one")
     label_column: str | None = option(None, "column of the labels")
     num_workers: int = option(4, "processes that decode and augment")
     data_timeout: float = option(
         600.0, "seconds that a worker may take to read one image before the run ends; 0 is for ever"
     )
-    shuffle_buffer: int = option(1000, "images that a stream is shuffled within")
+    shuffle_buffer: int = option(1000, "images that each worker shuffles a stream within")
     image_mean: list[float] = option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
     image_std: list[float] = option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
     resize: Literal["shortest_edge", "square"] = option(

@@ -46,6 +46,7 @@ from .report import BeforeAfterReport, BestCheckpoint, choose_metric
 from .run import Run, TrainingConfig, make_run
 from .run_folder import check_output, check_shared, prepare_output
 from .sharding import WholeModel, num_shards, settle_sharding
+from .streaming import divide, stream_state
 from .trackers import chosen_trackers, start_trackers
 from .trained_model import ModelWriter, build_trainable
 
@@ -113,7 +114,7 @@ def train(
         rank=accelerator.process_index,
     )
 
-    def loader_from(plan: BatchPlan) -> Any:
+    def loader_from(plan: BatchPlan, stream_state: dict[str, Any] | None = None) -> Any:
         return build_loader(
             source,
             run.augmentation,
@@ -125,6 +126,7 @@ def train(
             num_workers=training.num_workers,
             shuffle_buffer=training.shuffle_buffer,
             data_timeout=training.data_timeout,
+            stream_state=stream_state,
         )
 
     def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Any]]:
@@ -153,6 +155,9 @@ def train(
         layout = accelerator.mixed_precision, num_shards(accelerator)
         accelerator.print(describe_plan(run, model, source, plan, loader_from, *layout))
         return {}
+    if isinstance(source, StreamingImageSource):
+        division = divide(source, plan.num_processes, training.num_workers)
+        accelerator.print(f"stream: {division}")
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
@@ -211,7 +216,8 @@ def train(
         accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
     pictures = LoggedImages(accelerator, model, processor, reporter, training.image_steps)
-    batches = iter(loader_from(replace(plan, start_step=start_step)))
+    loader = loader_from(replace(plan, start_step=start_step), state.get("stream"))
+    batches = iter(loader)
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
     interruption.defer()
@@ -273,6 +279,7 @@ def train(
                     "monitors": monitor.state_dict(),
                     "metrics": metrics,
                     "cost": spent,
+                    "stream": stream_state(loader),
                 },
                 card.render(model, done, metrics, spent),
             )

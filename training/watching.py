@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -16,8 +15,6 @@ from .faults import GO_ON
 
 IDLE = -1.0
 SECONDS_BETWEEN_LOOKS = 5.0  # as torch looks whether workers are alive, where no timeout is set
-
-Record = TypeVar("Record")
 
 
 class ReadingBoard:
@@ -28,7 +25,7 @@ class ReadingBoard:
     """
 
     def __init__(self, num_workers: int):
-        # (workers, 2): position in the source, or IDLE; seconds of the system's clock
+        # (workers, 2): position in the source (of a stream: shard), or IDLE; seconds of the clock
         self._entries = torch.full((num_workers, 2), IDLE, dtype=torch.float64).share_memory_()
 
     @contextmanager
@@ -39,17 +36,6 @@ class ReadingBoard:
             yield
         finally:
             self._note(IDLE)
-
-    def watched(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield records of a stream; note the number of the one that is waited for."""
-        iterator = iter(records)
-        for number in itertools.count():
-            with self.reading(number):
-                try:
-                    record = next(iterator)
-                except StopIteration:
-                    return
-            yield record
 
     def _note(self, position: float) -> None:
         worker = get_worker_info()

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfvit.data.dataset_source import StreamingImageSource
 from selfvit.data.decoding import UnreadableImageError, decode_image
 from selfvit.data.folder_source import image_extensions
 from selfvit.data.image_source import ChosenSource, ImageSource, RecordSource
@@ -298,49 +297,3 @@ def test_the_fingerprint_notices_a_renamed_file(tmp_path):
     assert open_images(tmp_path).fingerprint == before
     (tmp_path / "a.png").rename(tmp_path / "b.png")
     assert open_images(tmp_path).fingerprint != before
-
-
-class TestStreaming:
-    @pytest.fixture
-    def stream(self, tmp_path, monkeypatch):
-        # datasets sleeps 5 s after each pass over several files
-        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-        for part in range(2):
-            rows = class_dataset(10, id=[f"{part}-{i}" for i in range(10)])
-            rows.to_parquet(tmp_path / f"part-{part}.parquet")
-        return open_images(tmp_path, streaming=True)
-
-    @staticmethod
-    def ids(stream, seed=0, epoch=0, **options):
-        return [record.id for record in stream.iterate(seed=seed, epoch=epoch, **options)]
-
-    def test_it_streams_and_keeps_class_names(self, stream):
-        assert isinstance(stream, StreamingImageSource)
-        assert stream.label_names == ["ant", "bee"]
-        record = next(stream.iterate(seed=0, epoch=0, shuffle_buffer=0))
-        assert (record.id, record.label) == ("0-0", 0)
-        assert_same_pixels(record, 0)
-
-    def test_all_images_come_once_in_an_order_of_seed_and_epoch(self, stream):
-        first = self.ids(stream)
-        assert len(first) == 20 == len(set(first))
-        assert self.ids(stream) == first
-        assert self.ids(stream, epoch=1) != first != self.ids(stream, seed=1)
-
-    @pytest.mark.parametrize("world_size", [2, 3])  # two files: divided by file, and by row
-    def test_ranks_share_the_images(self, stream, world_size):
-        parts = [self.ids(stream, rank=rank, world_size=world_size) for rank in range(world_size)]
-        assert all(parts)
-        assert sorted(sum(parts, [])) == sorted(self.ids(stream))
-
-    def test_skipping_continues_where_it_was(self, stream):
-        whole = self.ids(stream, rank=1, world_size=2)
-        assert self.ids(stream, rank=1, world_size=2, skip=4) == whole[4:]
-
-    def test_plain_labels_are_not_streamed(self, tmp_path):
-        path = write_parquet(tmp_path / "a.parquet", 2, label=["a", "b"])
-        stream = open_images(path, streaming=True)
-        assert isinstance(stream, StreamingImageSource) and stream.label_names is None
-        assert next(stream.iterate(seed=0, epoch=0)).label is None
-        with pytest.raises(ValueError, match="without streaming"):
-            open_images(path, streaming=True, label_column="label")

@@ -1,0 +1,241 @@
+"""Streams over several processes and workers: each image once a pass, interrupted or not."""
+
+import json
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from selfvit.data.sources import open_images
+from selfvit.training.augmentations import CropAndFlip
+from selfvit.training.data import BatchPlan, build_loader
+from selfvit.training.streaming import divide, stream_state
+from selfvit.training.train import main
+
+from ..data.shards import write_parquet_shards, write_tar_shards
+from .processes import AtLogLine, kill_self, start_training, start_two
+from .tiny_runs import arguments, log_of, weights_of
+
+SEED = 3
+
+
+class Passing(CropAndFlip):
+    """Hands out the pixels of an image as they are, so that one can tell which it was."""
+
+    def __call__(self, image, rng, image_size, patch_size):
+        small = image.convert("RGB").resize(image_size)
+        return {"pixel_values": np.array(small).transpose(2, 0, 1)}
+
+
+def loader_of(source, rank=0, num_processes=1, num_workers=0, start_step=0, **options):
+    """Return a loader of micro-batches of two images."""
+    batch_size = 2 * num_processes
+    return build_loader(
+        source,
+        Passing(),
+        BatchPlan(1000, start_step, batch_size, 1, num_processes, rank),
+        image_size=(16, 16),
+        patch_size=8,
+        seed=SEED,
+        with_labels=False,
+        num_workers=num_workers,
+        shuffle_buffer=options.pop("shuffle_buffer", 4),
+        **options,
+    )
+
+
+def images_of(batch):
+    """Return what tells the images of a batch from others."""
+    return [view.numpy().tobytes() for view in batch["pixel_values"]]
+
+
+def take(loader, num_batches):
+    batches = iter(loader)
+    return [next(batches) for _ in range(num_batches)]
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    folder = write_tar_shards(tmp_path_factory.mktemp("tars"), [6] * 8)
+    return open_images(folder, streaming=True)
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    folder = write_parquet_shards(tmp_path_factory.mktemp("parquet"), [4] * 12, unreadable=(5, 30))
+    return open_images(folder, streaming=True)
+
+
+def test_two_processes_of_two_workers_see_every_image_once_a_pass(tars):
+    # 8 shards of 6 images: each of the 4 readers has 12 a pass, which are 6 batches
+    for first in (0, 12):  # the first pass, and the second
+        seen = []
+        for rank in (0, 1):
+            batches = take(loader_of(tars, rank, num_processes=2, num_workers=2), first + 12)
+            seen += [image for batch in batches[first:] for image in images_of(batch)]
+        assert len(seen) == 48 == len(set(seen))
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 5, 6, 13])
+@pytest.mark.parametrize("source", ["tars", "parquet"])
+def test_after_an_interruption_a_stream_goes_on_behind_the_last_batch_taken(
+    source, num_batches, request
+):
+    source = request.getfixturevalue(source)
+    for rank in (0, 1):
+        shared = {"rank": rank, "num_processes": 2, "num_workers": 3}
+        unbroken = take(loader_of(source, **shared), 18)
+        loader = loader_of(source, **shared)
+        take(loader, num_batches)  # the workers have read on
+        state = json.loads(json.dumps(stream_state(loader)))
+        state["readers"] *= 2  # the other process's are not used
+        rest = take(
+            loader_of(source, start_step=num_batches, stream_state=state, **shared),
+            18 - num_batches,
+        )
+        for resumed, expected in zip(rest, unbroken[num_batches:], strict=True):
+            assert torch.equal(resumed["pixel_values"], expected["pixel_values"])
+            assert resumed["skipped"] == expected["skipped"]
+
+
+def test_readers_augment_with_draws_of_their_own(tars):
+    draws = []
+    for rank in (0, 1):
+        samples = iter(loader_of(tars, rank, num_processes=2).dataset)
+        draws += [next(samples)["draw"] for _ in range(20)]
+    assert len(set(draws)) == 40
+
+
+def test_unreadable_images_of_a_stream_are_skipped_and_reported_once_a_pass(parquet):
+    skipped = []
+    for rank in (0, 1):
+        # 12 shards of 4 for 4 readers: 12 images each, two of 48 unreadable
+        for batch in take(loader_of(parquet, rank, num_processes=2, num_workers=2), 10):
+            skipped += batch["skipped"]
+    assert sorted(name for name, _ in skipped) == ["30", "5"]
+    assert all(reason for _, reason in skipped)
+
+
+def test_a_stream_without_readable_images_is_an_error(tmp_path):
+    source = open_images(write_parquet_shards(tmp_path, [3], unreadable=range(3)), streaming=True)
+    with pytest.raises(ValueError, match=r"100 images in a row cannot be read"):
+        next(iter(loader_of(source)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_processes", "num_workers", "expected", "text"),
+    [
+        ([3] * 8, 2, 2, 2, "8 shards for 2 processes x 2 workers"),
+        ([3] * 5, 2, 4, 2, r"5 shards for 2 processes x 2 workers \(not 4: a worker needs"),
+        ([3] * 2, 4, 4, 1, "2 shards for 4 processes x 1 workers, too few: every process reads"),
+        ([3] * 3, 1, 0, 1, "3 shards for 1 processes x 1 workers"),
+    ],
+)
+def test_workers_are_as_many_as_have_shards_of_their_own(
+    sizes, num_processes, num_workers, expected, text, tmp_path
+):
+    source = open_images(write_tar_shards(tmp_path, sizes), streaming=True)
+    division = divide(source, num_processes, num_workers)
+    assert division.num_workers == expected
+    assert re.match(text, str(division))
+
+
+def test_one_parquet_file_feeds_several_workers_by_its_row_groups(tmp_path):
+    source = open_images(write_parquet_shards(tmp_path, [24], row_group_size=4), streaming=True)
+    assert divide(source, 1, 3).num_workers == 3
+    loader = loader_of(source, num_workers=3)
+    assert loader.num_workers == 3
+    seen = [image for batch in take(loader, 12) for image in images_of(batch)]
+    assert len(seen) == 24 == len(set(seen))
+
+
+@pytest.mark.parametrize(("then", "now"), [((1, 2), (1, 3)), ((1, 2), (2, 2))])
+def test_other_workers_or_processes_at_a_resume_are_an_error_with_the_values(tars, then, now):
+    loader = loader_of(tars, num_processes=then[0], num_workers=then[1])
+    take(loader, 1)
+    with pytest.raises(
+        ValueError,
+        match=rf"{then[0]} processes x {then[1]} workers then, {now[0]} x {now[1]} now\. "
+        rf"Launch {then[0]} processes with --num_workers {then[1]}",
+    ):
+        loader_of(
+            tars,
+            num_processes=now[0],
+            num_workers=now[1],
+            start_step=1,
+            stream_state=stream_state(loader),
+        )
+
+
+def test_a_checkpoint_that_does_not_say_where_the_stream_stood_is_an_error(tars):
+    with pytest.raises(ValueError, match="an earlier selfvit saved it.*--init_from"):
+        loader_of(tars, start_step=1)
+
+
+# --- whole runs
+
+NUM_STEPS = 9
+STREAM = (
+    *("--streaming", "true", "--max_steps", NUM_STEPS, "--batch_size", 4, "--save_steps", 2),
+    *("--shuffle_buffer", 5, "--save_code", "false"),
+)
+
+
+def assert_same_result(output, unbroken):
+    assert log_of(output) == log_of(unbroken)
+    ours, theirs = weights_of(output), weights_of(unbroken)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_tar_shards(tmp_path / "shards", [3] * 5)
+
+
+def test_a_killed_run_on_a_stream_resumes_to_the_same_result(shards, tmp_path):
+    def command(output):
+        return arguments("dino", shards, tmp_path / output, *STREAM, "--num_workers", 2)
+
+    main(command("unbroken"))
+    killed = start_training(command("killed"), tmp_path / "printed.txt", AtLogLine(6, kill_self))
+    assert killed.exit_code() == -signal.SIGKILL, killed.printed
+    assert "stream: 5 shards for 1 processes x 2 workers" in killed.printed
+    with pytest.raises(ValueError, match=r"1 processes x 2 workers then, 1 x 3 now"):
+        main([*command("killed"), "--resume", "true", "--num_workers", "3"])
+    main([*command("killed"), "--resume", "true"])
+    assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_a_killed_run_of_two_processes_resumes_to_the_same_result(shards, tmp_path):
+    def command(output):
+        return arguments("mae", shards, tmp_path / output, *STREAM, "--num_workers", 2)
+
+    for folder in ("a", "b", "c"):  # of what is printed
+        (tmp_path / folder).mkdir()
+    unbroken = start_two(command("unbroken"), tmp_path / "a")
+    assert [process.exit_code() for process in unbroken] == [0, 0], unbroken[0].printed
+    kill = AtLogLine(6, kill_self)
+    killed = start_two(command("killed"), tmp_path / "b", (kill, None))
+    assert killed[0].exit_code() == -signal.SIGKILL, killed[0].printed
+    assert killed[1].exit_code() != 0
+    resumed = start_two([*command("killed"), "--resume", "true"], tmp_path / "c")
+    assert [process.exit_code() for process in resumed] == [0, 0], resumed[0].printed
+    assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_shards_that_were_added_are_noticed_at_a_resume(shards, tmp_path):
+    command = arguments("mae", shards, tmp_path / "out", *STREAM)
+    main(command)
+    write_tar_shards(shards, [3] * 6)
+    with pytest.raises(ValueError, match="the data set changed"):
+        main([*command, "--resume", "true"])
+
+
+def test_the_plan_says_how_a_stream_is_read(shards, tmp_path, capsys):
+    options = (*STREAM, "--num_workers", 8, "--dry_run", "true")
+    main(arguments("mae", shards, tmp_path / "out", *options))
+    assert "5 shards for 1 processes x 5 workers (not 8: a worker" in capsys.readouterr().out
