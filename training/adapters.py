@@ -77,9 +77,10 @@ def add_adapters(model: Any, training: TrainingConfig) -> None:
 
 
 def _adapter_config(training: TrainingConfig) -> Any:
-    base, revision = split_revision(str(training.init_from))
-    if hub_id(str(training.init_from)) is None:
-        base, revision = str(Path(str(training.init_from)).expanduser().absolute()), None
+    started_from = str(training.init_from)
+    base, revision = split_revision(started_from)
+    if hub_id(started_from) is None:  # a folder, which is found from elsewhere, too
+        base = str(Path(base).expanduser().absolute())
     config = _peft().LoraConfig(
         r=training.lora_rank,
         lora_alpha=training.lora_alpha or training.lora_rank,
