@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ..modeling.hub_revision import split_revision
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.momentum_teacher import copy_student
+from ..sharing.adapter_files import ADAPTER_WEIGHTS
 from ..sharing.provenance import hub_id
-from ..sharing.published_files import ADAPTER_WEIGHTS
 from .run import TrainingConfig
 
 # In a checkpoint that a run resumes from: the model as it trains, its base once. The merged weights
