@@ -54,8 +54,8 @@ class ParameterCounts:
 def add_adapters(model: Any, training: TrainingConfig) -> None:
     """Put adapters into the encoder that is trained, and into its teacher; in place.
 
-    With `init_scope="all"` both start from the teacher's encoder: only one can be the base. Heads
-    are left as they are.
+    With `init_scope="all"` both start from the teacher's encoder: only one can be the base, and
+    that is the one which AutoModel opens. Heads are left as they are.
 
     Args:
         model: with its pretrained weights.
@@ -65,15 +65,16 @@ def add_adapters(model: Any, training: TrainingConfig) -> None:
         ImportError: if PEFT is not installed.
     """
     inject, config = _peft().inject_adapter_in_model, _adapter_config(training)
-    encoder = model.trained_encoder
-    if encoder is not model.vit:
-        copy_student(model.vit, encoder)
-        inject(copy.deepcopy(config), model.vit)
-    inject(config, encoder)  # which leaves only the adapters asking for gradients
-    if encoder is not model.vit:
-        copy_student(encoder, model.vit)
-        _share_base(encoder, model.vit)
-        model.train(model.training)  # the teacher asks for none at all
+    encoder, teacher = model.trained_encoder, model.vit
+    if encoder is teacher:
+        inject(config, encoder)  # which leaves only the adapters asking for gradients
+        return
+    copy_student(teacher, encoder)
+    for network in (encoder, teacher):
+        inject(copy.deepcopy(config), network)
+    copy_student(encoder, teacher)
+    _share_base(encoder, teacher)
+    model.train(model.training)  # the teacher asks for none at all
 
 
 def _adapter_config(training: TrainingConfig) -> Any:
