@@ -30,15 +30,13 @@ from ..modeling.modeling_selfvit import (
     SelfViTModel,
 )
 from ..modeling.remote_code import code_files
+from .adapter_files import adapter_to_publish
 from .provenance import CARD, hub_id, shown_name
 
 RUN_FILE = "training.yaml"
 # Beside weights, code and pictures of the card; of the folder itself, not of those in it.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
 PLACES = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
-# Adapters alone, beside the weights that they are merged into.
-ADAPTER = "adapter"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
 
 ModelClass = type[PreTrainedModel]
@@ -100,7 +98,7 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
     files = [path for path in paths if (folder / path).is_file()]
     code = {path.name for path in code_files(folder)}
-    chosen = {*weights, *code, *_linked(card, files), *_adapter(folder)}
+    chosen = {*weights, *code, *adapter_to_publish(folder), *_linked(card, files)}
     for path in files:
         if _matches(path, include) or ("/" not in path and _matches(path, PATTERNS)):
             chosen.add(path)
@@ -217,26 +215,11 @@ def _linked(card: ModelCard, files: Iterable[str]) -> set[str]:
     return {path for path in files if path in targets}
 
 
-def _adapter(folder: Path) -> list[str]:
-    """Return the files of adapters whose base others can open, too: one of the Hub.
-
-    That of a folder here they could not, and its path is nobody's business.
-    """
-    config = folder / ADAPTER / ADAPTER_CONFIG
-    if not config.is_file() or not (folder / ADAPTER / ADAPTER_WEIGHTS).is_file():
-        return []
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base or hub_id(base) is None:
-        return []
-    return [f"{ADAPTER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-
-
 def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
 __all__ = [
-    "ADAPTER",
     "RUN_FILE",
     "PublishedFiles",
     "choose_files",

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ..modeling.hub_revision import split_revision
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.momentum_teacher import copy_student
+from ..sharing.adapter_files import ADAPTER_WEIGHTS
 from ..sharing.provenance import hub_id
-from ..sharing.published_files import ADAPTER_WEIGHTS
 from .run import TrainingConfig
 
 # In a checkpoint that a run resumes from: the model as it trains, its base once. The merged weights
@@ -54,8 +54,8 @@ class ParameterCounts:
 def add_adapters(model: Any, training: TrainingConfig) -> None:
     """Put adapters into the encoder that is trained, and into its teacher; in place.
 
-    With `init_scope="all"` both start from the teacher's encoder: only one can be the base. Heads
-    are left as they are.
+    With `init_scope="all"` both start from the teacher's encoder: only one can be the base, and
+    that is the one which AutoModel opens. Heads are left as they are.
 
     Args:
         model: with its pretrained weights.
@@ -65,21 +65,23 @@ def add_adapters(model: Any, training: TrainingConfig) -> None:
         ImportError: if PEFT is not installed.
     """
     inject, config = _peft().inject_adapter_in_model, _adapter_config(training)
-    encoder = model.trained_encoder
-    if encoder is not model.vit:
-        copy_student(model.vit, encoder)
-        inject(copy.deepcopy(config), model.vit)
-    inject(config, encoder)  # which leaves only the adapters asking for gradients
-    if encoder is not model.vit:
-        copy_student(encoder, model.vit)
-        _share_base(encoder, model.vit)
-        model.train(model.training)  # the teacher asks for none at all
+    encoder, teacher = model.trained_encoder, model.vit
+    if encoder is teacher:
+        inject(config, encoder)  # which leaves only the adapters asking for gradients
+        return
+    copy_student(teacher, encoder)
+    for network in (encoder, teacher):
+        inject(copy.deepcopy(config), network)
+    copy_student(encoder, teacher)
+    _share_base(encoder, teacher)
+    model.train(model.training)  # the teacher asks for none at all
 
 
 def _adapter_config(training: TrainingConfig) -> Any:
-    base, revision = split_revision(str(training.init_from))
-    if hub_id(str(training.init_from)) is None:
-        base, revision = str(Path(str(training.init_from)).expanduser().absolute()), None
+    started_from = str(training.init_from)
+    base, revision = split_revision(started_from)
+    if hub_id(started_from) is None:  # a folder, which is found from elsewhere, too
+        base = str(Path(base).expanduser().absolute())
     config = _peft().LoraConfig(
         r=training.lora_rank,
         lora_alpha=training.lora_alpha or training.lora_rank,

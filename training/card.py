@@ -19,10 +19,10 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..evaluation.comparison import Comparison
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
+from ..sharing.adapter_files import ADAPTER
 from ..sharing.citations import objective_of
 from ..sharing.model_card import CardContents, TrainingFacts, render_model_card
 from ..sharing.provenance import derived_provenance, hub_id, shown_name
-from ..sharing.published_files import ADAPTER
 from ..visualization.attention_maps import plot_attention_maps
 from ..visualization.figures import require_matplotlib
 from ..visualization.inputs import choose_images

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..sharing.adapter_files import ADAPTER
 from ..sharing.provenance import CARD
-from ..sharing.published_files import ADAPTER
 from .adapters import (
     add_adapters,
     has_adapters,

@@ -10,23 +10,30 @@ import time
 import numpy as np
 import pytest
 import torch
-from peft import AutoPeftModel, PeftModel
+from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
 
-from selfvit import SelfViTConfig, SelfViTModel
+from selfvit import SelfViTConfig, SelfViTForImageClassification, SelfViTModel
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.loading import load_strictly
 from selfvit.modeling.schedules import cosine_schedule
 from selfvit.sharing.published_files import choose_files
-from selfvit.training.adapters import UNMERGED, count_parameters, load_unmerged
+from selfvit.training.adapters import (
+    UNMERGED,
+    add_adapters,
+    count_parameters,
+    load_unmerged,
+    save_adapter,
+)
 from selfvit.training.optimization import build_optimizer
 from selfvit.training.recipes import RECIPES
 from selfvit.training.run import LORA_TARGETS, Run, TrainingConfig
 from selfvit.training.train import TRAINABLE_CLASSES, main
 from selfvit.training.trained_model import build_trainable
 
+from ..objectives import tiny_config
 from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
 
 # What trains by adapters, and what makes it tiny. The rates are high: adapters start at zero.
@@ -225,10 +232,9 @@ def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_c
     assert equal(load_file(broken / last / UNMERGED), load_file(unbroken / last / UNMERGED))
 
 
-def test_the_teacher_is_the_moving_average_of_the_adapters(trained, two_classes):
+@pytest.mark.parametrize("trained", ["dino", "pmsn"], indirect=True)
+def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
     kind, output = trained
-    if kind not in ("dino", "pmsn"):
-        return
     run = Run.from_yaml((output / "training.yaml").read_text())
     model = build_trainable(run, TRAINABLE_CLASSES[run.architecture]).train()
     optimizer = build_optimizer(model, run.training)
@@ -337,6 +343,15 @@ def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
     expected = whole.vit.eval()(pixels).pooler_output
     for encoder in (model.vit, model.trained_encoder):
         assert torch.equal(encoder.eval()(pixels).pooler_output, expected)
+
+
+def test_the_adapter_of_a_hub_checkpoint_names_its_revision(tmp_path):
+    model = SelfViTForImageClassification(tiny_config(num_labels=2))
+    add_adapters(model, TrainingConfig(init_from="someone/encoder@v1", lora_rank=2, lora_alpha=6))
+    save_adapter(model.vit, tmp_path / "adapter")
+    config = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    assert (config.base_model_name_or_path, config.revision) == ("someone/encoder", "v1")
+    assert (config.r, config.lora_alpha, config.inference_mode) == (2, 6, True)
 
 
 # --- memory

@@ -124,8 +124,9 @@ def dino_lora(num_images: int | None, batch_size: int | None) -> Run:
     - A small head: dino_finetune's (2,048 wide, 5.5 M parameters before its prototypes) would need
       more of the optimizer than all adapters. Never more than 16,384 prototypes, for the same
       reason.
-    - Ten times the learning rate, the same in all blocks: adapters start at zero and are few, and
-      what is general is kept by what stands still.
+    - Ten times the learning rate, the same in all blocks: adapters start at zero, and what is
+      general is kept by what stands still. On the sample that gains what dino_finetune gains
+      (docs/fine_tuning_dino.md), and without the frozen first tenth no more.
 
     Optimizer memory (ViT-S/16, 4,096 prototypes): 8 % of dino_finetune's. Status: mechanics tested
     here; quality depends on the data, so compare k-NN before and after.
