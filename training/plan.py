@@ -61,28 +61,34 @@ def exact_memory(
         num_processes: of the run.
         num_shards: processes that FSDP2 divides the model over; 1 without it.
     """
-    trained = sum(
-        parameter.nbytes for group in optimizer.param_groups for parameter in group["params"]
-    )
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if num_shards > 1:
         blocks = [
             sum(parameter.nbytes for parameter in module.parameters())
             for module in model.modules()
             if type(module).__name__ in model._no_split_modules
         ]
-        parameters = sum(parameter.nbytes for parameter in model.parameters())
+        own = sum(_largest_share(parameter, num_shards) for parameter in model.parameters())
+        own_trained = sum(_largest_share(parameter, num_shards) for parameter in trained)
         return Memory(
-            weights=parameters // num_shards + sum(buffer.nbytes for buffer in model.buffers()),
-            gradients=trained // num_shards,
-            optimizer=2 * trained // num_shards,
+            weights=own + sum(buffer.nbytes for buffer in model.buffers()),
+            gradients=own_trained,
+            optimizer=2 * own_trained,
             gathered=2 * max(blocks),
         )
     everything = [*model.parameters(), *model.buffers()]
+    num_bytes = sum(parameter.nbytes for parameter in trained)
     return Memory(
         weights=sum(tensor.nbytes for tensor in everything),
-        gradients=trained * (2 if num_processes > 1 else 1),
-        optimizer=2 * trained,
+        gradients=num_bytes * (2 if num_processes > 1 else 1),
+        optimizer=2 * num_bytes,
     )
+
+
+def _largest_share(parameter: Tensor, num_shards: int) -> int:
+    """Return the bytes that the first process has: parameters are cut along their first axis."""
+    rows = len(parameter)
+    return -(-rows // num_shards) * (parameter.nbytes // rows)
 
 
 def kept_for_backward(
