@@ -201,7 +201,9 @@ class Evaluation:
     def measure(self, step: int) -> Measurement:
         """Measure the model after some steps, once a step."""
         if self._newest is None or self._newest[0] != step:
-            with moved_to(self.device, self.model):
+            # neither student nor heads are needed there
+            needed = self.model if hasattr(self.model, "classify") else self.model.vit
+            with moved_to(self.device, needed):
                 self._newest = (step, self._measure())
         return self._newest[1]
 

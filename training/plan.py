@@ -88,13 +88,21 @@ def exact_memory(
         for module in model.modules()
         if type(module).__name__ in model._no_split_modules
     ]
+    own_trained = sum(_largest_share(parameter, num_shards) for parameter in trained)
     return replace(
         of_all,
-        weights=parameters // num_shards + buffers,
-        gradients=gradients // num_shards,
-        optimizer=states // num_shards,
+        weights=buffers
+        + sum(_largest_share(parameter, num_shards) for parameter in model.parameters()),
+        gradients=own_trained,
+        optimizer=2 * own_trained,
         gathered=2 * max(blocks),
     )
+
+
+def _largest_share(parameter: Tensor, num_shards: int) -> int:
+    """Return the bytes that the first process has: parameters are cut along their first axis."""
+    rows = len(parameter)
+    return -(-rows // num_shards) * (parameter.nbytes // rows)
 
 
 def kept_for_backward(

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Four nodes of eight GPUs under Slurm. Status: run in the tests with two launchers of one machine, on
 # its CPU, by stand-ins for Slurm's commands; not run on a cluster.
-# sbatch examples/launch/slurm_4_nodes.sh dino_vits16 --data DATA --output OUT
+# sbatch examples/launch/slurm_4_nodes.sh dino_vits16_in1k --data DATA --output OUT
 # DATA and OUT must be on a file system that all nodes share. Submit the same line again to go on.
 #SBATCH --job-name=selfvit
 #SBATCH --nodes=4
@@ -33,4 +33,4 @@ srun --kill-on-bad-exit=1 bash -c '
         --machine_rank "$SLURM_NODEID" --main_process_ip "$head_node" \
         --main_process_port "${PORT:-29500}" \
         -m selfvit.training.train "$@"
-' launcher "$config" "$head_node" "$@" "${resume[@]}"
+' launcher "$config" "$head_node" "$@" ${resume[@]+"${resume[@]}"}

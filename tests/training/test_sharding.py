@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from selfvit.training.manifest import what_is_broken
 from selfvit.training.optimization import build_optimizer
+from selfvit.training.plan import exact_memory
 from selfvit.training.run import TrainingConfig
 from selfvit.training.sharding import settle_sharding
 from selfvit.training.train import main
@@ -34,7 +35,6 @@ from .tiny_runs import ENCODER, LOOP, OBJECTIVES, arguments, log_of, weights_of
 
 # drop path draws differently in each process, so it is off
 SAME = ("--batch_size", 8, "--drop_path_rate", 0, "--save_code", "false")
-
 
 VERSION_1 = {
     "FSDP_VERSION": "1",
@@ -73,6 +73,7 @@ def _describe_division(name, file):
     torch.manual_seed(0)
     model = objective.model_class(objective.config())
     optimizer = build_optimizer(model, TrainingConfig(layer_decay=0.5))
+    memory = exact_memory(model, optimizer, num_processes=2, num_shards=2)
     groups = [(group["scale"], group["decays"]) for group in optimizer.param_groups]
     model, optimizer = accelerator.prepare(model, optimizer)
     assert [(group["scale"], group["decays"]) for group in optimizer.param_groups] == groups
@@ -85,6 +86,10 @@ def _describe_division(name, file):
         assert not isinstance(buffer, DTensor)
         assert torch.equal(accelerator.reduce(buffer, "mean"), buffer)  # equal in both
     if accelerator.is_main_process:
+        own = [parameter.to_local() for parameter in model.parameters()]
+        assert memory.weights == sum(tensor.nbytes for tensor in [*own, *model.buffers()])
+        moments = [values["exp_avg"].to_local() for values in optimizer.state.values()]
+        assert memory.optimizer == 2 * sum(tensor.nbytes for tensor in moments)
         division = {
             "units": [
                 name for name, module in model.named_modules() if isinstance(module, FSDPModule)
@@ -187,7 +192,7 @@ def test_evaluation_report_and_the_best_are_those_of_one_process(
             *("dino_finetune", "--init_from", str(tiny_checkpoint), "--data", str(two_classes)),
             *("--output", str(tmp_path / name), "--max_steps", "3", "--eval_steps", "1"),
             *("--local_view_size", "16", "--num_local_views", "2", "--card_picture", "true"),
-            *map(str, SAME), *LOOP,
+            *("--save_steps", "1", "--save_total_limit", "3"), *map(str, SAME), *LOOP,
         ]  # fmt: skip
 
     main(command("one"))
@@ -202,9 +207,10 @@ def test_evaluation_report_and_the_best_are_those_of_one_process(
             assert two["figures"][name][when]["value"] == pytest.approx(
                 figure[when]["value"], rel=1e-3
             )
-    best = weights_of(tmp_path / "two" / "best")
-    saved = weights_of(tmp_path / "two" / "checkpoints" / "step-00000003")
-    assert best.keys() == saved.keys()
+    checkpoints, best = tmp_path / "two" / "checkpoints", tmp_path / "two" / "best"
+    saved = weights_of(checkpoints / f"step-{two['best']['step']:08d}")
+    assert_equal_tensors(weights_of(best), saved)
+    assert AutoModel.from_pretrained(best).config.hidden_size == 32
     assert (tmp_path / "two" / "attention.png").is_file()
 
 
