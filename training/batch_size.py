@@ -78,8 +78,8 @@ def find_batch_size(
         )
     found = replace(plan, accumulation_steps=int(everyone.max()))
     sees_fewer = (
-        " Batch norm, the mean prediction of PMSN and KoLeo, where there are any, see the images of "
-        "a micro-batch only."
+        " Batch norm, the mean prediction of PMSN and KoLeo, where there are any, see the images "
+        "of a micro-batch only."
     )
     accelerator.print(
         f"find_batch_size: {found.micro_batch_size} images fit at a time, so a batch of "
