@@ -1,0 +1,326 @@
+"""What a run tells of itself costs: monitors, log, trackers, pictures, the before/after report.
+
+    python -m benchmarks.training_overhead --output benchmarks/results/training_overhead.md
+
+One model an objective, its recipe's numbers, a ViT-S/16, noise for images. Steps alternate: at
+every second one the monitors read, a line is logged, to TensorBoard too, and pictures are drawn,
+each timed where it happens; what the monitors add inside the step is the difference to the step
+before. In training these come every tenth and every thousandth step, and cost that part. Two parts
+are too small or too rare to see in it, and are timed by themselves: the gradient's norm, and the
+rank of 256 features, of which a small batch has not as many.
+
+The report is made by `Evaluation` of a few images, which gives the seconds of an image decoded and
+embedded, and of many tiny ones, which gives the seconds of k-NN, probe, RankMe and the rest at that
+number; it is spread over the steps of a run of `dino_finetune`. Making the views is no part of a
+step here, so all shares are a little too high.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from benchmarks.side_by_side import Side, build_selfvit, selfvit_side
+from selfvit.configuration.configuration_mae import MAEConfig
+from selfvit.configuration.configuration_selfvit import SelfViTConfig
+from selfvit.data.sources import open_images
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.evaluation.comparison import compare
+from selfvit.evaluation.label_free import feature_standard_deviation, rankme
+from selfvit.modeling.observations import MAX_FEATURES
+from selfvit.training.augmentations import MultiCrop
+from selfvit.training.collapse import CollapseMonitor
+from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evaluation_images
+from selfvit.training.logged_images import LoggedImages
+from selfvit.training.monitors import Reporter
+from selfvit.training.recipes import RECIPES
+from selfvit.training.run import Run, TrainingConfig
+from selfvit.training.trackers import NEEDS, chosen_trackers, start_trackers
+
+OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
+NUM_REPORTED = 2000  # images of the data set
+NUM_EMBEDDED = 60  # of which these many are embedded at full size
+TEST_SHARE = 1 / 5  # of a labelled data set; the views that are retrieved are of these
+NUM_LINES = 30
+
+
+def run_of(objective: str, output: Path, batch_size: int) -> Run:
+    """Return the recipe, of a ViT-S/16; everything is told at every second step."""
+    run = RECIPES[OBJECTIVES[objective]](NUM_REPORTED, None)
+    if objective == "mae":
+        run = replace(run, model=SelfViTConfig.from_name("vits16", mae_config=MAEConfig()))
+    training = replace(
+        run.training,
+        batch_size=batch_size,
+        output=str(output),
+        max_steps=100,
+        num_workers=0,
+        monitor_steps=2,
+        log_steps=2,
+        image_steps=2,
+    )
+    return replace(run, training=training)
+
+
+def noise(run: Run, batch_size: int) -> dict[str, torch.Tensor]:
+    """Return normalised noise, of the shapes that the recipe's augmentation has."""
+
+    def views(*shape: int, size: int = 224) -> torch.Tensor:
+        return torch.randn(*shape, 3, size, size)
+
+    augmentation = run.augmentation
+    if isinstance(augmentation, MultiCrop):
+        local = views(augmentation.num_local_views, batch_size, size=augmentation.local_view_size)
+        return {"global_views": views(2, batch_size), "local_views": local}
+    if run.architecture == "SelfViTForMAE":
+        return {"pixel_values": views(batch_size), "noise": torch.rand(batch_size, 196)}
+    return {"target_view": views(batch_size), "random_views": views(1, batch_size)}
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the CPU seconds that a call takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@dataclass
+class Spent:
+    """CPU seconds of the parts of a run, a number a step or an event."""
+
+    plain: list[float] = field(default_factory=list)  # steps that nothing is told of
+    read: list[float] = field(default_factory=list)  # the next ones, with the monitors' reading
+    bar: list[float] = field(default_factory=list)
+    line: list[float] = field(default_factory=list)
+    picture: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def reporter_of(run: Run, tracker: str) -> Iterator[Reporter]:
+    """Open a reporter with a tracker, in the folder of a run."""
+    output = Path(run.training.output)
+    accelerator = Accelerator(
+        cpu=True, log_with=chosen_trackers(tracker) or None, project_dir=output
+    )
+    start_trackers(accelerator, run, 0)
+    training = run.training
+    reporter = Reporter(
+        accelerator,
+        output,
+        start_step=0,
+        num_steps=training.num_steps(None),
+        batch_size=training.batch_size,
+        log_steps=training.log_steps,
+    )
+    yield reporter
+    reporter.close()
+
+
+def paired_steps(run: Run, num_pairs: int) -> tuple[Spent, Side]:
+    """Train pairs of steps, the second of each with everything; return the times, and the model."""
+    side = selfvit_side(run, run.training)
+    num_steps = 2 * (num_pairs + 1)
+    spent = Spent()
+    with reporter_of(run, "tensorboard") as reporter:
+        monitor = CollapseMonitor(reporter.accelerator, side.model, run, reporter, start_step=0)
+        pictures = LoggedImages(
+            reporter.accelerator, side.model, build_processor(run.model), reporter, 2
+        )
+        for step in range(num_steps):
+            inputs, done, rate = noise(run, run.training.batch_size), step + 1, 1e-5
+            side.step(inputs, step, num_steps)
+            figures = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
+            reading = cpu_seconds(lambda done=done, rate=rate: monitor.step(done, rate))
+            told = cpu_seconds(lambda done=done, figures=figures: reporter.step(done, figures))
+            if done % 2:
+                drawing = 0.0  # step 1 would draw, too
+            else:
+                drawing = cpu_seconds(lambda done=done, inputs=inputs: pictures.step(done, inputs))
+            if step < 2:
+                continue  # the first pair warms up
+            (spent.read if done % 2 == 0 else spent.plain).append(side.seconds[-1] + reading)
+            (spent.line if done % 2 == 0 else spent.bar).append(told)
+            if done % 2 == 0:
+                spent.picture.append(drawing)
+    return spent, side
+
+
+def norm_seconds(side: Side) -> float:
+    """Return the CPU seconds of a norm over as many numbers as there are gradients."""
+    tensors = [parameter.detach() for _, parameter in side.model.trained_parameters()]
+    return statistics.median(
+        cpu_seconds(lambda: torch.nn.utils.get_total_norm(tensors)) for _ in range(5)
+    )
+
+
+def rank_seconds(width: int) -> float:
+    """Return the CPU seconds of the figures of as many features as are ever taken."""
+    features = torch.randn(MAX_FEATURES, width)
+    return statistics.median(
+        cpu_seconds(lambda: (feature_standard_deviation(features), rankme(features)))
+        for _ in range(5)
+    )
+
+
+def objective_row(objective: str, spent: Spent, side: Side) -> tuple[str, float]:
+    """Return an objective's row of the first table, and its share of a step in %."""
+    defaults = TrainingConfig()
+    plain = statistics.median(spent.plain)
+    extra = [100 * (b / a - 1) for a, b in zip(spent.plain, spent.read, strict=True)]
+    low, middle, high = statistics.quantiles(extra, n=4)
+    norm, rank = norm_seconds(side), rank_seconds(side.model.config.hidden_size)
+    bar, line, picture = map(statistics.median, (spent.bar, spent.line, spent.picture))
+    shares = {
+        "monitors": max(middle, 0) / defaults.monitor_steps
+        + 100 * (norm + rank / defaults.monitor_steps) / plain,
+        "log": 100 * (bar + max(line - bar, 0) / defaults.log_steps) / plain,
+        "pictures": 100 * picture / defaults.image_steps / plain,
+    }
+    cells = [
+        *(objective, f"{plain:.2f}", f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"),
+        *(f"{1000 * value:.1f}" for value in (norm, rank, bar, line, picture)),
+        *(f"{share:.2f} %" for share in shares.values()),
+        f"**{sum(shares.values()):.2f} %**",
+    ]
+    return f"| {' | '.join(cells)} |", sum(shares.values())
+
+
+def write_images(folder: Path, number: int, size: int) -> None:
+    """Write images of noise, JPEG, in ten folders of a class each."""
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        place = folder / str(index % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{index}.jpg")
+
+
+def measurement_seconds(run: Run, number: int, size: int) -> float:
+    """Return the CPU seconds of one measurement of the report, and half the comparison of two."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), number, size)
+        source = open_images(folder)
+        images = open_evaluation_images(
+            replace(run, training=replace(run.training, eval_steps=1)), source
+        )
+        evaluation = Evaluation(build_selfvit(run), build_processor(run.model), run, images)
+        seconds = cpu_seconds(lambda: evaluation.measure(0))
+        before = evaluation.measure(0)
+        return seconds + cpu_seconds(lambda: compare(before, before, "knn_20")) / 2
+
+
+def forwards(number: int) -> float:
+    """Return how many images a measurement embeds: the data set, and two views of test images."""
+    return number + 2 * min(TEST_SHARE * number, MAX_VIEW_IMAGES)
+
+
+def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
+    """Measure the report; return its table.
+
+    Args:
+        run: of DINO.
+        step_seconds: CPU seconds of a training step.
+        others: what all but the report costs, % of a step.
+    """
+    per_image = step_seconds / run.training.batch_size
+    embedding = measurement_seconds(run, NUM_EMBEDDED, 256) / forwards(NUM_EMBEDDED)
+    tiny = run.with_options({"num_hidden_layers": 1, "image_size": 32})
+    figures = measurement_seconds(tiny, NUM_REPORTED, 32)
+    report = 2 * (embedding * forwards(NUM_REPORTED) + figures)
+    recipe = RECIPES["dino_finetune"](NUM_REPORTED, None).training
+    whole = recipe.epochs * (NUM_REPORTED // recipe.batch_size) * recipe.batch_size
+    lines = [
+        f"Report: {1000 * embedding:.0f} ms to decode and embed an image, "
+        f"{figures:.1f} s for the figures of {NUM_REPORTED:,}, so {report:.0f} s before and after.",
+        "",
+        "| run of `dino_finetune` on 2,000 images | training, CPU s | report | everything |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, num_seen in (
+        (f"its default, {recipe.epochs} epochs", whole),
+        ("5 epochs", whole / 6),
+        ("100 steps of 64", 100 * recipe.batch_size),
+    ):
+        share = 100 * report / (num_seen * per_image)
+        lines.append(
+            f"| {name} | {num_seen * per_image:,.0f} | {share:.2f} % | **{share + others:.2f} %** |"
+        )
+    return lines
+
+
+def tracker_lines(run: Run) -> list[str]:
+    """Measure each tracker that is installed; return a table of milliseconds a line."""
+    lines = ["| tracker | a line in log.jsonl and there, ms |", "| --- | --- |"]
+    for tracker in ("none", *NEEDS):
+        try:
+            chosen_trackers(tracker)
+        except ValueError:
+            lines.append(f"| {tracker} | not installed |")
+            continue
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            there = replace(run, training=replace(run.training, output=folder))
+            with reporter_of(there, tracker) as reporter:
+                seconds = []
+                for step in range(1, NUM_LINES + 1):
+                    start = time.perf_counter()
+                    reporter.record(step, {f"figure_{index}": step / 7 for index in range(8)})
+                    seconds.append(time.perf_counter() - start)
+        lines.append(f"| {tracker} | {1000 * statistics.median(seconds):.1f} |")
+    return lines
+
+
+def main() -> None:
+    """Print the tables, and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    lines = [
+        "| | step, CPU s | a step that is read (quartiles) | norm, ms | std and rank of 256, ms "
+        "| bar, ms | bar and line, ms | pictures, ms | monitors | log | pictures | of a step |",
+        "|" + " --- |" * 12,
+    ]
+    dino: tuple[Run, float, float] | None = None
+    for objective in arguments.objectives:
+        with tempfile.TemporaryDirectory() as folder:
+            run = run_of(objective, Path(folder), arguments.batch_size)
+            spent, side = paired_steps(run, arguments.pairs)
+        row, share = objective_row(objective, spent, side)
+        lines.append(row)
+        print(row, flush=True)
+        if objective == "dino":
+            dino = run, statistics.median(spent.plain), share
+    defaults = TrainingConfig()
+    lines += [
+        "",
+        f"ViT-S/16, batch {arguments.batch_size} of 224 x 224 (DINO with its six local views of "
+        f"96 x 96), {arguments.pairs} pairs of steps, float32, one thread of a CPU; medians of CPU "
+        f"time. The shares are at the default intervals: monitors and a line every "
+        f"{defaults.monitor_steps} steps, pictures every {defaults.image_steps:,}.",
+        "",
+    ]
+    if dino is not None:
+        lines += [*report_lines(*dino), ""]
+        lines += tracker_lines(dino[0])
+    print("\n".join(lines))
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
