@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from selfvit.training.recipes import RECIPES
-from selfvit.training.run import Run, TrainingConfig
+from selfvit.training.run import Run
+from selfvit.training.training_config import TrainingConfig
 
 # AdamW's peak rates, tried alike for every objective and both sides
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

@@ -45,8 +45,9 @@ from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evalua
 from selfvit.training.logged_images import LoggedImages
 from selfvit.training.monitors import Reporter
 from selfvit.training.recipes import RECIPES
-from selfvit.training.run import Run, TrainingConfig
+from selfvit.training.run import Run
 from selfvit.training.trackers import NEEDS, chosen_trackers, start_trackers
+from selfvit.training.training_config import TrainingConfig
 
 OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
 NUM_REPORTED = 2000  # images of the data set

@@ -29,7 +29,7 @@ from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.momentum_teacher import copy_student
 from ..sharing.adapter_files import ADAPTER_WEIGHTS
 from ..sharing.provenance import hub_id
-from .run import TrainingConfig
+from .training_config import TrainingConfig
 
 # In a checkpoint that a run resumes from: the model as it trains, its base once. The merged weights
 # would not give back their parts exactly.

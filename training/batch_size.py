@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..modeling.distributed import without_others
 from ..modeling.observations import Observations
-from .data import BatchPlan
+from .batch_plan import BatchPlan
 from .optimization import build_optimizer, set_schedules
 from .run import Run
 from .run_folder import RUN_FILE, check_output

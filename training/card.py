@@ -27,7 +27,9 @@ from ..visualization.attention_maps import plot_attention_maps
 from ..visualization.figures import require_matplotlib
 from ..visualization.inputs import choose_images
 from .adapters import adapters_in_words, count_parameters, has_adapters
-from .run import OPTIMIZERS, Run, read_config
+from .command_line import read_config
+from .run import Run
+from .training_config import OPTIMIZERS
 
 PICTURE, NUM_PICTURED = "attention.png", 4
 

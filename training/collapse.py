@@ -38,8 +38,9 @@ from ..evaluation.label_free import feature_standard_deviation, rankme
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.observations import Observations
 from .monitors import LOG_FILE, Reporter
-from .run import Run, TrainingConfig
+from .run import Run
 from .run_folder import CHECKPOINTS, RUN_FILE
+from .training_config import TrainingConfig
 
 
 class Signal(NamedTuple):

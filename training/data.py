@@ -1,9 +1,4 @@
-"""From a source of images to batches of views, the same whatever the workers and processes.
-
-Every draw of an image has a number in the run's sequence. The number decides which image it is, and
-seeds its augmentation: so a run can start at any step without replaying the ones before, and one
-process sees the same global batch as two.
-"""
+"""From a source of images to batches of views: reading, augmenting, stacking, in workers."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.decoding import UnreadableImageError, decode_image
@@ -24,88 +19,13 @@ from ..data.folder_source import FolderSource
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.stream_reader import StreamReader
 from .augmentations import Augmentation
+from .batch_plan import BatchPlan, ShuffledBatches
 from .interruption import leave_signals_to_the_run
 from .streaming import ReaderState, StreamDivision, StreamLoader, divide, readers_to_resume
+from .training_config import TrainingConfig
 from .watching import ReadingBoard, WatchedLoader
 
 MAX_UNREADABLE_IN_A_ROW = 100
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How the draws of a run fall into optimizer steps, micro-batches and processes.
-
-    Args:
-        num_steps: optimizer steps of the whole run.
-        start_step: the first one to do (above 0 after a resume).
-        batch_size: images an optimizer step, over all processes and micro-batches.
-        accumulation_steps: micro-batches an optimizer step.
-        num_processes: processes that share a micro-batch.
-        rank: of this process.
-    """
-
-    num_steps: int
-    start_step: int
-    batch_size: int
-    accumulation_steps: int
-    num_processes: int
-    rank: int
-
-    def __post_init__(self) -> None:
-        parts = self.accumulation_steps * self.num_processes
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
-                f"({self.accumulation_steps}) times processes ({self.num_processes}); "
-                f"use {max(1, self.batch_size // parts) * parts}."
-            )
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Images that one process holds at a time."""
-        return self.batch_size // (self.accumulation_steps * self.num_processes)
-
-    def draws(self) -> Iterator[range]:
-        """Yield the numbers of the draws of each micro-batch of this process."""
-        for step in range(self.start_step, self.num_steps):
-            for part in range(
-                self.rank, self.accumulation_steps * self.num_processes, self.num_processes
-            ):
-                first = step * self.batch_size + part * self.micro_batch_size
-                yield range(first, first + self.micro_batch_size)
-
-
-class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, draw): each epoch a new permutation of the source, its tail dropped."""
-
-    def __init__(self, num_images: int, plan: BatchPlan, seed: int):
-        steps_per_epoch = num_images // plan.batch_size
-        if steps_per_epoch == 0:
-            raise ValueError(
-                f"batch_size ({plan.batch_size}) is larger than the data set "
-                f"({num_images} images), and incomplete batches are dropped; use at most "
-                f"{num_images}."
-            )
-        self.num_images = num_images
-        self.plan = plan
-        self.seed = seed
-        self.draws_per_epoch = steps_per_epoch * plan.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, permutation = -1, np.empty(0, dtype=np.int64)
-        for draws in self.plan.draws():
-            batch = []
-            for draw in draws:
-                if draw // self.draws_per_epoch != epoch:
-                    epoch = draw // self.draws_per_epoch
-                    permutation = np.random.default_rng([self.seed, epoch]).permutation(
-                        self.num_images
-                    )
-                batch.append((int(permutation[draw % self.draws_per_epoch]), draw))
-            yield batch
-
-    def __len__(self) -> int:
-        return (self.plan.num_steps - self.plan.start_step) * self.plan.accumulation_steps
 
 
 class _ViewMaker:
@@ -291,6 +211,19 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
     return (views.float() - shift) / scale
 
 
+def to_model_inputs(
+    batch: dict[str, Any], training: TrainingConfig, device: torch.device
+) -> dict[str, Any]:
+    """Move a batch to the device, and normalise its views there: uint8 travels faster."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {
+        name: normalize(value, training.image_mean, training.image_std)
+        if value.dtype == torch.uint8
+        else value
+        for name, value in moved.items()
+    }
+
+
 def build_loader(
     source: ImageSource | StreamingImageSource,
     augmentation: Augmentation,
@@ -378,11 +311,10 @@ def use_one_thread(worker_id: int) -> None:
 
 __all__ = [
     "BatchMaker",
-    "BatchPlan",
-    "ShuffledBatches",
     "ViewDataset",
     "build_loader",
     "collate",
     "normalize",
+    "to_model_inputs",
     "use_one_thread",
 ]

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from ..sharing.hub_access import reason_of
 from ..sharing.publish import Target, check_target, publish, publish_files
 from ..sharing.published_files import PublishedFiles, choose_files
-from .run import TrainingConfig
 from .run_folder import RUN_FILE
+from .training_config import TrainingConfig
 
 
 class NotPublishedError(OSError):

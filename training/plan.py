@@ -14,7 +14,8 @@ from torch import Tensor
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from .adapters import adapters_in_words, count_parameters, has_adapters, result_bytes
-from .data import BatchPlan, normalize
+from .batch_plan import BatchPlan
+from .data import normalize
 from .optimization import build_optimizer, set_schedules, state_bytes
 from .run import Run
 from .streaming import divide

@@ -1,248 +1,17 @@
-"""A run: all that decides what training does, from a recipe or a YAML and the command line."""
+"""A run: all that decides what training does, and its written form, `training.yaml`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser, PreTrainedConfig
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import PreTrainedConfig
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..configuration.format_version import WRITTEN_BY
-from ..modeling.hub_revision import resolve_checkpoint
-from .augmentations import AUGMENTATIONS, Augmentation, option
-from .trackers import read_trackers
-
-# Higher is better of these. Uniformity is not one of them: noise has the best.
-BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
-# Called as transformers' TrainingArguments calls them (`optim`); all but the first are those of
-# bitsandbytes.
-OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
-# All linear layers of the encoder's blocks.
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a run trains: data, length, optimizer, precision, saving, evaluation."""
-
-    # data
-    data: str = option("", "folder, parquet, tars, saved dataset or Hub id to train on")
-    split: str | None = option(None, "split of a data set that has several")
-    streaming: bool = option(
-        False, "read Parquet, WebDataset tars or a Hub data set as a stream; needs max_steps"
-    )
-    image_column: str | None = option(None, "column of the images, where it is not the only one")
-    label_column: str | None = option(None, "column of the labels")
-    num_workers: int = option(4, "processes that decode and augment")
-    data_timeout: float = option(
-        600.0, "seconds that a worker may take to read one image before the run ends; 0 is for ever"
-    )
-    shuffle_buffer: int = option(1000, "images that each worker shuffles a stream within")
-    image_mean: list[float] = option(IMAGENET_DEFAULT_MEAN, "mean of the channels, 0 to 1")
-    image_std: list[float] = option(IMAGENET_DEFAULT_STD, "deviation of the channels, 0 to 1")
-    resize: Literal["shortest_edge", "square"] = option(
-        "shortest_edge",
-        "how embedding will resize: shortest_edge (and center crop) or square (direct)",
-    )
-    # start and place
-    output: str = option("", "folder of the run")
-    init_from: str | None = option(
-        None, "selfvit checkpoint to start from: folder, Hub id or USER/NAME@REVISION"
-    )
-    init_scope: Literal["encoder", "all"] = option(
-        "encoder", "what to take of it: encoder, or all (heads, teacher)"
-    )
-    resume: bool = option(False, "go on from the newest checkpoint in output")
-    overwrite: bool = option(False, "delete an earlier run in output")
-    dry_run: bool = option(False, "check and print the plan; train and write nothing")
-    seed: int = option(0, "of initialisation, data order and augmentation")
-    # length
-    epochs: float = option(100.0, "passes over the data; max_steps goes before")
-    max_steps: int | None = option(None, "optimizer steps of the whole run")
-    batch_size: int = option(256, "images an optimizer step, over all processes")
-    gradient_accumulation_steps: int = option(1, "micro-batches an optimizer step")
-    find_batch_size: bool = option(
-        False,
-        "raise gradient_accumulation_steps until a micro-batch fits into memory; batch_size stays",
-    )
-    # optimizer
-    optimizer: str = option(
-        "adamw_torch_fused",
-        "adamw_torch_fused; of bitsandbytes adamw_bnb_8bit, paged_adamw_32bit or paged_adamw_8bit: "
-        "a quarter of the optimizer's memory (8bit), or that of the machine when the GPU's is full",
-    )
-    base_learning_rate: float = option(5e-4, "at a batch of 256; scales linearly with batch_size")
-    min_learning_rate: float = option(1e-6, "at the end of the cosine")
-    warmup_ratio: float = option(0.1, "fraction of the steps in which the rate rises from 0")
-    weight_decay: float = option(0.04, "at the start; never on biases and norms")
-    weight_decay_end: float | None = option(
-        None, "at the end of its cosine; as at the start if None"
-    )
-    adam_beta1: float = option(0.9, "of AdamW")
-    adam_beta2: float = option(0.999, "of AdamW")
-    layer_decay: float = option(1.0, "factor of the learning rate from each block to the one below")
-    max_gradient_norm: float | None = option(None, "gradients are clipped to this norm")
-    freeze_encoder_ratio: float = option(
-        0.0, "fraction of the steps, from the first, in which only heads train; 1 is a linear probe"
-    )
-    # adapters
-    lora_rank: int | None = option(
-        None, "rank of LoRA adapters that train in place of the encoder; needs init_from"
-    )
-    lora_alpha: int | None = option(
-        None, "what the adapters add is scaled by lora_alpha / lora_rank; as lora_rank if None"
-    )
-    lora_targets: list[str] = option(
-        LORA_TARGETS, f"linear layers of the encoder that get one, of: {', '.join(LORA_TARGETS)}"
-    )
-    # machine
-    mixed_precision: str | None = option(None, "no, bf16 or fp16; Accelerate's setting if None")
-    activation_checkpointing: bool = option(False, "less memory, about a third more time")
-    cpu: bool = option(False, "train on the CPU where there is a GPU too")
-    # reports and checkpoints
-    log_steps: int = option(10, "steps between two lines of log.jsonl")
-    save_steps: int = option(1000, "steps between two checkpoints that a run can resume from")
-    save_total_limit: int = option(2, "how many of these are kept")
-    save_code: bool = option(
-        True, "lay the model's code beside the weights: they open without selfvit, too"
-    )
-    eval_steps: int | None = option(None, "steps between two evaluations; none if None")
-    eval_train: str | None = option(None, "labelled data: neighbours and linear probe train on it")
-    eval_test: str | None = option(None, "labelled data: they are tested on it")
-    eval_limit: int = option(10000, "images of each that are used")
-    best_metric: str | None = option(
-        None,
-        "figure that chooses the best of the evaluations and judges the run; if None, accuracy for "
-        "a classifier, knn_20 where there are labels, else view_retrieval",
-    )
-    require_improvement: bool = option(
-        False,
-        "a run from init_from whose figure did not rise ends as an error, saved but not published",
-    )
-    monitor_steps: int = option(10, "steps between two readings of the collapse monitors")
-    on_collapse: Literal["warn", "stop", "rollback"] = option(
-        "warn", "stop, or roll back: from the last checkpoint before it, at half the rate, once"
-    )
-    image_steps: int = option(
-        1000,
-        "steps between two drawings of views and reconstructions or attention, to OUT/images and "
-        "the trackers, beside that of the first step; 0 is never",
-    )
-    tracker: str = option(
-        "tensorboard",
-        "tensorboard, wandb, trackio, mlflow, several by commas, or none; they write into output, "
-        "unless the environment says otherwise",
-    )
-    # the Hub; not in training.yaml, see PLACE_ON_HUB
-    push_to_hub: str | None = option(None, "USER/NAME to publish the result to, when it is there")
-    push_steps: int | None = option(
-        None, "steps between two pushes of a checkpoint before the end; none if None"
-    )
-    hub_private_repo: bool = option(False, "it has to be private; a new one is made so")
-    hub_revision: str | None = option(None, "branch to push to; main if None")
-    # the card
-    license: str | None = option(
-        None, "of the checkpoint, as the Hub writes it; that of init_from if None"
-    )
-    card_picture: bool = option(
-        False, "attention maps of four training images in the card, published with it"
-    )
-    energy_meter: str = option("codecarbon", "codecarbon, where it is installed, or none")
-
-    def __post_init__(self) -> None:
-        for name in (
-            "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps", "monitor_steps",
-            "save_total_limit",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
-        for name in ("warmup_ratio", "freeze_encoder_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
-        for name, choices in {
-            "resize": ("shortest_edge", "square"),
-            "init_scope": ("encoder", "all"),
-            "mixed_precision": (None, "no", "bf16", "fp16"),
-            "on_collapse": ("warn", "stop", "rollback"),
-            "optimizer": OPTIMIZERS,
-            "energy_meter": ("codecarbon", "none"),
-            "best_metric": (None, *BEST_METRICS),
-        }.items():
-            if getattr(self, name) not in choices:
-                known = ", ".join(str(choice) for choice in choices)
-                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of: {known}.")
-        read_trackers(self.tracker)
-        if (self.eval_train is None) != (self.eval_test is None):
-            raise ValueError("eval_train and eval_test go together; give both or none.")
-        if self.require_improvement and not self.compares_with_start:
-            raise ValueError(
-                "require_improvement compares the encoder with the one that the run starts from; "
-                "give init_from, and a freeze_encoder_ratio below 1."
-            )
-        self._check_adapters()
-        if self.data_timeout < 0:
-            raise ValueError(
-                f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
-            )
-        if self.image_steps < 0:
-            raise ValueError(f"image_steps ({self.image_steps}) must be 0 (never) or more.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
-        if self.push_steps is not None:
-            if self.push_to_hub is None:
-                raise ValueError(f"push_steps ({self.push_steps}) needs push_to_hub, USER/NAME.")
-            if self.require_improvement:
-                raise ValueError(
-                    f"push_steps ({self.push_steps}) would publish checkpoints that nobody knows "
-                    "to be better yet; leave it out, or require_improvement."
-                )
-            if self.push_steps < 1 or self.push_steps % self.save_steps:
-                raise ValueError(
-                    f"push_steps ({self.push_steps}) must be a multiple of save_steps "
-                    f"({self.save_steps}): what is pushed is a checkpoint that was saved."
-                )
-
-    def _check_adapters(self) -> None:
-        for name in ("lora_rank", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1, or None for none.")
-        unknown = sorted(set(self.lora_targets) - set(LORA_TARGETS))
-        if unknown or not self.lora_targets:
-            raise ValueError(
-                f"lora_targets ({', '.join(unknown) or 'none'}) must be some of: "
-                f"{', '.join(LORA_TARGETS)}."
-            )
-        if self.lora_rank is not None and self.freeze_encoder_ratio == 1:
-            raise ValueError(
-                f"lora_rank ({self.lora_rank}) adapts the encoder, and freeze_encoder_ratio (1) "
-                "never trains it; leave one of them out."
-            )
-
-    @property
-    def compares_with_start(self) -> bool:
-        """Whether the run ends with a report on before and after: it has weights to change."""
-        return self.init_from is not None and self.freeze_encoder_ratio < 1
-
-    @property
-    def learning_rate(self) -> float:
-        """Peak learning rate (linear scaling rule, arXiv 1706.02677, Sec. 2.1)."""
-        return self.base_learning_rate * self.batch_size / 256
-
-    def num_steps(self, num_images: int | None) -> int:
-        """Optimizer steps of the whole run, given the size of the data set (None for a stream)."""
-        if self.max_steps is not None:
-            return self.max_steps
-        if num_images is None:
-            raise ValueError("a stream has no known length; give --max_steps.")
-        return max(1, round(self.epochs * (num_images // self.batch_size)))
+from .augmentations import AUGMENTATIONS, Augmentation
+from .training_config import TRAINING_FIELDS, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -347,21 +116,21 @@ class Run:
         for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
             model.pop(name, None)
         model |= {name: getattr(self.model, name) for name in RUN_DECIDES}
-        model |= _chosen(options, _model_fields())
+        model |= chosen(options, model_fields())
         parts = self.objectives()
         for name in SelfViTConfig.sub_configs_defaults:
             part = parts.get(name)
             if part is None:
                 model[name] = None
             else:
-                changed = {**part.to_dict(), **_chosen(options, _own_fields(part))}
+                changed = {**part.to_dict(), **chosen(options, own_fields(part))}
                 model[name] = type(part)(**changed)
         augmentation_fields = {entry.name for entry in fields(self.augmentation)}
         return replace(
             self,
             model=SelfViTConfig(**model),
-            augmentation=replace(self.augmentation, **_chosen(options, augmentation_fields)),
-            training=replace(self.training, **_chosen(options, TRAINING_FIELDS)),
+            augmentation=replace(self.augmentation, **chosen(options, augmentation_fields)),
+            training=replace(self.training, **chosen(options, TRAINING_FIELDS)),
         )
 
 
@@ -374,139 +143,23 @@ PLACE_ON_HUB = ("push_to_hub", "push_steps", "hub_private_repo", "hub_revision")
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 # What config.json says of the folder it lies in.
 OF_A_CHECKPOINT = ("auto_map", "transformers_version", *WRITTEN_BY)
-TRAINING_FIELDS = {entry.name for entry in fields(TrainingConfig)}
 
 
-def _chosen(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+def chosen(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return those of some values whose names are among others."""
     return {name: value for name, value in options.items() if name in names}
 
 
-def _own_fields(config: PreTrainedConfig) -> set[str]:
+def own_fields(config: PreTrainedConfig) -> set[str]:
+    """Return the names of the fields that a configuration adds to transformers' own."""
     inherited = {entry.name for entry in fields(PreTrainedConfig)}
     return {entry.name for entry in fields(config)} - inherited
 
 
-def _model_fields() -> set[str]:
+def model_fields() -> set[str]:
+    """Return the names of the encoder's fields that a run may set."""
     hidden = {"_out_features", "_out_indices", *SelfViTConfig.sub_configs_defaults}
-    return _own_fields(SelfViTConfig()) - hidden
+    return own_fields(SelfViTConfig()) - hidden
 
 
-def _plain_value(text: str) -> Any:
-    """Read "3", "1e-3", "true", "null", "[224, 96]" as what they are, anything else as text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
-
-
-NOT_GIVEN = object()
-
-
-def build_parser(run: Run) -> argparse.ArgumentParser:
-    """Return a parser with an option for every value of the run; the default is NOT_GIVEN."""
-    parser = HfArgumentParser(
-        [TrainingConfig, type(run.augmentation)],  # type: ignore[list-item]
-        prog="selfvit train RECIPE",
-        description="Options are fields of the recipe; --max_steps and --max-steps are the same.",
-        formatter_class=argparse.HelpFormatter,
-        allow_abbrev=False,
-    )
-    model_names = sorted(_model_fields())
-    for part in run.objectives().values():
-        model_names += sorted(_own_fields(part))
-    parser.add_argument(
-        "--no-code", dest="save_code", action="store_false", help="the same as --save_code false"
-    )
-    group = parser.add_argument_group("model", "fields of the configuration; see its documentation")
-    for name in model_names:
-        flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        group.add_argument(*flags, dest=name, type=_plain_value, metavar="VALUE")
-    names = [
-        entry.name for kind in (TrainingConfig, type(run.augmentation)) for entry in fields(kind)
-    ]
-    parser.set_defaults(**dict.fromkeys(names + model_names, NOT_GIVEN))
-    return parser
-
-
-Recipe = Callable[[int | None, int | None], Run]
-
-
-def make_run(
-    arguments: list[str],
-    recipes: dict[str, Recipe],
-    count_images: Callable[[TrainingConfig], int | None],
-) -> Run:
-    """Build a run from the command line.
-
-    Args:
-        arguments: a recipe's name or the path of a run's YAML, then options.
-        recipes: recipe by name; called with the number of images and the batch size that the
-            command line asks for, each None where it is not known.
-        count_images: opens the data and says how many images it has; None where unknown.
-
-    Raises:
-        ValueError: if there is no such recipe, or values do not fit together.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.")
-    name, *rest = arguments
-    if name in recipes:
-        draft = recipes[name](None, None)
-    elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        draft = Run.from_yaml(Path(name).read_text(encoding="utf-8"))
-    else:
-        raise ValueError(
-            f"there is no recipe or YAML file {name!r}; recipes: {', '.join(recipes)}."
-        )
-    given = vars(build_parser(draft).parse_args(rest))
-    options = {name: value for name, value in given.items() if value is not NOT_GIVEN}
-    training = replace(draft.training, **_chosen(options, TRAINING_FIELDS))
-    if not training.data:
-        raise ValueError("name the images to train on: --data FOLDER_OR_DATASET.")
-    if not training.output:
-        raise ValueError("name a folder for the run: --output FOLDER.")
-    run = draft
-    if name in recipes:
-        run = recipes[name](count_images(training), options.get("batch_size"))
-    if training.init_from is None:
-        return run.with_options(options)
-    # geometry and preprocessing of the checkpoint, then the command line
-    options = {**read_preprocessing(training.init_from), **options}
-    return run.with_options(options, encoder=read_config(training.init_from))
-
-
-def read_config(checkpoint: str) -> SelfViTConfig:
-    """Return the configuration of a selfvit checkpoint.
-
-    Raises:
-        ValueError: if there is none, or it is of another type of model.
-    """
-    try:
-        config = AutoConfig.from_pretrained(resolve_checkpoint(checkpoint))
-    except OSError as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
-    if not isinstance(config, SelfViTConfig):
-        raise ValueError(
-            f"{checkpoint} is a {config.model_type!r} checkpoint; training starts from one "
-            "of selfvit's own."
-        )
-    return config
-
-
-def read_preprocessing(checkpoint: str) -> dict[str, Any]:
-    """Return the fields of `TrainingConfig` that a checkpoint's image processor decides.
-
-    Weights go on being trained on what they were trained on. Empty for a checkpoint without one.
-    """
-    try:
-        processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
-    except OSError:
-        return {}
-    return {
-        "image_mean": list(processor.image_mean),
-        "image_std": list(processor.image_std),
-        "resize": "shortest_edge" if getattr(processor, "do_center_crop", False) else "square",
-    }
-
-
-__all__ = ["Recipe", "Run", "TrainingConfig", "build_parser", "make_run", "read_config"]
+__all__ = ["Run", "chosen", "model_fields", "own_fields"]

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .run import TrainingConfig
+from .training_config import TrainingConfig
 
 OPTIMIZER = "optimizer.bin"  # whole, as Accelerate writes it
 SHARDED_OPTIMIZER = "optimizer"  # folder, a file a process

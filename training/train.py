@@ -9,51 +9,42 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from .. import PRETRAINING_CLASSES
 from ..data.dataset_source import StreamingImageSource
-from ..data.image_source import NO_LABEL, ImageSource
+from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
-from ..modeling.modeling_selfvit import SelfViTForImageClassification
-from .batch_size import find_batch_size
-from .card import RunCard
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
+from .command_line import make_run
 from .cost import FREE, RunCost
-from .data import BatchPlan, build_loader, normalize
-from .evaluation import Evaluation, open_evaluation_images
+from .data import to_model_inputs
+from .evaluation import Evaluation
 from .faults import end_together, explained_faults
-from .hub_pushes import HubPushes, NotPublishedError
+from .hub_pushes import NotPublishedError
 from .interruption import Interruption, RunInterrupted
 from .logged_images import LoggedImages
 from .monitors import NonFiniteLossError, Reporter
-from .optimization import build_optimizer, check_optimizer, set_schedules
+from .optimization import build_optimizer, set_schedules
 from .plan import describe_plan
+from .preparation import build_accelerator, prepare
 from .recipes import RECIPES
-from .report import BeforeAfterReport, BestCheckpoint, choose_metric
-from .run import Run, TrainingConfig, make_run
+from .report import BeforeAfterReport, BestCheckpoint
+from .run import Run
 from .run_folder import check_output, check_shared, prepare_output
-from .sharding import WholeModel, num_shards, settle_sharding
+from .sharding import WholeModel, num_shards
 from .streaming import divide, stream_state
-from .trackers import chosen_trackers, start_trackers
+from .trackers import start_trackers
 from .trained_model import ModelWriter, build_trainable
-
-TRAINABLE_CLASSES = {
-    model_class.__name__: model_class
-    for model_class in (*PRETRAINING_CLASSES, SelfViTForImageClassification)
-}
+from .training_config import TrainingConfig
 
 
 def train(
@@ -85,79 +76,19 @@ def train(
     training = run.training
     interruption = interruption or Interruption()
     output = Path(training.output)
-    accelerator = Accelerator(
-        cpu=training.cpu,
-        mixed_precision=training.mixed_precision,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        log_with=chosen_trackers(training.tracker) or None,
-        project_dir=output,
-        kwargs_handlers=[
-            # buffers (the center) are equal everywhere: they are computed from reduced values
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
-        ],
-    )
-    settle_sharding(accelerator, training)
-
-    # --- all that can be wrong, before anything is written
-    run = with_labels_of(source, run)
-    num_steps = training.num_steps(
-        None if isinstance(source, StreamingImageSource) else len(source)
-    )
-    plan = BatchPlan(
-        num_steps=num_steps,
-        start_step=0,
-        batch_size=training.batch_size,
-        accumulation_steps=training.gradient_accumulation_steps,
-        num_processes=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
-
-    def loader_from(plan: BatchPlan, stream_state: dict[str, Any] | None = None) -> Any:
-        return build_loader(
-            source,
-            run.augmentation,
-            plan,
-            image_size=run.model.image_height_width,
-            patch_size=run.model.patch_size,
-            seed=training.seed,
-            with_labels=run.is_classifier,
-            num_workers=training.num_workers,
-            shuffle_buffer=training.shuffle_buffer,
-            data_timeout=training.data_timeout,
-            stream_state=stream_state,
-        )
-
-    def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Any]]:
-        for batch in loader_from(plan):
-            del batch["skipped"]
-            yield to_model_inputs(batch, training, accelerator.device)
-
-    def build() -> Any:
-        return build_trainable(run, TRAINABLE_CLASSES[run.architecture])
-
-    loader_from(plan)
-    check_optimizer(training, accelerator.device)
-    if training.find_batch_size:
-        run = find_batch_size(run, plan, accelerator, build, inputs_from)
-        training = run.training
-        plan = replace(plan, accumulation_steps=training.gradient_accumulation_steps)
-        accelerator.gradient_accumulation_steps = training.gradient_accumulation_steps
-    evaluation_images = open_evaluation_images(run, source)
-    metric = choose_metric(run, evaluation_images)
-    pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
-    card = RunCard(run, source, num_steps, accelerator)
+    accelerator = build_accelerator(training)
+    prepared = prepare(run, source, accelerator)
+    run, plan, num_steps = prepared.run, prepared.plan, prepared.plan.num_steps
+    training, card, pushes = run.training, prepared.card, prepared.pushes
     set_seed(training.seed)
-    model = build()
+    model = build_trainable(run)
     if training.dry_run:
         check_output(run)
         layout = accelerator.mixed_precision, num_shards(accelerator)
-        accelerator.print(describe_plan(run, model, source, plan, loader_from, *layout))
+        accelerator.print(describe_plan(run, model, source, plan, prepared.loader, *layout))
         return {}
     if isinstance(source, StreamingImageSource):
-        division = divide(source, plan.num_processes, training.num_workers)
-        accelerator.print(f"stream: {division}")
+        accelerator.print(f"stream: {divide(source, plan.num_processes, training.num_workers)}")
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
@@ -178,8 +109,8 @@ def train(
     set_seed(training.seed, device_specific=True)  # drop path differs between processes
 
     # --- what it starts from
-    evaluation = Evaluation(whole.model, processor, run, evaluation_images, accelerator.device)
-    best = BestCheckpoint(writer, output, metric)
+    evaluation = Evaluation(whole.model, processor, run, prepared.images, accelerator.device)
+    best = BestCheckpoint(writer, output, prepared.metric)
     report = BeforeAfterReport(accelerator, evaluation, run, best)
     report.measure_before()
 
@@ -216,7 +147,7 @@ def train(
         accelerator, model, run, reporter, start_step=start_step, state=state.get("monitors")
     )
     pictures = LoggedImages(accelerator, model, processor, reporter, training.image_steps)
-    loader = loader_from(replace(plan, start_step=start_step), state.get("stream"))
+    loader = prepared.loader(replace(plan, start_step=start_step), state.get("stream"))
     batches = iter(loader)
     num_frozen_steps = round(training.freeze_encoder_ratio * num_steps)
     metrics: dict[str, float] = state.get("metrics", {})
@@ -305,44 +236,6 @@ def train(
     report.require_improvement()  # before the model is published
     pushes.result()
     return metrics
-
-
-def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
-    """Give a classifier the names of the classes of its data.
-
-    Raises:
-        ValueError: if the data has no labels.
-    """
-    if not run.is_classifier:
-        return run
-    if source.label_names is None:
-        raise ValueError(
-            f"{source.description} has no labels, and {run.recipe} needs them: put the images of "
-            "each class into a folder of its name, or name the column with --label_column."
-        )
-    labels = source.labels() if isinstance(source, ImageSource) else None
-    if labels is not None and (labels == NO_LABEL).any():
-        raise ValueError(
-            f"{(labels == NO_LABEL).sum()} of the {len(labels)} images have no label, and "
-            f"{run.recipe} needs them all; leave these images out."
-        )
-    model = type(run.model)(**run.model.to_diff_dict())
-    model.id2label = dict(enumerate(source.label_names))
-    model.label2id = {name: index for index, name in enumerate(source.label_names)}
-    return replace(run, model=model)
-
-
-def to_model_inputs(
-    batch: dict[str, Any], training: TrainingConfig, device: torch.device
-) -> dict[str, Any]:
-    """Move a batch to the device, and normalise its views there: uint8 travels faster."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return {
-        name: normalize(value, training.image_mean, training.image_std)
-        if value.dtype == torch.uint8
-        else value
-        for name, value in moved.items()
-    }
 
 
 def train_or_roll_back(

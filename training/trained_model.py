@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from .. import PRETRAINING_CLASSES
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
-from ..modeling.modeling_selfvit import SelfViTModel
+from ..modeling.modeling_selfvit import SelfViTForImageClassification, SelfViTModel
 from ..sharing.adapter_files import ADAPTER
 from ..sharing.provenance import CARD
 from .adapters import (
@@ -25,8 +26,13 @@ from .adapters import (
 from .run import Run
 from .sharding import WholeModel
 
+TRAINABLE_CLASSES = {
+    model_class.__name__: model_class
+    for model_class in (*PRETRAINING_CLASSES, SelfViTForImageClassification)
+}
 
-def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
+
+def build_trainable(run: Run) -> Any:
     """Build the model to train: from scratch, from an encoder, or from a whole checkpoint.
 
     Raises:
@@ -36,19 +42,20 @@ def build_trainable(run: Run, model_class: type[PreTrainedModel]) -> Any:
     """
     training = run.training
     if training.lora_rank is None:
-        return _starting_model(run, model_class)
+        return _starting_model(run)
     if training.init_from is None:
         raise ValueError(
             f"lora_rank ({training.lora_rank}) trains adapters of weights that stand still, so "
             "these must be pretrained ones: give --init_from CHECKPOINT."
         )
-    model = _starting_model(run, model_class)
+    model = _starting_model(run)
     add_adapters(model, training)
     return model
 
 
-def _starting_model(run: Run, model_class: type[PreTrainedModel]) -> Any:
+def _starting_model(run: Run) -> Any:
     training = run.training
+    model_class: type[PreTrainedModel] = TRAINABLE_CLASSES[run.architecture]
     if training.init_from is None:
         return model_class(run.model)
     checkpoint = resolve_checkpoint(training.init_from)
@@ -105,4 +112,4 @@ class ModelWriter:
             self.whole.load(load_file(folder / "model.safetensors"))
 
 
-__all__ = ["ModelWriter", "build_trainable"]
+__all__ = ["TRAINABLE_CLASSES", "ModelWriter", "build_trainable"]

@@ -29,9 +29,10 @@ from selfvit.training.adapters import (
 )
 from selfvit.training.optimization import build_optimizer
 from selfvit.training.recipes import RECIPES
-from selfvit.training.run import LORA_TARGETS, Run, TrainingConfig
-from selfvit.training.train import TRAINABLE_CLASSES, main
+from selfvit.training.run import Run
+from selfvit.training.train import main
 from selfvit.training.trained_model import build_trainable
+from selfvit.training.training_config import LORA_TARGETS, TrainingConfig
 
 from ..objectives import tiny_config
 from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
@@ -64,7 +65,7 @@ def adapted_model(output, step):
     run = Run.from_yaml((checkpoint / "training.yaml").read_text())
     if run.is_classifier:
         run.model.id2label = {0: "bright", 1: "dark"}
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    model = build_trainable(run)
     load_unmerged(model, checkpoint)
     return model.eval()
 
@@ -178,7 +179,7 @@ def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(tr
 def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tiny_checkpoint):
     _, output = trained
     run = Run.from_yaml((output / "training.yaml").read_text())
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    model = build_trainable(run)
     given = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
     for encoder in (model.vit, model.trained_encoder):
         np.testing.assert_array_equal(embed(encoder, output, two_classes), given)
@@ -236,7 +237,7 @@ def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_c
 def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
     kind, output = trained
     run = Run.from_yaml((output / "training.yaml").read_text())
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture]).train()
+    model = build_trainable(run).train()
     optimizer = build_optimizer(model, run.training)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
@@ -335,7 +336,7 @@ def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
     options = ("--max_steps", 2, "--init_scope", "all", "--freeze_encoder_ratio", 0)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *sizes))
     run = Run.from_yaml((tmp_path / "out" / "training.yaml").read_text())
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture])
+    model = build_trainable(run)
     whole = AutoModelForPreTraining.from_pretrained(tiny_checkpoint)
     for part in ("head", "student.head", "loss"):
         assert equal(model.get_submodule(part).state_dict(), whole.get_submodule(part).state_dict())
@@ -372,7 +373,7 @@ def stepped_optimizer(recipe, checkpoint, **options):
     config = SelfViTConfig.from_pretrained(checkpoint)
     options = {"init_from": str(checkpoint), "local_view_size": 16, **options}
     run = RECIPES[recipe](None, None).with_options(options, encoder=config)
-    model = build_trainable(run, TRAINABLE_CLASSES[run.architecture]).train()
+    model = build_trainable(run).train()
     optimizer = build_optimizer(model, run.training)
     model(global_views=torch.randn(2, 2, 3, 32, 32)).loss.backward()
     optimizer.step()

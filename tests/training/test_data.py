@@ -7,14 +7,8 @@ from selfvit import SelfViTConfig
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations import CropAndFlip, MixedCrop, MultiCrop
-from selfvit.training.data import (
-    BatchPlan,
-    ShuffledBatches,
-    ViewDataset,
-    build_loader,
-    collate,
-    normalize,
-)
+from selfvit.training.batch_plan import BatchPlan, ShuffledBatches
+from selfvit.training.data import ViewDataset, build_loader, collate, normalize
 from selfvit.training.streaming import stream_state
 
 from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg

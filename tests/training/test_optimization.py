@@ -18,7 +18,7 @@ from selfvit.training.optimization import (
     set_schedules,
     state_bytes,
 )
-from selfvit.training.run import TrainingConfig
+from selfvit.training.training_config import TrainingConfig
 
 GEOMETRY = {
     "hidden_size": 32,

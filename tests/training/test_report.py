@@ -17,10 +17,10 @@ from selfvit.cli import app
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.evaluation.evaluate import evaluate_checkpoint
+from selfvit.training.command_line import make_run
 from selfvit.training.evaluation import Evaluation, open_evaluation_images
 from selfvit.training.recipes import RECIPES
 from selfvit.training.report import NoImprovementError
-from selfvit.training.run import make_run
 from selfvit.training.train import main, open_source
 
 from ..image_files import noise

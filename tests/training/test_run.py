@@ -1,9 +1,11 @@
 import pytest
 
+from selfvit.training.command_line import make_run
 from selfvit.training.recipes import RECIPES
 from selfvit.training.recipes.dino import dino_finetune
 from selfvit.training.recipes.supervised import mae_classify
-from selfvit.training.run import Run, TrainingConfig, make_run
+from selfvit.training.run import Run
+from selfvit.training.training_config import TrainingConfig
 
 from ..objectives import tiny_config, tiny_mae_config
 

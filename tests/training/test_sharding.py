@@ -15,9 +15,9 @@ from transformers import AutoModel
 from selfvit.training.manifest import what_is_broken
 from selfvit.training.optimization import build_optimizer
 from selfvit.training.plan import exact_memory
-from selfvit.training.run import TrainingConfig
 from selfvit.training.sharding import settle_sharding
 from selfvit.training.train import main
+from selfvit.training.training_config import TrainingConfig
 
 from ..objectives import OBJECTIVES as CONTRACTS
 from .processes import AtLogLine, Wait, kill_self, wait_until

@@ -10,7 +10,8 @@ import torch
 
 from selfvit.data.sources import open_images
 from selfvit.training.augmentations import CropAndFlip
-from selfvit.training.data import BatchPlan, build_loader
+from selfvit.training.batch_plan import BatchPlan
+from selfvit.training.data import build_loader
 from selfvit.training.streaming import divide, stream_state
 from selfvit.training.train import main
 

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForPreTraining, pipeline
 from selfvit import SelfViTModel
 from selfvit.modeling.loading import load_strictly
 from selfvit.training.monitors import NonFiniteLossError
-from selfvit.training.train import TRAINABLE_CLASSES, main
+from selfvit.training.train import main
+from selfvit.training.trained_model import TRAINABLE_CLASSES
 
 from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg
 from .tiny_runs import (

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ...configuration.configuration_dino import DINOConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations import MultiCrop
-from ..run import Run, TrainingConfig
+from ..run import Run
+from ..training_config import TrainingConfig
 
 
 def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:

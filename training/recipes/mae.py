@@ -5,7 +5,8 @@ from __future__ import annotations
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations import MAECrop
-from ..run import Run, TrainingConfig
+from ..run import Run
+from ..training_config import TrainingConfig
 
 
 def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:

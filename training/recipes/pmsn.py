@@ -7,7 +7,8 @@ import math
 from ...configuration.configuration_pmsn import PMSNConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations import FocalCrops
-from ..run import Run, TrainingConfig
+from ..run import Run
+from ..training_config import TrainingConfig
 
 
 def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:

@@ -6,7 +6,8 @@ import math
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations import CropAndFlip, MixedCrop
-from ..run import Run, TrainingConfig
+from ..run import Run
+from ..training_config import TrainingConfig
 
 
 def classify(num_images: int | None, batch_size: int | None) -> Run:

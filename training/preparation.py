@@ -1,0 +1,190 @@
+"""Before a run: its processes, and all that can be wrong, told before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data.dataset_source import StreamingImageSource
+from ..data.image_source import NO_LABEL, ImageSource
+from .batch_plan import BatchPlan
+from .batch_size import find_batch_size
+from .card import RunCard
+from .data import build_loader, to_model_inputs
+from .evaluation import EvaluationImages, open_evaluation_images
+from .hub_pushes import HubPushes
+from .optimization import check_optimizer
+from .report import choose_metric
+from .run import Run
+from .sharding import settle_sharding
+from .trackers import chosen_trackers
+from .trained_model import build_trainable
+from .training_config import TrainingConfig
+
+
+def build_accelerator(training: TrainingConfig) -> Accelerator:
+    """Return Accelerate's handle on the processes, in the configuration that it was launched with.
+
+    Raises:
+        ValueError: if that does not go together with the run, or a tracker is not installed.
+    """
+    accelerator = Accelerator(
+        cpu=training.cpu,
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        log_with=chosen_trackers(training.tracker) or None,
+        project_dir=Path(training.output),
+        kwargs_handlers=[
+            # buffers (the center) are equal everywhere: they are computed from reduced values
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
+    )
+    settle_sharding(accelerator, training)
+    return accelerator
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A run that was checked, with what it is going to need; nothing is written yet.
+
+    Args:
+        run: with the classes of its data, and the micro-batches that fit into memory.
+        source: the images.
+        plan: of its batches.
+        images: that it is evaluated on, if it is.
+        metric: the figure that judges it, if any.
+        pushes: to the Hub.
+        card: of its checkpoints.
+    """
+
+    run: Run
+    source: ImageSource | StreamingImageSource
+    plan: BatchPlan
+    images: EvaluationImages | None
+    metric: str | None
+    pushes: HubPushes
+    card: RunCard
+
+    def loader(self, plan: BatchPlan, stream_state: dict[str, Any] | None = None) -> DataLoader:
+        """Return a loader of a plan's batches; of a stream, from where its readers stood."""
+        return loader_of(self.run, self.source, plan, stream_state)
+
+
+def prepare(
+    run: Run, source: ImageSource | StreamingImageSource, accelerator: Accelerator
+) -> Preparation:
+    """Check a run, and find what it leaves open.
+
+    Args:
+        run: as it was asked for.
+        source: the images.
+        accelerator: of `build_accelerator`; is told how often gradients are accumulated.
+
+    Raises:
+        ValueError: if run and data do not fit together.
+        FileExistsError: if the output folder is taken.
+        PermissionError: if the run is to be pushed to the Hub, and may not.
+    """
+    run = with_labels_of(source, run)
+    training = run.training
+    is_stream = isinstance(source, StreamingImageSource)
+    plan = BatchPlan(
+        num_steps=training.num_steps(None if is_stream else len(source)),  # type: ignore[arg-type]
+        start_step=0,
+        batch_size=training.batch_size,
+        accumulation_steps=training.gradient_accumulation_steps,
+        num_processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    loader_of(run, source, plan)
+    check_optimizer(training, accelerator.device)
+    if training.find_batch_size:
+        run, plan = _with_batches_that_fit(run, source, plan, accelerator)
+    images = open_evaluation_images(run, source)
+    pushes = accelerator.is_main_process and not training.dry_run
+    return Preparation(
+        run=run,
+        source=source,
+        plan=plan,
+        images=images,
+        metric=choose_metric(run, images),
+        pushes=HubPushes(training, plan.num_steps, pushes),
+        card=RunCard(run, source, plan.num_steps, accelerator),
+    )
+
+
+def loader_of(
+    run: Run,
+    source: ImageSource | StreamingImageSource,
+    plan: BatchPlan,
+    stream_state: dict[str, Any] | None = None,
+) -> DataLoader:
+    """Return a loader of a run's views."""
+    return build_loader(
+        source,
+        run.augmentation,
+        plan,
+        image_size=run.model.image_height_width,
+        patch_size=run.model.patch_size,
+        seed=run.training.seed,
+        with_labels=run.is_classifier,
+        num_workers=run.training.num_workers,
+        shuffle_buffer=run.training.shuffle_buffer,
+        data_timeout=run.training.data_timeout,
+        stream_state=stream_state,
+    )
+
+
+def _with_batches_that_fit(
+    run: Run,
+    source: ImageSource | StreamingImageSource,
+    plan: BatchPlan,
+    accelerator: Accelerator,
+) -> tuple[Run, BatchPlan]:
+    def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Tensor]]:
+        for batch in loader_of(run, source, plan):
+            del batch["skipped"]
+            yield to_model_inputs(batch, run.training, accelerator.device)
+
+    found = find_batch_size(run, plan, accelerator, lambda: build_trainable(run), inputs_from)
+    steps = found.training.gradient_accumulation_steps
+    accelerator.gradient_accumulation_steps = steps
+    return found, replace(plan, accumulation_steps=steps)
+
+
+def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
+    """Give a classifier the names of the classes of its data.
+
+    Raises:
+        ValueError: if the data has no labels.
+    """
+    if not run.is_classifier:
+        return run
+    if source.label_names is None:
+        raise ValueError(
+            f"{source.description} has no labels, and {run.recipe} needs them: put the images of "
+            "each class into a folder of its name, or name the column with --label_column."
+        )
+    labels = source.labels() if isinstance(source, ImageSource) else None
+    if labels is not None and (labels == NO_LABEL).any():
+        raise ValueError(
+            f"{(labels == NO_LABEL).sum()} of the {len(labels)} images have no label, and "
+            f"{run.recipe} needs them all; leave these images out."
+        )
+    model = type(run.model)(**run.model.to_diff_dict())
+    model.id2label = dict(enumerate(source.label_names))
+    model.label2id = {name: index for index, name in enumerate(source.label_names)}
+    return replace(run, model=model)
+
+
+__all__ = ["Preparation", "build_accelerator", "loader_of", "prepare", "with_labels_of"]
