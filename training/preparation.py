@@ -45,7 +45,7 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
         kwargs_handlers=[
             # buffers (the center) are equal everywhere: they are computed from reduced values
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10
+            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10 min
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
     )
