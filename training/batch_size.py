@@ -56,7 +56,8 @@ def find_batch_size(
 
     Raises:
         FileExistsError: if the output folder is taken, as `check_output`.
-        ValueError: if not even one image fits, or the model is sharded over processes.
+        ValueError: if not even the fewest images fit that the objective can be trained with, or
+            the model is sharded over processes.
     """
     training = run.training
     if training.resume:
@@ -72,7 +73,8 @@ def find_batch_size(
     everyone = accelerator.gather(torch.tensor([needed], device=accelerator.device))
     if everyone.min() == 0:
         raise ValueError(
-            f"not even a micro-batch of one image fits into the memory of {accelerator.device}; "
+            "not even a micro-batch of one image (or the few that the objective needs) fits into "
+            f"the memory of {accelerator.device}; "
             "try activation_checkpointing true, mixed_precision bf16, a smaller image_size or a "
             "smaller model."
         )
@@ -129,8 +131,10 @@ def _accumulation_that_fits(
         try:
             train_a_little(run, build_model(), inputs_from(smaller), smaller, accelerator)
             break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, ValueError) as error:
+            # of too few images, KoLeo and batch norm say so by ValueErrors
+            too_few = isinstance(error, ValueError) and smaller != plan
+            if not (is_out_of_memory(error) or too_few):
                 raise
         if accelerator.is_local_main_process:
             print(f"find_batch_size: {smaller.micro_batch_size} images at a time do not fit.")
