@@ -212,7 +212,7 @@ def test_a_resumed_run_equals_the_unbroken_one_even_if_what_it_started_from_has_
 
 
 def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 30, "--save_steps", 5)
+    options = ("--max_steps", 50, "--save_steps", 10)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     main(command("dino", tiny_checkpoint, two_classes, unbroken, *options))
     killed = command("dino", tiny_checkpoint, two_classes, broken, *options)
@@ -227,7 +227,7 @@ def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_c
 
     main([*killed, "--resume", "true"])
     assert log_of(broken) == log_of(unbroken)
-    last = "checkpoints/step-00000030"
+    last = "checkpoints/step-00000050"
     assert equal(weights_of(broken), weights_of(unbroken))
     assert equal(load_file(broken / last / UNMERGED), load_file(unbroken / last / UNMERGED))
 
