@@ -25,6 +25,7 @@ from ..data.image_source import NO_LABEL, ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..modeling.modeling_selfvit import SelfViTForImageClassification
+from .adapters import check_adapters
 from .card import RunCard
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
@@ -118,6 +119,7 @@ def train(
 
     loader_from(plan)
     check_optimizer(training, accelerator.device)
+    check_adapters(training, accelerator.distributed_type)
     evaluation_images = open_evaluation_images(run, source)
     metric = choose_metric(run, evaluation_images)
     pushes = HubPushes(training, num_steps, accelerator.is_main_process and not training.dry_run)
