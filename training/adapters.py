@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -49,6 +50,21 @@ class ParameterCounts:
 
     own: int
     adapters: int
+
+
+def check_adapters(training: TrainingConfig, distributed_type: DistributedType) -> None:
+    """Refuse adapters where they would not train rightly, before anything is written.
+
+    Raises:
+        ValueError: if the model is divided over processes: two encoders that share tensors cannot
+            be taken apart one by one.
+    """
+    if training.lora_rank is not None and distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            f"lora_rank ({training.lora_rank}): student and teacher share the encoder, which FSDP "
+            "would divide twice; use DDP (accelerate launch --multi_gpu), as adapters need little "
+            "memory, or leave lora_rank out."
+        )
 
 
 def add_adapters(model: Any, training: TrainingConfig) -> None:
@@ -197,6 +213,7 @@ __all__ = [
     "UNMERGED",
     "ParameterCounts",
     "add_adapters",
+    "check_adapters",
     "count_parameters",
     "has_adapters",
     "load_unmerged",

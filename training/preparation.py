@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import NO_LABEL, ImageSource
+from .adapters import check_adapters
 from .batch_plan import BatchPlan
 from .batch_size import find_batch_size
 from .card import RunCard
@@ -108,6 +109,7 @@ def prepare(
     )
     loader_of(run, source, plan)
     check_optimizer(training, accelerator.device)
+    check_adapters(training, accelerator.distributed_type)
     if training.find_batch_size:
         run, plan = _with_batches_that_fit(run, source, plan, accelerator)
     images = open_evaluation_images(run, source)

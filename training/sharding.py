@@ -57,12 +57,6 @@ def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
     """
     if not is_sharded(accelerator):
         return
-    if training.lora_rank is not None:
-        raise ValueError(
-            f"lora_rank ({training.lora_rank}) trains so little that there is nothing to divide, "
-            "and student and teacher share their weights, which FSDP2 cannot shard; use DDP "
-            "(examples/launch/8_gpus_ddp.yaml)."
-        )
     if training.optimizer != "adamw_torch_fused":
         raise ValueError(
             f"optimizer ({training.optimizer!r}) keeps states that FSDP2 cannot divide; use "

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
@@ -23,6 +24,7 @@ from selfvit.sharing.published_files import choose_files
 from selfvit.training.adapters import (
     UNMERGED,
     add_adapters,
+    check_adapters,
     count_parameters,
     load_unmerged,
     save_adapter,
@@ -213,7 +215,7 @@ def test_a_resumed_run_equals_the_unbroken_one_even_if_what_it_started_from_has_
 
 
 def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 30, "--save_steps", 5)
+    options = ("--max_steps", 50, "--save_steps", 10)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     main(command("dino", tiny_checkpoint, two_classes, unbroken, *options))
     killed = command("dino", tiny_checkpoint, two_classes, broken, *options)
@@ -228,7 +230,7 @@ def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_c
 
     main([*killed, "--resume", "true"])
     assert log_of(broken) == log_of(unbroken)
-    last = "checkpoints/step-00000030"
+    last = "checkpoints/step-00000050"
     assert equal(weights_of(broken), weights_of(unbroken))
     assert equal(load_file(broken / last / UNMERGED), load_file(unbroken / last / UNMERGED))
 
@@ -501,6 +503,14 @@ def test_an_adapter_is_published_where_others_have_its_base(trained):
 def test_values_that_make_no_sense_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**options)
+
+
+def test_adapters_of_a_model_divided_over_processes_are_refused():
+    training = TrainingConfig(init_from="encoder", lora_rank=4)
+    with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
+        check_adapters(training, DistributedType.FSDP)
+    check_adapters(training, DistributedType.MULTI_GPU)
+    check_adapters(TrainingConfig(), DistributedType.FSDP)
 
 
 def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):
