@@ -248,7 +248,8 @@ def build_loader(
         patch_size: pixels.
         seed: of the run.
         with_labels: whether batches have labels.
-        num_workers: processes that decode; a stream has as many as its shards allow.
+        num_workers: processes that decode; a stream has at least one, and as
+            many as its shards allow.
         shuffle_buffer: records that each reader of a stream shuffles at a time.
         data_timeout: seconds that one image may take, 0 is for ever.
         stream_state: of the checkpoint that a stream goes on from.
@@ -259,7 +260,9 @@ def build_loader(
     division = None
     if isinstance(source, StreamingImageSource):
         division = divide(source, plan.num_processes, num_workers)
-        num_workers = min(num_workers, division.num_workers)
+        # At least one: pyarrow's threads still read when this process would end, and it would hang;
+        # a worker ends without waiting for them.
+        num_workers = division.num_workers
     board = ReadingBoard(num_workers)
     views = (augmentation, image_size, patch_size, seed, with_labels, board)
     num_classes = len(source.label_names) if with_labels and source.label_names else None

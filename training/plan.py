@@ -55,18 +55,18 @@ class Memory:
 def exact_memory(
     model: Any,
     optimizer: torch.optim.Optimizer,
-    name: str,
     num_processes: int,
     num_shards: int = 1,
+    name: str = "adamw_torch_fused",
 ) -> Memory:
     """Count the bytes that follow from the parameters alone.
 
     Args:
         model: to train.
         optimizer: of its parameters.
-        name: of the optimizer, as a run calls it.
         num_processes: that train together.
         num_shards: processes that FSDP2 divides the model over; 1 without it.
+        name: of the optimizer, as a run calls it.
     """
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = sum(parameter.nbytes for parameter in trained)
@@ -154,7 +154,7 @@ def describe_plan(
     num_trained = sum(
         parameter.numel() for group in optimizer.param_groups for parameter in group["params"]
     )
-    memory = exact_memory(model, optimizer, training.optimizer, plan.num_processes, num_shards)
+    memory = exact_memory(model, optimizer, plan.num_processes, num_shards, training.optimizer)
     activations, views = measure_activations(run, model, plan, loader_from, precision)
     encoder = count_parameters(model.vit)
     gathered = f", blocks gathered {_size(memory.gathered)}" if num_shards > 1 else ""

@@ -173,9 +173,14 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
     if not run.is_classifier:
         return run
     if source.label_names is None:
+        fix = "put the images of each class into a folder of its name"
+        if isinstance(source, StreamingImageSource):
+            fix = (
+                "of a stream only a ClassLabel's names are known beforehand: leave out --streaming"
+            )
         raise ValueError(
-            f"{source.description} has no labels, and {run.recipe} needs them: put the images of "
-            "each class into a folder of its name, or name the column with --label_column."
+            f"{source.description} has no labels, and {run.recipe} needs them: {fix}, or name the "
+            "column with --label_column."
         )
     labels = source.labels() if isinstance(source, ImageSource) else None
     if labels is not None and (labels == NO_LABEL).any():

@@ -17,7 +17,8 @@ from selfvit.training.train import main
 
 from ..data.shards import write_parquet_shards, write_tar_shards
 from .processes import AtLogLine, kill_self, start_training, start_two
-from .tiny_runs import arguments, log_of, weights_of
+from .test_watching import hanging
+from .tiny_runs import LOOP, arguments, log_of, weights_of
 
 SEED = 3
 
@@ -143,6 +144,11 @@ def test_workers_are_as_many_as_have_shards_of_their_own(
     assert re.match(text, str(division))
 
 
+def test_a_stream_is_read_by_a_worker_even_if_none_is_asked_for(parquet):
+    # threads of pyarrow that read on made a process hang at its end
+    assert loader_of(parquet, num_workers=0).num_workers == 1
+
+
 def test_one_parquet_file_feeds_several_workers_by_its_row_groups(tmp_path):
     source = open_images(write_parquet_shards(tmp_path, [24], row_group_size=4), streaming=True)
     assert divide(source, 1, 3).num_workers == 3
@@ -226,6 +232,30 @@ def test_a_killed_run_of_two_processes_resumes_to_the_same_result(shards, tmp_pa
     resumed = start_two([*command("killed"), "--resume", "true"], tmp_path / "c")
     assert [process.exit_code() for process in resumed] == [0, 0], resumed[0].printed
     assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_a_shard_that_hangs_ends_the_run_with_its_number(shards, tmp_path):
+    command = arguments("mae", shards, tmp_path / "out", *STREAM, "--num_workers", 2)
+    with hanging(shards / "shard-002.tar"):
+        training = start_training([*command, "--data_timeout", "2"], tmp_path / "printed.txt")
+        assert training.exit_code() == 2
+    assert "error: reading shard 2 of WebDataset tars in" in training.printed
+
+
+def test_a_classifier_on_a_stream_of_plain_labels_is_told_to_leave_out_streaming(shards, tmp_path):
+    options = ("--streaming", "true", "--max_steps", 2)
+    with pytest.raises(ValueError, match=r"only a ClassLabel's names.*leave out --streaming"):
+        main(
+            [
+                "classify",
+                *LOOP,
+                "--data",
+                str(shards),
+                "--output",
+                str(tmp_path),
+                *map(str, options),
+            ]
+        )
 
 
 def test_shards_that_were_added_are_noticed_at_a_resume(shards, tmp_path):
