@@ -127,10 +127,8 @@ class StreamingImageSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what can be known without reading it: description, columns, number of shards."""
-        return hash_of(
-            [self.description.encode(), str(self._columns).encode(), str(self.num_shards).encode()]
-        )
+        """Hash of what can be known without reading the stream: its description and columns."""
+        return hash_of([self.description.encode(), str(self._columns).encode()])
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1

@@ -97,8 +97,8 @@ def readers_to_resume(
         rank: of the process.
 
     Raises:
-        ValueError: if the stream was divided among other processes and workers, or the checkpoint
-            does not say where they stood.
+        ValueError: if the stream had other shards, or was divided among other processes and
+            workers, or the checkpoint does not say where they stood.
     """
     if saved is None:
         raise ValueError(
@@ -113,6 +113,14 @@ def readers_to_resume(
             "{} now. ".format(*then, *now)
             + f"Launch {then[0]} processes with --num_workers {then[1]}, or start anew in another "
             "--output, with --init_from."
+        )
+    # after the readers: their number decides whether row groups are shards
+    shards_now = division.source.num_shards
+    if saved["num_shards"] != shards_now:
+        raise ValueError(
+            f"the data set changed since the checkpoint was saved: {saved['num_shards']} shards "
+            f"then, {shards_now} now, of {division.source.description}. Bring the same back, or "
+            "start anew with --init_from."
         )
     return [ReaderState.from_dict(values) for values in saved["readers"][rank]]
 
@@ -153,6 +161,7 @@ class StreamLoader(WatchedLoader):
         All processes must ask.
         """
         return {
+            "num_shards": self._division.source.num_shards,
             "num_processes": self._division.num_processes,
             "num_workers": self._division.num_workers,
             "readers": gather_object([[reader.to_dict() for reader in self._readers]]),

@@ -153,13 +153,6 @@ def test_a_stream_keeps_class_names_and_pixels(tmp_path):
     assert kept == ["shard 0 row 3"]
 
 
-def test_the_fingerprint_notices_a_shard_more(tmp_path):
-    before = open_images(write_parquet_shards(tmp_path, [2, 2]), streaming=True).fingerprint
-    assert open_images(tmp_path, streaming=True).fingerprint == before
-    write_parquet_shards(tmp_path, [2, 2, 2])
-    assert open_images(tmp_path, streaming=True).fingerprint != before
-
-
 def test_plain_labels_are_not_streamed(tmp_path):
     stream = open_images(write_tar_shards(tmp_path, [2]), streaming=True)
     assert stream.label_names is None
