@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as differentiable_all_gather
 
 _alone = False
 
@@ -42,6 +41,23 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         return _reduced(gradient, dist.ReduceOp.SUM)
+
+
+class _AllGather(torch.autograd.Function):
+    """Every process has every part, so a part's gradient is the sum of what all make of it."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor, dim: int) -> Tensor:
+        context.dim, context.size = dim, tensor.shape[dim]
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts, dim=dim)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = _reduced(gradient, dist.ReduceOp.SUM)
+        start = dist.get_rank() * context.size
+        return total.narrow(context.dim, start, context.size), None
 
 
 def _reduced(tensor: Tensor, operation: Any) -> Tensor:
@@ -79,8 +95,8 @@ def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
     """
     if not several_processes():
         return tensor, 0
-    everyone = differentiable_all_gather(tensor.contiguous())
-    return torch.cat(list(everyone), dim=dim), dist.get_rank() * tensor.shape[dim]
+    everyone = _AllGather.apply(tensor.contiguous(), dim)
+    return everyone, dist.get_rank() * tensor.shape[dim]
 
 
 __all__ = [

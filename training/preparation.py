@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -37,6 +38,8 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     Raises:
         ValueError: if that does not go together with the run, or a tracker is not installed.
     """
+    # Accelerate has no argument yet for what torch 2.14 calls forward_sync_buffers
+    warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
     accelerator = Accelerator(
         cpu=training.cpu,
         mixed_precision=training.mixed_precision,

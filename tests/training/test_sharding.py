@@ -69,7 +69,7 @@ def _describe_division(name, file):
     """Take a step; write down how the model is divided."""
     objective = next(objective for objective in CONTRACTS if objective.name == name)
     accelerator = Accelerator()
-    settle_sharding(accelerator)
+    settle_sharding(accelerator, TrainingConfig())
     torch.manual_seed(0)
     model = objective.model_class(objective.config())
     optimizer = build_optimizer(model, TrainingConfig(layer_decay=0.5))
