@@ -135,10 +135,13 @@ class RunCard:
     def _of_the_model(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
         rows = {"Precision": self.precision}
         if has_adapters(model):
+            training = self.run.training
+            # a base that others cannot open: see adapter_to_publish
+            kept = "" if hub_id(str(training.init_from)) else ", and is not published"
             rows["Adapters"] = (
-                f"{adapters_in_words(self.run.training, model)}. The encoder's own weights stood "
-                f"still. These weights have the adapters merged; `{ADAPTER}/` holds them alone, in "
-                "PEFT's format"
+                f"{adapters_in_words(training, model)}. The encoder's own weights stood still. "
+                f"These weights have the adapters merged; `{ADAPTER}/` holds them alone, in PEFT's "
+                f"format{kept}"
             )
         return rows
 
@@ -184,7 +187,8 @@ def hyper_parameters(run: Run) -> dict[str, str]:
     if training.layer_decay != 1:
         rows["Layer decay"] = f"{training.layer_decay:g} a block"
     if training.freeze_encoder_ratio > 0:
-        rows["Frozen encoder"] = f"{100 * training.freeze_encoder_ratio:g} % of the steps"
+        frozen = "Frozen encoder" if training.lora_rank is None else "Frozen adapters"
+        rows[frozen] = f"{100 * training.freeze_encoder_ratio:g} % of the steps"
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from .hub_pushes import HubPushes
 from .optimization import check_optimizer
 from .report import choose_metric
 from .run import Run
-from .sharding import settle_sharding
+from .sharding import is_sharded, settle_sharding
 from .trackers import chosen_trackers
 from .trained_model import build_trainable
 from .training_config import TrainingConfig
@@ -36,7 +37,8 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     """Return Accelerate's handle on the processes, in the configuration that it was launched with.
 
     Raises:
-        ValueError: if that does not go together with the run, or a tracker is not installed.
+        ValueError: if that does not go together with the run, a tracker is not installed, or
+            several processes were launched that would each train alone.
     """
     # Accelerate has no argument yet for what torch 2.14 calls forward_sync_buffers
     warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
@@ -53,6 +55,12 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if accelerator.num_processes < launched:  # they would write into one folder, too
+        raise ValueError(
+            f"{launched} processes were launched, and each would train alone, as there is no GPU "
+            "for them here; give --cpu true to train together on the CPU."
+        )
     settle_sharding(accelerator, training)
     return accelerator
 
@@ -112,20 +120,16 @@ def prepare(
     )
     loader_of(run, source, plan)
     check_optimizer(training, accelerator.device)
-    check_adapters(training, accelerator.distributed_type)
-    if training.find_batch_size:
-        run, plan = _with_batches_that_fit(run, source, plan, accelerator)
+    check_adapters(training, sharded=is_sharded(accelerator))
     images = open_evaluation_images(run, source)
-    pushes = accelerator.is_main_process and not training.dry_run
-    return Preparation(
-        run=run,
-        source=source,
-        plan=plan,
-        images=images,
-        metric=choose_metric(run, images),
-        pushes=HubPushes(training, plan.num_steps, pushes),
-        card=RunCard(run, source, plan.num_steps, accelerator),
-    )
+    metric = choose_metric(run, images)
+    is_pushing = accelerator.is_main_process and not training.dry_run
+    pushes = HubPushes(training, plan.num_steps, is_pushing)
+    card = RunCard(run, source, plan.num_steps, accelerator)
+    if training.find_batch_size:  # last, as its trials take a while
+        run, plan = _with_batches_that_fit(run, source, plan, accelerator)
+        card.run = run
+    return Preparation(run, source, plan, images, metric, pushes, card)
 
 
 def loader_of(

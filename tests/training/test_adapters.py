@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate import DistributedType
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
@@ -471,6 +470,7 @@ def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, 
     assert "| Adapters | LoRA of rank " in card and "on q_proj, k_proj, v_proj, o_proj" in card
     encoder = load_strictly(SelfViTModel, tiny_checkpoint)
     assert f"| Parameters of the encoder | {encoder.num_parameters():,} |" in card
+    assert "`adapter/` holds them alone, in PEFT's format, and is not published" in card
 
 
 def test_an_adapter_is_published_where_others_have_its_base(trained):
@@ -508,9 +508,9 @@ def test_values_that_make_no_sense_are_named(options, message):
 def test_adapters_of_a_model_divided_over_processes_are_refused():
     training = TrainingConfig(init_from="encoder", lora_rank=4)
     with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
-        check_adapters(training, DistributedType.FSDP)
-    check_adapters(training, DistributedType.MULTI_GPU)
-    check_adapters(TrainingConfig(), DistributedType.FSDP)
+        check_adapters(training, sharded=True)
+    check_adapters(training, sharded=False)
+    check_adapters(TrainingConfig(), sharded=True)
 
 
 def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):

@@ -182,6 +182,13 @@ def test_nothing_is_tried_where_the_folder_is_taken(two_classes, tmp_path, capsy
     assert "images fit" not in capsys.readouterr().out
 
 
+def test_nothing_is_tried_for_a_run_that_is_refused_anyway(two_classes, tmp_path, capsys):
+    with pytest.raises(ValueError, match="license"):
+        main(arguments("mae", two_classes, tmp_path, "--max_steps", 1, "--batch_size", 6,
+                       "--find_batch_size", "true", "--license", "nonsense"))  # fmt: skip
+    assert "images fit" not in capsys.readouterr().out
+
+
 def test_alone_a_process_has_no_others():
     with without_others():
         assert not several_processes()

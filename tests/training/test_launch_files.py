@@ -41,6 +41,16 @@ def test_accelerate_reads_each_launch_file_as_its_name_says(file):
         assert sizes == ["4", "8"]
 
 
+def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path):
+    # without --cpu true and without GPUs, two ran into one folder, each as the only one
+    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 6)
+    no_gpu = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
+    for training in start_several(command, tmp_path, (None, None), **no_gpu):
+        assert training.exit_code() == 2, training.printed
+        assert "2 processes were launched" in training.printed and "--cpu true" in training.printed
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_launch_file_says_whether_it_was_run():
     for file in [*FILES, LAUNCH_FILES / "slurm_4_nodes.sh"]:
         assert "Status: " in file.read_text(), file
