@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -52,14 +51,14 @@ class ParameterCounts:
     adapters: int
 
 
-def check_adapters(training: TrainingConfig, distributed_type: DistributedType) -> None:
+def check_adapters(training: TrainingConfig, *, sharded: bool) -> None:
     """Refuse adapters where they would not train rightly, before anything is written.
 
     Raises:
         ValueError: if the model is divided over processes: two encoders that share tensors cannot
             be taken apart one by one.
     """
-    if training.lora_rank is not None and distributed_type == DistributedType.FSDP:
+    if training.lora_rank is not None and sharded:
         raise ValueError(
             f"lora_rank ({training.lora_rank}): student and teacher share the encoder, which FSDP "
             "would divide twice; use DDP (accelerate launch --multi_gpu), as adapters need little "

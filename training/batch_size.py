@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from .batch_plan import BatchPlan
 from .optimization import build_optimizer, set_schedules
 from .run import Run
 from .run_folder import RUN_FILE, check_output
+from .sharding import is_sharded
 
 NUM_STEPS = 2  # the first makes the moments of AdamW, the second is the first that has them
 # Of what a trial has taken: memory fragments, and DDP, pictures and evaluations want theirs.
@@ -63,7 +63,7 @@ def find_batch_size(
     if training.resume:
         return _as_it_was_started(run)
     check_output(run)
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if is_sharded(accelerator):
         raise ValueError(
             "find_batch_size tries each process by itself, which a model sharded by FSDP cannot "
             "do; set gradient_accumulation_steps instead."
@@ -161,8 +161,6 @@ def train_a_little(
 ) -> None:
     """Make training steps that need as much memory as any of the run's."""
     training = run.training
-    if training.freeze_encoder_ratio == 1:
-        model.trained_encoder.requires_grad_(False)
     if training.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.to(accelerator.device).train()
@@ -179,9 +177,8 @@ def train_a_little(
         model.observations = Observations()
         for _ in range(min(2, plan.accumulation_steps)):  # the second has the first one's gradients
             with accelerator.autocast():
-                result = model(
-                    **next(inputs), **scheduled
-                )  # kept over the next one, as in the loop
+                # kept over the next one, as in the loop
+                result = model(**next(inputs), **scheduled)
             result.loss.backward()
         model.before_optimizer_step(middle, plan.num_steps)
         torch.nn.utils.clip_grad_norm_(parameters, largest)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from ..modeling.modeling_mae import SelfViTForMAE
@@ -24,6 +23,7 @@ from ..visualization.figures import tile_panels
 from ..visualization.inputs import as_seen
 from ..visualization.reconstructions import reconstruction_panels
 from .monitors import Reporter
+from .sharding import is_sharded
 
 NUM_IMAGES = 4
 Panels = list[list[np.ndarray]]
@@ -102,8 +102,7 @@ class LoggedImages:
         image_steps: int,
     ):
         # of a sharded model, one process alone cannot make a forward pass
-        is_whole = accelerator.distributed_type != DistributedType.FSDP
-        self.model = model if is_whole else None
+        self.model = None if is_sharded(accelerator) else model
         self.processor = processor
         self.reporter = reporter
         self.image_steps = image_steps if accelerator.is_main_process else 0

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..atomic_output import atomic_output
-from .trackers import log_images
+from .trackers import log_figures, log_images
 
 LOG_FILE = "log.jsonl"
 PICTURES = "images"
@@ -120,7 +120,7 @@ class Reporter:
         if self.enabled:
             with open(self.output / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **figures}) + "\n")
-            self._tell_trackers(lambda tracker: tracker.log(figures, step=step))
+            self._tell_trackers(lambda tracker: log_figures(tracker, figures, step))
 
     def show(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Write pictures to OUT/images, and to the trackers.

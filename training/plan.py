@@ -148,8 +148,6 @@ def describe_plan(
         num_shards: processes that FSDP2 divides the model over; 1 without it.
     """
     training = run.training
-    if training.freeze_encoder_ratio == 1:
-        model.trained_encoder.requires_grad_(False)
     optimizer = build_optimizer(model, training)
     num_trained = sum(
         parameter.numel() for group in optimizer.param_groups for parameter in group["params"]

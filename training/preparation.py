@@ -26,7 +26,7 @@ from .hub_pushes import HubPushes
 from .optimization import check_optimizer
 from .report import choose_metric
 from .run import Run
-from .sharding import settle_sharding
+from .sharding import is_sharded, settle_sharding
 from .trackers import chosen_trackers
 from .trained_model import build_trainable
 from .training_config import TrainingConfig
@@ -117,7 +117,7 @@ def prepare(
     )
     loader_of(run, source, plan)
     check_optimizer(training, accelerator.device)
-    check_adapters(training, accelerator.distributed_type)
+    check_adapters(training, sharded=is_sharded(accelerator))
     images = open_evaluation_images(run, source)
     metric = choose_metric(run, images)
     is_pushing = accelerator.is_main_process and not training.dry_run

@@ -45,7 +45,8 @@ def check_output(run: Run) -> None:
         FileExistsError: if the folder holds a run, and neither `resume` nor `overwrite` was
             given; or something that is not a run, whatever was given.
         FileNotFoundError: if there is nothing to resume.
-        ValueError: if the run to resume was started with other values.
+        ValueError: if the run to resume was started with other values, or what a run starts from
+            would be overwritten by it.
     """
     output = Path(run.training.output)
     holds_run = (output / RUN_FILE).is_file()
@@ -61,6 +62,11 @@ def check_output(run: Run) -> None:
         raise FileExistsError(
             f"{output} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output."
+        )
+    start = run.training.init_from
+    if holds_run and start is not None and _lies_in(start, output):
+        raise ValueError(
+            f"--overwrite would delete {start}, which the run starts from; choose another --output."
         )
 
 
@@ -96,6 +102,11 @@ def check_shared(output: Path) -> None:
                 "processes write into it. Choose an --output that all machines share."
             )
         time.sleep(0.1)
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    path = Path(name).expanduser()
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _entries(output: Path) -> Iterator[Path]:

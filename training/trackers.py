@@ -171,6 +171,23 @@ def plain_configuration(run: Run, num_processes: int) -> dict[str, Any]:
     return dict(sorted(values.items()))
 
 
+def log_figures(tracker: GeneralTracker, figures: dict[str, Any], step: int) -> None:
+    """Hand a tracker the figures of a step; MLflow, where words are no metrics, has them as tags.
+
+    Args:
+        tracker: of Accelerate, whose own method drops words for MLflow, with a warning.
+        figures: by name, numbers or words: what a collapse is, and advice.
+        step: of the optimizer, counted from 1.
+    """
+    if tracker.name == "mlflow":
+        import mlflow
+
+        words = {name: value for name, value in figures.items() if isinstance(value, str)}
+        figures = {name: value for name, value in figures.items() if name not in words}
+        mlflow.set_tags(words)
+    tracker.log(figures, step=step)
+
+
 def log_images(tracker: GeneralTracker, images: dict[str, np.ndarray], step: int) -> None:
     """Hand pictures to a tracker.
 
@@ -199,6 +216,7 @@ def log_images(tracker: GeneralTracker, images: dict[str, np.ndarray], step: int
 __all__ = [
     "TRACKERS_FILE",
     "chosen_trackers",
+    "log_figures",
     "log_images",
     "plain_configuration",
     "read_trackers",

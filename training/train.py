@@ -95,8 +95,6 @@ def train(
     check_shared(output)
 
     # --- model and optimizer
-    if training.freeze_encoder_ratio == 1:
-        model.trained_encoder.requires_grad_(False)
     if training.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     processor = build_processor(

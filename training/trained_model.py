@@ -35,21 +35,24 @@ TRAINABLE_CLASSES = {
 def build_trainable(run: Run) -> Any:
     """Build the model to train: from scratch, from an encoder, or from a whole checkpoint.
 
+    An encoder that never trains (`freeze_encoder_ratio` 1) asks for no gradients.
+
     Raises:
         ImportError: if it is to get adapters, and PEFT is not installed.
         ValueError: if the checkpoint lacks a tensor or has one too many, or adapters are to be
             trained on random weights.
     """
     training = run.training
-    if training.lora_rank is None:
-        return _starting_model(run)
-    if training.init_from is None:
+    if training.lora_rank is not None and training.init_from is None:
         raise ValueError(
             f"lora_rank ({training.lora_rank}) trains adapters of weights that stand still, so "
             "these must be pretrained ones: give --init_from CHECKPOINT."
         )
     model = _starting_model(run)
-    add_adapters(model, training)
+    if training.freeze_encoder_ratio == 1:
+        model.trained_encoder.requires_grad_(False)
+    if training.lora_rank is not None:
+        add_adapters(model, training)
     return model
 
 

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate import DistributedType
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining
@@ -509,9 +508,9 @@ def test_values_that_make_no_sense_are_named(options, message):
 def test_adapters_of_a_model_divided_over_processes_are_refused():
     training = TrainingConfig(init_from="encoder", lora_rank=4)
     with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
-        check_adapters(training, DistributedType.FSDP)
-    check_adapters(training, DistributedType.MULTI_GPU)
-    check_adapters(TrainingConfig(), DistributedType.FSDP)
+        check_adapters(training, sharded=True)
+    check_adapters(training, sharded=False)
+    check_adapters(TrainingConfig(), sharded=True)
 
 
 def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):

@@ -164,6 +164,28 @@ def test_mlflow_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(track
     assert list((tracked_run / "mlflow" / "artifacts").rglob("views*.png"))
 
 
+def test_the_words_of_an_alarm_are_tags_of_mlflow(tmp_path):
+    require("mlflow")  # whose metrics are numbers: Accelerate dropped the words, with a warning
+    code = (
+        "from accelerate import Accelerator; from selfvit.training.trackers import log_figures\n"
+        "accelerator = Accelerator(cpu=True, log_with='mlflow')\n"
+        "accelerator.init_trackers('alarms')\n"
+        "alarm = {'collapse': 'uniform', 'loss': 1.5}\n"
+        "log_figures(accelerator.trackers[0], alarm, 3)\n"
+        "accelerator.end_training()\n"
+    )
+    database = tmp_path / "mlflow.db"
+    place = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | place, cwd=tmp_path, timeout=600,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "dropped" not in result.stdout + result.stderr
+    assert ("collapse", "uniform") in rows_of(database, "select key, value from tags")
+    assert rows_of(database, "select key, value, step from metrics") == [("loss", 1.5, 3)]
+
+
 def test_tensorboard_shows_each_step_of_a_resumed_run_once_and_its_pictures(tracked_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

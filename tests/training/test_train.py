@@ -392,6 +392,17 @@ def test_bad_input_is_a_clear_error_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_run_starts_from_is_never_overwritten_by_it(two_classes, tmp_path):
+    # it was loaded and then deleted: a run that was stopped had nothing to go on from
+    out = tmp_path / "out"
+    command = arguments("mae", two_classes, out, "--max_steps", 1, "--batch_size", 6)
+    main(command)
+    for folder in (out, out / "checkpoints" / "step-00000001"):
+        with pytest.raises(ValueError, match=f"would delete {folder}, .*choose another --output"):
+            main([*command, "--init_from", str(folder), "--overwrite", "true"])
+        assert (folder / "model.safetensors").exists()
+
+
 def test_every_trainable_class_has_a_recipe():
     from selfvit.training.recipes import RECIPES
 
