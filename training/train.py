@@ -22,6 +22,7 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
+from .batch_size import as_it_was_started
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
 from .command_line import make_run
@@ -245,7 +246,8 @@ def train_or_roll_back(
     except CollapseError as error:
         if run.training.on_collapse != "rollback" or error.kept is None:
             raise
-        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
+        started = as_it_was_started(run) if run.training.find_batch_size else run
+        again = roll_back(started, error.with_traceback(None))  # it would keep the model in memory
         train(again, source, interruption)
 
 
