@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -280,10 +281,17 @@ def test_unreadable_images_do_not_end_a_run_and_are_listed(tmp_path):
     empty_jpeg(data / "empty.jpg")
     text_jpeg(data / "text.jpg")
     truncated_jpeg(data / "truncated.jpg")
-    main(arguments("dino", data, tmp_path / "out", "--max_steps", 4, "--batch_size", 4))
+    command = arguments("dino", data, tmp_path / "out", "--max_steps", 4, "--batch_size", 4)
+    command += ["--save_steps", "1", "--save_total_limit", "9"]
+    main(command)
     listed = (tmp_path / "out" / "skipped.csv").read_text().splitlines()
     assert listed[0] == "path,reason"
     assert {line.split(",")[0] for line in listed[1:]} == {"empty.jpg", "text.jpg", "truncated.jpg"}
+    # after a resume they stood there twice
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{step:08d}")
+    main([*command, "--resume", "true"])
+    assert (tmp_path / "out" / "skipped.csv").read_text().splitlines() == listed
 
 
 def test_a_stream_trains_and_resumes_exactly(tmp_path):
