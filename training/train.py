@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -294,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     if not run.training.dry_run:
-        print(f"trained: {run.training.output}")
+        PartialState().print(f"trained: {run.training.output}")
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def test_two_processes_agree_with_one_on_the_same_global_batches(objective, two_
     process = start([*launcher.split(), "-m"], command)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
+    assert printed.count("trained: ") == 1
     newest = tmp_path / "two" / "checkpoints" / "step-00000003" / "trainer_state.json"
     assert json.loads(newest.read_text())["num_processes"] == 2
 
