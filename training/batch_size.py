@@ -61,7 +61,7 @@ def find_batch_size(
     """
     training = run.training
     if training.resume:
-        return _as_it_was_started(run)
+        return as_it_was_started(run)
     check_output(run)
     if is_sharded(accelerator):
         raise ValueError(
@@ -100,7 +100,8 @@ def _with_accumulation(run: Run, accumulation_steps: int) -> Run:
     return replace(run, training=training)
 
 
-def _as_it_was_started(run: Run) -> Run:
+def as_it_was_started(run: Run) -> Run:
+    """Return a run with the micro-batches that training.yaml has, which were found at its start."""
     path = Path(run.training.output) / RUN_FILE
     if not path.is_file():
         return run  # which `check_output` will refuse
@@ -198,4 +199,10 @@ def memory_taken(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-__all__ = ["find_batch_size", "is_out_of_memory", "more_micro_batches", "train_a_little"]
+__all__ = [
+    "as_it_was_started",
+    "find_batch_size",
+    "is_out_of_memory",
+    "more_micro_batches",
+    "train_a_little",
+]

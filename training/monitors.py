@@ -69,7 +69,7 @@ class Reporter:
         self.num_steps = num_steps
         self.batch_size = batch_size
         self.log_steps = log_steps
-        self.skipped: dict[str, str] = {}
+        self.skipped = self._skipped_before()
         self.started = time.perf_counter()
         self.start_step = start_step
         if self.enabled:
@@ -94,6 +94,12 @@ class Reporter:
                 continue
         with atomic_output(path) as unfinished:
             unfinished.write_text("".join(kept), encoding="utf-8")
+
+    def _skipped_before(self) -> dict[str, str]:
+        if not self.skipped_file.exists():
+            return {}
+        with open(self.skipped_file, newline="", encoding="utf-8") as file:
+            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
     @property
     def seconds(self) -> float:
@@ -164,19 +170,19 @@ class Reporter:
         if not new:
             return
         self.skipped.update(new)
-        path = self.output / f"skipped{self.suffix}.csv"
-        with open(path, "a", newline="", encoding="utf-8") as file:
+        with open(self.skipped_file, "a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            if path.stat().st_size == 0:
+            if self.skipped_file.stat().st_size == 0:
                 writer.writerow(["path", "reason"])
             writer.writerows(new.items())
         for name, reason in new.items():
             self.bar.write(f"skipped {name}: {reason}")
 
     @property
-    def suffix(self) -> str:
-        """Of files that every process writes for itself."""
-        return "" if self.enabled else f"-{self.accelerator.process_index}"
+    def skipped_file(self) -> Path:
+        """List of unreadable images, which every process writes for itself."""
+        suffix = "" if self.enabled else f"-{self.accelerator.process_index}"
+        return self.output / f"skipped{suffix}.csv"
 
     def close(self) -> None:
         """Finish the bar and the trackers."""

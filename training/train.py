@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,6 +23,7 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
+from .batch_size import as_it_was_started
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
 from .command_line import make_run
@@ -245,7 +247,8 @@ def train_or_roll_back(
     except CollapseError as error:
         if run.training.on_collapse != "rollback" or error.kept is None:
             raise
-        again = roll_back(run, error.with_traceback(None))  # it would keep the model in memory
+        started = as_it_was_started(run) if run.training.find_batch_size else run
+        again = roll_back(started, error.with_traceback(None))  # it would keep the model in memory
         train(again, source, interruption)
 
 
@@ -292,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     if not run.training.dry_run:
-        print(f"trained: {run.training.output}")
+        PartialState().print(f"trained: {run.training.output}")
 
 
 if __name__ == "__main__":

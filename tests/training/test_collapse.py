@@ -158,6 +158,20 @@ def test_rollback_goes_on_once_from_before_at_half_the_learning_rate(images, tmp
     assert (now["base_learning_rate"], now["on_collapse"]) == (0.002, "stop")
 
 
+def test_a_rolled_back_run_keeps_the_micro_batches_that_were_found_for_it(images, tmp_path):
+    # it went on with those that were asked for, which do not fit
+    options = (*SHORT, *CONSTANT, "--save_steps", 5, "--save_total_limit", 99)
+    command = arguments("dino", images, tmp_path, *options)
+    found = ("--gradient_accumulation_steps", "3", "--on_collapse", "stop")
+    asked = ("--find_batch_size", "true", "--on_collapse", "rollback", "--resume", "true")
+    for given in (found, asked):
+        with pytest.raises(CollapseError):
+            main([*command, *given])
+    now = yaml.safe_load((tmp_path / "training.yaml").read_text())["training"]
+    assert now["on_collapse"] == "stop"
+    assert (now["gradient_accumulation_steps"], now["find_batch_size"]) == (3, False)
+
+
 def test_a_run_rolled_back_and_interrupted_goes_on_from_its_yaml_exactly(images, tmp_path):
     # so slow, and 55 steps: it collapses at the full learning rate and not yet at half of it
     options = ("--max_steps", 55, "--batch_size", 12, *CONSTANT, "--base_learning_rate", 0.001)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_two_processes_agree_with_one_on_the_same_global_batches(objective, two_
     process = start([*launcher.split(), "-m"], command)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
+    assert printed.count("trained: ") == 1
     newest = tmp_path / "two" / "checkpoints" / "step-00000003" / "trainer_state.json"
     assert json.loads(newest.read_text())["num_processes"] == 2
 
@@ -280,10 +282,17 @@ def test_unreadable_images_do_not_end_a_run_and_are_listed(tmp_path):
     empty_jpeg(data / "empty.jpg")
     text_jpeg(data / "text.jpg")
     truncated_jpeg(data / "truncated.jpg")
-    main(arguments("dino", data, tmp_path / "out", "--max_steps", 4, "--batch_size", 4))
+    command = arguments("dino", data, tmp_path / "out", "--max_steps", 4, "--batch_size", 4)
+    command += ["--save_steps", "1", "--save_total_limit", "9"]
+    main(command)
     listed = (tmp_path / "out" / "skipped.csv").read_text().splitlines()
     assert listed[0] == "path,reason"
     assert {line.split(",")[0] for line in listed[1:]} == {"empty.jpg", "text.jpg", "truncated.jpg"}
+    # after a resume they stood there twice
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{step:08d}")
+    main([*command, "--resume", "true"])
+    assert (tmp_path / "out" / "skipped.csv").read_text().splitlines() == listed
 
 
 def test_a_stream_trains_and_resumes_exactly(tmp_path):
@@ -397,10 +406,10 @@ def test_what_a_run_starts_from_is_never_overwritten_by_it(two_classes, tmp_path
     out = tmp_path / "out"
     command = arguments("mae", two_classes, out, "--max_steps", 1, "--batch_size", 6)
     main(command)
-    for weights in (out, out / "checkpoints" / "step-00000001"):
-        with pytest.raises(ValueError, match=f"would delete {weights}, .*choose another --output"):
-            main([*command, "--init_from", str(weights), "--overwrite", "true"])
-        assert (start / "model.safetensors").exists()
+    for folder in (out, out / "checkpoints" / "step-00000001"):
+        with pytest.raises(ValueError, match=f"would delete {folder}, .*choose another --output"):
+            main([*command, "--init_from", str(folder), "--overwrite", "true"])
+        assert (folder / "model.safetensors").exists()
 
 
 def test_every_trainable_class_has_a_recipe():
