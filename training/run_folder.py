@@ -4,7 +4,9 @@ OUT/training.yaml                the run as it was started; can be run again
 OUT/environment.json             versions and git revisions that it was started with
 OUT/log.jsonl                    a line of figures every `log_steps`
 OUT/images/                      pictures every `image_steps`
-OUT/trackers.json                the run's name in each tracker
+OUT/logs/, wandb/, mlflow/, trackio/
+                                 of the trackers; OUT/trackers.json has the run's name in each
+OUT/skipped.csv                  images that could not be read; skipped-N.csv, of process N
 OUT/checkpoints/step-00001000/   model, processor, card, optimizer, random states; training.yaml,
                                  and trainer_state.json, which lists all files and is written last
 OUT/checkpoints/step-.../unmerged.safetensors

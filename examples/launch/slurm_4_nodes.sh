@@ -20,6 +20,7 @@ output=""
 previous=""
 for argument in "$@"; do
     if [[ "$previous" == "--output" ]]; then output="$argument"; fi
+    if [[ "$argument" == --output=* ]]; then output="${argument#--output=}"; fi
     previous="$argument"
 done
 resume=()
