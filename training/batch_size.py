@@ -22,10 +22,11 @@ from torch import Tensor
 
 from ..modeling.distributed import without_others
 from ..modeling.observations import Observations
+from ..sharing.published_files import RUN_FILE
 from .batch_plan import BatchPlan
-from .optimization import build_optimizer, set_schedules
+from .optimization import build_optimizer, optimized_parameters, set_schedules
 from .run import Run
-from .run_folder import RUN_FILE, check_output
+from .run_folder import check_output
 from .sharding import is_sharded
 
 NUM_STEPS = 2  # the first makes the moments of AdamW, the second is the first that has them
@@ -166,7 +167,7 @@ def train_a_little(
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.to(accelerator.device).train()
     optimizer = build_optimizer(model, training)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = optimized_parameters(optimizer)
     # DDP keeps every gradient a second time, in its buckets
     buckets = [torch.zeros_like(value) for value in parameters if plan.num_processes > 1]
     largest = math.inf if training.max_gradient_norm is None else training.max_gradient_norm

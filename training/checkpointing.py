@@ -15,11 +15,12 @@ from accelerate import Accelerator
 
 from ..atomic_output import flush_entry, flush_to_disk
 from ..modeling.remote_code import code_files
+from ..sharing.published_files import RUN_FILE
 from .environment import differences, environment
 from .faults import is_disk_full
 from .manifest import STATE_FILE, describe_files, read_state, what_is_broken
 from .run import Run
-from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE, RUN_FILE
+from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE
 from .sharding import load_state, save_state
 from .trained_model import ModelWriter
 
@@ -159,9 +160,11 @@ class Checkpointer:
         return self.state
 
     def save_result(self, card: str) -> None:
-        """Write the trained model into the folder of the run, each file whole or not at all."""
+        """Write the trained model, as last gathered, into the folder of the run.
+
+        Each file is there whole or not at all.
+        """
         temporary = self.output / ".unfinished-result"
-        self.writer.whole.gather()
         is_main = self.accelerator.is_main_process
         with self._whole_or_not_at_all(temporary):
             if is_main:

@@ -37,9 +37,10 @@ from ..atomic_output import atomic_output
 from ..evaluation.label_free import feature_standard_deviation, rankme
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.observations import Observations
+from ..sharing.published_files import RUN_FILE
 from .monitors import LOG_FILE, Reporter
 from .run import Run
-from .run_folder import CHECKPOINTS, RUN_FILE
+from .run_folder import CHECKPOINTS
 from .training_config import TrainingConfig
 
 

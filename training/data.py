@@ -248,8 +248,8 @@ def build_loader(
         patch_size: pixels.
         seed: of the run.
         with_labels: whether batches have labels.
-        num_workers: processes that decode; a stream has at least one, and as
-            many as its shards allow.
+        num_workers: processes that decode; a stream has at least one, and as many as its shards
+            allow.
         shuffle_buffer: records that each reader of a stream shuffles at a time.
         data_timeout: seconds that one image may take, 0 is for ever.
         stream_state: of the checkpoint that a stream goes on from.

@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 
 from ..sharing.hub_access import reason_of
 from ..sharing.publish import Target, check_target, publish, publish_files
-from ..sharing.published_files import PublishedFiles, choose_files
-from .run_folder import RUN_FILE
+from ..sharing.published_files import RUN_FILE, PublishedFiles, choose_files
 from .training_config import TrainingConfig
 
 

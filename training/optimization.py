@@ -92,6 +92,11 @@ def build_optimizer(
     return torch.optim.AdamW(list(groups.values()), fused=True, **settings)
 
 
+def optimized_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return the parameters of all groups, in the order that the optimizer's state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def state_bytes(parameters: Iterable[torch.Tensor], name: str) -> int:
     """Return the bytes of an optimizer's moments, two an element.
 
@@ -130,4 +135,11 @@ def set_schedules(
     return learning_rate
 
 
-__all__ = ["build_optimizer", "check_optimizer", "layer_index", "set_schedules", "state_bytes"]
+__all__ = [
+    "build_optimizer",
+    "check_optimizer",
+    "layer_index",
+    "optimized_parameters",
+    "set_schedules",
+    "state_bytes",
+]

@@ -15,8 +15,13 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from .adapters import adapters_in_words, count_parameters, has_adapters, result_bytes
 from .batch_plan import BatchPlan
-from .data import normalize
-from .optimization import build_optimizer, set_schedules, state_bytes
+from .data import to_model_inputs
+from .optimization import (
+    build_optimizer,
+    optimized_parameters,
+    set_schedules,
+    state_bytes,
+)
 from .run import Run
 from .streaming import divide
 
@@ -68,7 +73,7 @@ def exact_memory(
         num_shards: processes that FSDP2 divides the model over; 1 without it.
         name: of the optimizer, as a run calls it.
     """
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = optimized_parameters(optimizer)
     gradients = sum(parameter.nbytes for parameter in trained)
     states = state_bytes(trained, name)
     parameters = sum(parameter.nbytes for parameter in model.parameters())
@@ -149,9 +154,7 @@ def describe_plan(
     """
     training = run.training
     optimizer = build_optimizer(model, training)
-    num_trained = sum(
-        parameter.numel() for group in optimizer.param_groups for parameter in group["params"]
-    )
+    num_trained = sum(parameter.numel() for parameter in optimized_parameters(optimizer))
     memory = exact_memory(model, optimizer, plan.num_processes, num_shards, training.optimizer)
     activations, views = measure_activations(run, model, plan, loader_from, precision)
     encoder = count_parameters(model.vit)
@@ -207,12 +210,7 @@ def measure_activations(
         batch = dict(next(iter(loader_from(few))))
         batch.pop("skipped")
         views = _views_in_words(batch)
-        inputs = {
-            name: normalize(value, run.training.image_mean, run.training.image_std)
-            if value.dtype == torch.uint8
-            else value
-            for name, value in batch.items()
-        }
+        inputs = to_model_inputs(batch, run.training, model.device)
         scheduled = model.scheduled_values(0, plan.num_steps)
         measured[num_images] = kept_for_backward(model, inputs, scheduled, precision)
     (small, bytes_small), (large, bytes_large) = min(measured.items()), max(measured.items())

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_output import atomic_output
+from ..sharing.published_files import RUN_FILE
 from .environment import environment
 from .run import Run
 
-RUN_FILE = "training.yaml"
 ENVIRONMENT_FILE = "environment.json"
 CHECKPOINTS = "checkpoints"
 SECONDS_TO_APPEAR = 60.0
@@ -175,7 +175,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 __all__ = [
     "CHECKPOINTS",
     "ENVIRONMENT_FILE",
-    "RUN_FILE",
     "check_output",
     "check_shared",
     "prepare_output",

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .optimization import optimized_parameters
 from .training_config import TrainingConfig
 
 OPTIMIZER = "optimizer.bin"  # whole, as Accelerate writes it
@@ -208,7 +209,7 @@ def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> None:
 def _shard_whole(optimizer: Any, file: Path) -> None:
     """Divide the state of a run that was not sharded."""
     saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)["state"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = optimized_parameters(optimizer)
     optimizer.state.clear()
     for index, values in saved.items():
         parameter = parameters[index]

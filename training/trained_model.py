@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from .. import PRETRAINING_CLASSES
+from ..modeling.checkpoint_faults import WEIGHTS
 from ..modeling.hub_revision import resolve_checkpoint
 from ..modeling.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTForImageClassification, SelfViTModel
@@ -112,7 +113,7 @@ class ModelWriter:
         if has_adapters(self.whole.trained):
             load_unmerged(self.whole.trained, folder)
         else:
-            self.whole.load(load_file(folder / "model.safetensors"))
+            self.whole.load(load_file(folder / WEIGHTS))
 
 
 __all__ = ["TRAINABLE_CLASSES", "ModelWriter", "build_trainable"]
