@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..sharing.hub_access import reason_of
 from ..sharing.publish import Target, check_target, publish, publish_files
-from ..sharing.published_files import RUN_FILE, PublishedFiles, choose_files
+from ..sharing.published_files import PublishedFiles, choose_files
 from .training_config import TrainingConfig
 
 
@@ -95,8 +94,7 @@ class HubPushes:
         self.snapshot.mkdir()
         for name in files.sent:
             _link(folder / name, self.snapshot / name)
-        _link(self.output / RUN_FILE, self.snapshot / RUN_FILE)
-        return replace(files, sent=[*files.sent, RUN_FILE])
+        return files
 
     def _push(self, step: int, files: PublishedFiles, target: Target) -> None:
         message = f"Step {step} of {self.num_steps}"

@@ -61,6 +61,19 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     assert not (tmp_path / "run" / ".unfinished-push").exists()
 
 
+def test_checkpoints_on_the_way_have_their_adapters_where_the_base_is_on_the_hub(hub, train):
+    base = f"{USER}/base"
+    assert train("--push_to_hub", base)[0] == 0
+    options = ("--init_from", base, "--lora_rank", 2, "--push_to_hub", NAME, "--push_steps", 2)
+    code, printed = train(*options, output="adapted")
+    assert code == 0 and "was not pushed" not in printed, printed
+    first, *others = hub.repositories[NAME].refs["refs/heads/main"][1:]
+    assert first.message == "Step 2 of 6" and others[-1].message == "Upload SelfViTForDINO"
+    for commit in (first, others[-1]):
+        adapter = commit.files["adapter/adapter_config.json"].content.decode()
+        assert json.loads(adapter)["base_model_name_or_path"] == base
+
+
 def test_pushing_changes_nothing_of_what_is_trained(hub, train, tmp_path):
     assert train("--push_to_hub", NAME, "--push_steps", 2, output="pushed")[0] == 0
     assert train(output="alone")[0] == 0
