@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,9 @@ LOST_PROCESS = (
 # it raises, if the worker died in between. (The Hub's failures are a plain ConnectionError.)
 WORKER_GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)
 
+# A dying process closes its sockets first, and is dead a little later.
+SECONDS_TO_DIE = 5
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -40,11 +44,17 @@ def explained_faults() -> Iterator[None]:
     try:
         yield
     except WORKER_GONE as error:
+        # Its death is signalled, and torch's handler raises then, wherever this process is: let it
+        # be here, where it also says how the worker died, and not in what prints the error.
+        try:
+            time.sleep(SECONDS_TO_DIE)
+        except RuntimeError as its_death:
+            raise ChildProcessError(_worker_died(_one_line(its_death))) from its_death
         raise ChildProcessError(
             _worker_died(f"DataLoader worker gave no batch ({error}).")
         ) from error
     except RuntimeError as error:
-        text = " ".join(str(error).split())
+        text = _one_line(error)
         if "DataLoader worker" in text and ("killed by" in text or "exited" in text):
             raise ChildProcessError(_worker_died(text)) from error
         if any(sign in text for sign in LOST_PROCESS):
@@ -60,6 +70,10 @@ def _worker_died(text: str) -> str:
         f"a process that loads images died: {text} If nobody killed it, memory was full: "
         f"use fewer --num_workers or a smaller batch_size. {GO_ON}"
     )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def is_disk_full(error: BaseException, folder: Path) -> bool:

@@ -311,3 +311,17 @@ def test_other_runtime_errors_pass_as_they_are():
     with pytest.raises(RuntimeError, match="^mat1 and mat2") as caught, explained_faults():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert type(caught.value) is RuntimeError
+
+
+def test_a_worker_whose_death_is_signalled_after_its_socket_closed_is_one_fault():
+    def die_soon(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, die_soon)
+    try:
+        with pytest.raises(ChildProcessError, match=r"pid 7\) is killed"), explained_faults():
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            raise ConnectionResetError("Connection reset by peer")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
