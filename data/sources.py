@@ -9,11 +9,16 @@ from __future__ import annotations
 import re
 import tarfile
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
+
+from huggingface_hub import HfApi
 
 from .dataset_source import DatasetSource, StreamingImageSource
 from .folder_source import FolderSource, image_files
 from .image_source import ImageSource
+
+if TYPE_CHECKING:
+    import datasets
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
@@ -24,6 +29,9 @@ SHARDS = {
 }
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_DATASET = re.compile(rf"(?P<repo_id>{HUB_ID.pattern})(@(?P<revision>[^@\s]+))?")
+
+ROWS_AT_ONCE = 128  # of a Parquet stream; each open shard holds as many encoded images
 
 
 @overload
@@ -61,7 +69,8 @@ def open_images(
     Args:
         data: folder of image files (flat or nested, labelled or not), folder written by
             `Dataset.save_to_disk`, .parquet file or WebDataset .tar, folder of such files, or id of
-            a dataset on the Hub; tried in this order.
+            a dataset on the Hub, USER/NAME or USER/NAME@REVISION; tried in this order. A stream
+            stays at the commit that it was opened at.
         split: of a dataset that has several, "train" by default; of a folder of image files, the
             sub-folder of that name.
         streaming: read Parquet, tars and Hub data in passing. What is on the disk file by file is
@@ -96,10 +105,16 @@ def open_images(
         builder, _ = SHARDS[path.suffix.lower()]
         where = {"path": builder, "data_files": str(path)}
         return _open_dataset(where, str(path), split, streaming, columns)
-    if HUB_ID.fullmatch(str(data)) is None:
+    on_hub = HUB_DATASET.fullmatch(str(data))
+    if on_hub is None:
         raise FileNotFoundError(f"there is no folder or file {str(data)!r}.")
+    repo_id, revision, name = on_hub["repo_id"], on_hub["revision"], str(data)
     try:
-        return _open_dataset({"path": str(data)}, str(data), split, streaming, columns)
+        if streaming:
+            revision = HfApi().dataset_info(repo_id, revision=revision).sha
+            name = f"{repo_id}@{revision}"
+        where = {"path": repo_id, "revision": revision}
+        return _open_dataset(where, name, split, streaming, columns)
     except OSError as error:  # not there, or the Hub is out of reach
         raise FileNotFoundError(
             f"{str(data)!r} is no folder or file here, and opening it as a dataset of the Hub "
@@ -135,11 +150,11 @@ def _open_dataset(
 ) -> ImageSource | StreamingImageSource:
     import datasets
 
-    if streaming and where["path"] == "parquet":
-        # `datasets` takes the rows of the first row group, and fails at a file that has none
-        where = {**where, "batch_size": 128}
     try:
-        dataset = datasets.load_dataset(**where, split=split or "train", streaming=streaming)
+        if streaming:
+            dataset = _stream(datasets.load_dataset_builder(**where), split or "train")
+        else:
+            dataset = datasets.load_dataset(**where, split=split or "train")
     except (tarfile.TarError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         if where["path"] != "webdataset" or "split" in str(error):
             raise
@@ -150,6 +165,13 @@ def _open_dataset(
     if streaming:
         return StreamingImageSource(dataset, f"{name} ({split or 'train'}), streamed", **columns)
     return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split or 'train'})", **columns)
+
+
+def _stream(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:
+    if builder.name == "parquet":
+        # by default the rows of a file's first row group, which fails where there are none
+        builder.config.batch_size = ROWS_AT_ONCE
+    return builder.as_streaming_dataset(split=split)
 
 
 __all__ = ["open_images"]

@@ -148,7 +148,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         for route in self.routes:
             match = re.fullmatch(route.path, path)
             if match and self.command in route.methods:
-                values = {name: unquote(value) for name, value in match.groupdict().items()}
+                found = {name: value for name, value in match.groupdict().items() if value}
+                values = {name: unquote(value) for name, value in found.items()}
                 if route.needs is not None and not self.may(route.needs, values.get("repo")):
                     return
                 route.answer(self, **values)

@@ -10,10 +10,11 @@ import hashlib
 import json
 import re
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs
 
-from .hub_repository import MissingObjectError, Repository
+from .hub_repository import Commit, MissingObjectError, Repository
 from .hub_requests import TOKEN, HubRequestHandler, HubServer, Request, Route
 
 REGULAR = (".json", ".md", ".py", ".txt", ".gitattributes", ".yaml", ".yml", ".png")
@@ -41,16 +42,17 @@ class Handler(HubRequestHandler):
         asked = json.loads(self.body)
         owner = asked.get("organization") or self.user
         repo_id = f"{owner}/{asked['name']}"
+        repo = f"datasets/{repo_id}" if asked.get("type") == "dataset" else repo_id
         if owner != self.user:
             message = f"You don't have the rights to create a model under the namespace {owner!r}."
             self.error(403, "Forbidden", message)
             return
-        address = {"url": f"{self.server.url}/{repo_id}", "id": repo_id, "name": repo_id}
-        if repo_id in self.server.repositories:
-            self.send_json({"error": "You already created this model repo", **address}, 409)
+        address = {"url": f"{self.server.url}/{repo}", "id": repo_id, "name": repo_id}
+        if repo in self.server.repositories:
+            self.send_json({"error": "You already created this repo", **address}, 409)
             return
         private = asked.get("visibility") == "private"
-        self.server.repositories[repo_id] = Repository(owner, private)
+        self.server.repositories[repo] = Repository(owner, private)
         self.send_json(address)
 
     def may_write(self, repo: str) -> None:
@@ -59,10 +61,11 @@ class Handler(HubRequestHandler):
     def info(self, repo: str, revision: str = "main") -> None:
         commit = self.commit_at(repo, revision)
         if commit is not None:
+            repo_id = repo.removeprefix("datasets/")
             self.send_json(
                 {
-                    "id": repo,
-                    "modelId": repo,
+                    "id": repo_id,
+                    "modelId": repo_id,
                     "sha": commit.sha,
                     "private": self.repository(repo).private,
                     "tags": [],
@@ -141,17 +144,27 @@ class Handler(HubRequestHandler):
 
     # --- downloads
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo: str, revision: str, folder: str = "") -> None:
         commit = self.commit_at(repo, revision)
         if commit is None:
             return
-        entries: list[dict[str, Any]] = []
-        for path, file in sorted(commit.files.items()):
-            size = len(file.content)
-            entry = {"type": "file", "path": path, "size": size, "oid": file.git_sha}
-            lfs = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}}
-            entries.append(entry | (lfs if file.sha256 else {}))
+        everything = _entries(commit)
+        within = f"{folder}/" if folder else ""
+        entries = [entry for path, entry in everything.items() if path.startswith(within)]
+        if "recursive" not in self.query or self.query["recursive"] == ["False"]:
+            depth = within.count("/")
+            entries = [entry for entry in entries if entry["path"].count("/") == depth]
+        if not entries:
+            self.error(404, "EntryNotFound", f"{folder} does not exist")
+            return
         self.send_json(entries)
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        commit = self.commit_at(repo, revision)
+        if commit is not None:
+            asked = parse_qs(self.body.decode())["paths"]
+            everything = _entries(commit)
+            self.send_json([everything[path] for path in asked if path in everything])
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         commit = self.commit_at(repo, revision)
@@ -167,32 +180,49 @@ class Handler(HubRequestHandler):
         if file.sha256:
             headers.append(("X-Linked-ETag", f'"{file.sha256}"'))
             headers.append(("X-Linked-Size", str(len(file.content))))
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked:
-            start, size = int(asked[1]), len(file.content)
-            headers.append(("Content-Range", f"bytes {start}-{size - 1}/{size}"))
-            self.send(206, file.content[start:], headers)
+            size = len(file.content)
+            start, end = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
+            headers.append(("Content-Range", f"bytes {start}-{end}/{size}"))
+            self.send(206, file.content[start : end + 1], headers)
         else:
             self.send(200, file.content, headers)
 
 
-REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+def _entries(commit: Commit) -> dict[str, dict[str, Any]]:
+    """Return what the Hub says of each file and folder, by path."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path, file in sorted(commit.files.items()):
+        for folder in list(PurePosixPath(path).parents)[:-1]:
+            oid = hashlib.sha1(str(folder).encode()).hexdigest()
+            entries[str(folder)] = {"type": "directory", "path": str(folder), "size": 0, "oid": oid}
+        size = len(file.content)
+        entries[path] = {"type": "file", "path": path, "size": size, "oid": file.git_sha}
+        if file.sha256:
+            entries[path]["lfs"] = {"oid": file.sha256, "size": size, "pointerSize": 134}
+    return entries
+
+
+# Data sets are called datasets/OWNER/NAME throughout, as in their addresses.
+REPO = r"(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"
-MODEL = rf"/api/models/{REPO}"
+API = rf"/api/(?:models/)?{REPO}"
 Handler.routes = [
     Route("GET", "/api/whoami-v2", Handler.whoami, "sign in"),
     Route("POST", "/api/validate-yaml", Handler.validate_yaml),
     Route("POST", "/api/repos/create", Handler.create, "sign in"),
-    Route("GET", rf"{MODEL}/auth-check/write", Handler.may_write, "write"),
-    Route("GET", MODEL, Handler.info, "read"),
-    Route("GET", rf"{MODEL}/revision/{REVISION}", Handler.info, "read"),
-    Route("POST", rf"{MODEL}/branch/(?P<branch>[^/]+)", Handler.create_branch, "write"),
-    Route("POST", rf"{MODEL}/preupload/{REVISION}", Handler.preupload, "write"),
+    Route("GET", rf"{API}/auth-check/write", Handler.may_write, "write"),
+    Route("GET", API, Handler.info, "read"),
+    Route("GET", rf"{API}/revision/{REVISION}", Handler.info, "read"),
+    Route("POST", rf"{API}/branch/(?P<branch>[^/]+)", Handler.create_branch, "write"),
+    Route("POST", rf"{API}/preupload/{REVISION}", Handler.preupload, "write"),
     Route("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch, "read"),
     Route("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
     Route("POST", r"/lfs-verify/(?P<oid>[0-9a-f]{64})", Handler.lfs_verify),
-    Route("POST", rf"{MODEL}/commit/{REVISION}", Handler.commit, "write"),
-    Route("GET", rf"{MODEL}/tree/{REVISION}", Handler.tree, "read"),
+    Route("POST", rf"{API}/commit/{REVISION}", Handler.commit, "write"),
+    Route("GET", rf"{API}/tree/{REVISION}(?:/(?P<folder>.+))?", Handler.tree, "read"),
+    Route("POST", rf"{API}/paths-info/{REVISION}", Handler.paths_info, "read"),
     Route("GET HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve, "read"),
 ]
 

@@ -158,7 +158,8 @@ class RunCard:
 def described(description: str, data: str) -> str:
     """Return the description of a source without the folders that its data lies in."""
     path = str(Path(data).expanduser())
-    return description.replace(path, shown_name(data)) if os.sep in path else description
+    lies_here = os.sep in path and hub_id(data) is None
+    return description.replace(path, shown_name(data)) if lies_here else description
 
 
 def hyper_parameters(run: Run) -> dict[str, str]:

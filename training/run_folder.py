@@ -144,6 +144,7 @@ FREE_TO_CHANGE = {
     "save_code", "monitor_steps", "on_collapse", "license", "card_picture",
     "energy_meter", "best_metric", "require_improvement", "data_timeout", "dry_run",
     "image_steps", "find_batch_size",
+    "data",  # it may lie elsewhere by now; whether it is the same, its fingerprint says
 }  # fmt: skip
 
 

@@ -121,8 +121,10 @@ def train(
         state = checkpointer.load(checkpoint)
         if state["data"] != source.fingerprint:
             raise ValueError(
-                f"the data set changed since {checkpoint} was saved: {training.data} is no longer "
-                "the same. Bring it back, or start anew with --init_from."
+                f"the data set changed since {checkpoint} was saved: it was "
+                f"{state.get('images', training.data)}, and is {source.description}. Bring it back "
+                "(--data USER/NAME@REVISION for a data set of the Hub), or start anew with "
+                "--init_from."
             )
         start_step = state["step"]
         if start_step == num_steps and (output / "config.json").exists():
@@ -207,6 +209,7 @@ def train(
                 {
                     "step": done,
                     "data": source.fingerprint,
+                    "images": source.description,
                     "monitors": monitor.state_dict(),
                     "metrics": metrics,
                     "cost": spent,

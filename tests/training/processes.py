@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -59,16 +60,16 @@ def start_training(
     printed_to: Path,
     hook: Hook | None = None,
     before: Callable[[], None] | None = None,
+    context: ForkServerContext | SpawnContext = FORKSERVER,
     **environment: str,
 ) -> TrainingProcess:
     """Start `selfvit train` with a command line, on the CPU; `before` is called there first.
 
     WORKERS is how workers of the DataLoader are started; by default as Python did up to 3.13.
+    What a library reads of the environment when it is imported takes a spawned process.
     """
     environment = {"ACCELERATE_USE_CPU": "true", "WORKERS": "fork", **environment}
-    process = FORKSERVER.Process(
-        target=_train, args=(command, printed_to, hook, before, environment)
-    )
+    process = context.Process(target=_train, args=(command, printed_to, hook, before, environment))
     process.start()
     return TrainingProcess(process, printed_to)
 

@@ -101,14 +101,22 @@ def test_resume_with_other_values_is_an_error_naming_them(two_classes, finished)
 
 
 def test_resume_on_a_changed_data_set_is_an_error(two_classes, tmp_path):
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(two_classes, data)
     main(command(data, tmp_path / "out"))
     next(data.rglob("*.png")).rename(data / "bright" / "another.png")
     with pytest.raises(ValueError, match="the data set changed"):
         main(command(data, tmp_path / "out", "--resume", "true"))
+
+
+def test_resume_takes_a_data_set_that_was_moved_from_where_it_is_now(two_classes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(two_classes, data)
+    main(command(data, tmp_path / "out"))
+    unbroken = log_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-00000003")
+    main(command(data.rename(tmp_path / "moved"), tmp_path / "out", "--resume", "true"))
+    assert log_of(tmp_path / "out") == unbroken
 
 
 def test_an_unfinished_save_is_not_taken_for_a_checkpoint(two_classes, finished):

@@ -1,0 +1,128 @@
+"""Data sets of a Hub: opened at a commit, streamed over the network, trained on and resumed."""
+
+import multiprocessing
+import shutil
+import signal
+
+import pytest
+import torch
+
+from ..data.shards import write_parquet_shards, write_tar_shards
+from ..hub_requests import TOKEN, USER, Fault
+from ..training.processes import AtLogLine, kill_self, start_training
+from ..training.tiny_runs import arguments, log_of, weights_of
+
+NAME = f"{USER}/photos"
+
+
+def upload(folder, repo_id):
+    """Make a data set of a folder, or a new commit of it; return its hash."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo_id, repo_type="dataset", exist_ok=True)
+    return HfApi().upload_folder(folder_path=folder, repo_id=repo_id, repo_type="dataset").oid
+
+
+def ids(data, streaming):
+    """Return the ids of all images; of a stream, those of each shard."""
+    from selfvit.data.sources import open_images
+
+    source = open_images(data, streaming=streaming)
+    if not streaming:
+        return [source[position].id for position in range(len(source))]
+    return [[record.id for record in source.read_shard(n)] for n in range(source.num_shards)]
+
+
+def ids_after(change, data):
+    """Open a stream, let the data set change, and read the stream."""
+    from selfvit.data.sources import open_images
+
+    source = open_images(data, streaming=True)
+    upload(*change)
+    return [record.id for n in range(source.num_shards) for record in source.read_shard(n)]
+
+
+@pytest.fixture
+def photos(hub, client, tmp_path):
+    """A data set of 5 tars of 3 images; the folder it was uploaded from, and its commit."""
+    folder = tmp_path / "photos"
+    write_tar_shards(folder / "train", [3] * 5)
+    return folder, client(upload, folder, NAME)
+
+
+@pytest.mark.parametrize("suffix", ["", "@main", "@{commit}"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_data_set_is_opened_at_a_revision(suffix, streaming, photos, client):
+    folder, commit = photos
+    more = write_tar_shards(folder / "train", [3] * 6).parent
+    client(upload, more, NAME)
+    shards = 5 if "commit" in suffix else 6
+    found = client(ids, NAME + suffix.format(commit=commit), streaming)
+    expected = [[str(3 * shard + row) for row in range(3)] for shard in range(shards)]
+    assert found == (expected if streaming else sum(expected, []))
+
+
+def test_a_stream_stays_at_the_commit_that_it_was_opened_at(photos, client):
+    folder, _ = photos
+    shutil.rmtree(folder / "train")
+    write_tar_shards(folder / "train", [1] * 9)
+    assert len(client(ids_after, (folder, NAME), NAME)) == 15
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_revision_or_data_set_that_is_not_there_is_an_error(streaming, photos, client):
+    for name in (f"{NAME}@v2", f"{USER}/paintings"):
+        with pytest.raises(FileNotFoundError, match=rf"'{name}' is no folder or file here.*Hub"):
+            client(ids, name, streaming)
+
+
+def test_parquet_files_without_rows_are_streamed(hub, client, tmp_path):
+    write_parquet_shards(tmp_path / "data", [4, 0, 3])
+    client(upload, tmp_path, NAME)
+    assert client(ids, NAME, True) == [["0", "1", "2", "3"], [], ["4", "5", "6"]]
+
+
+def test_a_connection_that_is_cut_costs_a_stream_nothing(photos, hub, client):
+    hub.faults.append(Fault("GET", r"shard-00[13]\.tar", times=2))
+    assert sum(client(ids, NAME, True), []) == [str(number) for number in range(15)]
+    assert hub.faults[0].times == 0
+
+
+def test_a_killed_run_resumes_at_its_commit_to_the_same_result(
+    photos, hub, client, tmp_path, monkeypatch
+):
+    def command(output, *options, data=NAME):
+        steps = ("--streaming", "true", "--max_steps", 9, "--batch_size", 4, "--save_steps", 2)
+        loader = (
+            "--shuffle_buffer",
+            5,
+            "--num_workers",
+            2,
+            "--save_code",
+            "false",
+            "--cpu",
+            "true",
+        )
+        return arguments("dino", data, tmp_path / output, *steps, *loader, *options)
+
+    folder, commit = photos
+    code, printed = client.run("train", *command("unbroken"))
+    assert code == 0, printed
+    for name, value in hub.environment(tmp_path / "home", TOKEN).items():
+        monkeypatch.setenv(name, value)  # a spawned process reads them at its start
+    hook, spawn = AtLogLine(6, kill_self), multiprocessing.get_context("spawn")
+    killed = start_training(command("killed"), tmp_path / "printed.txt", hook, context=spawn)
+    assert killed.exit_code() == -signal.SIGKILL, killed.printed
+    assert "5 shards for 1 processes x 2 workers" in killed.printed
+
+    shutil.rmtree(folder / "train")
+    client(upload, write_tar_shards(folder / "train", [2] * 5).parent, NAME)
+    code, printed = client.run("train", *command("killed", "--resume", "true"))
+    assert code == 2 and f"it was {NAME}@{commit} (train), streamed" in printed
+    at_commit = command("killed", "--resume", "true", data=f"{NAME}@{commit}")
+    code, printed = client.run("train", *at_commit)
+    assert code == 0, printed
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")
+    ours, theirs = weights_of(tmp_path / "killed"), weights_of(tmp_path / "unbroken")
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert f"{NAME}@{commit}" in (tmp_path / "killed" / "README.md").read_text()
