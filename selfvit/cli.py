@@ -6,38 +6,27 @@ What a command needs is imported when it runs, so that `--help` does not wait fo
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from huggingface_hub.errors import StrictDataclassError
 from typer.core import TyperGroup
+
+from .mistakes import told_in_one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a user can mend: values, files, missing extras, a configuration, a loss that is no number,
-# outputs that collapsed.
-MISTAKES = (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
-
 
 class CommandGroup(TyperGroup):
-    """Prints errors that the user can mend as one message, with exit code 2."""
+    """Prints errors that the user can mend as one line, with exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command.
-
-        Raises:
-            Exit: with code 2, after a mistake of the user's.
-        """
-        try:
+        """Run a command."""
+        with nullcontext() if ctx.params.get("traceback") else told_in_one_line():
             return super().invoke(ctx)
-        except MISTAKES as error:
-            if ctx.params.get("traceback"):
-                raise
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
 
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False)

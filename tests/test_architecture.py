@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training": {
         "atomic_output",
+        "mistakes",
         "configuration",
         "modeling",
         "data",

@@ -23,6 +23,7 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
+from ..mistakes import told_in_one_line
 from .batch_size import as_it_was_started
 from .checkpointing import Checkpointer
 from .collapse import CollapseError, CollapseMonitor, roll_back
@@ -302,4 +303,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

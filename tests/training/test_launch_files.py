@@ -13,9 +13,9 @@ from accelerate.utils import DistributedType
 
 from selfvit.training import run_folder
 
-from .processes import free_port, start_several
+from .processes import PATIENCE, free_port, start_several
 from .sharded_runs import LAUNCH_FILES, environment_of, run_sharded
-from .tiny_runs import arguments
+from .tiny_runs import arguments, start
 
 ROOT = LAUNCH_FILES.parents[1]
 FILES = sorted(LAUNCH_FILES.glob("*.yaml"))
@@ -49,6 +49,19 @@ def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path
         assert training.exit_code() == 2, training.printed
         assert "2 processes were launched" in training.printed and "--cpu true" in training.printed
     assert not (tmp_path / "out").exists()
+
+
+def test_under_a_launcher_a_mistake_is_a_line_of_each_process(two_classes, tmp_path):
+    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 98)
+    file = str(LAUNCH_FILES / "2_cpu_processes.yaml")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
+    launcher += ["--main_process_port", free_port(), "-m"]
+    training = start(launcher, [*command, "--cpu", "true"])
+    printed, _ = training.communicate(timeout=PATIENCE)
+    assert training.returncode != 0
+    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and all("is larger than the data set" in line for line in lines), printed
+    assert "selfvit/training/train.py" not in printed  # no traceback but the launcher's own
 
 
 def test_every_launch_file_says_whether_it_was_run():
