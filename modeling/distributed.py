@@ -75,6 +75,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return _AllReduceSum.apply(tensor) if several_processes() else tensor
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Return the mean of `tensor` over all processes, without gradient; it stays as it is."""
+    if not several_processes():
+        return tensor.detach()
+    return _reduced(tensor, dist.ReduceOp.SUM) / dist.get_world_size()
+
+
 def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
     """Return log(sum(exp(tensor))) over all processes, with gradient; it stays as it is."""
     if not several_processes():
@@ -103,6 +110,7 @@ __all__ = [
     "all_gather",
     "all_reduce_logsumexp",
     "all_reduce_sum",
+    "mean_over_processes",
     "several_processes",
     "without_others",
 ]

@@ -37,7 +37,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_pmsn import PMSNConfig
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
-from .distributed import all_reduce_logsumexp, all_reduce_sum
+from .distributed import all_reduce_logsumexp, all_reduce_sum, mean_over_processes
 from .masking import ids_to_keep, num_to_keep
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
@@ -389,8 +389,8 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
         )
         self.move_teacher(momentum)
-        figures = {name: value.item() for name, value in self._figures.items()}
-        return {"teacher_momentum": momentum, **figures}
+        figures = {name: mean_over_processes(value) for name, value in self._figures.items()}
+        return {"teacher_momentum": momentum} | {name: x.item() for name, x in figures.items()}
 
 
 __all__ = ["PMSNHead", "PMSNLoss", "PMSNOutput", "SelfViTForPMSN"]

@@ -124,6 +124,8 @@ def _train(
     environment: dict[str, str],
 ) -> None:
     os.setsid()
+    # as in a terminal; in the background of a shell script, Ctrl-C is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(printed_to, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

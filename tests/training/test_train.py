@@ -119,6 +119,7 @@ def test_two_processes_agree_with_one_on_the_same_global_batches(objective, two_
 
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     for step in (1, 2, 3):
+        assert two[step] == pytest.approx(one[step], rel=1e-4)
         assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-5)
     assert_trained_alike(tmp_path / "one", tmp_path / "two", objective, two_classes, tmp_path)
 
