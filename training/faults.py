@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch.distributed as dist
 from accelerate import Accelerator
 
 GO_ON = "Nothing before the last checkpoint is lost: go on with --resume true."
@@ -94,15 +95,23 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     return is_of_a_writer and shutil.disk_usage(folder).free < 2**20
 
 
-def end_together(accelerator: Accelerator) -> None:
-    """Leave a run whose files are all written; without this, who is last may take it for a fault.
+def meet(accelerator: Accelerator) -> None:
+    """Wait for the other processes: who leaves while others are on their way breaks theirs.
 
     gloo raises in a barrier that all have reached, if another process is gone before this one has
     woken up.
     """
     with suppress(RuntimeError):
-        accelerator.wait_for_everyone()
+        if accelerator.num_processes > 1:
+            accelerator.wait_for_everyone()
+        elif dist.is_available() and dist.is_initialized():  # launched together, to train alone
+            dist.barrier()
+
+
+def end_together(accelerator: Accelerator) -> None:
+    """Leave a run whose files are all written, with the others."""
+    meet(accelerator)
     accelerator.end_training()
 
 
-__all__ = ["GO_ON", "end_together", "explained_faults", "is_disk_full"]
+__all__ = ["GO_ON", "end_together", "explained_faults", "is_disk_full", "meet"]

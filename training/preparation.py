@@ -23,6 +23,7 @@ from .batch_size import find_batch_size
 from .card import RunCard
 from .data import build_loader, to_model_inputs
 from .evaluation import EvaluationImages, open_evaluation_images
+from .faults import meet
 from .hub_pushes import HubPushes
 from .optimization import check_optimizer
 from .report import choose_metric
@@ -55,6 +56,7 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
     )
+    meet(accelerator)  # so that what all refuse is not told by some as the death of the others
     launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if accelerator.num_processes < launched:  # they would write into one folder, too
         raise ValueError(

@@ -196,7 +196,9 @@ def test_two_processes_read_what_one_does_and_stop_together(images, tmp_path):
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
     process = start([*launcher.split(), "-m"], command)
     printed, _ = process.communicate(timeout=300)
-    assert process.returncode != 0 and printed.count("CollapseError: step") == 2, printed
+    # the launcher ends whom the first leaves behind
+    assert process.returncode != 0 and "\nerror: step" in printed, printed
+    assert "another process of this run died" not in printed
     one, two = (
         [line for line in lines_of(tmp_path / n) if "rankme" in line] for n in ("one", "two")
     )

@@ -125,6 +125,15 @@ def test_sigterm_to_torchrun_saves_too(two_classes, tmp_path):
     assert [path.name for path in checkpoints] == [f"step-{max(log_of(tmp_path / 'out')):08d}"]
 
 
+@pytest.fixture
+def ctrl_c_as_in_a_terminal():
+    """Python's own handler; a job in a shell script's background ignores Ctrl-C."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("ctrl_c_as_in_a_terminal")
 def test_handlers_come_back_and_a_signal_with_nothing_to_save_ends_at_once():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as caught, Interruption():

@@ -51,7 +51,7 @@ def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_under_a_launcher_a_mistake_is_a_line_of_each_process(two_classes, tmp_path):
+def test_under_a_launcher_a_mistake_is_a_line_and_no_traceback(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 98)
     file = str(LAUNCH_FILES / "2_cpu_processes.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
@@ -60,7 +60,8 @@ def test_under_a_launcher_a_mistake_is_a_line_of_each_process(two_classes, tmp_p
     printed, _ = training.communicate(timeout=PATIENCE)
     assert training.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 2 and all("is larger than the data set" in line for line in lines), printed
+    # the launcher ends whom the first leaves behind, maybe before it says the same
+    assert lines and all("is larger than the data set" in line for line in lines), printed
     assert "selfvit/training/train.py" not in printed  # no traceback but the launcher's own
 
 
