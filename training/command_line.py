@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import AutoConfig, AutoImageProcessor, HfArgumentParser
 
@@ -28,9 +29,30 @@ def _plain_value(text: str) -> Any:
 NOT_GIVEN = object()
 
 
+class _RunParser(HfArgumentParser):
+    """Says what is wrong in a line: argparse prints a hundred lines of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. selfvit train RECIPE --help lists the options.")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:  # an option, and what was meant as its value
+            self.error(self._unknown(unknown[0]))
+        return parsed
+
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0].lstrip("-").replace("-", "_")
+        options = [option.lstrip("-") for option in self._option_string_actions]
+        close = difflib.get_close_matches(name, [n for n in options if "-" not in n], cutoff=0.5)
+        if not word.startswith("-") or not close:
+            return f"{word!r} is no option"
+        return f"{word!r} is no option (near it: --{', --'.join(close)})"
+
+
 def build_parser(run: Run) -> argparse.ArgumentParser:
     """Return a parser with an option for every value of the run; the default is NOT_GIVEN."""
-    parser = HfArgumentParser(
+    parser = _RunParser(
         [TrainingConfig, type(run.augmentation)],  # type: ignore[list-item]
         prog="selfvit train RECIPE",
         description="Options are fields of the recipe; --max_steps and --max-steps are the same.",
