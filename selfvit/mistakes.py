@@ -25,8 +25,11 @@ def told_in_one_line() -> Iterator[None]:
     try:
         yield
     except MISTAKES as error:
-        # at once: print() writes the end of a line apart, and other processes write in between
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        from tqdm.auto import tqdm
+
+        # above a progress bar, not behind it; the end of the line in the same write, as other
+        # processes write, too
+        tqdm.write(f"error: {' '.join(str(error).split())}\n", file=sys.stderr, end="")
         raise SystemExit(2) from error
 
 
