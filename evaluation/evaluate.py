@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..atomic_output import atomic_output
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # N training images · M test images · E embedding
 
+# Of the mean distance to the center: an image embedded twice, in batches of different size, stays
+# far below, and two images of one thing far above.
+SAME_IMAGE = 1e-3
 MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decomposition of seconds
 TITLES = {
     "linear_probe": "linear probe",
@@ -122,6 +126,13 @@ def evaluate_embeddings(
     if test is not None:
         hits = accuracy_hits(train, test, ks)
         metrics |= {name: float(hit.mean()) for name, hit in hits.items()}
+        if hits and (num_shared := count_shared(train.vectors, test.vectors)):
+            logger.warning(
+                "%d of %d test images are among the training images, too, where k-NN finds them "
+                "again: the accuracies are too high. Keep the two apart.",
+                num_shared,
+                len(test.vectors),
+            )
     metrics |= label_free_measures(train.vectors)
     metrics["num_train"] = len(train.vectors)
     metrics["num_test"] = 0 if test is None else len(test.vectors)
@@ -210,6 +221,25 @@ def accuracy_hits(
     by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
     hits = {f"knn_{k}": hit for k, hit in by_k.items()}
     return {**hits, "linear_probe": linear_probe_hits(*arrays)}
+
+
+def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> int:
+    """Return how many images of test are in train, too: of vectors that are equal but for rounding.
+
+    Args:
+        train: (N, E).
+        test: (M, E).
+        chunk_size: test images compared at a time; chunk_size x N distances are held at once.
+    """
+    center = train.mean(axis=0)
+    others, own = (torch.from_numpy(np.asarray(v - center, np.float32)) for v in (train, test))
+    limit = SAME_IMAGE * others.norm(dim=1).mean()
+    count = 0
+    for chunk in own.split(chunk_size):
+        nearest = others[torch.cdist(chunk, others).argmin(dim=1)]
+        # anew, as fast distances of many are rounded
+        count += int(((chunk - nearest).norm(dim=1) < limit).sum())
+    return count
 
 
 def _labelled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:

@@ -37,13 +37,14 @@ def test_evaluate_without_test_images_gives_label_free_figures(tiny_checkpoint, 
 
 
 @pytest.mark.parametrize("network", ["teacher", "student"])
-def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network):
+def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network, caplog):
     train = write_folder(tmp_path / "train", 4)
     result = run(
         *("--model", tiny_checkpoint, "--num-workers", 0, "--train", train, "--test", train),
         *("--network", network, "--pooling", "cls+mean", "--batch-size", 3),
     )
     assert result.exit_code == 0, result.output
+    assert "8 of 8 test images are among the training images, too" in caplog.text
 
 
 def test_evaluate_says_in_one_line_what_is_wrong(tiny_checkpoint, tmp_path):

@@ -63,6 +63,10 @@ TRAINED_ON = (
     "Measured on images that were trained on (their labels were not, if any figure uses them); the "
     "weights before may not have seen them. --eval_train and --eval_test take others."
 )
+TESTED_ON_ITSELF = (
+    "Measured on the images that classes were learnt from, which k-NN finds again: the accuracies "
+    "are too high. Give --eval_test others than --eval_train."
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ def open_evaluation_images(
         check_labels(train, test)
         if run.is_classifier and isinstance(source, ImageSource):
             check_labels(source, test)  # the classifier knows these classes
-        return EvaluationImages(train, test)
+        same = training.eval_train == training.eval_test
+        return EvaluationImages(train, test, note=TESTED_ON_ITSELF if same else "")
     if isinstance(source, StreamingImageSource):
         source = _first_images(source, min(training.eval_limit, MAX_STREAM_IMAGES))
     source = source.sample(training.eval_limit)

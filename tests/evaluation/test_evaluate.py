@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import EmbeddedImages
 from selfvit.evaluation.evaluate import (
+    count_shared,
     evaluate_checkpoint,
     evaluate_embeddings,
     format_table,
@@ -80,6 +81,18 @@ def test_ks_above_the_train_set_are_left_out_with_a_warning(caplog):
     metrics = evaluate_embeddings(embedded(12), embedded(9, seed=1))
     assert "knn_10" in metrics and "knn_20" not in metrics
     assert "k = 20 is left out: there are 12" in caplog.text
+
+
+def test_test_images_that_are_among_the_training_images_are_counted(caplog):
+    train, test = embedded(60), embedded(30, seed=1)
+    evaluate_embeddings(train, test)
+    assert not caplog.records
+    rounding = 1 + 1e-6 * np.random.default_rng(0).standard_normal((7, 1), dtype=np.float32)
+    test.vectors[:7] = train.vectors[20:27] * rounding
+    evaluate_embeddings(train, test)
+    assert "7 of 30 test images are among the training images, too" in caplog.text
+    same = np.ones((40, 8), np.float32)  # of an encoder that collapsed: they tell nothing
+    assert count_shared(same, same) == 0
 
 
 @pytest.mark.parametrize("unlabelled", ["train", "test", "both", "no test"])
