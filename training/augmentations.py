@@ -9,8 +9,8 @@ numbers of their masks, so that these too are a function of the draw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -44,6 +44,8 @@ def option(default: Any, text: str) -> Any:
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers."""
 
+    small_crop_field: ClassVar[str | None] = None  # which holds their size, pixels
+
     def __call__(
         self,
         image: Image.Image,
@@ -68,6 +70,22 @@ class Augmentation:
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the views, for checks against the patch size."""
         raise NotImplementedError
+
+    def for_images(
+        self, then: tuple[int, int], now: tuple[int, int], patch_size: int
+    ) -> Augmentation:
+        """Return it for a model of other images: small crops keep their share of them.
+
+        Args:
+            then: (height, width) of the images that its numbers are for, pixels.
+            now: (height, width) of the model's images, pixels.
+            patch_size: of the model, pixels; the size of small crops becomes a multiple of it.
+        """
+        if self.small_crop_field is None:
+            return self
+        size = getattr(self, self.small_crop_field) * min(now) / min(then)
+        size = max(1, round(size / patch_size)) * patch_size
+        return replace(self, **{self.small_crop_field: size})
 
     def mix(
         self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
@@ -127,8 +145,12 @@ class MultiCrop(ColoredCrops):
     and the local ones.
     """
 
+    small_crop_field = "local_view_size"
+
     num_local_views: int = option(8, "small crops an image")
-    local_view_size: int = option(96, "pixels of a small crop")
+    local_view_size: int = option(
+        96, "pixels of a small crop; with another image_size in proportion, if not given"
+    )
     global_crop_scale: list[float] = option(
         [0.4, 1.0], "least and largest fraction of the area in a global view"
     )
@@ -192,9 +214,13 @@ class FocalCrops(ColoredCrops):
     strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
     """
 
+    small_crop_field = "focal_view_size"
+
     num_random_views: int = option(1, "large anchor crops an image")
     num_focal_views: int = option(10, "small anchor crops an image")
-    focal_view_size: int = option(96, "pixels of a small crop")
+    focal_view_size: int = option(
+        96, "pixels of a small crop; with another image_size in proportion, if not given"
+    )
     random_crop_scale: list[float] = option(
         [0.3, 1.0], "least and largest fraction of the area in a target or a large anchor"
     )

@@ -125,11 +125,15 @@ class Run:
             else:
                 changed = {**part.to_dict(), **chosen(options, own_fields(part))}
                 model[name] = type(part)(**changed)
-        augmentation_fields = {entry.name for entry in fields(self.augmentation)}
+        config = SelfViTConfig(**model)
+        augmentation = self.augmentation.for_images(
+            self.model.image_height_width, config.image_height_width, config.patch_size
+        )
+        augmentation_fields = {entry.name for entry in fields(augmentation)}
         return replace(
             self,
-            model=SelfViTConfig(**model),
-            augmentation=replace(self.augmentation, **chosen(options, augmentation_fields)),
+            model=config,
+            augmentation=replace(augmentation, **chosen(options, augmentation_fields)),
             training=replace(self.training, **chosen(options, TRAINING_FIELDS)),
         )
 

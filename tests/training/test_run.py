@@ -84,11 +84,9 @@ def test_values_that_do_not_fit_are_errors_with_the_fix(arguments, message):
         run_of(*arguments)
 
 
-def test_an_unknown_option_ends_with_its_name(capsys):
-    with pytest.raises(SystemExit) as error:
-        run_of("dino_demo", "--learning_speed", "3")
-    assert error.value.code == 2
-    assert "--learning_speed" in capsys.readouterr().err
+def test_an_unknown_option_is_an_error_with_those_near_it():
+    with pytest.raises(ValueError, match=r"'--learning_rat' is no option \(near it.*base_l"):
+        run_of("dino_demo", "--learning_rat", "3")
 
 
 def test_data_and_output_must_be_named():
@@ -142,10 +140,27 @@ def test_a_choice_on_the_command_line_goes_before_one_by_the_data():
 
 
 def test_a_run_takes_the_geometry_of_the_checkpoint_it_starts_from(tiny_checkpoint):
-    run = run_of("dino_finetune", "--init_from", str(tiny_checkpoint), "--local_view_size", "16")
+    run = run_of("dino_finetune", "--init_from", str(tiny_checkpoint))
     assert (run.model.hidden_size, run.model.patch_size, run.model.image_size) == (32, 8, 32)
     assert run.model.dino_config.head_hidden_size == 2048  # the recipe's, not the checkpoint's
     assert run.model.drop_path_rate == 0.1
+
+
+def test_small_crops_keep_their_share_of_the_image_unless_given(tiny_checkpoint):
+    start = ("dino_finetune", "--init_from", str(tiny_checkpoint))  # 32 pixels, patches of 8
+    assert run_of(*start).augmentation.local_view_size == 16
+    assert run_of(*start, "--local_view_size", "24").augmentation.local_view_size == 24
+    for options, size in (
+        ((), 96),
+        (("--patch_size", "14"), 98),
+        (("--image_size", "448"), 192),
+        (("--image_size", "[448, 224]"), 96),
+        (("--image_size", "32"), 16),  # a patch is the least
+    ):
+        assert run_of("dino_vits16_in1k", *options).augmentation.local_view_size == size
+        assert run_of("msn_vits16_in1k", *options).augmentation.focal_view_size == size
+    again = Run.from_yaml(run_of(*start).to_yaml()).with_options({"max_steps": 3})
+    assert again.augmentation.local_view_size == 16
 
 
 def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
@@ -159,7 +174,7 @@ def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
     shutil.copytree(tiny_checkpoint, checkpoint)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     build_processor(tiny_config, resize="square", mean=mean, std=std).save_pretrained(checkpoint)
-    start = ("dino_finetune", "--init_from", str(checkpoint), "--local_view_size", "16")
+    start = ("dino_finetune", "--init_from", str(checkpoint))
     training = run_of(*start).training
     assert (training.image_mean, training.image_std) == (mean, std)
     assert training.resize == "square"

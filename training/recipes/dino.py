@@ -184,6 +184,7 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
         ),
         augmentation=MultiCrop(
             num_local_views=0,
+            local_view_size=14,  # for --num_local_views
             global_crop_scale=[0.5, 1.0],
             color_jitter=[0.8, 0.8, 0.0, 0.0],
             grayscale_probability=0.0,
