@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -109,6 +110,7 @@ def prepare(
         FileExistsError: if the output folder is taken.
         PermissionError: if the run is to be pushed to the Hub, and may not.
     """
+    check_same_images(source, accelerator)
     run = with_labels_of(source, run)
     training = run.training
     is_stream = isinstance(source, StreamingImageSource)
@@ -132,6 +134,24 @@ def prepare(
         run, plan = _with_batches_that_fit(run, source, plan, accelerator)
         card.run = run
     return Preparation(run, source, plan, images, metric, pushes, card)
+
+
+def check_same_images(source: ImageSource | StreamingImageSource, accelerator: Accelerator) -> None:
+    """Refuse images that differ between processes: machines that each have a copy of their own.
+
+    Raises:
+        ValueError: with what two of them have.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everyone = gather_object([(platform.node(), source.description, source.fingerprint)])
+    for rank, (node, description, fingerprint) in enumerate(everyone):
+        if fingerprint != everyone[0][2]:
+            raise ValueError(
+                f"the processes do not see the same images: number 0 has {everyone[0][1]} on "
+                f"{everyone[0][0]}, number {rank} has {description} on {node}. Share the folder, "
+                "or copy it whole; of a data set of the Hub, give a revision (USER/NAME@REVISION)."
+            )
 
 
 def loader_of(

@@ -96,24 +96,24 @@ def start_several(
     **environment: str,
 ) -> list[TrainingProcess]:
     """Start a run of as many processes as hooks are given."""
-    world_size = str(len(hooks))
-    port = free_port()
+    launched = launched_environments(len(hooks))
     return [
         start_training(
-            command,
-            folder / f"printed-{rank}.txt",
-            hook,
-            before,
-            **environment,
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            WORLD_SIZE=world_size,
-            LOCAL_WORLD_SIZE=world_size,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
+            command, folder / f"printed-{rank}.txt", hook, before, **environment, **launched[rank]
         )
         for rank, hook in enumerate(hooks)
     ]
+
+
+def launched_environments(world_size: int) -> list[dict[str, str]]:
+    """Return the variables that a launcher sets, for each of its processes."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 def _train(

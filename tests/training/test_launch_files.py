@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +14,13 @@ from accelerate.utils import DistributedType
 
 from selfvit.training import run_folder
 
-from .processes import PATIENCE, free_port, start_several
+from .processes import (
+    PATIENCE,
+    free_port,
+    launched_environments,
+    start_several,
+    start_training,
+)
 from .sharded_runs import LAUNCH_FILES, environment_of, run_sharded
 from .tiny_runs import arguments, start
 
@@ -48,6 +55,26 @@ def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path
     for training in start_several(command, tmp_path, (None, None), **no_gpu):
         assert training.exit_code() == 2, training.printed
         assert "2 processes were launched" in training.printed and "--cpu true" in training.printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_machines_with_other_images_are_refused_with_what_each_has(two_classes, tmp_path):
+    shutil.copytree(two_classes, tmp_path / "copy")
+    next((tmp_path / "copy").rglob("*.png")).unlink()
+    processes = [
+        start_training(
+            arguments("mae", data, tmp_path / "out", "--max_steps", 1, "--batch_size", 6),
+            tmp_path / f"printed-{rank}.txt",
+            **environment,
+        )
+        for rank, (data, environment) in enumerate(
+            zip((two_classes, tmp_path / "copy"), launched_environments(2), strict=True)
+        )
+    ]
+    for training in processes:
+        assert training.exit_code() == 2, training.printed
+        assert "the processes do not see the same images: number 0 has 24 " in training.printed
+        assert ", number 1 has 23 " in training.printed
     assert not (tmp_path / "out").exists()
 
 
