@@ -304,6 +304,18 @@ def test_measuring_leaves_model_and_random_states_as_they_were(
     assert first.metrics == second.metrics
 
 
+def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
+    two_classes, tiny_checkpoint, tmp_path
+):
+    for test, expected in ((two_classes, "too high. Give --eval_test others"), (TEST, "")):
+        train = two_classes if test == two_classes else TRAIN
+        options = ("--eval_train", train, "--eval_test", test)
+        line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out", *options)
+        run = make_run(line, RECIPES, lambda training: 24)
+        note = open_evaluation_images(run, open_source(run.training)).note
+        assert expected in note and bool(note) == bool(expected)
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
