@@ -1,6 +1,6 @@
 """The folder of a run: what lies in it, and whether a run may begin or go on there.
 
-OUT/training.yaml                the run as it was started; can be run again
+OUT/training.yaml                the run as it was started, and where its data is; can be run again
 OUT/environment.json             versions and git revisions that it was started with
 OUT/log.jsonl                    a line of figures every `log_steps`
 OUT/images/                      pictures every `image_steps`
@@ -25,6 +25,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def prepare_output(run: Run) -> None:
     output = Path(run.training.output)
     if run.training.resume:
         _remove_leftovers(output)
+        started = Run.from_yaml((output / RUN_FILE).read_text(encoding="utf-8"))
+        if started.training.data != run.training.data:  # moved
+            training = replace(started.training, data=run.training.data)
+            _write_run(replace(started, training=training), output)
         if not (output / ENVIRONMENT_FILE).exists():
             _write_environment(output)
         return
@@ -85,8 +90,7 @@ def prepare_output(run: Run) -> None:
     for path in output.iterdir():
         if path.name != RUN_FILE:  # by which a process that is killed here leaves a run
             _delete(path)
-    with atomic_output(output / RUN_FILE) as unfinished:
-        unfinished.write_text(run.to_yaml(), encoding="utf-8")
+    _write_run(run, output)
     _write_environment(output)
 
 
@@ -116,6 +120,11 @@ def _entries(output: Path) -> Iterator[Path]:
     for path in output.iterdir():
         if not path.match(f".{RUN_FILE}.unfinished-*"):
             yield path
+
+
+def _write_run(run: Run, output: Path) -> None:
+    with atomic_output(output / RUN_FILE) as unfinished:
+        unfinished.write_text(run.to_yaml(), encoding="utf-8")
 
 
 def _write_environment(output: Path) -> None:
