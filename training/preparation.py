@@ -44,6 +44,8 @@ def build_accelerator(training: TrainingConfig) -> Accelerator:
     """
     # Accelerate has no argument yet for what torch 2.14 calls forward_sync_buffers
     warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
+    if training.num_workers <= TrainingConfig.num_workers:  # on fewer cores they take turns
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
     accelerator = Accelerator(
         cpu=training.cpu,
         mixed_precision=training.mixed_precision,

@@ -136,6 +136,7 @@ class BeforeAfterReport:
         if path.is_file():
             self._before = Measurement.load(path)
         if self._before is None or self._before.data != self.evaluation.data:
+            self._announce("before")
             self._before = self.evaluation.measure(0)
             if self.run.training.init_scope != "all":
                 self._before = _without_accuracy(self._before)
@@ -145,6 +146,7 @@ class BeforeAfterReport:
         """Measure the trained model, write report.json, print the table; return the figures."""
         if self._before is None:
             return {}
+        self._announce("after")
         after = self.evaluation.measure(step)
         images = self.evaluation.images
         assert images is not None
@@ -161,6 +163,13 @@ class BeforeAfterReport:
         save_metrics(content, self.output / REPORT_FILE)
         self.accelerator.print(f"\n{format_comparison(self.comparison)}")
         return dict(after.metrics)
+
+    def _announce(self, when: str) -> None:
+        """Say what takes a while: of a large encoder on a CPU, minutes."""
+        images = self.evaluation.images
+        assert images is not None
+        count = sum(map(len, images.sources))
+        self.accelerator.print(f"measuring the encoder {when} training, on {count:,} images")
 
     def require_improvement(self) -> None:
         """End a run that was to improve the encoder and did not; all is saved by then.
