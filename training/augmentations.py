@@ -9,7 +9,8 @@ numbers of their masks, so that these too are a function of the draw.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,11 +41,57 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+ABOVE_0 = 1e-12  # as a least
+
+
+def check_limits(entry: Field[Any], value: Any, least: float, most: float) -> None:
+    """Check a field of numbers; two of them, "least and largest", are a range above 0.
+
+    Raises:
+        ValueError: with the rule, the value and what the field means.
+    """
+    text = entry.metadata["help"]
+    numbers = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and len(value) != (count := len(entry.default_factory())):  # type: ignore[operator,misc]
+        raise ValueError(f"{entry.name} ({value}) must be {count} numbers: {text}.")
+    if not all(least <= number <= most for number in numbers):
+        rule = "above 0" if least == ABOVE_0 else f"at least {least:g}"
+        if most < math.inf:
+            rule = f"between {least:g} and {most:g}" if least == 0 else f"{rule}, at most {most:g}"
+        raise ValueError(f"{entry.name} ({value}) must be {rule}: {text}.")
+    if text.startswith("least and largest") and not 0 < numbers[0] <= numbers[1]:
+        raise ValueError(f"{entry.name} ({value}) must be above 0, the least first: {text}.")
+
+
+# Least and most of every field of an augmentation, and of each number where it has several.
+LIMITS: dict[str, tuple[float, float]] = {
+    "num_local_views": (0, math.inf), "num_focal_views": (0, math.inf),
+    "num_random_views": (1, math.inf),
+    "local_view_size": (1, math.inf), "focal_view_size": (1, math.inf),
+    "crop_scale": (0, 1), "global_crop_scale": (0, 1), "local_crop_scale": (0, 1),
+    "random_crop_scale": (0, 1), "focal_crop_scale": (0, 1), "erased_area": (0, 1),
+    "blur_sigma": (0, math.inf), "color_jitter": (0, math.inf), "erased_ratio": (ABOVE_0, 1),
+    "flip_probability": (0, 1), "color_jitter_probability": (0, 1), "blur_probability": (0, 1),
+    "grayscale_probability": (0, 1), "solarize_probability": (0, 1),
+    "random_erasing_probability": (0, 1), "label_smoothing": (0, 1),
+    "rand_augment_magnitude": (0, 10), "rand_augment_deviation": (0, math.inf),
+    "mixup_alpha": (0, math.inf), "cutmix_alpha": (0, math.inf),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """What the data set asks of an augmentation; its fields are the numbers."""
+    """What the data set asks of an augmentation; its fields are the numbers.
+
+    Raises:
+        ValueError: if one is outside of LIMITS, or a list has not as many as its default.
+    """
 
     small_crop_field: ClassVar[str | None] = None  # which holds their size, pixels
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            check_limits(entry, getattr(self, entry.name), *LIMITS[entry.name])
 
     def __call__(
         self,
@@ -231,10 +278,6 @@ class FocalCrops(ColoredCrops):
         [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
     )
     blur_probability: float = option(0.5, "of a blur")
-
-    def __post_init__(self) -> None:
-        if self.num_random_views < 1:
-            raise ValueError(f"num_random_views ({self.num_random_views}) must be at least 1.")
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Sizes of the target and random views, and of the focal ones."""

@@ -116,7 +116,8 @@ def make_run(
     run = draft
     if name in recipes:
         run = recipes[name](count_images(training), options.get("batch_size"))
-    if training.init_from is None:
+    is_written_down = name not in recipes and training.init_from == draft.training.init_from
+    if training.init_from is None or is_written_down:  # in a YAML: with what the checkpoint brought
         return run.with_options(options)
     # geometry and preprocessing of the checkpoint, then the command line
     options = {**read_preprocessing(training.init_from), **options}

@@ -52,6 +52,11 @@ def check_output(run: Run) -> None:
             would be overwritten by it.
     """
     output = Path(run.training.output)
+    if _lies_in_folder(output, run.training.data):
+        raise ValueError(
+            f"output ({output}) lies in data ({run.training.data}): pictures of the run would be "
+            "images to train on; choose an --output outside of it."
+        )
     holds_run = (output / RUN_FILE).is_file()
     holds_anything = output.exists() and (not output.is_dir() or any(_entries(output)))
     if run.training.resume:
@@ -79,10 +84,6 @@ def prepare_output(run: Run) -> None:
     output = Path(run.training.output)
     if run.training.resume:
         _remove_leftovers(output)
-        started = Run.from_yaml((output / RUN_FILE).read_text(encoding="utf-8"))
-        if started.training.data != run.training.data:  # moved
-            training = replace(started.training, data=run.training.data)
-            _write_run(replace(started, training=training), output)
         if not (output / ENVIRONMENT_FILE).exists():
             _write_environment(output)
         return
@@ -92,6 +93,15 @@ def prepare_output(run: Run) -> None:
             _delete(path)
     _write_run(run, output)
     _write_environment(output)
+
+
+def note_place_of_data(run: Run) -> None:
+    """Write where the data of a resumed run is now, if it was moved; for the main process alone."""
+    output = Path(run.training.output)
+    started = Run.from_yaml((output / RUN_FILE).read_text(encoding="utf-8"))
+    if started.training.data != run.training.data:
+        training = replace(started.training, data=run.training.data)
+        _write_run(replace(started, training=training), output)
 
 
 def check_shared(output: Path) -> None:
@@ -113,6 +123,11 @@ def check_shared(output: Path) -> None:
 def _lies_in(name: str, folder: Path) -> bool:
     path = Path(name).expanduser()
     return path.exists() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _lies_in_folder(output: Path, data: str) -> bool:
+    folder = Path(data).expanduser()
+    return folder.is_dir() and output.resolve().is_relative_to(folder.resolve())
 
 
 def _entries(output: Path) -> Iterator[Path]:
@@ -187,5 +202,6 @@ __all__ = [
     "ENVIRONMENT_FILE",
     "check_output",
     "check_shared",
+    "note_place_of_data",
     "prepare_output",
 ]

@@ -31,7 +31,7 @@ from .command_line import make_run
 from .cost import FREE, RunCost
 from .data import to_model_inputs
 from .evaluation import Evaluation
-from .faults import end_together, explained_faults
+from .faults import end_together, explained_faults, meet
 from .hub_pushes import NotPublishedError
 from .interruption import Interruption, RunInterrupted
 from .logged_images import LoggedImages
@@ -42,7 +42,7 @@ from .preparation import build_accelerator, prepare
 from .recipes import RECIPES
 from .report import BeforeAfterReport, BestCheckpoint
 from .run import Run
-from .run_folder import check_output, check_shared, prepare_output
+from .run_folder import check_output, check_shared, note_place_of_data, prepare_output
 from .sharding import WholeModel, num_shards
 from .streaming import divide, stream_state
 from .trackers import start_trackers
@@ -92,6 +92,8 @@ def train(
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(f"stream: {divide(source, plan.num_processes, training.num_workers)}")
+    check_output(run)  # in all processes, so that each can say what is wrong
+    meet(accelerator)
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
@@ -133,6 +135,9 @@ def train(
             report.require_improvement()
             pushes.result()
             return {}
+
+    if training.resume and accelerator.is_main_process:
+        note_place_of_data(run)
 
     # --- the loop
     start_trackers(accelerator, run, start_step)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .augmentations import option
+from .augmentations import ABOVE_0, check_limits, option
 from .trackers import read_trackers
 
 # Higher is better of these. Uniformity is not one of them: noise has the best.
@@ -17,6 +18,22 @@ BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval"
 OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
 # All linear layers of the encoder's blocks.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+
+# Least and most of what is a number, and of each where there are several.
+LIMITS: dict[str, tuple[float, float]] = {
+    "num_workers": (0, math.inf), "data_timeout": (0, math.inf), "shuffle_buffer": (0, math.inf),
+    "image_mean": (0, 1), "image_std": (ABOVE_0, math.inf),
+    "epochs": (ABOVE_0, math.inf), "max_steps": (1, math.inf), "batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf), "log_steps": (1, math.inf),
+    "save_steps": (1, math.inf), "save_total_limit": (1, math.inf), "monitor_steps": (1, math.inf),
+    "eval_steps": (1, math.inf), "eval_limit": (2, math.inf), "image_steps": (0, math.inf),
+    "base_learning_rate": (0, math.inf), "min_learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf), "weight_decay_end": (0, math.inf),
+    "adam_beta1": (0, 1), "adam_beta2": (0, 1), "layer_decay": (ABOVE_0, 1),
+    "max_gradient_norm": (ABOVE_0, math.inf), "warmup_ratio": (0, 1),
+    "freeze_encoder_ratio": (0, 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,15 +165,10 @@ class TrainingConfig:
     energy_meter: str = option("codecarbon", "codecarbon, where it is installed, or none")
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size", "gradient_accumulation_steps", "log_steps", "save_steps", "monitor_steps",
-            "save_total_limit",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
-        for name in ("warmup_ratio", "freeze_encoder_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in LIMITS and value is not None:
+                check_limits(entry, value, *LIMITS[entry.name])
         for name, choices in {
             "resize": ("shortest_edge", "square"),
             "init_scope": ("encoder", "all"),
@@ -178,14 +190,6 @@ class TrainingConfig:
                 "give init_from, and a freeze_encoder_ratio below 1."
             )
         self._check_adapters()
-        if self.data_timeout < 0:
-            raise ValueError(
-                f"data_timeout ({self.data_timeout}) must be 0 (wait for ever) or more seconds."
-            )
-        if self.image_steps < 0:
-            raise ValueError(f"image_steps ({self.image_steps}) must be 0 (never) or more.")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps ({self.max_steps}) must be at least 1.")
         if self.push_steps is not None:
             if self.push_to_hub is None:
                 raise ValueError(f"push_steps ({self.push_steps}) needs push_to_hub, USER/NAME.")

@@ -106,8 +106,19 @@ def test_resume_on_a_changed_data_set_is_an_error(two_classes, tmp_path):
     shutil.copytree(two_classes, data)
     main(command(data, tmp_path / "out"))
     next(data.rglob("*.png")).rename(data / "bright" / "another.png")
-    with pytest.raises(ValueError, match="the data set changed"):
-        main(command(data, tmp_path / "out", "--resume", "true"))
+    written = (tmp_path / "out" / "training.yaml").read_bytes()
+    for folder in (data, tmp_path / "moved"):
+        if not folder.exists():
+            data.rename(folder)
+        with pytest.raises(ValueError, match="the data set changed"):
+            main(command(folder, tmp_path / "out", "--resume", "true"))
+    assert (tmp_path / "out" / "training.yaml").read_bytes() == written
+
+
+def test_a_run_does_not_go_into_the_images_that_it_trains_on(two_classes, tmp_path):
+    with pytest.raises(ValueError, match="lies in data .*choose an --output outside"):
+        main(command(two_classes, two_classes / "bright" / "out"))
+    assert not (two_classes / "bright" / "out").exists()
 
 
 def test_resume_takes_a_data_set_that_was_moved_from_where_it_is_now(two_classes, tmp_path):

@@ -58,6 +58,15 @@ def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_is_taken_is_told_by_every_process(two_classes, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 6)
+    for training in start_several(command, tmp_path, (None, None)):
+        assert training.exit_code() == 2, training.printed
+        assert "holds something else than a run; choose another --output" in training.printed
+
+
 def test_machines_with_other_images_are_refused_with_what_each_has(two_classes, tmp_path):
     shutil.copytree(two_classes, tmp_path / "copy")
     next((tmp_path / "copy").rglob("*.png")).unlink()

@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 
+from selfvit.training.augmentations import AUGMENTATIONS
 from selfvit.training.command_line import make_run
 from selfvit.training.recipes import RECIPES
 from selfvit.training.recipes.dino import dino_finetune
@@ -84,6 +87,42 @@ def test_values_that_do_not_fit_are_errors_with_the_fix(arguments, message):
         run_of(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "values", "rule"),
+    [
+        (
+            "dino_demo",
+            "global_crop_scale",
+            ["0.5"],
+            r"\(\[0.5\]\) must be 2 numbers: least",
+        ),
+        ("dino_demo", "global_crop_scale", ["1", "0.25"], "must be above 0, the least first"),
+        ("dino_demo", "global_crop_scale", ["0", "2"], "must be between 0 and 1"),
+        ("dino_demo", "num_local_views", ["-1"], r"\(-1\) must be at least 0: small crops"),
+        ("dino_demo", "local_view_size", ["0"], "must be at least 1"),
+        ("dino_demo", "blur_sigma", ["0", "0"], "must be above 0"),
+        ("dino_demo", "flip_probability", ["2"], "must be between 0 and 1"),
+        ("pmsn_demo", "num_random_views", ["0"], "must be at least 1"),
+        ("mae_classify", "erased_area", ["0.3"], "must be 2 numbers"),
+        ("mae_classify", "rand_augment_magnitude", ["50"], "must be between 0 and 10"),
+        ("dino_demo", "max_gradient_norm", ["0"], "must be above 0: gradients are clipped"),
+        ("dino_demo", "layer_decay", ["-1"], "must be above 0, at most 1"),
+        ("dino_demo", "image_std", ["0", "1", "1"], "must be above 0"),
+        ("dino_demo", "image_mean", ["0.5", "0.5"], "must be 3 numbers"),
+        ("dino_demo", "num_workers", ["-1"], "must be at least 0"),
+        ("dino_demo", "epochs", ["0"], "must be above 0: passes over the data"),
+    ],
+)
+def test_numbers_out_of_their_limits_are_errors_with_the_rule(recipe, option, values, rule):
+    with pytest.raises(ValueError, match=rf"{option} .*{rule}"):
+        run_of(recipe, f"--{option}", *values)
+
+
+def test_every_number_of_an_augmentation_has_limits():
+    for kind in AUGMENTATIONS.values():
+        kind()
+
+
 def test_an_unknown_option_is_an_error_with_those_near_it():
     with pytest.raises(ValueError, match=r"'--learning_rat' is no option \(near it.*base_l"):
         run_of("dino_demo", "--learning_rat", "3")
@@ -146,6 +185,20 @@ def test_a_run_takes_the_geometry_of_the_checkpoint_it_starts_from(tiny_checkpoi
     assert run.model.drop_path_rate == 0.1
 
 
+def test_a_yaml_runs_with_the_values_that_it_holds_whatever_its_checkpoint_has(
+    tiny_checkpoint, tmp_path
+):
+    start = ("dino_finetune", "--init_from", str(tiny_checkpoint))
+    run = run_of(*start, "--pooling", "gem", "--image_mean", "0.5", "0.5", "0.5")
+    written = tmp_path / "training.yaml"
+    written.write_text(run.to_yaml())
+    assert make_run([str(written)], RECIPES, lambda run: 1000).to_dict() == run.to_dict()
+    # from another checkpoint, with what that brings
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    again = make_run([str(written), "--init_from", str(other)], RECIPES, lambda run: 1000)
+    assert again.model.pooling == "cls"
+
+
 def test_small_crops_keep_their_share_of_the_image_unless_given(tiny_checkpoint):
     start = ("dino_finetune", "--init_from", str(tiny_checkpoint))  # 32 pixels, patches of 8
     assert run_of(*start).augmentation.local_view_size == 16
@@ -166,8 +219,6 @@ def test_small_crops_keep_their_share_of_the_image_unless_given(tiny_checkpoint)
 def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
     tiny_config, tiny_checkpoint, tmp_path
 ):
-    import shutil
-
     from selfvit.embedding.preprocessing import build_processor
 
     checkpoint = tmp_path / "checkpoint"
