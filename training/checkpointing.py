@@ -100,7 +100,7 @@ class Checkpointer:
                 self._remove(final)  # left by a run that was resumed from before it
                 os.replace(temporary, final)
                 flush_entry(self.folder)
-                self._prune(final)
+                self._prune(final, state["monitors"]["low_since"])
         self.accelerator.wait_for_everyone()
         return final
 
@@ -122,12 +122,20 @@ class Checkpointer:
                 "--resume true",
             ) from error
 
-    def _prune(self, newest: Path) -> None:
-        """Remove all but the last checkpoints up to the newest: later ones are of a lost branch."""
+    def _prune(self, newest: Path, low_since: dict[str, int]) -> None:
+        """Remove all but the last checkpoints up to the newest: later ones are of a lost branch.
+
+        While monitors read low and may name a collapse, the newest from before it stays.
+        """
+        training = self.run.training
         checkpoints = sorted(self.folder.glob("step-*"))
-        kept = [path for path in checkpoints if path <= newest]
+        upcoming = [path for path in checkpoints if path <= newest]
+        kept = upcoming[-training.save_total_limit :]
+        if low_since and training.on_collapse != "warn":
+            onset = self.folder / f"step-{min(low_since.values()):08d}"
+            kept += [path for path in upcoming if path < onset][-1:]
         for path in checkpoints:
-            if path not in kept[-self.run.training.save_total_limit :]:
+            if path not in kept:
                 self._remove(path)
 
     def _remove(self, checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..atomic_output import atomic_output
+from ..data.image_source import hash_of
 from ..evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ..evaluation.evaluate import format_metric, metric_title, save_metrics
 from ..sharing.provenance import shown_name
@@ -73,17 +74,23 @@ class BestCheckpoint:
         writer: of the model in training.
         output: folder of the run.
         metric: name of the figure that decides; the first of equals stays.
+        data: names what it is measured on (`Evaluation.data`).
     """
 
-    def __init__(self, writer: ModelWriter, output: Path, metric: str | None):
+    def __init__(self, writer: ModelWriter, output: Path, metric: str | None, data: str):
         self.writer = writer
         self.folder = output / BEST
         self.metric = metric
+        self.data = hash_of([data.encode()])
 
     def read(self) -> dict[str, Any] | None:
-        """Return "step", "metric" and "value" of the one that is kept, if any."""
+        """Return "step", "metric", "value" and "data" of the one that is kept, if any.
+
+        One that was measured on other data, before a resume, does not count.
+        """
         path = self.folder / BEST_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return kept if kept is None or kept["data"] == self.data else None
 
     def offer(self, step: int, metrics: dict[str, float], card: Callable[[], str]) -> None:
         """Keep the model after some steps, with its card, if it is the best.
@@ -97,9 +104,8 @@ class BestCheckpoint:
             return
         with atomic_output(self.folder) as unfinished:
             self.writer.write(unfinished, card())
-            save_metrics(
-                {"step": step, "metric": self.metric, "value": value}, unfinished / BEST_FILE
-            )
+            content = {"step": step, "metric": self.metric, "value": value, "data": self.data}
+            save_metrics(content, unfinished / BEST_FILE)
 
 
 class BeforeAfterReport:

@@ -113,7 +113,7 @@ def train(
 
     # --- what it starts from
     evaluation = Evaluation(whole.model, processor, run, prepared.images, accelerator.device)
-    best = BestCheckpoint(writer, output, prepared.metric)
+    best = BestCheckpoint(writer, output, prepared.metric, evaluation.data)
     report = BeforeAfterReport(accelerator, evaluation, run, best)
     report.measure_before()
 

@@ -146,7 +146,7 @@ def test_rollback_goes_on_once_from_before_at_half_the_learning_rate(images, tmp
     out = tmp_path / "out"
     options = (*SHORT, *CONSTANT, "--on_collapse", "rollback", "--save_steps", 5)
     with pytest.raises(CollapseError):  # what was set badly still is
-        main(arguments("dino", images, out, *options, "--save_total_limit", 99))
+        main(arguments("dino", images, out, *options, "--save_total_limit", 1))
     lines = lines_of(out)
     (back,) = [line for line in lines if "rolled_back" in line]
     assert "constant output" in back["rolled_back"]
