@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ class StreamingImageSource:
         description: of the data.
         image_column: name, or None to find it by its type.
         label_column: name, or None to find it by its type and name.
+        identity: what tells the data from others, wherever they lie: their shards' names and sizes.
 
     Raises:
         ValueError: if there is no such column, or its label names are not known.
@@ -98,6 +99,8 @@ class StreamingImageSource:
         description: str,
         image_column: str | None = None,
         label_column: str | None = None,
+        *,
+        identity: Sequence[str],
     ):
         features = dataset.features or dataset._resolve_features().features
         self._columns = choose_columns(features, image_column, label_column)
@@ -111,6 +114,7 @@ class StreamingImageSource:
                 )
         self._dataset = keep_encoded(dataset, self._columns)
         self.description = description
+        self.identity = identity
         self.id_column = "id"
 
     @property
@@ -127,8 +131,8 @@ class StreamingImageSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what can be known without reading the stream: its description and columns."""
-        return hash_of([self.description.encode(), str(self._columns).encode()])
+        """Hash of what can be known without reading the stream: its identity and columns."""
+        return hash_of([str(self._columns).encode(), *(text.encode() for text in self.identity)])
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1

@@ -92,9 +92,11 @@ def open_images(
         if next(image_files(path), None) is not None:
             return FolderSource(_split_folder(path, split))
         for suffix, (builder, kind) in SHARDS.items():
-            if next(path.rglob(f"*{suffix}"), None) is not None:
+            if shards := sorted(path.rglob(f"*{suffix}")):
                 where = {"path": builder, "data_dir": str(path)}
-                return _open_dataset(where, f"{kind} in {path}", split, streaming, columns)
+                identity = [f"{file.relative_to(path)} {file.stat().st_size}" for file in shards]
+                name = f"{len(shards)} {kind} in {path}" if streaming else f"{kind} in {path}"
+                return _open_dataset(where, name, split, streaming, columns, identity)
         return FolderSource(path)  # which says what is missing
     if path.is_file():
         if path.suffix.lower() not in SHARDS:
@@ -104,7 +106,8 @@ def open_images(
             )
         builder, _ = SHARDS[path.suffix.lower()]
         where = {"path": builder, "data_files": str(path)}
-        return _open_dataset(where, str(path), split, streaming, columns)
+        identity = [f"{path.name} {path.stat().st_size}"]
+        return _open_dataset(where, str(path), split, streaming, columns, identity)
     on_hub = HUB_DATASET.fullmatch(str(data))
     if on_hub is None:
         raise FileNotFoundError(f"there is no folder or file {str(data)!r}.")
@@ -114,7 +117,7 @@ def open_images(
             revision = HfApi().dataset_info(repo_id, revision=revision).sha
             name = f"{repo_id}@{revision}"
         where = {"path": repo_id, "revision": revision}
-        return _open_dataset(where, name, split, streaming, columns)
+        return _open_dataset(where, name, split, streaming, columns, [name])
     except OSError as error:  # not there, or the Hub is out of reach
         raise FileNotFoundError(
             f"{str(data)!r} is no folder or file here, and opening it as a dataset of the Hub "
@@ -146,15 +149,21 @@ def _open_saved_dataset(path: Path, split: str | None, columns: dict) -> Dataset
 
 
 def _open_dataset(
-    where: dict, name: str, split: str | None, streaming: bool, columns: dict
+    where: dict,
+    name: str,
+    split: str | None,
+    streaming: bool,
+    columns: dict,
+    identity: list[str],
 ) -> ImageSource | StreamingImageSource:
     import datasets
 
+    split = split or "train"
     try:
         if streaming:
-            dataset = _stream(datasets.load_dataset_builder(**where), split or "train")
+            dataset = _stream(datasets.load_dataset_builder(**where), split)
         else:
-            dataset = datasets.load_dataset(**where, split=split or "train")
+            dataset = datasets.load_dataset(**where, split=split)
     except (tarfile.TarError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         if where["path"] != "webdataset" or "split" in str(error):
             raise
@@ -163,8 +172,9 @@ def _open_dataset(
             f"each other and share a name, as 0001.jpg and 0001.cls: {error.__cause__ or error}"
         ) from error
     if streaming:
-        return StreamingImageSource(dataset, f"{name} ({split or 'train'}), streamed", **columns)
-    return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split or 'train'})", **columns)
+        description = f"{name} ({split}), streamed"
+        return StreamingImageSource(dataset, description, identity=[*identity, split], **columns)
+    return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split})", **columns)
 
 
 def _stream(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:
