@@ -335,10 +335,11 @@ def test_evaluation_reports_figures_and_does_not_change_the_training(two_classes
 
 
 def test_evaluation_without_labels_gives_the_label_free_figures(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
     for index in range(8):
-        noise(30, 30, index).save(tmp_path / f"{index}.png")
-    out = tmp_path / "out"
-    main(arguments("dino", tmp_path, out, "--max_steps", 2, "--batch_size", 4, "--eval_steps", 1))
+        noise(30, 30, index).save(data / f"{index}.png")
+    main(arguments("dino", data, out, "--max_steps", 2, "--batch_size", 4, "--eval_steps", 1))
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "feature_std" in line] == [1, 2]
 
