@@ -40,7 +40,7 @@ selfvit train dino_demo --data FOLDER --output first --num_prototypes 256 --epoc
 ```
 
 A recipe changes some defaults, the command line goes before the recipe, and `--init_from` brings
-geometry and preprocessing of the checkpoint, which the command line may change too. What came of it
+geometry and preprocessing of the checkpoint; a size that its weights do not have is refused. What came of it
 stands in `training.yaml`, all values, and runs again:
 
 <!-- test: append --max_steps 2 -->
