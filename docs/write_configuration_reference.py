@@ -40,8 +40,8 @@ selfvit train dino_demo --data FOLDER --output first --num_prototypes 256 --epoc
 ```
 
 A recipe changes some defaults, the command line goes before the recipe, and `--init_from` brings
-geometry and preprocessing of the checkpoint; a size that its weights do not have is refused. What came of it
-stands in `training.yaml`, all values, and runs again:
+geometry and preprocessing of the checkpoint; a size that its weights do not have is refused. What
+came of it stands in `training.yaml`, all values, and runs again:
 
 <!-- test: append --max_steps 2 -->
 ```bash
