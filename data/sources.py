@@ -94,8 +94,12 @@ def open_images(
         for suffix, (builder, kind) in SHARDS.items():
             if shards := sorted(path.rglob(f"*{suffix}")):
                 where = {"path": builder, "data_dir": str(path)}
-                identity = [f"{file.relative_to(path)} {file.stat().st_size}" for file in shards]
-                name = f"{len(shards)} {kind} in {path}" if streaming else f"{kind} in {path}"
+                name, identity = f"{kind} in {path}", []
+                if streaming:
+                    name = f"{len(shards)} {name}"
+                    identity = [
+                        f"{file.relative_to(path)} {file.stat().st_size}" for file in shards
+                    ]
                 return _open_dataset(where, name, split, streaming, columns, identity)
         return FolderSource(path)  # which says what is missing
     if path.is_file():

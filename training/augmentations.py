@@ -45,7 +45,7 @@ ABOVE_0 = 1e-12  # as a least
 
 
 def check_limits(entry: Field[Any], value: Any, least: float, most: float) -> None:
-    """Check a field of numbers; two of them, "least and largest", are a range above 0.
+    """Check a field of numbers; two of them are a range above 0.
 
     Raises:
         ValueError: with the rule, the value and what the field means.
@@ -59,7 +59,7 @@ def check_limits(entry: Field[Any], value: Any, least: float, most: float) -> No
         if most < math.inf:
             rule = f"between {least:g} and {most:g}" if least == 0 else f"{rule}, at most {most:g}"
         raise ValueError(f"{entry.name} ({value}) must be {rule}: {text}.")
-    if text.startswith("least and largest") and not 0 < numbers[0] <= numbers[1]:
+    if len(numbers) == 2 and not 0 < numbers[0] <= numbers[1]:
         raise ValueError(f"{entry.name} ({value}) must be above 0, the least first: {text}.")
 
 

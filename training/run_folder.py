@@ -52,7 +52,8 @@ def check_output(run: Run) -> None:
             would be overwritten by it.
     """
     output = Path(run.training.output)
-    if _lies_in_folder(output, run.training.data):
+    data = Path(run.training.data).expanduser()
+    if data.is_dir() and _lies_in(output, data):
         raise ValueError(
             f"output ({output}) lies in data ({run.training.data}): pictures of the run would be "
             "images to train on; choose an --output outside of it."
@@ -71,10 +72,11 @@ def check_output(run: Run) -> None:
             f"{output} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output."
         )
-    start = run.training.init_from
-    if holds_run and start is not None and _lies_in(start, output):
+    start = run.training.init_from and Path(run.training.init_from).expanduser()
+    if holds_run and start and start.exists() and _lies_in(start, output):
         raise ValueError(
-            f"--overwrite would delete {start}, which the run starts from; choose another --output."
+            f"--overwrite would delete {run.training.init_from}, which the run starts from; choose "
+            "another --output."
         )
 
 
@@ -120,14 +122,8 @@ def check_shared(output: Path) -> None:
         time.sleep(0.1)
 
 
-def _lies_in(name: str, folder: Path) -> bool:
-    path = Path(name).expanduser()
-    return path.exists() and path.resolve().is_relative_to(folder.resolve())
-
-
-def _lies_in_folder(output: Path, data: str) -> bool:
-    folder = Path(data).expanduser()
-    return folder.is_dir() and output.resolve().is_relative_to(folder.resolve())
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _entries(output: Path) -> Iterator[Path]:

@@ -85,15 +85,14 @@ def train(
     training, card, pushes = run.training, prepared.card, prepared.pushes
     set_seed(training.seed)
     model = build_trainable(run)
+    check_output(run)  # in all processes, so that each can say what is wrong
     if training.dry_run:
-        check_output(run)
         layout = accelerator.mixed_precision, num_shards(accelerator)
         accelerator.print(describe_plan(run, model, source, plan, prepared.loader, *layout))
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(f"stream: {divide(source, plan.num_processes, training.num_workers)}")
-    check_output(run)  # in all processes, so that each can say what is wrong
-    meet(accelerator)
+    meet(accelerator)  # nobody writes before all have looked
     if accelerator.is_main_process:
         prepare_output(run)
     accelerator.wait_for_everyone()
