@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from selfvit.training.config.run_config import Run
+from selfvit.training.config.training_config import TrainingConfig
 from selfvit.training.recipes import RECIPES
-from selfvit.training.run import Run
-from selfvit.training.training_config import TrainingConfig
 
 # AdamW's peak rates, tried alike for every objective and both sides
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from benchmarks.fashion_mnist import MEAN, STD, GreyImageSource, LabelledImages
 from selfvit.evaluation.knn import weighted_knn_accuracy
 from selfvit.evaluation.linear_probe import linear_probe_accuracy
-from selfvit.training.batch_plan import BatchPlan
-from selfvit.training.data import build_loader, normalize, to_model_inputs
+from selfvit.modeling.registry import TRAINABLE_CLASSES
+from selfvit.training.config.run_config import Run
+from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.dataloader.collate import normalize, to_model_inputs
+from selfvit.training.dataloader.loader import build_loader
+from selfvit.training.dataloader.sampler import BatchPlan
 from selfvit.training.optimization import build_optimizer, set_schedules
-from selfvit.training.run import Run
-from selfvit.training.trained_model import TRAINABLE_CLASSES
-from selfvit.training.training_config import TrainingConfig
 
 NUM_SNAPSHOTS = 40  # of each encoder: time is then read off to 2.5 % of the run
 NUM_CURVE_POINTS = 5

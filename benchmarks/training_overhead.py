@@ -39,15 +39,16 @@ from selfvit.embedding.preprocessing import build_processor
 from selfvit.evaluation.comparison import compare
 from selfvit.evaluation.label_free import feature_standard_deviation, rankme
 from selfvit.modeling.observations import MAX_FEATURES
-from selfvit.training.augmentations import MultiCrop
-from selfvit.training.collapse import CollapseMonitor
+from selfvit.training.augmentations.multi_crop import MultiCrop
+from selfvit.training.callbacks.collapse import CollapseMonitor
+from selfvit.training.callbacks.images import LoggedImages
+from selfvit.training.callbacks.progress import Reporter
+from selfvit.training.callbacks.trackers import start_trackers
+from selfvit.training.config.run_config import Run
+from selfvit.training.config.tracker_names import NEEDS, chosen_trackers
+from selfvit.training.config.training_config import TrainingConfig
 from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evaluation_images
-from selfvit.training.logged_images import LoggedImages
-from selfvit.training.monitors import Reporter
 from selfvit.training.recipes import RECIPES
-from selfvit.training.run import Run
-from selfvit.training.trackers import NEEDS, chosen_trackers, start_trackers
-from selfvit.training.training_config import TrainingConfig
 
 OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
 NUM_REPORTED = 2000  # images of the data set

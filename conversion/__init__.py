@@ -1,7 +1,7 @@
 """Weights in from other projects, and out to them."""
 
-from .checkpoint_audit import audit
-from .weights_in import convert
-from .weights_out import export
+from .audit.audit import audit
+from .convert import convert
+from .exporters.export import export
 
 __all__ = ["audit", "convert", "export"]

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..errors import shorten
 from ..sharing.model_card import CardContents, ConversionFacts
 from ..sharing.provenance import Provenance
-from .names import listed
-from .reading import SourceFile
+from .read_weights import SourceFile
 
 CREATED_BY = "selfvit convert"
 
@@ -49,7 +49,7 @@ class Conversion:
         for title, entries in (("left out", self.left_out), ("new", self.new)):
             for why in dict.fromkeys(entries.values()):
                 names = [name for name, reason in entries.items() if reason == why]
-                rows.append(f"{title:13} {listed(names, 4)}: {why}")
+                rows.append(f"{title:13} {shorten(names, 4)}: {why}")
         rows += [f"difference    {difference}" for difference in self.differences]
         return "\n".join(rows)
 

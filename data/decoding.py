@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..errors import one_line
+
 # What Pillow's decoders raise on corrupt data, found by feeding them corrupt data.
 PILLOW_ERRORS = (
     OSError,
@@ -146,7 +148,7 @@ def _orientation(image: Image.Image) -> int:
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened: {error.strerror}"
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return f"{'truncated' if 'truncated' in text.lower() else 'corrupt'}: {text}"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..errors import shorten
 from .image_source import ImageRecord, ImageSource, hash_of
 
 # Formats that Pillow recognises and cannot decode by itself.
@@ -102,7 +103,7 @@ def _what_is_in(folder: Path) -> str:
     )
     if not found:
         return "nothing"
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    return shorten(found, 5)
 
 
 def _printable(path: str) -> str:

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from selfvit import DINOConfig, MAEConfig, PMSNConfig, SelfViTConfig
-from selfvit.training.augmentations import AUGMENTATIONS
+from selfvit.training.augmentations.registry import AUGMENTATIONS
+from selfvit.training.config.training_config import TrainingConfig
 from selfvit.training.recipes import RECIPES
-from selfvit.training.training_config import TrainingConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 

@@ -21,11 +21,10 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource
-from ..modeling.hub_revision import resolve_checkpoint
-from ..modeling.loading import load_strictly
+from ..data.workers import use_one_thread
+from ..modeling.checkpoints.hub_revision import resolve_checkpoint
+from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 AnyImage = bytes | str | Path | Image.Image
 
@@ -236,7 +235,7 @@ class Embedder:
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=self.model.device.type == "cuda",
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=use_one_thread,
             generator=torch.Generator(),  # a DataLoader draws a seed: not from the global state
         )
         num_skipped = 0
@@ -316,10 +315,6 @@ def _collate(
     skipped = [SkippedImage(id, reason) for id, _, reason in items if isinstance(reason, str)]
     pixel_values = torch.stack([pixels for _, _, pixels in read]) if read else None
     return [id for id, _, _ in read], [label for _, label, _ in read], pixel_values, skipped
-
-
-def _use_one_thread(worker_id: int) -> None:
-    torch.set_num_threads(1)  # the workers are the parallelism
 
 
 @contextmanager

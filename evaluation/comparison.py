@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..atomic_output import atomic_output
+from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, Figure, estimate, estimate_change
 from .evaluate import format_metric, is_share, metric_title
-from .figure import LEVEL, NUM_RESAMPLES, Estimate, Figure, estimate, estimate_change
 from .label_free import neighbour_overlap
 
 # N images · K neighbours

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
-from .checkpoints import CheckpointModel
+from .checkpoints.pretrained import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
 from .observations import Observations
 from .pooling import pool

@@ -25,11 +25,10 @@ from .modeling.modeling_selfvit import (
     SelfViTForImageClassification,
     SelfViTModel,
 )
+from .modeling.registry import PRETRAINING_CLASSES
 
 __version__ = VERSION
 
-# One line an objective; transformers picks by `config.architectures`.
-PRETRAINING_CLASSES = (SelfViTForDINO, SelfViTForMAE, SelfViTForPMSN)
 
 AutoConfig.register("selfvit", SelfViTConfig)
 AutoModel.register(SelfViTConfig, SelfViTModel)

@@ -70,6 +70,26 @@ def names_to_replace(folder: Path, overwrite: bool) -> list[str]:
     return names
 
 
+def check_output(output: Path, marker: str, overwrite: bool = False) -> None:
+    """Check that a folder can be written, before any work is done.
+
+    Args:
+        output: the folder.
+        marker: name of the file that tells an earlier result from anything else.
+        overwrite: whether an earlier result may be replaced.
+
+    Raises:
+        FileExistsError: if it is a file or a link, or holds what may not be replaced: a folder
+            without the marker is never deleted.
+    """
+    held = names_to_replace(output, overwrite)
+    if held and marker not in held:
+        raise FileExistsError(
+            f"{str(output)!r} is not replaced: it has no {marker}, so it holds something else "
+            f"({', '.join(held[:3])}). Give a new folder."
+        )
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or a folder and the files in it, are on the disk.
 
@@ -115,4 +135,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "flush_entry", "flush_to_disk", "names_to_replace"]
+__all__ = ["atomic_output", "check_output", "flush_entry", "flush_to_disk", "names_to_replace"]

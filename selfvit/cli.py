@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .mistakes import told_in_one_line
+from .errors import one_line_errors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,7 @@ class CommandGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        with nullcontext() if ctx.params.get("traceback") else told_in_one_line():
+        with nullcontext() if ctx.params.get("traceback") else one_line_errors():
             return super().invoke(ctx)
 
 
@@ -218,8 +218,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint for those who have no selfvit, checked to give the same vectors."""
-    from .conversion.export_onnx import Int8
-    from .conversion.weights_out import export as export_checkpoint
+    from .conversion.exporters.export import export as export_checkpoint
+    from .conversion.exporters.onnx import Int8
 
     if data is not None and not int8:
         raise ValueError(f"data ({data!r}) is what 8 bits are measured on; give --int8, too.")
@@ -256,7 +256,7 @@ def _pixels_of(data: str, checkpoint: str, max_images: int) -> Any:
 
     from .data.sources import open_images
     from .embedding.embedder import preprocess
-    from .modeling.hub_revision import resolve_checkpoint
+    from .modeling.checkpoints.hub_revision import resolve_checkpoint
 
     source = open_images(data)
     processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
@@ -273,7 +273,7 @@ def audit(
     import json
     from dataclasses import asdict
 
-    from .conversion.checkpoint_audit import audit as audit_checkpoint
+    from .conversion.audit.audit import audit as audit_checkpoint
 
     result = audit_checkpoint(checkpoint)
     if as_json:
@@ -378,7 +378,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert weights of DINO, MAE, MSN, timm, torchvision, Lightly or transformers."""
-    from .conversion.weights_in import convert as convert_source
+    from .conversion.convert import convert as convert_source
 
     conversion = convert_source(
         source,

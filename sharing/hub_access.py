@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
+from ..errors import one_line
+
 logger = logging.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
@@ -49,9 +51,8 @@ def signed_in(api: HfApi) -> str:
     except HfHubHTTPError as error:
         if error.response.status_code != 401:
             raise
-        reason = " ".join(str(error).split())
         raise PermissionError(
-            f"{api.endpoint} does not accept the token ({reason}). {SIGN_IN}"
+            f"{api.endpoint} does not accept the token ({one_line(error)}). {SIGN_IN}"
         ) from error
 
 
@@ -143,8 +144,7 @@ def is_forbidden(error: Exception) -> bool:
 
 def reason_of(error: Exception) -> str:
     """Return what an error says, in a line."""
-    error = _cause_of(error)
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(_cause_of(error))
 
 
 def _cause_of(error: Exception) -> Exception:

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
-from ..modeling.hub_revision import resolve_checkpoint, split_revision
+from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revision
 
 CARD, CONVERSION = "README.md", "conversion.json"
 

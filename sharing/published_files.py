@@ -6,7 +6,6 @@ whatever else a user keeps in the folder, are never sent by accident.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,18 +17,14 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor
 
-from .. import PRETRAINING_CLASSES
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..modeling.checkpoint_faults import INDEX, WEIGHTS, check_weights
-from ..modeling.loading import stored_config
-from ..modeling.modeling_selfvit import (
-    SelfViTBackbone,
-    SelfViTForImageClassification,
-    SelfViTModel,
-)
-from ..modeling.remote_code import code_files
+from ..modeling.checkpoints.loading import stored_config
+from ..modeling.checkpoints.remote_code import code_files
+from ..modeling.checkpoints.validation import check_weights
+from ..modeling.checkpoints.weight_files import INDEX, weight_files
+from ..modeling.registry import MODEL_CLASSES, ModelClass
 from .adapter_files import adapter_to_publish
 from .provenance import CARD, hub_id, shown_name
 
@@ -38,17 +33,6 @@ RUN_FILE = "training.yaml"
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
 PLACES = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
 NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
-
-ModelClass = type[PreTrainedModel]
-CLASSES: dict[str, ModelClass] = {
-    model_class.__name__: model_class
-    for model_class in (
-        *PRETRAINING_CLASSES,
-        SelfViTForImageClassification,
-        SelfViTModel,
-        SelfViTBackbone,
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -84,14 +68,14 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     _check_finished(folder)
     stored = stored_config(folder)
     architecture = (stored.get("architectures") or ["none"])[0]
-    if architecture not in CLASSES:
+    if architecture not in MODEL_CLASSES:
         raise ValueError(
             f"architectures ({architecture}) in {str(folder / 'config.json')!r} must name one of "
-            f"{', '.join(CLASSES)}; save the model again."
+            f"{', '.join(MODEL_CLASSES)}; save the model again."
         )
     check_weights(str(folder), {})
     weights = weight_files(folder)
-    _check_weights(folder, weights, CLASSES[architecture])
+    _check_weights(folder, weights, MODEL_CLASSES[architecture])
     _check_processor(folder)
     card = _read_card(folder)
 
@@ -108,14 +92,6 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
         entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name not in roots
     )
     return PublishedFiles(architecture, sent, left_out)
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold the weights, with the index of shards."""
-    if (folder / WEIGHTS).is_file():
-        return [WEIGHTS]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return [INDEX, *sorted(set(index["weight_map"].values()))]
 
 
 def without_folders(run: str) -> str:
@@ -219,11 +195,4 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
-__all__ = [
-    "RUN_FILE",
-    "PublishedFiles",
-    "choose_files",
-    "is_weight_file",
-    "weight_files",
-    "without_folders",
-]
+__all__ = ["RUN_FILE", "PublishedFiles", "choose_files", "is_weight_file", "without_folders"]

@@ -26,8 +26,8 @@ from timm.models import VisionTransformer
 from selfvit.data.decoding import decode_image
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
+from selfvit.modeling.registry import TRAINABLE_CLASSES
 from selfvit.training.recipes import RECIPES
-from selfvit.training.trained_model import TRAINABLE_CLASSES
 
 from .documentation import RUN, SHOWN, read_page
 from .hub_requests import PAGES_TOKEN

@@ -21,7 +21,9 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import NO_LABEL, ChosenSource, ImageSource, RecordSource
 from ..data.sources import open_images
 from ..data.stream_reader import StreamPosition, StreamReader
+from ..data.workers import use_one_thread
 from ..embedding.embedder import EmbeddedImages, Embedder, evaluating
+from ..evaluation.bootstrap import Figure
 from ..evaluation.comparison import Measurement
 from ..evaluation.evaluate import (
     MAX_RANKME_IMAGES,
@@ -31,7 +33,6 @@ from ..evaluation.evaluate import (
     matched_labels,
     spread,
 )
-from ..evaluation.figure import Figure
 from ..evaluation.label_free import (
     nearest_neighbours,
     rankme_influences,
@@ -41,9 +42,10 @@ from ..evaluation.label_free import (
 )
 from ..evaluation.linear_probe import hold_out
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
-from .augmentations import MultiCrop
-from .data import ViewDataset, collate, normalize, use_one_thread
-from .run import Run
+from .augmentations.multi_crop import MultiCrop
+from .config.run_config import Run
+from .dataloader.collate import collate, normalize
+from .dataloader.views import ViewDataset
 
 # N images · E embedding
 
@@ -294,4 +296,41 @@ def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:
     return collate(readable)["global_views"] if readable else None
 
 
-__all__ = ["Evaluation", "EvaluationImages", "open_evaluation_images"]
+def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
+    """Return the name of the figure that judges a run; None if nothing can.
+
+    What the run asks for; else a classifier's own accuracy, or weighted k-NN, or, without labels,
+    `view_retrieval`: neither a collapsed encoder nor a noisy one does well by it, while RankMe and
+    uniformity alone rise with noise. None of the label-free figures judges a classifier: images
+    of one class are meant to come together. The report on a classifier with a new head, which has
+    no accuracy before, is judged by k-NN of its encoder.
+
+    Raises:
+        ValueError: if the run asks for a figure that its data does not give.
+    """
+    training = run.training
+    wanted = training.best_metric
+    if images is None:
+        if wanted is not None:
+            raise ValueError(
+                f"best_metric ({wanted!r}) chooses among evaluations, and there are none; give "
+                "eval_steps, or init_from."
+            )
+        return None
+    names = images.accuracies()
+    if run.is_classifier:
+        names = ["accuracy", *names] if names else []
+    else:
+        names = [*names, "view_retrieval", "rankme"]
+    if wanted is None and names:
+        return names[0]
+    if wanted not in names and (wanted is not None or training.require_improvement):
+        raise ValueError(
+            f"best_metric ({wanted!r}) cannot be measured on this data; it gives "
+            f"{', '.join(names) or 'no figure that judges a classifier'}. Give --eval_train and "
+            "--eval_test labelled images that are not trained on."
+        )
+    return wanted
+
+
+__all__ = ["Evaluation", "EvaluationImages", "choose_metric", "open_evaluation_images"]

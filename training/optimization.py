@@ -11,7 +11,7 @@ import torch
 
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.schedules import cosine_schedule
-from .training_config import TrainingConfig
+from .config.training_config import TrainingConfig
 
 
 def layer_index(name: str, num_layers: int) -> int:

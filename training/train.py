@@ -23,31 +23,35 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
-from ..mistakes import told_in_one_line
-from .batch_size import as_it_was_started
-from .checkpointing import Checkpointer
-from .collapse import CollapseError, CollapseMonitor, roll_back
-from .command_line import make_run
-from .cost import FREE, RunCost
-from .data import to_model_inputs
+from ..errors import one_line_errors
+from .callbacks.before_after import BeforeAfterReport
+from .callbacks.best_checkpoint import BestCheckpoint
+from .callbacks.collapse import CollapseMonitor
+from .callbacks.cost import FREE, RunCost
+from .callbacks.images import LoggedImages
+from .callbacks.progress import Reporter
+from .callbacks.trackers import start_trackers
+from .checkpoints.checkpointer import Checkpointer
+from .checkpoints.model_writer import ModelWriter
+from .checkpoints.rollback import roll_back
+from .checkpoints.run_folder import check_output, check_shared, note_place_of_data, prepare_output
+from .config.arguments import make_run
+from .config.run_config import Run
+from .config.training_config import TrainingConfig
+from .dataloader.collate import to_model_inputs
+from .dataloader.streaming import divide, stream_state
 from .evaluation import Evaluation
-from .faults import end_together, explained_faults, meet
-from .hub_pushes import NotPublishedError
-from .interruption import Interruption, RunInterrupted
-from .logged_images import LoggedImages
-from .monitors import NonFiniteLossError, Reporter
+from .exceptions import CollapseError, NonFiniteLossError, NotPublishedError, RunInterrupted
+from .model import build_trainable
 from .optimization import build_optimizer, set_schedules
-from .plan import describe_plan
-from .preparation import build_accelerator, prepare
+from .preflight.batch_size import as_it_was_started
+from .preflight.checks import prepare
+from .preflight.dry_run import describe_plan
 from .recipes import RECIPES
-from .report import BeforeAfterReport, BestCheckpoint
-from .run import Run
-from .run_folder import check_output, check_shared, note_place_of_data, prepare_output
-from .sharding import WholeModel, num_shards
-from .streaming import divide, stream_state
-from .trackers import start_trackers
-from .trained_model import ModelWriter, build_trainable
-from .training_config import TrainingConfig
+from .runtime.accelerator import build_accelerator, end_together, meet
+from .runtime.errors import explained_faults
+from .runtime.fsdp import WholeModel, num_shards
+from .runtime.signals import Interruption
 
 
 def train(
@@ -307,5 +311,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with told_in_one_line():
+    with one_line_errors():
         main()

@@ -16,8 +16,8 @@ from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageSource
 from ..embedding.embedder import SkippedImage
 from ..embedding.preprocessing import resized_processor
-from ..modeling.hub_revision import resolve_checkpoint
-from ..modeling.loading import load_strictly
+from ..modeling.checkpoints.hub_revision import resolve_checkpoint
+from ..modeling.checkpoints.loading import load_strictly
 
 # B images · C channels · H, W pixels
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.embedder import evaluating
-from ..modeling.hub_revision import resolve_checkpoint
-from ..modeling.loading import stored_config
+from ..modeling.checkpoints.hub_revision import resolve_checkpoint
+from ..modeling.checkpoints.loading import stored_config
 from ..modeling.modeling_mae import SelfViTForMAE
 from .figures import draw_panels
 from .inputs import as_seen, open_checkpoint, preprocess_images

@@ -19,8 +19,8 @@ from selfvit import (
     __version__,
 )
 from selfvit.configuration.format_version import FORMAT_VERSION
-from selfvit.conversion.checkpoint_audit import audit
-from selfvit.modeling.loading import load_strictly
+from selfvit.conversion.audit.audit import audit
+from selfvit.modeling.checkpoints.loading import load_strictly
 from tests.objectives import tiny_config, tiny_dino_config
 
 

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from selfvit import SelfViTForDINO, SelfViTForMAE
-from selfvit.conversion.weights_in import convert
-from selfvit.modeling.loading import load_strictly
+from selfvit.conversion.convert import convert
+from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.modeling_selfvit import SelfViTModel
 from tests.conversion.source_files import (
     FORMATS,

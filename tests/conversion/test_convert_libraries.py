@@ -20,7 +20,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
-from selfvit.conversion.weights_in import convert
+from selfvit.conversion.convert import convert
 from tests.conversion.source_files import save_weights, with_prefix
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

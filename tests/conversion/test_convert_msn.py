@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForPreTraining
 
-from selfvit.conversion.weights_in import convert
+from selfvit.conversion.convert import convert
 from tests.conversion.source_files import golden_weights, with_prefix, without_prefix
 from tests.golden import load_golden
 

@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from selfvit import SelfViTModel
 from selfvit.cli import app
-from selfvit.conversion.export_onnx import Int8
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.exporters.export import export
+from selfvit.conversion.exporters.onnx import Int8
 
 for name in ("onnx", "onnxscript"):
     pytest.importorskip(name)

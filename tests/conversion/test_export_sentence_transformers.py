@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.exporters.export import export
 from selfvit.embedding.embedder import Embedder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

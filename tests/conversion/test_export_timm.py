@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from selfvit import SelfViTConfig, SelfViTModel
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.exporters.export import export
 
 from ..image_files import noise
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from selfvit import DINOConfig, SelfViTConfig, SelfViTModel
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.exporters.export import export
 from selfvit.embedding.embedder import Embedder
 
 # Embeds the images of a folder with every model of another, by AutoModel and by the pipeline.

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 from selfvit import SelfViTConfig, SelfViTModel
-from selfvit.conversion.weights_in import convert
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.convert import convert
+from selfvit.conversion.exporters.export import export
 from selfvit.embedding.preprocessing import build_processor
 from tests.conversion.source_files import save_weights
 

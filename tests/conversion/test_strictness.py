@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfvit.conversion.weights_in import convert
+from selfvit.conversion.convert import convert
 from tests.conversion.source_files import (
     FORMATS,
     dino_checkpoint,

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from selfvit.evaluation.bootstrap import Figure
 from selfvit.evaluation.comparison import Measurement, compare, format_comparison
-from selfvit.evaluation.figure import Figure
 
 
 def measurement(share: float, rank: float = 20.0, data: str = "images", seed: int = 0):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfvit.evaluation.figure import Figure, estimate
+from selfvit.evaluation.bootstrap import Figure, estimate
 from selfvit.evaluation.label_free import (
     feature_standard_deviation,
     nearest_neighbours,

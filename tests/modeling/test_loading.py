@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from selfvit import SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
-from selfvit.modeling.loading import load_strictly
+from selfvit.modeling.checkpoints.loading import load_strictly
 
 
 @pytest.fixture

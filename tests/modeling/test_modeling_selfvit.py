@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from selfvit import SelfViTBackbone, SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
+from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.layers import SelfViTDropPath
-from selfvit.modeling.loading import load_strictly
 from selfvit.modeling.pooling import generalized_mean
 from selfvit.modeling.position_embeddings import sincos_position_embeddings
 from tests.golden import load_golden, weights_of

@@ -31,7 +31,7 @@ from selfvit import (
     SelfViTModel,
 )
 from selfvit.embedding.preprocessing import build_processor
-from selfvit.modeling.remote_code import code_files, write_code
+from selfvit.modeling.checkpoints.remote_code import code_files, write_code
 from tests.hub_requests import USER
 from tests.image_files import noise
 from tests.local_hub import LocalHub

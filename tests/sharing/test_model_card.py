@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from selfvit import SelfViTConfig
-from selfvit.conversion.weights_in import convert
+from selfvit.conversion.convert import convert
 from selfvit.sharing.model_card import (
     CardContents,
     TrainingFacts,

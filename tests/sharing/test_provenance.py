@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import metadata_load
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMSNConfig, ViTMSNModel
 
-from selfvit.conversion.weights_in import convert
-from selfvit.conversion.weights_out import export
+from selfvit.conversion.convert import convert
+from selfvit.conversion.exporters.export import export
 from selfvit.sharing.provenance import (
     PERMISSIVE,
     Provenance,

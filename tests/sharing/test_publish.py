@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForPreTraining
 
-from selfvit.modeling.remote_code import code_files
+from selfvit.modeling.checkpoints.remote_code import code_files
 
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, USER, Fault
 from .conftest import write_checkpoint

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTBackbone, SelfViTModel
-from selfvit.modeling.remote_code import code_files
+from selfvit.modeling.checkpoints.remote_code import code_files
 from selfvit.sharing.published_files import choose_files
 
 from ..objectives import tiny_config

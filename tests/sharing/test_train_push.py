@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
-from selfvit.training.run import Run
+from selfvit.training.config.run_config import Run
 
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, TOKEN, USER, Fault
 from ..training.tiny_runs import arguments

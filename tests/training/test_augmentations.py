@@ -2,14 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from selfvit.training.augmentations import (
-    CropAndFlip,
-    FocalCrops,
-    MAECrop,
-    MixedCrop,
-    MultiCrop,
-)
-from selfvit.training.image_changes import crop_and_resize
+from selfvit.training.augmentations.functional import crop_and_resize
+from selfvit.training.augmentations.multi_crop import FocalCrops, MultiCrop
+from selfvit.training.augmentations.single_crop import CropAndFlip, MAECrop, MixedCrop
 
 from ..image_files import noise
 

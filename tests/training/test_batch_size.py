@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from selfvit.modeling.distributed import several_processes, without_others
-from selfvit.training.batch_plan import BatchPlan
-from selfvit.training.batch_size import is_out_of_memory, more_micro_batches
+from selfvit.training.dataloader.sampler import BatchPlan
+from selfvit.training.preflight.batch_size import is_out_of_memory, more_micro_batches
 from selfvit.training.train import main
 
 from .tiny_runs import OBJECTIVES, arguments, weights_of

@@ -10,7 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from selfvit.cli import app
-from selfvit.training.collapse import CollapseError, MonitorState, settings_at_risk
+from selfvit.training.callbacks.collapse import MonitorState
+from selfvit.training.callbacks.collapse_advice import settings_at_risk
+from selfvit.training.exceptions import CollapseError
 from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 

@@ -8,7 +8,7 @@ import yaml
 
 import selfvit
 from selfvit.data.sources import open_images
-from selfvit.training.environment import differences, environment
+from selfvit.training.checkpoints.environment import differences, environment
 from selfvit.training.train import main
 
 from .processes import start_training, start_two

@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from selfvit.training import run_folder
+from selfvit.training.checkpoints import run_folder
 
 from .processes import (
     PATIENCE,

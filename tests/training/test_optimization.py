@@ -11,6 +11,7 @@ from selfvit import (
     SelfViTForImageClassification,
     SelfViTForPMSN,
 )
+from selfvit.training.config.training_config import TrainingConfig
 from selfvit.training.optimization import (
     build_optimizer,
     check_optimizer,
@@ -18,7 +19,6 @@ from selfvit.training.optimization import (
     set_schedules,
     state_bytes,
 )
-from selfvit.training.training_config import TrainingConfig
 
 GEOMETRY = {
     "hidden_size": 32,

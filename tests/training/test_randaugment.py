@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from selfvit.training.randaugment import KINDS, SIGNED, change, rand_augment
+from selfvit.training.augmentations.randaugment import KINDS, SIGNED, change, rand_augment
 
 from ..image_files import noise
 

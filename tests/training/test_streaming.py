@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from selfvit.data.sources import open_images
-from selfvit.training.augmentations import CropAndFlip
-from selfvit.training.batch_plan import BatchPlan
-from selfvit.training.data import build_loader
-from selfvit.training.streaming import divide, stream_state
+from selfvit.training.augmentations.single_crop import CropAndFlip
+from selfvit.training.dataloader.loader import build_loader
+from selfvit.training.dataloader.sampler import BatchPlan
+from selfvit.training.dataloader.streaming import divide, stream_state
 from selfvit.training.train import main
 
 from ..data.shards import write_parquet_shards, write_tar_shards

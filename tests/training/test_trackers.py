@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from selfvit.training.trackers import NEEDS, chosen_trackers, read_trackers
+from selfvit.training.config.tracker_names import NEEDS, chosen_trackers, read_trackers
 
 from .tiny_runs import arguments, log_of
 
@@ -167,7 +167,8 @@ def test_mlflow_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(track
 def test_the_words_of_an_alarm_are_tags_of_mlflow(tmp_path):
     require("mlflow")  # whose metrics are numbers: Accelerate dropped the words, with a warning
     code = (
-        "from accelerate import Accelerator; from selfvit.training.trackers import log_figures\n"
+        "from accelerate import Accelerator\n"
+        "from selfvit.training.callbacks.trackers import log_figures\n"
         "accelerator = Accelerator(cpu=True, log_with='mlflow')\n"
         "accelerator.init_trackers('alarms')\n"
         "alarm = {'collapse': 'uniform', 'loss': 1.5}\n"

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining, pipeline
 
 from selfvit import SelfViTModel
-from selfvit.modeling.loading import load_strictly
-from selfvit.training.monitors import NonFiniteLossError
+from selfvit.modeling.checkpoints.loading import load_strictly
+from selfvit.modeling.registry import TRAINABLE_CLASSES
+from selfvit.training.exceptions import NonFiniteLossError
 from selfvit.training.train import main
-from selfvit.training.trained_model import TRAINABLE_CLASSES
 
 from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg
 from .tiny_runs import (

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
 from selfvit import SelfViTModel
-from selfvit.modeling.loading import load_strictly
+from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.training.train import main
 
 from .tiny_runs import LOOP, log_of, weights_of

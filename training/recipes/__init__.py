@@ -6,7 +6,7 @@ returns a `Run`; most need neither. Every value can be changed on the command li
 
 from __future__ import annotations
 
-from ..command_line import Recipe
+from ..config.run_config import Recipe
 from .dino import dino_demo, dino_finetune, dino_lora, dino_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ...configuration.configuration_dino import DINOConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
-from ..augmentations import MultiCrop
-from ..run import Run
-from ..training_config import TrainingConfig
+from ..augmentations.multi_crop import MultiCrop
+from ..config.run_config import Run
+from ..config.training_config import TrainingConfig
 
 
 def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:

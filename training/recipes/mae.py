@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
-from ..augmentations import MAECrop
-from ..run import Run
-from ..training_config import TrainingConfig
+from ..augmentations.single_crop import MAECrop
+from ..config.run_config import Run
+from ..config.training_config import TrainingConfig
 
 
 def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:

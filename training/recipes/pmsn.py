@@ -6,9 +6,9 @@ import math
 
 from ...configuration.configuration_pmsn import PMSNConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
-from ..augmentations import FocalCrops
-from ..run import Run
-from ..training_config import TrainingConfig
+from ..augmentations.multi_crop import FocalCrops
+from ..config.run_config import Run
+from ..config.training_config import TrainingConfig
 
 
 def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from ...configuration.configuration_selfvit import SelfViTConfig
-from ..augmentations import CropAndFlip, MixedCrop
-from ..run import Run
-from ..training_config import TrainingConfig
+from ..augmentations.single_crop import CropAndFlip, MixedCrop
+from ..config.run_config import Run
+from ..config.training_config import TrainingConfig
 
 
 def classify(num_images: int | None, batch_size: int | None) -> Run:

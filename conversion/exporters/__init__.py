@@ -1,0 +1,1 @@
+"""Export of checkpoints to other libraries, each compared with selfvit."""

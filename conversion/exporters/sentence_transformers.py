@@ -1,0 +1,171 @@
+"""A checkpoint as a folder of sentence-transformers: `SentenceTransformer(folder).encode(images)`.
+
+Its first module is the checkpoint as stock transformers opens it, then come its own modules:
+Pooling, Dense where the pooling is more than the class token, Normalize if asked. No code of ours
+is in it.
+"""
+
+# N patches · D hidden · E embedding
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from ...configuration.configuration_selfvit import SelfViTConfig
+from ...modeling.checkpoints.loading import quiet_loading
+from ...modeling.modeling_selfvit import SelfViTModel
+from .fidelity import Fidelity, measure_difference
+from .transformers import check_transformers, write_transformers
+
+# Names of classes and fields as version 6.2 writes them.
+TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
+DENSE = "sentence_transformers.base.modules.dense.Dense"
+NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+
+
+def write_sentence_transformers(
+    encoder: SelfViTModel,
+    processor: BaseImageProcessor,
+    folder: Path,
+    *,
+    normalize: bool = False,
+) -> Fidelity:
+    """Write a folder that sentence-transformers loads, offline and without remote code.
+
+    Args:
+        encoder: in float32; its `config.pooling` is "cls", or, without register tokens, "mean" or
+            "cls+mean".
+        processor: of the checkpoint.
+        folder: exists, and is empty.
+        normalize: whether vectors are scaled to length 1.
+
+    Raises:
+        ValueError: if the encoder or its pooling cannot be expressed.
+    """
+    config = encoder.config
+    check_sentence_transformers(config)
+    pooling = config.pooling
+    class_token = copy.copy(encoder)  # shares the weights, and pools by the class token
+    class_token.config = copy.deepcopy(config)
+    class_token.config.pooling = "cls"
+    notes = write_transformers(class_token, processor, folder).notes
+    modules = [("", TRANSFORMER), ("1_Pooling", POOLING)]
+    if pooling != "cls":
+        modules.append((f"{len(modules)}_Dense", DENSE))
+        _write_dense(config, folder / modules[-1][0])
+        height, width = config.image_height_width
+        notes += (
+            f"{pooling} is computed from the class token and the mean of all tokens, which holds "
+            f"for images of {height} x {width} pixels, as the processor makes them.",
+        )
+    if normalize:
+        modules.append((f"{len(modules)}_Normalize", NORMALIZE))
+    _write_modules(config, folder, modules)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        unchecked = "sentence-transformers is not installed, so the export was not opened with it."
+        return Fidelity(None, (*notes, unchecked))
+    with quiet_loading():
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+    def embed(pixel_values: Tensor) -> Tensor:
+        return model({"pixel_values": pixel_values, "modality": "image"})["sentence_embedding"]
+
+    return Fidelity(measure_difference(encoder, embed, normalize=normalize), notes)
+
+
+def check_sentence_transformers(config: SelfViTConfig) -> None:
+    """Check that stock modules can express an encoder and its pooling.
+
+    Raises:
+        ValueError: if not.
+    """
+    nearest = "Use --pooling cls for the nearest, or --to onnx for exactly this."
+    if config.pooling not in ("cls", "mean", "cls+mean"):
+        raise ValueError(
+            f"pooling ({config.pooling!r}) cannot be expressed: sentence-transformers has modules "
+            f"for cls, mean and cls+mean. {nearest}"
+        )
+    if config.pooling != "cls" and config.num_register_tokens:
+        raise ValueError(
+            f"pooling ({config.pooling!r}) cannot be expressed for an encoder with register "
+            f"tokens: the means of sentence-transformers include them. {nearest}"
+        )
+    as_class_token = copy.deepcopy(config)
+    as_class_token.pooling = "cls"
+    check_transformers(as_class_token)
+
+
+def _write_dense(config: SelfViTConfig, folder: Path) -> None:
+    """Write the linear layer that takes the class token out of the mean of all tokens.
+
+    Of (c, m), with m = (c + sum of patches) / (1 + N), the mean of the patches is
+    ((1 + N) m - c) / N.
+    """
+    rows, columns = config.grid_size
+    num_patches = rows * columns
+    identity = torch.eye(config.hidden_size)
+    mean = torch.cat([-identity / num_patches, identity * (1 + num_patches) / num_patches], dim=1)
+    class_token = torch.cat([identity, torch.zeros_like(identity)], dim=1)
+    weight = mean if config.pooling == "mean" else torch.cat([class_token, mean])  # (E, 2 D)
+    folder.mkdir()
+    _write_json(
+        folder / "config.json",
+        {
+            "in_features": weight.shape[1],
+            "out_features": weight.shape[0],
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    save_file({"linear.weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_modules(config: SelfViTConfig, folder: Path, modules: list[tuple[str, str]]) -> None:
+    listed = [
+        {"idx": index, "name": str(index), "path": path, "type": kind}
+        for index, (path, kind) in enumerate(modules)
+    ]
+    _write_json(folder / "modules.json", listed)
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {
+                "image": {"method": "forward", "method_output_name": "last_hidden_state"}
+            },
+            "module_output_name": "token_embeddings",
+        },
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    )
+    for path, kind in modules:
+        (folder / path).mkdir(exist_ok=True)
+        if kind == POOLING:
+            _write_json(
+                folder / path / "config.json",
+                {
+                    "embedding_dimension": config.hidden_size,
+                    "pooling_mode": "cls" if config.pooling == "cls" else ["cls", "mean"],
+                    "include_prompt": True,
+                },
+            )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["check_sentence_transformers", "write_sentence_transformers"]

@@ -1,0 +1,1 @@
+"""Weight formats that can be converted: names of tensors, geometry, preprocessing."""

@@ -1,0 +1,50 @@
+"""torchvision's `VisionTransformer`, and Lightly's `MAEBackbone`, which derives from it."""
+
+from __future__ import annotations
+
+from ..key_mapping import prefixed
+from ..weight_format import BILINEAR, Draft, Preprocessing, Source
+
+ENCODER = {
+    "class_token": "embeddings.cls_token",
+    "encoder.pos_embedding": "embeddings.position_embeddings",
+    "conv_proj.*": "embeddings.patch_embeddings.projection.*",
+    "encoder.layers.encoder_layer_#.ln_1.*": "layers.#.layernorm_before.*",
+    "encoder.layers.encoder_layer_#.self_attention.in_proj_*": (
+        "layers.#.attention.{q,k,v}_proj.*"
+    ),
+    "encoder.layers.encoder_layer_#.self_attention.out_proj.*": "layers.#.attention.o_proj.*",
+    "encoder.layers.encoder_layer_#.ln_2.*": "layers.#.layernorm_after.*",
+    "encoder.layers.encoder_layer_#.mlp.0.*": "layers.#.mlp.fc1.*",
+    "encoder.layers.encoder_layer_#.mlp.3.*": "layers.#.mlp.fc2.*",
+    # names of torchvision's files of before 0.13
+    "encoder.layers.encoder_layer_#.mlp.linear_1.*": "layers.#.mlp.fc1.*",
+    "encoder.layers.encoder_layer_#.mlp.linear_2.*": "layers.#.mlp.fc2.*",
+    "encoder.ln.*": "layernorm.*",
+}
+HEADS = {"heads.head.*": "classifier.*"}
+
+# torchvision/transforms/_presets.py, `ImageClassification`
+PREPROCESSING = Preprocessing(
+    resample=BILINEAR,
+    origin="convention: torchvision's preset, ImageNet statistics, bilinear",
+)
+
+
+def adapt(draft: Draft) -> None:
+    """Take the head along, if it is a linear layer on the class token."""
+    if not any(name.startswith("classifier.") for name in draft.weights):
+        return
+    if any(".pre_logits." in f".{name}" for name in draft.left_out):
+        draft.leave_out(r"classifier\.", "the head has a hidden layer, which selfvit's has not")
+    else:
+        draft.architecture = "SelfViTForImageClassification"
+
+
+SOURCE = Source(
+    name="torchvision VisionTransformer (or Lightly MAEBackbone)",
+    names={**prefixed(ENCODER, target="vit."), **HEADS},
+    extras={r"^heads\.pre_logits\.": "the head has a hidden layer, which selfvit's has not"},
+    adapt=adapt,
+    preprocessing=PREPROCESSING,
+)

@@ -1,1 +1,0 @@
-"""One table a source: its names of tensors, what it holds besides, its preprocessing."""

@@ -1,0 +1,147 @@
+"""What every export has in common, on the format that is written fastest."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
+from selfvit.cli import app
+from selfvit.conversion.exporters.export import FORMATS, export
+from selfvit.conversion.exporters.fidelity import centered_cosines, measure_difference
+from selfvit.conversion.exporters.onnx import Int8
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint):
+    return make_checkpoint()
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copies") / "copy"
+    shutil.copytree(checkpoint, folder)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
+
+
+class TestOutput:
+    def test_its_facts_are_written_down(self, checkpoint, tmp_path):
+        report = export(checkpoint, tmp_path / "out", to="transformers")
+        facts = json.loads((tmp_path / "out" / "selfvit_export.json").read_text())
+        assert facts == {
+            "created_by": "selfvit export", "selfvit_version": __version__, "pooling": "cls",
+            "normalize": False, "max_difference": report.fidelity.max_difference, "notes": [],
+            "checkpoint": str(checkpoint), "network": "teacher", "to": "transformers",
+            "license": None, "base_model": None,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("to", FORMATS)
+    def test_none_of_the_code_of_the_checkpoint_comes_along(self, to, checkpoint, tmp_path):
+        assert (checkpoint / "modeling_selfvit.py").is_file()
+        export(checkpoint, tmp_path / "out", to=to)
+        assert not list((tmp_path / "out").rglob("*.py"))
+        for config in (tmp_path / "out").rglob("*.json"):
+            assert "auto_map" not in config.read_text(), config
+
+    def test_an_existing_one_is_replaced_only_if_asked(self, checkpoint, tmp_path):
+        export(checkpoint, tmp_path / "out", to="timm")
+        with pytest.raises(FileExistsError, match="is not empty; give a new folder, or --overwr"):
+            export(checkpoint, tmp_path / "out", to="transformers")
+        export(checkpoint, tmp_path / "out", to="transformers", overwrite=True)
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "dinov2"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_what_export_did_not_write_is_never_deleted(self, checkpoint, copied):
+        for output in (copied, copied / "config.json"):
+            with pytest.raises(FileExistsError):
+                export(checkpoint, output, to="transformers", overwrite=True)
+        assert SelfViTModel.from_pretrained(copied) is not None
+
+    def test_a_failure_leaves_the_earlier_one(self, checkpoint, copied, tmp_path):
+        export(checkpoint, tmp_path / "out", to="timm")
+        held = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        (copied / "preprocessor_config.json").unlink()
+        with pytest.raises(FileNotFoundError, match="has no image processor"):
+            export(copied, tmp_path / "out", to="timm", overwrite=True)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == held
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_a_checkpoint_with_a_missing_tensor_is_refused(self, copied, tmp_path):
+        weights = load_file(copied / "model.safetensors")
+        del weights["layers.1.mlp.fc1.bias"]
+        save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"missing in the checkpoint: layers\.1\.mlp\.fc1"):
+            export(copied, tmp_path / "out", to="transformers")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_classifier_is_left_out_and_that_is_said(self, checkpoint, copied, tmp_path):
+        model = SelfViTForImageClassification.from_pretrained(checkpoint, num_labels=3)
+        model.save_pretrained(copied)
+        report = export(copied, tmp_path / "out", to="transformers")
+        assert "the classifier is left out" in report.fidelity.notes[0]
+
+    def test_another_projects_checkpoint_is_refused(self, checkpoint, tmp_path):
+        export(checkpoint, tmp_path / "out", to="transformers")
+        with pytest.raises(ValueError, match="is a 'dinov2' checkpoint; selfvit loads its own"):
+            export(tmp_path / "out", tmp_path / "again", to="timm")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"to": "tensorflow"}, r"to \('tensorflow'\) must be one of transformers, timm, onnx"),
+        ({"to": "timm", "normalize": True}, "normalize cannot be expressed in timm"),
+        ({"to": "timm", "int8": Int8(0.9)}, "int8 is for --to onnx, not for timm"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told(arguments, message, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(checkpoint, tmp_path / "out", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+class TestFidelity:
+    def test_another_encoder_is_not_taken_for_the_same(self, checkpoint):
+        encoder = SelfViTModel.from_pretrained(checkpoint).eval()
+        other = SelfViTModel.from_pretrained(checkpoint).eval()
+        assert measure_difference(encoder, lambda pixels: other(pixels).pooler_output) == 0
+        with torch.no_grad():
+            other.layers[0].mlp.fc2.bias[0] += 0.01
+        with pytest.raises(ValueError, match="differs from the encoder by .* at 32 x 32 pixels"):
+            measure_difference(encoder, lambda pixels: other(pixels).pooler_output)
+
+    def test_vectors_that_are_not_numbers_are_not_taken_for_the_same(self, checkpoint):
+        encoder = SelfViTModel.from_pretrained(checkpoint).eval()
+        with pytest.raises(ValueError, match="differs from the encoder by nan"):
+            measure_difference(encoder, lambda pixels: encoder(pixels).pooler_output * torch.nan)
+
+    def test_a_shared_mean_does_not_raise_the_cosine(self):
+        reference = torch.tensor([[101.0, 100], [99.0, 100]])
+        other = torch.tensor([[100.0, 101], [100.0, 99]])
+        plain = torch.nn.functional.cosine_similarity(reference, other)
+        assert plain.min() > 0.999
+        torch.testing.assert_close(centered_cosines(reference, other), torch.zeros(2))
+        with pytest.raises(ValueError, match=r"images \(1\) must be at least 2"):
+            centered_cosines(reference[:1], other[:1])
+
+
+class TestCommand:
+    def test_it_writes_beside_the_checkpoint_and_says_how_close_it_is(self, copied):
+        result = run(copied, "--to", "timm")
+        assert result.exit_code == 0, result.output
+        assert f"{copied}-timm: pooling cls, largest difference from selfvit" in result.stdout
+        assert "note: vectors are the same at 32 x 32 pixels" in result.stdout
+        assert (copied.parent / "copy-timm" / "model.safetensors").is_file()
+
+    def test_a_mistake_is_one_message(self, checkpoint, tmp_path):
+        result = run(checkpoint, tmp_path / "out", "--to", "transformers", "--pooling", "mean")
+        assert result.exit_code == 2 and result.stderr.startswith("error: pooling ('mean')")
+        result = run(checkpoint, tmp_path / "out", "--to", "timm", "--data", "images")
+        assert result.exit_code == 2 and "give --int8, too" in result.stderr

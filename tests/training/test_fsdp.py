@@ -1,0 +1,253 @@
+"""FSDP2 over two processes against one process; sharded_runs.py says what is forced for it."""
+
+import json
+import re
+import shutil
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import AutoModel
+
+from selfvit.training.checkpoints.integrity import what_is_broken
+from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.optimization import build_optimizer
+from selfvit.training.preflight.dry_run import exact_memory
+from selfvit.training.runtime.fsdp import settle_sharding
+from selfvit.training.train import main
+
+from ..objectives import OBJECTIVES as CONTRACTS
+from .processes import AtLogLine, Wait, kill_self, wait_until
+from .sharded_runs import (
+    LAUNCH_FILES,
+    call_sharded,
+    environment_of,
+    refusal_of,
+    run_sharded,
+    start_sharded,
+)
+from .test_faults import fill
+from .test_train import assert_equal_tensors, assert_trained_alike
+from .tiny_runs import ENCODER, LOOP, OBJECTIVES, arguments, log_of, weights_of
+
+# drop path draws differently in each process, so it is off
+SAME = ("--batch_size", 8, "--drop_path_rate", 0, "--save_code", "false")
+
+VERSION_1 = {
+    "FSDP_VERSION": "1",
+    "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD",
+    "FSDP_SYNC_MODULE_STATES": "false",
+}
+
+
+def assert_same_figures(one, two):
+    for step in one:
+        for figure in ("loss", "gradient_norm"):
+            assert two[step][figure] == pytest.approx(one[step][figure], rel=1e-4), (step, figure)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_sharded_processes_train_as_one_does(objective, two_classes, tmp_path):
+    options = (
+        *(*SAME, "--max_steps", 3, "--gradient_accumulation_steps", 2, "--monitor_steps", 1),
+        *("--max_gradient_norm", 1, "--layer_decay", 0.9),
+    )
+    main(arguments(objective, two_classes, tmp_path / "one", *options))
+    command = arguments(objective, two_classes, tmp_path / "two", *options)
+    run_sharded([*command, "--activation_checkpointing", "true"], tmp_path)
+    checkpoint = tmp_path / "two" / "checkpoints" / "step-00000003"
+    assert len(list((checkpoint / "optimizer").glob("*.distcp"))) == 2
+    assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "two"))
+    assert_trained_alike(tmp_path / "one", tmp_path / "two", objective, two_classes, tmp_path)
+    assert AutoModel.from_pretrained(checkpoint).config.hidden_size == 32
+
+
+def _describe_division(name, file):
+    """Take a step; write down how the model is divided."""
+    objective = next(objective for objective in CONTRACTS if objective.name == name)
+    accelerator = Accelerator()
+    settle_sharding(accelerator, TrainingConfig())
+    torch.manual_seed(0)
+    model = objective.model_class(objective.config())
+    optimizer = build_optimizer(model, TrainingConfig(layer_decay=0.5))
+    memory = exact_memory(model, optimizer, num_processes=2, num_shards=2)
+    groups = [(group["scale"], group["decays"]) for group in optimizer.param_groups]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    assert [(group["scale"], group["decays"]) for group in optimizer.param_groups] == groups
+    inputs = objective.inputs(torch.Generator().manual_seed(accelerator.process_index), 4)
+    accelerator.backward(model(**inputs).loss)
+    optimizer.step()
+    model.after_optimizer_step(0, 2)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    for buffer in model.buffers():
+        assert not isinstance(buffer, DTensor)
+        assert torch.equal(accelerator.reduce(buffer, "mean"), buffer)  # equal in both
+    if accelerator.is_main_process:
+        own = [parameter.to_local() for parameter in model.parameters()]
+        assert memory.weights == sum(tensor.nbytes for tensor in [*own, *model.buffers()])
+        moments = [values["exp_avg"].to_local() for values in optimizer.state.values()]
+        assert memory.optimizer == 2 * sum(tensor.nbytes for tensor in moments)
+        division = {
+            "units": [
+                name for name, module in model.named_modules() if isinstance(module, FSDPModule)
+            ],
+            "shares": {
+                name: list(parameter.to_local().shape)
+                for name, parameter in model.named_parameters()
+            },
+        }
+        file.write_text(json.dumps(division))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_block_is_a_unit_and_the_teacher_is_divided_as_the_student(objective, tmp_path):
+    call_sharded(_describe_division, objective, tmp_path / "division.json")
+    division = json.loads((tmp_path / "division.json").read_text())
+    units, shares = set(division["units"]), division["shares"]
+    teacher = {f"vit.layers.{index}" for index in range(3)} | {"vit.embeddings"}
+    student = {f"student.{unit}" for unit in teacher}
+    heads = {"mae": {"decoder", "decoder.layers.0", "decoder.layers.1"}}.get(
+        objective, student | {"head", "student.head"}
+    )
+    assert teacher | heads | {""} <= units
+    for name, share in shares.items():
+        if name.startswith("student."):
+            assert shares[name.removeprefix("student.")] == share, name
+    assert shares["vit.layers.0.mlp.fc1.weight"] == [64, 32]  # of (128, 32)
+
+
+def test_a_killed_run_resumes_sharded_exactly_and_whichever_way_it_was_and_is_divided(
+    two_classes, tmp_path
+):
+    # the encoder is frozen when the checkpoint is saved: its parameters have no state there
+    options = (*SAME, "--max_steps", 4, "--save_steps", 2, "--freeze_encoder_ratio", 0.5)
+
+    def command(name, *more):
+        return arguments("dino", two_classes, tmp_path / name, *options, *more)
+
+    resume = ("--resume", "true")
+    run_sharded(command("unbroken"), tmp_path)
+    hooks = (AtLogLine(3, kill_self), None)
+    processes = start_sharded(command("broken"), tmp_path, hooks)
+    assert [process.exit_code() for process in processes] == [-signal.SIGKILL, 2]
+    shutil.copytree(tmp_path / "broken", tmp_path / "gathered")
+    run_sharded(command("broken", *resume), tmp_path)
+    assert log_of(tmp_path / "broken") == log_of(tmp_path / "unbroken")
+    assert_equal_tensors(weights_of(tmp_path / "broken"), weights_of(tmp_path / "unbroken"))
+
+    main(command("one"))
+    main(command("gathered", *resume))
+    assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "gathered"))
+
+    shutil.copytree(tmp_path / "one", tmp_path / "divided")
+    (tmp_path / "divided" / "config.json").unlink()
+    shutil.rmtree(tmp_path / "divided" / "checkpoints" / "step-00000004")
+    run_sharded(command("divided", *resume), tmp_path)
+    assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "divided"))
+
+
+def test_a_full_disk_is_named_by_all_processes_and_costs_nothing_that_was_saved(
+    two_classes, small_disk, tmp_path
+):
+    output = small_disk / "out"
+    options = (*SAME, "--max_steps", 4, "--save_steps", 2, "--save_total_limit", 1)
+    waits = Wait(tmp_path / "waits")
+    hooks = (AtLogLine(3, waits), None)
+    processes = start_sharded(arguments("dino", two_classes, output, *options), tmp_path, hooks)
+    wait_until(waits.path.exists, processes[0])
+    saved = output / "checkpoints" / "step-00000002"
+    state = sum(path.stat().st_size for path in (saved / "optimizer").glob("*.distcp"))
+    fill(small_disk / "ballast", shutil.disk_usage(small_disk).free - state // 2)
+    waits.path.unlink()
+    assert [process.exit_code() for process in processes] == [2, 2]
+    for process in processes:
+        assert f"the disk of {output} is full" in process.printed
+    assert what_is_broken(saved) is None
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_two_replicas_of_two_shards_train_as_one_process_does(two_classes, tmp_path):
+    options = (*SAME, "--max_steps", 2)
+    main(arguments("dino", two_classes, tmp_path / "one", *options))
+    replicas = environment_of(LAUNCH_FILES / "4_nodes_fsdp2.yaml") | {
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+        "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+        "ACCELERATE_MIXED_PRECISION": "no",
+    }
+    command = arguments("dino", two_classes, tmp_path / "four", *options)
+    run_sharded(command, tmp_path, num_processes=4, **replicas)
+    assert_same_figures(log_of(tmp_path / "one"), log_of(tmp_path / "four"))
+
+
+def test_evaluation_report_and_the_best_are_those_of_one_process(
+    two_classes, tiny_checkpoint, tmp_path
+):
+    pytest.importorskip("sklearn")
+
+    def command(name):
+        return [
+            *("dino_finetune", "--init_from", str(tiny_checkpoint), "--data", str(two_classes)),
+            *("--output", str(tmp_path / name), "--max_steps", "3", "--eval_steps", "1"),
+            *("--local_view_size", "16", "--num_local_views", "2", "--card_picture", "true"),
+            *("--save_steps", "1", "--save_total_limit", "3"), *map(str, SAME), *LOOP,
+        ]  # fmt: skip
+
+    main(command("one"))
+    # what `accelerate config` proposes; it would leave the second process without weights
+    run_sharded(command("two"), tmp_path, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+    one, two = (
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")
+    )
+    assert two["best"]["step"] == one["best"]["step"]
+    for name, figure in one["figures"].items():
+        for when in ("before", "after"):
+            assert two["figures"][name][when]["value"] == pytest.approx(
+                figure[when]["value"], rel=1e-3
+            )
+    checkpoints, best = tmp_path / "two" / "checkpoints", tmp_path / "two" / "best"
+    saved = weights_of(checkpoints / f"step-{two['best']['step']:08d}")
+    assert_equal_tensors(weights_of(best), saved)
+    assert AutoModel.from_pretrained(best).config.hidden_size == 32
+    assert (tmp_path / "two" / "attention.png").is_file()
+
+
+# Not MAE: its fixed positions keep the residual in float32, and only on GPUs does autocast let a
+# layer norm take that with weights in bf16.
+@pytest.mark.parametrize("recipe", ["dino", "pmsn", "classify"])
+def test_in_bf16_the_loss_is_that_of_float32_but_for_rounding(recipe, two_classes, tmp_path):
+    def command(name):
+        options = (*SAME, "--max_steps", 2)
+        if recipe in OBJECTIVES:
+            return arguments(recipe, two_classes, tmp_path / name, *options)
+        place = ("--data", str(two_classes), "--output", str(tmp_path / name))
+        return [recipe, *ENCODER, *LOOP, *place, *map(str, options)]
+
+    main(command("one"))
+    run_sharded(command("two"), tmp_path, ACCELERATE_MIXED_PRECISION="bf16")
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    for step in one:
+        assert two[step]["loss"] != one[step]["loss"]
+        assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=2e-2)
+    assert all(
+        tensor.dtype == weights_of(tmp_path / "one")[name].dtype
+        for name, tensor in weights_of(tmp_path / "two").items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (VERSION_1, "fsdp_version .1. must be 2"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--activation_checkpointing true instead"),
+    ],
+)
+def test_what_does_not_go_together_with_a_teacher_is_refused(
+    changes, message, two_classes, tmp_path
+):
+    command = arguments("dino", two_classes, tmp_path / "out", *SAME, "--max_steps", 1)
+    printed = refusal_of(command, tmp_path, **changes)
+    assert re.search(message, printed), printed
+    assert not (tmp_path / "out").exists()

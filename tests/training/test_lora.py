@@ -1,0 +1,529 @@
+"""Low-rank adapters in place of the encoder: what trains, what is written, what is resumed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from peft import AutoPeftModel, PeftConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForPreTraining
+
+from selfvit import SelfViTConfig, SelfViTForImageClassification, SelfViTModel
+from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.modeling.checkpoints.loading import load_strictly
+from selfvit.modeling.schedules import cosine_schedule
+from selfvit.sharing.published_files import choose_files
+from selfvit.training.config.run_config import Run
+from selfvit.training.config.training_config import LORA_TARGETS, TrainingConfig
+from selfvit.training.lora import (
+    UNMERGED,
+    add_adapters,
+    check_adapters,
+    count_parameters,
+    load_unmerged,
+    save_adapter,
+)
+from selfvit.training.model import build_trainable
+from selfvit.training.optimization import build_optimizer
+from selfvit.training.recipes import RECIPES
+from selfvit.training.train import main
+
+from ..objectives import tiny_config
+from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
+
+# What trains by adapters, and what makes it tiny. The rates are high: adapters start at zero.
+KINDS = {
+    "dino": ["dino_lora", *OBJECTIVES["dino"][1:]],
+    "mae": [*OBJECTIVES["mae"], "--lora_rank", "4"],
+    "pmsn": [*OBJECTIVES["pmsn"], "--lora_rank", "4"],
+    "classifier": ["classify", "--lora_rank", "4"],
+}
+FAST = ("--base_learning_rate", "0.2", "--warmup_ratio", "0", "--batch_size", "8")
+
+
+def command(kind, checkpoint, data, output, *options):
+    return [
+        *KINDS[kind], *LOOP, *FAST, "--init_from", str(checkpoint), "--data", str(data),
+        "--output", str(output), *map(str, options),
+    ]  # fmt: skip
+
+
+def equal(first, second):
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def adapted_model(output, step):
+    """Return the model of a run with its adapters beside its weights, as a resume has it."""
+    checkpoint = output / "checkpoints" / f"step-{step:08d}"
+    run = Run.from_yaml((checkpoint / "training.yaml").read_text())
+    if run.is_classifier:
+        run.model.id2label = {0: "bright", 1: "dark"}
+    model = build_trainable(run)
+    load_unmerged(model, checkpoint)
+    return model.eval()
+
+
+def embed(model, checkpoint, data):
+    """Embed real images by a model, prepared as a checkpoint's processor does."""
+    embedder = Embedder.from_pretrained(str(checkpoint))
+    embedder.model = model.eval()
+    return embedder([str(path) for path in sorted(data.rglob("*.png"))])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tiny_checkpoint, two_classes, tmp_path_factory):
+    """(what was trained, the folder of a run of six steps)."""
+    output = tmp_path_factory.mktemp("adapted") / "out"
+    options = ("--max_steps", 6, "--save_steps", 3, "--eval_steps", 3)
+    main(command(request.param, tiny_checkpoint, two_classes, output, *options))
+    return request.param, output
+
+
+def test_the_merged_weights_are_the_adapter_model(trained, tiny_checkpoint, two_classes):
+    _, output = trained
+    adapted = adapted_model(output, 6)
+    expected = embed(adapted.vit, output, two_classes)
+    merged = embed(AutoModel.from_pretrained(output), output, two_classes)
+    np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-5)
+    before = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
+    assert np.abs(merged - before).max() > 1e-3
+    if adapted.trained_encoder is not adapted.vit:
+        student = load_strictly(SelfViTModel, output, network="student")
+        expected = embed(adapted.trained_encoder, output, two_classes)
+        merged = embed(student, output, two_classes)
+        np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-5)
+
+
+def test_peft_puts_the_adapter_on_the_weights_it_started_from(
+    trained, tiny_checkpoint, two_classes
+):
+    _, output = trained
+    expected = embed(AutoModel.from_pretrained(output), output, two_classes)
+    base = AutoModel.from_pretrained(tiny_checkpoint)
+    opened = {
+        "by name": PeftModel.from_pretrained(base, str(output / "adapter")),
+        "by itself": AutoPeftModel.from_pretrained(
+            str(output / "adapter"), import_allowlist=["selfvit"]
+        ),
+    }
+    for model in opened.values():
+        vectors = embed(model.base_model.model, output, two_classes)
+        np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+
+
+def test_the_base_is_one_set_of_tensors_and_training_leaves_it_as_it_was(trained, tiny_checkpoint):
+    _, output = trained
+    base = load_strictly(SelfViTModel, tiny_checkpoint).state_dict()
+    model = adapted_model(output, 6)
+    kept = {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in model.vit.named_parameters()
+        if ".lora_" not in name
+    }
+    assert equal({name: base[name] for name in kept}, kept)
+    others = dict(model.trained_encoder.named_parameters())
+    for name, parameter in model.vit.named_parameters():
+        if ".lora_" not in name:
+            assert others[name] is parameter
+        elif model.trained_encoder is not model.vit:
+            assert others[name] is not parameter and not torch.equal(others[name], parameter)
+    stored = load_file(output / "checkpoints" / "step-00000006" / UNMERGED)
+    encoders = [name for name in stored if name.endswith("vit.embeddings.cls_token")]
+    assert len(encoders) == 1
+
+
+WITHOUT_PEFT = """
+import sys
+sys.modules["peft"] = None
+import torch
+import selfvit
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers.utils import is_peft_available
+from selfvit.modeling.checkpoints.loading import load_strictly
+assert not is_peft_available()
+for auto_class in (AutoModel, {auto_class}):
+    model, info = auto_class.from_pretrained({folder!r}, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+load_strictly(type(model), {folder!r})
+load_strictly(selfvit.SelfViTModel, {folder!r})
+print(sorted(model.state_dict()))
+"""
+
+
+def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(trained):
+    kind, output = trained
+    auto_class = AutoModelForPreTraining.__name__
+    if kind == "classifier":
+        auto_class = "AutoModelForImageClassification"
+    code = WITHOUT_PEFT.format(folder=str(output), auto_class=auto_class)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    folders = [output, output / "checkpoints" / "step-00000003"]
+    folders += [output / "best"] if kind != "classifier" else []  # nothing judged that one
+    for folder in folders:
+        config = (folder / "config.json").read_text()
+        assert "lora" not in config and "peft" not in config
+        stored = weights_of(folder)
+        assert str(sorted(stored)) == result.stdout.strip()
+        assert all(tensor.dtype == torch.float32 for tensor in stored.values())
+        assert (folder / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tiny_checkpoint):
+    _, output = trained
+    run = Run.from_yaml((output / "training.yaml").read_text())
+    model = build_trainable(run)
+    given = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
+    for encoder in (model.vit, model.trained_encoder):
+        np.testing.assert_array_equal(embed(encoder, output, two_classes), given)
+    trained_names = {
+        name for name, value in model.trained_encoder.named_parameters() if value.requires_grad
+    }
+    layers = {name.split(".lora_")[0] for name in trained_names}
+    assert len(layers) == len(LORA_TARGETS) * model.config.num_hidden_layers
+    assert all(".lora_" in name for name in trained_names)
+
+
+def test_a_resumed_run_equals_the_unbroken_one_even_if_what_it_started_from_has_changed(
+    trained, tiny_checkpoint, two_classes, tmp_path
+):
+    kind, whole = trained
+    start_from, parts = tmp_path / "start", tmp_path / "parts"
+    shutil.copytree(tiny_checkpoint, start_from)
+    options = ("--max_steps", 6, "--save_steps", 3, "--eval_steps", 3)
+    main(command(kind, start_from, two_classes, parts, *options))
+    shutil.rmtree(parts / "checkpoints" / "step-00000006")
+    (parts / "config.json").unlink()  # as if it was killed while the result was put in its place
+    torch.manual_seed(7)
+    config = SelfViTConfig.from_pretrained(start_from)
+    SelfViTModel(config).save_pretrained(start_from)
+
+    main(command(kind, start_from, two_classes, parts, *options, "--resume", "true"))
+    assert log_of(parts) == log_of(whole)
+    assert equal(weights_of(parts), weights_of(whole))
+    name = "adapter/adapter_model.safetensors"
+    assert equal(load_file(parts / name), load_file(whole / name))
+
+
+def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max_steps", 50, "--save_steps", 10)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    main(command("dino", tiny_checkpoint, two_classes, unbroken, *options))
+    killed = command("dino", tiny_checkpoint, two_classes, broken, *options)
+    process = start(["-m"], killed)
+    log, deadline = broken / "log.jsonl", time.monotonic() + 240
+    while not log.exists() or len(log.read_text().splitlines()) < 12:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "config.json").exists()
+
+    main([*killed, "--resume", "true"])
+    assert log_of(broken) == log_of(unbroken)
+    last = "checkpoints/step-00000050"
+    assert equal(weights_of(broken), weights_of(unbroken))
+    assert equal(load_file(broken / last / UNMERGED), load_file(unbroken / last / UNMERGED))
+
+
+@pytest.mark.parametrize("trained", ["dino", "pmsn"], indirect=True)
+def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
+    kind, output = trained
+    run = Run.from_yaml((output / "training.yaml").read_text())
+    model = build_trainable(run).train()
+    optimizer = build_optimizer(model, run.training)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    generator = torch.Generator().manual_seed(0)
+    first = {name: value.clone() for name, value in model.vit.named_parameters()}
+    expected = {name: value.clone() for name, value in first.items() if ".lora_" in name}
+    for step in range(4):
+        views = torch.randn(2, 4, 3, 32, 32, generator=generator)
+        inputs = {"dino": {"global_views": views}}.get(
+            kind, {"target_view": views[0], "random_views": views[1:]}
+        )
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        momentum = model.after_optimizer_step(step, 4)["teacher_momentum"]
+        if kind == "dino":
+            assert momentum == cosine_schedule(
+                step, 4, model.config.dino_config.teacher_momentum, 1
+            )
+        for name, value in model.trained_encoder.named_parameters():
+            if ".lora_" in name:
+                expected[name] = momentum * expected[name] + (1 - momentum) * value.detach()
+    for name, value in model.vit.named_parameters():
+        if ".lora_" in name:
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+            assert name.endswith("lora_A.default.weight") or value.abs().max() > 0
+        else:
+            assert torch.equal(value, first[name])
+
+
+def test_two_processes_agree_with_one(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max_steps", 3, "--drop_path_rate", 0)
+    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "one", *options))
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+    two = command("dino", tiny_checkpoint, two_classes, tmp_path / "two", *options)
+    process = start([*launcher.split(), "-m"], two)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    for step in (1, 2, 3):
+        assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-5)
+        assert two[step]["gradient_norm"] == pytest.approx(one[step]["gradient_norm"], rel=1e-3)
+    before = weights_of(tiny_checkpoint)
+    ours, theirs = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in before:
+        if name.endswith(("v_proj.weight", "fc1.weight")):
+            moved = (ours[name] - before[name]).norm()
+            assert moved > 0 and (ours[name] - theirs[name]).norm() <= 1e-2 * moved, name
+
+
+@pytest.mark.parametrize("kind", ["dino", "mae"])
+def test_what_saves_memory_changes_no_loss(kind, tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max_steps", 3, "--drop_path_rate", 0)
+    main(command(kind, tiny_checkpoint, two_classes, tmp_path / "plain", *options))
+    saving = {
+        "checkpointing": ("--activation_checkpointing", "true"),
+        "accumulation": ("--gradient_accumulation_steps", 4),
+    }
+    for name, more in saving.items():
+        main(command(kind, tiny_checkpoint, two_classes, tmp_path / name, *options, *more))
+        plain, other = log_of(tmp_path / "plain"), log_of(tmp_path / name)
+        for step in (1, 2, 3):
+            assert other[step]["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)
+            assert other[step]["gradient_norm"] == pytest.approx(
+                plain[step]["gradient_norm"], rel=1e-3
+            )
+
+
+def test_bf16_trains_close_to_float32(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max_steps", 3, "--drop_path_rate", 0, "--mixed_precision")
+    for precision in ("bf16", "no"):
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        output = tmp_path / precision
+        main(command("dino", tiny_checkpoint, two_classes, output, *options, precision))
+    for step, line in log_of(tmp_path / "no").items():
+        assert log_of(tmp_path / "bf16")[step]["loss"] == pytest.approx(line["loss"], rel=0.05)
+
+
+def test_a_frozen_phase_holds_the_adapters_still(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max_steps", 4, "--save_steps", 1, "--save_total_limit", 4)
+    frozen = ("--freeze_encoder_ratio", 0.5)
+    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *frozen))
+    before = load_strictly(SelfViTModel, tiny_checkpoint).state_dict()
+    for step, still in ((2, True), (3, False)):
+        folder = tmp_path / "out" / "checkpoints" / f"step-{step:08d}"
+        student = load_strictly(SelfViTModel, folder, network="student").state_dict()
+        assert equal(student, before) is still
+
+
+def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
+    tiny_checkpoint, two_classes, tmp_path
+):
+    sizes = ("--num_prototypes", 16, "--head_hidden_size", 24, "--head_bottleneck_size", 8)
+    options = ("--max_steps", 2, "--init_scope", "all", "--freeze_encoder_ratio", 0)
+    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *sizes))
+    run = Run.from_yaml((tmp_path / "out" / "training.yaml").read_text())
+    model = build_trainable(run)
+    whole = AutoModelForPreTraining.from_pretrained(tiny_checkpoint)
+    for part in ("head", "student.head", "loss"):
+        assert equal(model.get_submodule(part).state_dict(), whole.get_submodule(part).state_dict())
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = whole.vit.eval()(pixels).pooler_output
+    for encoder in (model.vit, model.trained_encoder):
+        assert torch.equal(encoder.eval()(pixels).pooler_output, expected)
+
+
+def test_the_adapter_of_a_hub_checkpoint_names_its_revision(tmp_path):
+    model = SelfViTForImageClassification(tiny_config(num_labels=2))
+    add_adapters(model, TrainingConfig(init_from="someone/encoder@v1", lora_rank=2, lora_alpha=6))
+    save_adapter(model.vit, tmp_path / "adapter")
+    config = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
+    assert (config.base_model_name_or_path, config.revision) == ("someone/encoder", "v1")
+    assert (config.r, config.lora_alpha, config.inference_mode) == (2, 6, True)
+
+
+# --- memory
+
+
+@pytest.fixture(scope="module")
+def vits16(tmp_path_factory):
+    """A ViT-S/16 for images of 32 pixels: of its size but for the positions."""
+    folder = tmp_path_factory.mktemp("vits16")
+    config = SelfViTConfig.from_name("vits16", image_size=32)
+    SelfViTModel(config).save_pretrained(folder)
+    build_processor(config).save_pretrained(folder)
+    return folder
+
+
+def stepped_optimizer(recipe, checkpoint, **options):
+    """Return the optimizer of a recipe's run on a checkpoint, after a step."""
+    config = SelfViTConfig.from_pretrained(checkpoint)
+    options = {"init_from": str(checkpoint), "local_view_size": 16, **options}
+    run = RECIPES[recipe](None, None).with_options(options, encoder=config)
+    model = build_trainable(run).train()
+    optimizer = build_optimizer(model, run.training)
+    model(global_views=torch.randn(2, 2, 3, 32, 32)).loss.backward()
+    optimizer.step()
+    return optimizer
+
+
+def bytes_of_states(optimizer):
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor) and tensor.numel() > 1  # no counts of steps
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("num_prototypes", [256, 16384])
+def test_adapters_need_under_a_fifth_of_the_optimizer_memory(vits16, num_prototypes):
+    by_adapters, whole = (
+        bytes_of_states(stepped_optimizer(recipe, vits16, num_prototypes=num_prototypes))
+        for recipe in ("dino_lora", "dino_finetune")
+    )
+    assert whole > 200e6  # all 27 million parameters, two moments each
+    assert by_adapters < 0.2 * whole
+
+
+def test_the_plan_of_a_run_with_adapters_is_what_it_then_needs(
+    tiny_checkpoint, two_classes, tmp_path, capsys
+):
+    output = tmp_path / "out"
+    arguments = command("dino", tiny_checkpoint, two_classes, output, "--max_steps", 1)
+    arguments += ["--hidden_size", "32", "--lora_rank", "64"]  # sizes that show in the plan
+    main([*arguments, "--dry_run", "true"])
+    plan = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    main(arguments)
+    checkpoint = output / "checkpoints" / "step-00000001"
+    model = adapted_model(output, 1)
+    counts = count_parameters(model.vit)
+    trained = sum(value.numel() for _, value in model.trained_parameters() if value.requires_grad)
+    assert f"encoder {counts.own:,}, trained {trained:,}," in plan["parameters"]
+    assert (
+        f"rank 64, alpha 64, on {', '.join(LORA_TARGETS)}: {counts.adapters:,}" in plan["adapters"]
+    )
+
+    def mebibytes(*tensors):
+        return f"{sum(tensor.nbytes for tensor in tensors) / 2**20:,.1f} MiB"
+
+    state = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"].values()
+    moments = [entry[name] for entry in state for name in ("exp_avg", "exp_avg_sq")]
+    unmerged = load_file(checkpoint / UNMERGED).values()
+    result = [*weights_of(output).values()]
+    result += load_file(output / "adapter" / "adapter_model.safetensors").values()
+    assert f"weights {mebibytes(*unmerged)}" in plan["memory"]
+    assert f"AdamW {mebibytes(*moments)}" in plan["memory"]
+    assert f"{mebibytes(*result, *unmerged, *moments)} each" in plan["checkpoints"]
+    assert f"the result {mebibytes(*result)}" in plan["checkpoints"]
+
+
+def test_in_8_bits_a_run_is_resumed_exactly_and_keeps_close_to_32(
+    tiny_checkpoint, two_classes, tmp_path
+):
+    pytest.importorskip("bitsandbytes")
+    options = ("--max_steps", 6, "--save_steps", 3, "--lora_rank", 64, "--drop_path_rate", 0)
+    in_8_bits = (*options, "--optimizer", "adamw_bnb_8bit")
+    for name in ("whole", "parts"):
+        main(command("dino", tiny_checkpoint, two_classes, tmp_path / name, *in_8_bits))
+    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "in_32", *options))
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    shutil.rmtree(parts / "checkpoints" / "step-00000006")
+    (parts / "config.json").unlink()
+    again = (*in_8_bits, "--resume", "true")
+    main(command("dino", tiny_checkpoint, two_classes, parts, *again))
+    assert log_of(parts) == log_of(whole)
+    assert equal(weights_of(parts), weights_of(whole))
+    name = "student.vit.layers.0.mlp.fc1.weight"
+    before, exact = weights_of(tiny_checkpoint), weights_of(tmp_path / "in_32")
+    start_from = before[name.removeprefix("student.")]
+    moved, apart = exact[name] - start_from, exact[name] - weights_of(whole)[name]
+    assert 0 < apart.norm() < 0.2 * moved.norm()
+    sizes = {
+        run: (tmp_path / run / "checkpoints" / "step-00000006" / "optimizer.bin").stat().st_size
+        for run in ("whole", "in_32")
+    }
+    assert sizes["whole"] < 0.75 * sizes["in_32"]  # most tensors here are too small for 8 bits
+
+
+# --- what is told, and refused
+
+
+def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, tiny_checkpoint):
+    _, output = trained
+    card = (output / "README.md").read_text()
+    assert "| Adapters | LoRA of rank " in card and "on q_proj, k_proj, v_proj, o_proj" in card
+    encoder = load_strictly(SelfViTModel, tiny_checkpoint)
+    assert f"| Parameters of the encoder | {encoder.num_parameters():,} |" in card
+    assert "`adapter/` holds them alone, in PEFT's format, and is not published" in card
+
+
+def test_an_adapter_is_published_where_others_have_its_base(trained):
+    _, output = trained
+    files = choose_files(output)
+    assert "adapter/" in files.left_out and not any("adapter" in path for path in files.sent)
+    path = output / "adapter" / "adapter_config.json"
+    content = path.read_text()
+    try:
+        on_the_hub = json.loads(content) | {"base_model_name_or_path": "someone/encoder"}
+        path.write_text(json.dumps(on_the_hub))
+        sent = choose_files(output).sent
+    finally:
+        path.write_text(content)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(sent)
+    assert not any(UNMERGED in path for path in sent)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_rank": 0}, r"lora_rank \(0\) must be at least 1"),
+        ({"lora_rank": 4, "lora_alpha": -1}, r"lora_alpha \(-1\) must be at least 1"),
+        ({"lora_targets": ["q_proj", "qkv"]}, r"lora_targets \(qkv\) must be some of: q_proj"),
+        ({"lora_targets": []}, r"lora_targets \(none\) must be some of"),
+        ({"lora_rank": 4, "freeze_encoder_ratio": 1.0}, "never trains it"),
+        ({"optimizer": "adam"}, r"optimizer \('adam'\) must be one of: adamw_torch_fused"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**options)
+
+
+def test_adapters_of_a_model_divided_over_processes_are_refused():
+    training = TrainingConfig(init_from="encoder", lora_rank=4)
+    with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
+        check_adapters(training, sharded=True)
+    check_adapters(training, sharded=False)
+    check_adapters(TrainingConfig(), sharded=True)
+
+
+def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):
+    arguments = [*KINDS["dino"], *LOOP, "--data", str(two_classes), "--batch_size", "8"]
+    with pytest.raises(ValueError, match=r"lora_rank \(16\).*give --init_from CHECKPOINT"):
+        main([*arguments, "--image_size", "32", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_peft_the_error_says_what_to_install(
+    tiny_checkpoint, two_classes, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install 'selfvit\[lora\]'"):
+        main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", "--max_steps", 1))
+    assert not (tmp_path / "out").exists()

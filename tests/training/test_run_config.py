@@ -1,0 +1,335 @@
+import shutil
+
+import pytest
+
+from selfvit.training.augmentations.registry import AUGMENTATIONS
+from selfvit.training.config.arguments import make_run
+from selfvit.training.config.run_config import Run
+from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.recipes import RECIPES
+from selfvit.training.recipes.dino import dino_finetune
+from selfvit.training.recipes.supervised import mae_classify
+
+from ..objectives import tiny_config, tiny_mae_config
+
+PLACES = ["--data", "images", "--output", "out"]
+
+
+def run_of(*arguments, num_images=1000):
+    return make_run([*arguments, *PLACES], RECIPES, lambda run: num_images)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_written_and_read_back_unchanged(name):
+    run = run_of(name)
+    again = Run.from_yaml(run.to_yaml())
+    assert again.to_dict() == run.to_dict()
+    assert again.model.to_dict() == run.model.to_dict()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_itself_and_cites_or_says_how_to_run_it(name):
+    assert RECIPES[name](None, None).recipe == name
+    assert "Command:" in RECIPES[name].__doc__
+
+
+def test_a_written_run_is_run_again_as_it_stands(tmp_path):
+    run = run_of("dino_demo", "--max_steps", "7", "--num_prototypes", "64")
+    (tmp_path / "training.yaml").write_text(run.to_yaml())
+    again = make_run([str(tmp_path / "training.yaml")], RECIPES, lambda run: None)
+    assert again.to_dict() == run.to_dict()
+
+
+def test_options_reach_every_section():
+    run = run_of(
+        "dino_demo", "--max-steps", "12", "--num_local_views", "0", "--hidden-size", "64",
+        "--teacher_momentum", "0.9", "--pooling", "concat:2", "--global_crop_scale", "0.5", "0.9",
+        "--base_learning_rate", "1e-3",
+    )  # fmt: skip
+    assert run.training.max_steps == 12
+    assert run.training.base_learning_rate == 1e-3
+    assert run.augmentation.num_local_views == 0
+    assert run.augmentation.global_crop_scale == [0.5, 0.9]
+    assert run.model.hidden_size == 64
+    assert run.model.pooling == "concat:2"
+    assert run.model.dino_config.teacher_momentum == 0.9
+    assert (
+        run.model.dino_config.num_prototypes
+        == RECIPES["dino_demo"](None, None).model.dino_config.num_prototypes
+    )
+
+
+def test_another_depth_moves_the_backbones_last_stage_along():
+    run = run_of("dino_demo", "--num_hidden_layers", "5")
+    assert run.model.out_features == ["stage5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dino_demmo"], "there is no recipe or YAML file 'dino_demmo'; recipes: dino_vits16_in1k"),
+        (["--data", "x"], "name a recipe"),
+        (["dino_demo", "--batch_size", "0"], r"batch_size \(0\) must be at least 1"),
+        (
+            ["dino_demo", "--num_local_views", "1", "--local_view_size", "15"],
+            r"view size \(15 x 15\).*patch_size.*nearest is",
+        ),
+        (
+            ["dino_demo", "--tracker", "abacus"],
+            "tracker .'abacus'. must be none, or one",
+        ),
+        (["dino_demo", "--eval_train", "x"], "eval_train and eval_test go together"),
+        (["dino_demo", "--warmup_ratio", "2"], r"warmup_ratio \(2.0\) must be between 0 and 1"),
+    ],
+)
+def test_values_that_do_not_fit_are_errors_with_the_fix(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_of(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option", "values", "rule"),
+    [
+        (
+            "dino_demo",
+            "global_crop_scale",
+            ["0.5"],
+            r"\(\[0.5\]\) must be 2 numbers: least",
+        ),
+        ("dino_demo", "global_crop_scale", ["1", "0.25"], "must be above 0, the least first"),
+        ("dino_demo", "global_crop_scale", ["0", "2"], "must be between 0 and 1"),
+        ("dino_demo", "num_local_views", ["-1"], r"\(-1\) must be at least 0: small crops"),
+        ("dino_demo", "local_view_size", ["0"], "must be at least 1"),
+        ("dino_demo", "blur_sigma", ["0", "0"], "must be above 0"),
+        ("dino_demo", "flip_probability", ["2"], "must be between 0 and 1"),
+        ("pmsn_demo", "num_random_views", ["0"], "must be at least 1"),
+        ("mae_classify", "erased_area", ["0.3"], "must be 2 numbers"),
+        ("mae_classify", "rand_augment_magnitude", ["50"], "must be between 0 and 10"),
+        ("dino_demo", "max_gradient_norm", ["0"], "must be above 0: gradients are clipped"),
+        ("dino_demo", "layer_decay", ["-1"], "must be above 0, at most 1"),
+        ("dino_demo", "image_std", ["0", "1", "1"], "must be above 0"),
+        ("dino_demo", "image_mean", ["0.5", "0.5"], "must be 3 numbers"),
+        ("dino_demo", "num_workers", ["-1"], "must be at least 0"),
+        ("dino_demo", "epochs", ["0"], "must be above 0: passes over the data"),
+    ],
+)
+def test_numbers_out_of_their_limits_are_errors_with_the_rule(recipe, option, values, rule):
+    with pytest.raises(ValueError, match=rf"{option} .*{rule}"):
+        run_of(recipe, f"--{option}", *values)
+
+
+def test_every_number_of_an_augmentation_has_limits():
+    for kind in AUGMENTATIONS.values():
+        kind()
+
+
+def test_an_unknown_option_is_an_error_with_those_near_it():
+    with pytest.raises(ValueError, match=r"'--learning_rat' is no option \(near it.*base_l"):
+        run_of("dino_demo", "--learning_rat", "3")
+
+
+def test_data_and_output_must_be_named():
+    with pytest.raises(ValueError, match="--data"):
+        make_run(["dino_demo", "--output", "out"], RECIPES, lambda run: 1)
+    with pytest.raises(ValueError, match="--output"):
+        make_run(["dino_demo", "--data", "images"], RECIPES, lambda run: 1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "recipe: x",
+        "a: [",
+        "recipe: a\narchitecture: b\nmodel: {}\ntraining: {}\naugmentation: {kind: none}",
+    ],
+)
+def test_a_yaml_that_is_no_run_is_an_error(content):
+    with pytest.raises(ValueError, match="YAML|kind"):
+        Run.from_yaml(content)
+
+
+def test_an_unknown_name_in_a_yaml_is_an_error():
+    text = run_of("dino_demo").to_yaml().replace("warmup_ratio", "warm_up_ratio")
+    with pytest.raises(ValueError, match="warm_up_ratio"):
+        Run.from_yaml(text)
+
+
+def test_prototypes_of_dino_finetune_follow_the_number_of_images():
+    def prototypes(num_images):
+        return dino_finetune(num_images, None).model.dino_config.num_prototypes
+
+    assert [prototypes(n) for n in (50, 5_000, 100_000, 10_000_000)] == [256, 1024, 16384, 65536]
+
+
+def test_teacher_momentum_of_dino_finetune_follows_batch_and_length():
+    def momentum(num_images, batch_size):
+        return dino_finetune(num_images, batch_size).model.dino_config.teacher_momentum
+
+    assert momentum(1_000_000, 1024) == pytest.approx(0.996)  # the paper's, at the paper's batch
+    assert momentum(1_000_000, 64) == pytest.approx(0.99975)
+    assert momentum(2_000, 64) == pytest.approx(1 - 10 / 930, abs=1e-6)  # a tenth of the run
+    assert momentum(70, 64) == 0.9  # a run of 30 steps
+
+
+def test_a_choice_on_the_command_line_goes_before_one_by_the_data():
+    run = run_of("dino_finetune", "--num_prototypes", "77", "--batch_size", "32", num_images=5000)
+    assert run.model.dino_config.num_prototypes == 77
+    assert run.training.batch_size == 32
+
+
+def test_a_run_takes_the_geometry_of_the_checkpoint_it_starts_from(tiny_checkpoint):
+    run = run_of("dino_finetune", "--init_from", str(tiny_checkpoint))
+    assert (run.model.hidden_size, run.model.patch_size, run.model.image_size) == (32, 8, 32)
+    assert run.model.dino_config.head_hidden_size == 2048  # the recipe's, not the checkpoint's
+    assert run.model.drop_path_rate == 0.1
+
+
+def test_a_yaml_runs_with_the_values_that_it_holds_whatever_its_checkpoint_has(
+    tiny_checkpoint, tmp_path
+):
+    start = ("dino_finetune", "--init_from", str(tiny_checkpoint))
+    run = run_of(*start, "--pooling", "gem", "--image_mean", "0.5", "0.5", "0.5")
+    written = tmp_path / "training.yaml"
+    written.write_text(run.to_yaml())
+    assert make_run([str(written)], RECIPES, lambda run: 1000).to_dict() == run.to_dict()
+    # from another checkpoint, with what that brings
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    again = make_run([str(written), "--init_from", str(other)], RECIPES, lambda run: 1000)
+    assert again.model.pooling == "cls"
+
+
+def test_small_crops_keep_their_share_of_the_image_unless_given(tiny_checkpoint):
+    start = ("dino_finetune", "--init_from", str(tiny_checkpoint))  # 32 pixels, patches of 8
+    assert run_of(*start).augmentation.local_view_size == 16
+    assert run_of(*start, "--local_view_size", "24").augmentation.local_view_size == 24
+    for options, size in (
+        ((), 96),
+        (("--patch_size", "14"), 98),
+        (("--image_size", "448"), 192),
+        (("--image_size", "[448, 224]"), 96),
+        (("--image_size", "32"), 16),  # a patch is the least
+    ):
+        assert run_of("dino_vits16_in1k", *options).augmentation.local_view_size == size
+        assert run_of("msn_vits16_in1k", *options).augmentation.focal_view_size == size
+    again = Run.from_yaml(run_of(*start).to_yaml()).with_options({"max_steps": 3})
+    assert again.augmentation.local_view_size == 16
+
+
+def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
+    tiny_config, tiny_checkpoint, tmp_path
+):
+    from selfvit.embedding.preprocessing import build_processor
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    build_processor(tiny_config, resize="square", mean=mean, std=std).save_pretrained(checkpoint)
+    start = ("dino_finetune", "--init_from", str(checkpoint))
+    training = run_of(*start).training
+    assert (training.image_mean, training.image_std) == (mean, std)
+    assert training.resize == "square"
+    assert run_of(*start, "--image_mean", "0", "0", "0").training.image_mean == [0, 0, 0]
+
+
+def test_starting_from_another_kind_of_checkpoint_is_an_error(tmp_path):
+    from transformers import ViTConfig
+
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a 'vit' checkpoint"):
+        run_of("dino_finetune", "--init_from", str(tmp_path))
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        run_of("dino_finetune", "--init_from", str(tmp_path / "nothing"))
+
+
+def test_length_is_max_steps_or_epochs():
+    training = TrainingConfig(epochs=2, batch_size=32)
+    assert training.num_steps(100) == 6
+    assert TrainingConfig(epochs=2, batch_size=32, max_steps=5).num_steps(100) == 5
+    with pytest.raises(ValueError, match="--max_steps"):
+        training.num_steps(None)
+
+
+def test_the_paper_recipe_has_the_papers_numbers():
+    run = RECIPES["dino_vits16_in1k"](None, None)
+    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert run.model.dino_config.num_prototypes == 65536
+
+
+def test_the_paper_recipe_of_mae_has_the_papers_numbers():
+    run = RECIPES["mae_vitb16_in1k"](None, None)
+    assert run.training.learning_rate == pytest.approx(2.4e-3)  # 1.5e-4 * 4096 / 256
+    assert run.training.num_steps(1_281_167) == 800 * 312
+    assert run.training.warmup_ratio * 800 == 40
+    assert (run.training.adam_beta1, run.training.adam_beta2) == (0.9, 0.95)
+    assert run.augmentation.crop_scale == [0.2, 1.0]
+    assert run.model.mae_config.mask_ratio == 0.75 and run.model.mae_config.norm_pix_loss
+    assert (run.model.position_embedding_type, run.model.pooling) == ("sincos", "mean")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--pooling", "cls"), ("--pooling", "cls+mean")])
+def test_the_pooling_of_a_mae_run_is_written_and_read_back(arguments):
+    # "cls", the default elsewhere, must not turn into MAE's own default on the way
+    run = run_of("mae_finetune", *arguments)
+    expected = arguments[1] if arguments else "mean"
+    assert run.model.pooling == expected
+    assert Run.from_yaml(run.to_yaml()).model.pooling == expected
+
+
+def test_mae_keeps_the_pooling_of_the_encoder_it_starts_from(tiny_checkpoint):
+    assert run_of("mae_finetune", "--init_from", str(tiny_checkpoint)).model.pooling == "cls"
+
+
+def test_a_classifier_keeps_the_pooling_of_the_mae_it_starts_from(tmp_path):
+    tiny_config(mae_config=tiny_mae_config()).save_pretrained(tmp_path)
+    run = run_of("classify", "--init_from", str(tmp_path))
+    assert run.model.mae_config is None
+    assert run.model.pooling == "mean"
+
+
+def test_mae_classify_has_the_papers_numbers_on_the_papers_data():
+    run = mae_classify(1_281_167, None)
+    assert run.training.batch_size == 1024
+    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert (run.model.hidden_size, run.model.pooling) == (768, "mean")
+    assert mae_classify(None, None).training.batch_size == 1024
+
+
+def test_the_batch_of_mae_classify_leaves_a_small_folder_enough_steps():
+    sizes = [mae_classify(n, None).training.batch_size for n in (20, 500, 6500, 16_400, 100_000)]
+    assert sizes == [16, 16, 256, 1024, 1024]
+    assert run_of("mae_classify", "--batch_size", "48").training.batch_size == 48
+
+
+def test_a_linear_probe_keeps_its_batch_norm_and_the_checkpoints_encoder(tiny_checkpoint):
+    run = run_of("linear_probe", "--init_from", str(tiny_checkpoint))
+    assert run.model.classifier_batch_norm and run.model.drop_path_rate == 0
+    assert (run.model.hidden_size, run.model.pooling) == (32, "cls")
+    assert run.training.freeze_encoder_ratio == 1
+
+
+def test_fine_tuning_a_probe_leaves_its_batch_norm_behind(tiny_config, tmp_path):
+    from selfvit import SelfViTConfig
+
+    probe = SelfViTConfig(**{**tiny_config.to_diff_dict(), "classifier_batch_norm": True})
+    probe.save_pretrained(tmp_path)
+    assert not run_of("classify", "--init_from", str(tmp_path)).model.classifier_batch_norm
+
+
+def test_the_paper_recipes_of_msn_have_the_papers_numbers():
+    msn, pmsn = (RECIPES[name](None, None) for name in ("msn_vits16_in1k", "pmsn_vits16_in1k"))
+    for run in (msn, pmsn):
+        assert run.training.learning_rate == pytest.approx(0.001)  # at a batch of 1024
+        assert run.training.num_steps(1_281_167) == 800 * 1251
+        assert run.model.pmsn_config.num_prototypes == 1024
+        assert run.augmentation.num_focal_views == 10
+    assert msn.model.pmsn_config.prior == "uniform"
+    assert pmsn.model.pmsn_config.prior == "power_law"
+
+
+def test_pmsn_finetune_chooses_prototypes_and_momentum_by_the_data():
+    small, large = (RECIPES["pmsn_finetune"](size, 64).model for size in (600, 100_000))
+    assert (small.pmsn_config.num_prototypes, large.pmsn_config.num_prototypes) == (64, 1024)
+    assert small.pmsn_config.teacher_momentum < large.pmsn_config.teacher_momentum < 1

@@ -1,0 +1,120 @@
+"""Files that hang, for real: opening a file on which another process has a lease waits for it."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from selfvit.training.dataloader.watchdog import ReadingBoard, WatchedLoader
+from selfvit.training.train import main
+
+from ..image_files import noise
+from .processes import start_training
+from .tiny_runs import arguments, log_of, weights_of
+
+OPTIONS = ("--max_steps", 4, "--batch_size", 4, "--save_steps", 1)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(6):
+        noise(36, 36, index).save(folder / f"{index}.png")
+    return folder
+
+
+@contextlib.contextmanager
+def hanging(path):
+    """Nobody else can open the file; give a function that ends it.
+
+    The system ends it, too, after /proc/sys/fs/lease-break-time seconds, 45 by default.
+    """
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the system asks for the lease back
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except (OSError, AttributeError) as error:
+        pytest.skip(f"no leases on this file system: {error}")
+    try:
+        yield lambda: fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_a_file_that_hangs_ends_the_run_with_its_name(images, tmp_path):
+    command = arguments("dino", images, tmp_path / "out", *OPTIONS, "--num_workers", 2)
+    with hanging(images / "3.png"):
+        training = start_training([*command, "--data_timeout", "2"], tmp_path / "printed.txt")
+        assert training.exit_code() == 2
+    assert "error: reading 3.png of 6 image files in" in training.printed
+    assert "--data_timeout" in training.printed
+    main([*command, "--resume", "true"])  # data_timeout may differ
+    main(arguments("dino", images, tmp_path / "unbroken", *OPTIONS))
+    assert log_of(tmp_path / "out") == log_of(tmp_path / "unbroken")
+
+
+def test_a_file_that_is_slow_changes_nothing(images, tmp_path):
+    command = arguments("dino", images, tmp_path / "slow", *OPTIONS, "--num_workers", 2)
+    with hanging(images / "3.png") as release:
+        training = start_training(command, tmp_path / "printed.txt")
+        time.sleep(6)  # longer than the loader's patience between two looks
+        assert training.process.is_alive(), training.printed
+        release()
+        assert training.exit_code() == 0, training.printed
+    main(arguments("dino", images, tmp_path / "fast", *OPTIONS))
+    slow, fast = weights_of(tmp_path / "slow"), weights_of(tmp_path / "fast")
+    assert all(torch.equal(slow[name], tensor) for name, tensor in fast.items())
+
+
+def test_a_pipe_with_the_name_of_an_image_is_skipped_with_the_reason(images, tmp_path):
+    # It used to hang: opening a pipe waits for somebody to write.
+    os.mkfifo(images / "2.5.png")
+    main(arguments("dino", images, tmp_path / "out", *OPTIONS))
+    listed = (tmp_path / "out" / "skipped.csv").read_text().splitlines()
+    assert listed[1].startswith("2.5.png,") and "pipe" in listed[1]
+
+
+class Slow(torch.utils.data.IterableDataset):
+    """Numbers, of which each takes two seconds, in batches that take longer than is allowed."""
+
+    def __init__(self, board):
+        self.board = board
+
+    def __iter__(self):
+        for number in range(4):
+            with self.board.reading(number):
+                time.sleep(2)
+            yield number
+
+
+def test_only_a_single_read_counts_not_the_batch():
+    board = ReadingBoard(1)
+    loader = WatchedLoader(
+        Slow(board), batch_size=4, num_workers=1, board=board, name_of=str, data_timeout=7
+    )
+    assert next(iter(loader)).tolist() == [0, 1, 2, 3]  # in 8 seconds
+
+
+def test_a_read_that_takes_too_long_is_named():
+    board = ReadingBoard(1)
+    loader = WatchedLoader(
+        Slow(board),
+        batch_size=4,
+        num_workers=1,
+        board=board,
+        name_of=lambda number: f"number {number}",
+        data_timeout=1e-3,
+    )
+    with pytest.raises(TimeoutError, match=r"reading number \d has taken"):
+        next(iter(loader))
+
+
+def test_workers_that_nobody_watches_read_all_the_same():
+    loader = torch.utils.data.DataLoader(Slow(ReadingBoard(0)), batch_size=1, num_workers=1)
+    assert next(iter(loader)).tolist() == [0]

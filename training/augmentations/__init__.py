@@ -1,0 +1,1 @@
+"""Augmentations on uint8 images, for the workers of the DataLoader."""

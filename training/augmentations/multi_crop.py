@@ -1,0 +1,184 @@
+"""Multi-crop augmentations: the views of DINO, and of MSN and PMSN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..options import option
+from .base import Augmentation, count_patches
+from .functional import blur, crop_and_resize, flip, jitter_color, random_crop_box, to_grey
+
+
+@dataclass(frozen=True)
+class ColoredCrops(Augmentation):
+    """Random crops, flipped, with changed colours, some of them blurred.
+
+    The numbers are BYOL's (arXiv 2006.07733, Appendix B).
+    """
+
+    flip_probability: float = option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = option(
+        [0.4, 0.4, 0.2, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+    )
+    color_jitter_probability: float = option(0.8, "of such a change")
+    grayscale_probability: float = option(0.2, "of grey")
+    blur_sigma: list[float] = option([0.1, 2.0], "least and largest sigma of a blur, pixels")
+
+    def _view(
+        self,
+        pixels: np.ndarray,
+        size: tuple[int, int],
+        scale: list[float],
+        blur_probability: float,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Return one view of (H, W, 3) uint8 pixels, (3, h, w)."""
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
+        view = crop_and_resize(pixels, box, size)
+        if rng.random() < self.flip_probability:
+            view = flip(view)
+        if rng.random() < self.color_jitter_probability:
+            view = jitter_color(view, self.color_jitter, rng)
+        if rng.random() < self.grayscale_probability:
+            view = to_grey(view)
+        if rng.random() < blur_probability:
+            view = blur(view, rng.uniform(self.blur_sigma[0], self.blur_sigma[1]))
+        return view.transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class MultiCrop(ColoredCrops):
+    """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
+
+    Solarisation is BYOL's, too. Lists of three hold a number for the first global view, the second,
+    and the local ones.
+    """
+
+    small_crop_field = "local_view_size"
+
+    num_local_views: int = option(8, "small crops an image")
+    local_view_size: int = option(
+        96, "pixels of a small crop; with another image_size in proportion, if not given"
+    )
+    global_crop_scale: list[float] = option(
+        [0.4, 1.0], "least and largest fraction of the area in a global view"
+    )
+    local_crop_scale: list[float] = option(
+        [0.05, 0.4], "least and largest fraction of the area in a local view"
+    )
+    blur_probability: list[float] = option(
+        [1.0, 0.1, 0.5], "of a blur: first and second global view, local views"
+    )
+    solarize_probability: list[float] = option(
+        [0.0, 0.2, 0.0], "of solarisation: first and second global view, local views"
+    )
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes of the global and local views."""
+        local_size = (self.local_view_size, self.local_view_size)
+        return [image_size, local_size] if self.num_local_views else [image_size]
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
+        pixels = np.array(image)
+        global_views = [
+            self._solarized_view(pixels, kind, image_size, self.global_crop_scale, rng)
+            for kind in (0, 1)
+        ]
+        views = {"global_views": np.stack(global_views)}
+        if self.num_local_views:
+            local_size = (self.local_view_size, self.local_view_size)
+            local_views = [
+                self._solarized_view(pixels, 2, local_size, self.local_crop_scale, rng)
+                for _ in range(self.num_local_views)
+            ]
+            views["local_views"] = np.stack(local_views)
+        return views
+
+    def _solarized_view(
+        self,
+        pixels: np.ndarray,
+        kind: int,
+        size: tuple[int, int],
+        scale: list[float],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        view = self._view(pixels, size, scale, self.blur_probability[kind], rng)
+        if rng.random() < self.solarize_probability[kind]:
+            view = np.where(view < 128, view, 255 - view)
+        return view
+
+
+@dataclass(frozen=True)
+class FocalCrops(ColoredCrops):
+    """MSN's views: a target, and as anchors large crops to be masked and small, focal ones.
+
+    (arXiv 2204.07141, Sec. 3 and Appendix A.1; scales: src/data_manager.py of the reference, color
+    strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
+    """
+
+    small_crop_field = "focal_view_size"
+
+    num_random_views: int = option(1, "large anchor crops an image")
+    num_focal_views: int = option(10, "small anchor crops an image")
+    focal_view_size: int = option(
+        96, "pixels of a small crop; with another image_size in proportion, if not given"
+    )
+    random_crop_scale: list[float] = option(
+        [0.3, 1.0], "least and largest fraction of the area in a target or a large anchor"
+    )
+    focal_crop_scale: list[float] = option(
+        [0.05, 0.3], "least and largest fraction of the area in a small anchor"
+    )
+    color_jitter: list[float] = option(
+        [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+    )
+    blur_probability: float = option(0.5, "of a blur")
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes of the target and random views, and of the focal ones."""
+        focal_size = (self.focal_view_size, self.focal_view_size)
+        return [image_size, focal_size] if self.num_focal_views else [image_size]
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return the views, and the numbers that the random views' masks are made from.
+
+        Returns:
+            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1,
+            and "focal_views" (F, 3, h, w), if any.
+        """
+        pixels = np.array(image)
+
+        def crops(num_views: int, size: tuple[int, int], scale: list[float]) -> np.ndarray:
+            views = [
+                self._view(pixels, size, scale, self.blur_probability, rng)
+                for _ in range(num_views)
+            ]
+            return np.stack(views)
+
+        large = crops(1 + self.num_random_views, image_size, self.random_crop_scale)
+        num_patches = count_patches(image_size, patch_size)
+        noise = rng.random((self.num_random_views, num_patches), dtype=np.float32)
+        views = {"target_view": large[0], "random_views": large[1:], "noise": noise}
+        if self.num_focal_views:
+            focal_size = (self.focal_view_size, self.focal_view_size)
+            views["focal_views"] = crops(self.num_focal_views, focal_size, self.focal_crop_scale)
+        return views
+
+
+__all__ = ["FocalCrops", "MultiCrop"]

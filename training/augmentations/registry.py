@@ -1,0 +1,17 @@
+"""The augmentations by the name that training.yaml gives them."""
+
+from __future__ import annotations
+
+from .multi_crop import FocalCrops, MultiCrop
+from .single_crop import CropAndFlip, MAECrop, MixedCrop
+
+AUGMENTATIONS = {
+    "multi_crop": MultiCrop,
+    "focal_crops": FocalCrops,
+    "mae_crop": MAECrop,
+    "crop_and_flip": CropAndFlip,
+    "mixed_crop": MixedCrop,
+}
+
+
+__all__ = ["AUGMENTATIONS"]

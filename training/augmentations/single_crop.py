@@ -1,0 +1,129 @@
+"""Augmentations that make one crop of an image: MAE and supervised training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..options import option
+from .base import Augmentation, count_patches
+from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crop_box
+from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
+from .randaugment import rand_augment
+
+
+@dataclass(frozen=True)
+class CropAndFlip(Augmentation):
+    """One random crop, flipped half of the time: the plain augmentation of supervised training."""
+
+    crop_scale: list[float] = option(
+        [0.25, 1.0], "least and largest fraction of the area in the crop"
+    )
+    flip_probability: float = option(0.5, "of a flip, left to right")
+    color_jitter: list[float] = option(
+        [0.0, 0.0, 0.0, 0.0], "strength of brightness, contrast, saturation, hue (turns)"
+    )
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Size of the crop."""
+        return [image_size]
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W)."""
+        pixels = np.array(image)
+        box = random_crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, rng)
+        view = crop_and_resize(pixels, box, image_size)
+        if rng.random() < self.flip_probability:
+            view = flip(view)
+        view = jitter_color(view, self.color_jitter, rng)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+
+@dataclass(frozen=True)
+class MAECrop(CropAndFlip):
+    """MAE's view: a crop, flipped half of the time, no colour (arXiv 2111.06377, Table 1e)."""
+
+    crop_scale: list[float] = option(
+        [0.2, 1.0],  # main_pretrain.py
+        "least and largest fraction of the area in the crop",
+    )
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W), and "noise" (N,), which decides what is masked."""
+        num_patches = count_patches(image_size, patch_size)
+        view = super().__call__(image, rng, image_size, patch_size)
+        return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
+
+
+@dataclass(frozen=True)
+class MixedCrop(CropAndFlip):
+    """A random crop changed more strongly, and mixed with another of its batch; all off by default.
+
+    RandAugment and random erasing change an image. Mixup or cutmix, each half of the time where
+    both are on, then combines every image of a batch with another, and their labels: these become
+    soft, (B, L) float32.
+    """
+
+    rand_augment_magnitude: float = option(0.0, "of RandAugment, 0 to 10; 0 for none")
+    rand_augment_deviation: float = option(0.5, "of the magnitude, from change to change")
+    random_erasing_probability: float = option(0.0, "that a box is erased")
+    erased_area: list[float] = option(
+        [0.02, 0.33], "least and largest fraction of the area that a box takes"
+    )
+    erased_ratio: float = option(0.3, "least height of a box over its width; 1 over it the most")
+    mixup_alpha: float = option(0.0, "of mixup's Beta; 0 for none")
+    cutmix_alpha: float = option(0.0, "of cutmix's Beta; 0 for none")
+    label_smoothing: float = option(0.0, "share of a label that goes to all classes evenly")
+
+    def __call__(
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return "pixel_values" (3, H, W)."""
+        crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
+        view = np.ascontiguousarray(crop.transpose(1, 2, 0))
+        if self.rand_augment_magnitude > 0:
+            view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_deviation, rng)
+        if rng.random() < self.random_erasing_probability:
+            view = erase_box(view, self.erased_area, self.erased_ratio, rng)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def mix(
+        self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
+    ) -> dict[str, Any]:
+        """Return the batch with "pixel_values" mixed and "labels" (B, L) float32."""
+        images = batch["pixel_values"]
+        labels = smooth_labels(batch["labels"], num_classes, self.label_smoothing)
+        partners = random_partners(len(images), rng)
+        alphas = {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha}
+        methods = [name for name, alpha in alphas.items() if alpha > 0]
+        if methods:
+            method = methods[rng.integers(len(methods))]
+            share = rng.beta(alphas[method], alphas[method])
+            if method == "mixup":
+                images, labels = mixup(images, labels, partners, share)
+            else:
+                box = random_cut_box(images.shape[2], images.shape[3], share, rng)
+                images, labels = cutmix(images, labels, partners, box)
+        return {**batch, "pixel_values": images, "labels": labels}
+
+
+__all__ = ["CropAndFlip", "MAECrop", "MixedCrop"]

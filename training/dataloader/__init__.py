@@ -1,0 +1,1 @@
+"""From an image source to batches of augmented views."""

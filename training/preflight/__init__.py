@@ -1,0 +1,1 @@
+"""Checks, trials and the dry run, before anything is written."""

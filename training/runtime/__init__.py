@@ -1,0 +1,1 @@
+"""Processes, signals, sharding and low-level errors."""
