@@ -19,8 +19,8 @@ MEAN, STD = 0.2860, 0.3530
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Grey images and their classes.
+class LabeledImages:
+    """Gray images and their classes.
 
     Args:
         pixels: (N, 28, 28) uint8.
@@ -33,23 +33,23 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, positions: np.ndarray | slice) -> LabelledImages:
+    def take(self, positions: np.ndarray | slice) -> LabeledImages:
         """Return the images at some positions, in their order."""
-        return LabelledImages(self.pixels[positions], self.labels[positions])
+        return LabeledImages(self.pixels[positions], self.labels[positions])
 
 
 @dataclass(frozen=True)
 class Splits:
     """What is trained on, what choices are made on, and what is measured on, once, at the end."""
 
-    train: LabelledImages
-    held_out: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    held_out: LabeledImages
+    test: LabeledImages
 
     @property
-    def all_train(self) -> LabelledImages:
-        """The training part, held-out images included: for neighbours and linear probe."""
-        return LabelledImages(
+    def all_train(self) -> LabeledImages:
+        """The training part, held-out images included: for neighbors and linear probe."""
+        return LabeledImages(
             np.concatenate([self.train.pixels, self.held_out.pixels]),
             np.concatenate([self.train.labels, self.held_out.labels]),
         )
@@ -108,17 +108,17 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content[header:], dtype=np.uint8).reshape(shape)
 
 
-def _read_part(folder: Path, name: str) -> LabelledImages:
-    return LabelledImages(
+def _read_part(folder: Path, name: str) -> LabeledImages:
+    return LabeledImages(
         pixels=read_idx(folder / f"{name}-images-idx3-ubyte.gz"),
         labels=read_idx(folder / f"{name}-labels-idx1-ubyte.gz").astype(np.int64),
     )
 
 
-class GreyImageSource(ImageSource):
-    """Grey images in memory, as a source that selfvit trains on."""
+class GrayImageSource(ImageSource):
+    """Gray images in memory, as a source that selfvit trains on."""
 
-    def __init__(self, images: LabelledImages):
+    def __init__(self, images: LabeledImages):
         super().__init__(f"{len(images)} images of Fashion-MNIST", None, "id")
         self.images = images
 

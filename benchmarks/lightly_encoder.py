@@ -77,5 +77,5 @@ def timm_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def embed(encoder: MaskedVisionTransformerTIMM, pixel_values: Tensor) -> Tensor:
     """Return class token and mean of the patch tokens, (B, 2 D): pooling "cls+mean"."""
-    tokens = encoder.encode(pixel_values)  # (B, T, D), normalised
+    tokens = encoder.encode(pixel_values)  # (B, T, D), normalized
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)

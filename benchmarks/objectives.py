@@ -52,7 +52,7 @@ from selfvit.atomic_output import atomic_output
 from selfvit.evaluation.evaluate import save_metrics
 
 SWEEP_SEED = 100  # none of those that are reported
-NUM_SWEEP_NEIGHBOURS = 10_000  # of the training images: embedding all takes as long as training
+NUM_SWEEP_NEIGHBORS = 10_000  # of the training images: embedding all takes as long as training
 SIDES: dict[str, Callable[..., Side]] = {"selfvit": selfvit_side, "lightly": lightly_side}
 
 
@@ -124,10 +124,10 @@ class Benchmark:
 
         def measure() -> dict:
             sides, report = self.train(objective, dict.fromkeys(self.sides, rate), SWEEP_SEED)
-            neighbours = self.splits.train.take(slice(NUM_SWEEP_NEIGHBOURS))
+            neighbors = self.splits.train.take(slice(NUM_SWEEP_NEIGHBORS))
             for name, side in sides.items():
                 last = max(side.snapshots)
-                report[name]["knn_20"] = knn_of(side, last, neighbours, self.splits.held_out)
+                report[name]["knn_20"] = knn_of(side, last, neighbors, self.splits.held_out)
             return report
 
         run = objectives_runs.run_of(objective, SWEEP_SEED, self.num_steps)
@@ -170,12 +170,12 @@ class Benchmark:
         """Return k-NN on held-out images over steps and CPU time."""
         steps = sorted(side.snapshots)[1:]  # not the untrained one
         chosen = np.linspace(0, len(steps), NUM_CURVE_POINTS + 1).round().astype(int)[1:] - 1
-        neighbours = self.splits.train.take(slice(NUM_SWEEP_NEIGHBOURS))
+        neighbors = self.splits.train.take(slice(NUM_SWEEP_NEIGHBORS))
         return [
             {
                 "step": step,
                 "seconds": side.cpu_time(step),
-                "knn_20": knn_of(side, step, neighbours, self.splits.held_out),
+                "knn_20": knn_of(side, step, neighbors, self.splits.held_out),
             }
             for step in dict.fromkeys(steps[max(0, index)] for index in chosen)
         ]

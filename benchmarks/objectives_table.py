@@ -78,7 +78,7 @@ def _ratios(objectives: dict[str, Any]) -> list[str]:
 
 def _sweep(objectives: dict[str, Any]) -> list[str]:
     lines = [
-        "Rates, chosen by k-NN on held-out images (one other seed; neighbours are a part of the "
+        "Rates, chosen by k-NN on held-out images (one other seed; neighbors are a part of the "
         "training images):",
     ]
     for objective, measured in objectives.items():

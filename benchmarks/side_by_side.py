@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.fashion_mnist import MEAN, STD, GreyImageSource, LabelledImages
+from benchmarks.fashion_mnist import MEAN, STD, GrayImageSource, LabeledImages
 from selfvit.evaluation.knn import weighted_knn_accuracy
 from selfvit.evaluation.linear_probe import linear_probe_accuracy
 from selfvit.modeling.registry import TRAINABLE_CLASSES
@@ -126,7 +126,7 @@ def lightly_side(run: Run, training: TrainingConfig) -> Side:
     return Side(model, training, model.encoder, embed)
 
 
-def batches_of(run: Run, images: LabelledImages, num_steps: int) -> Iterator[dict[str, Tensor]]:
+def batches_of(run: Run, images: LabeledImages, num_steps: int) -> Iterator[dict[str, Tensor]]:
     """Yield the inputs of each step, by name, as selfvit's own training would have them.
 
     Except for the numbers that masks are made from: they are those that Lightly's
@@ -143,7 +143,7 @@ def batches_of(run: Run, images: LabelledImages, num_steps: int) -> Iterator[dic
         rank=0,
     )
     loader = build_loader(
-        GreyImageSource(images),
+        GrayImageSource(images),
         run.augmentation,
         plan,
         image_size=run.model.image_height_width,
@@ -168,7 +168,7 @@ def mask_seed(seed: int, step: int) -> int:
     return seed * 1_000_000 + step
 
 
-def train_side_by_side(run: Run, images: LabelledImages, sides: list[Side]) -> float:
+def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> float:
     """Train all sides; return the CPU seconds that making the batches took, once for all.
 
     Args:
@@ -196,7 +196,7 @@ def train_side_by_side(run: Run, images: LabelledImages, sides: list[Side]) -> f
 
 
 @torch.inference_mode()
-def embed_images(side: Side, step: int, images: LabelledImages, batch_size: int = 250) -> Tensor:
+def embed_images(side: Side, step: int, images: LabeledImages, batch_size: int = 250) -> Tensor:
     """Return the embeddings (N, E) of images by the encoder as it was after so many steps."""
     vectors = []
     for pixels in torch.from_numpy(images.pixels).split(batch_size):
@@ -206,15 +206,15 @@ def embed_images(side: Side, step: int, images: LabelledImages, batch_size: int 
     return torch.cat(vectors)
 
 
-def knn_of(side: Side, step: int, neighbours: LabelledImages, queries: LabelledImages) -> float:
+def knn_of(side: Side, step: int, neighbors: LabeledImages, queries: LabeledImages) -> float:
     """Return the accuracy of weighted k-NN, k = 20 (DINO, arXiv 2104.14294, App. F.1)."""
-    vectors = [embed_images(side, step, images) for images in (neighbours, queries)]
-    return weighted_knn_accuracy(
-        vectors[0], neighbours.labels, vectors[1], queries.labels, ks=[20]
-    )[20]
+    vectors = [embed_images(side, step, images) for images in (neighbors, queries)]
+    return weighted_knn_accuracy(vectors[0], neighbors.labels, vectors[1], queries.labels, ks=[20])[
+        20
+    ]
 
 
-def figures_of(side: Side, step: int, train: LabelledImages, test: LabelledImages) -> dict:
+def figures_of(side: Side, step: int, train: LabeledImages, test: LabeledImages) -> dict:
     """Return k-NN and linear probe of the encoder as it was after so many steps."""
     vectors = [embed_images(side, step, images).numpy() for images in (train, test)]
     return accuracies(vectors[0], train.labels, vectors[1], test.labels)

@@ -53,7 +53,7 @@ from selfvit.training.recipes import RECIPES
 OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
 NUM_REPORTED = 2000  # images of the data set
 NUM_EMBEDDED = 60  # of which these many are embedded at full size
-TEST_SHARE = 1 / 5  # of a labelled data set; the views that are retrieved are of these
+TEST_SHARE = 1 / 5  # of a labeled data set; the views that are retrieved are of these
 NUM_LINES = 30
 
 
@@ -76,7 +76,7 @@ def run_of(objective: str, output: Path, batch_size: int) -> Run:
 
 
 def noise(run: Run, batch_size: int) -> dict[str, torch.Tensor]:
-    """Return normalised noise, of the shapes that the recipe's augmentation has."""
+    """Return normalized noise, of the shapes that the recipe's augmentation has."""
 
     def views(*shape: int, size: int = 224) -> torch.Tensor:
         return torch.randn(*shape, 3, size, size)

@@ -16,7 +16,7 @@ class DINOConfig(ObjectiveConfig):
     Args:
         num_prototypes: outputs of the projection head (K).
         head_hidden_size: width of the head's hidden layers.
-        head_bottleneck_size: width before the weight-normalised last layer.
+        head_bottleneck_size: width before the weight-normalized last layer.
         num_head_layers: linear layers before the last one.
         normalize_last_layer: keep the last layer's magnitudes at 1 (more stable; the reference
             trains them for ViT-S).
@@ -29,7 +29,7 @@ class DINOConfig(ObjectiveConfig):
         center_momentum: EMA momentum of the center.
         freeze_last_layer_ratio: fraction of the steps, from the first, in which the last layer does
             not move.
-        koleo_weight: of the regulariser that spreads the class tokens of the global views evenly
+        koleo_weight: of the regularizer that spreads the class tokens of the global views evenly
             (DINOv2's; DINO has none). It compares the images of a micro-batch: with it, four
             micro-batches are not quite one batch.
     """

@@ -17,7 +17,7 @@ class MAEConfig(ObjectiveConfig):
         decoder_num_layers: blocks of the decoder.
         decoder_num_attention_heads: heads per block of the decoder.
         decoder_mlp_ratio: hidden width of a decoder block's MLP, as a multiple of its width.
-        norm_pix_loss: predict pixels normalised by their own patch's mean and deviation (better
+        norm_pix_loss: predict pixels normalized by their own patch's mean and deviation (better
             features), or as they are (better pictures).
     """
 

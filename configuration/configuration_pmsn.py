@@ -27,7 +27,7 @@ class PMSNConfig(ObjectiveConfig):
         entropy_weight: factor of the mean entropy of the single predictions, which is added to the
             loss; 0 leaves it out.
         num_prototypes: clusters (K).
-        freeze_prototypes: keep the prototypes as they were initialised.
+        freeze_prototypes: keep the prototypes as they were initialized.
         head_hidden_size: width of the head's two hidden layers.
         head_output_size: width of the head's output and of the prototypes.
         student_temperature: unitless; divides the cosines of the anchors.
@@ -88,7 +88,7 @@ class PMSNConfig(ObjectiveConfig):
             )
 
     def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn: the regulariser spreads targets, their temperature sharpens them."""
+        """Return what to turn: the regularizer spreads targets, their temperature sharpens them."""
         if kind == "uniform":
             return [
                 Knob(

@@ -38,7 +38,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         mlp_ratio: hidden width of a block's MLP, as a multiple of `hidden_size`.
         hidden_act: activation of the MLP.
         layer_norm_eps: epsilon of every LayerNorm.
-        initializer_range: standard deviation of the truncated normal that initialises weights.
+        initializer_range: standard deviation of the truncated normal that initializes weights.
         image_size: pixels, one number or (height, width): the size whose positions are stored.
             Others are interpolated.
         patch_size: pixels; divides `image_size`.
@@ -50,12 +50,12 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_embedding_type: "learned", or "sincos": fixed, two-dimensional.
         use_mask_token: whether the encoder has a learned token that stands in for masked patches.
         pooling: what `pooler_output` is. "cls": class token; "mean": mean of the patch tokens;
-            "cls+mean": both, concatenated; "gem": generalised mean of the patch tokens; "concat:n":
+            "cls+mean": both, concatenated; "gem": generalized mean of the patch tokens; "concat:n":
             class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
             "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
         reshape_hidden_states: whether the backbone's feature maps are maps, (B, D, rows, columns),
             or tokens, (B, 1 + N, D), the class token first, as transformers' DPT wants them.
-        classifier_batch_norm: whether the classifier standardises the embedding first, by a batch
+        classifier_batch_norm: whether the classifier standardizes the embedding first, by a batch
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: what DINO adds, or None.
         mae_config: what MAE adds, or None.

@@ -21,7 +21,7 @@ class Knob(NamedTuple):
 
 @strict
 class ObjectiveConfig(PreTrainedConfig):
-    """A sub-configuration that serialises its own fields only.
+    """A sub-configuration that serializes its own fields only.
 
     `PreTrainedConfig.to_dict` also writes what every transformers model has (`id2label`, `dtype`,
     ...), which means nothing for an objective and would double each of these entries in

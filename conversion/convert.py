@@ -54,7 +54,7 @@ def convert(
         image_size: pixels, one number or (height, width), whose positions the source stores; a
             square if None.
         pooling: as for `SelfViTConfig`; the source's own if None.
-        norm_pix_loss: whether MAE's decoder predicts normalised pixels, which no tensor tells.
+        norm_pix_loss: whether MAE's decoder predicts normalized pixels, which no tensor tells.
         statistics: "imagenet" or "half" (0.5), mean and deviation of the preprocessing; what the
             source stores, or its convention, if None.
         dtype: "float32", "float16" or "bfloat16", to which all weights are cast; the source's if
@@ -104,7 +104,7 @@ def convert(
         folder.mkdir()
         model.save_pretrained(folder, save_code=save_code)
         processor.save_pretrained(folder)
-        report = describe(conversion, file, draft.licence, provenance)
+        report = describe(conversion, file, draft.license_note, provenance)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         card = render_model_card(
             card_contents(
@@ -113,7 +113,7 @@ def convert(
                 source=shown_name(source),
                 model=model,
                 processor=processor,
-                licence=draft.licence,
+                license_note=draft.license_note,
                 provenance=provenance,
                 has_code=save_code,
             )
@@ -123,15 +123,15 @@ def convert(
 
 
 def _provenance(draft: Draft) -> Provenance:
-    """Return licence and base model: the source's own card goes before what its kind tells."""
+    """Return license and base model: the source's own card goes before what its kind tells."""
     file = draft.file
     stored = Provenance() if file.folder is None else read_provenance(file.folder)
     base_model = file.repository or stored.base_model
     where = shown_name(file.repository or file.description)
-    if stored.licence is not None:
+    if stored.license is not None:
         return replace(stored, base_model=base_model, origin=f"the card of {where}")
-    kind = "" if draft.licence_id is None else f"the kind of the source, {draft.kind}"
-    return Provenance(draft.licence_id, base_model=base_model, origin=kind)
+    kind = "" if draft.license_id is None else f"the kind of the source, {draft.kind}"
+    return Provenance(draft.license_id, base_model=base_model, origin=kind)
 
 
 def _check_options(options: Options) -> None:

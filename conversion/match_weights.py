@@ -35,8 +35,8 @@ SOURCES: tuple[Source, ...] = (
 # What the encoder cannot express, by names that give it away.
 REASONS = {
     "norm_pre.": "a norm before the first block",
-    ".q_norm.": "normalised queries and keys",
-    ".k_norm.": "normalised queries and keys",
+    ".q_norm.": "normalized queries and keys",
+    ".k_norm.": "normalized queries and keys",
     ".w12.": "a gated MLP (SwiGLU)",
     ".weights_in.": "a gated MLP (SwiGLU)",
     ".fc1_g.": "a gated MLP (SwiGLU)",
@@ -98,8 +98,8 @@ def draft_model(file: SourceFile, options: Options) -> Draft:
         architecture=source.architecture,
         pooling=source.pooling,
         preprocessing=source.preprocessing,
-        licence=source.licence,
-        licence_id=source.licence_id,
+        license_note=source.license_note,
+        license_id=source.license_id,
         left_out={
             **{name: "state of the training, not of a network" for name in file.training_state},
             **extras,

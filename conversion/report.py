@@ -60,7 +60,7 @@ def _short(value: Any, limit: int = 100) -> str:
 
 
 def describe(
-    conversion: Conversion, file: SourceFile, licence: str, provenance: Provenance
+    conversion: Conversion, file: SourceFile, license_note: str, provenance: Provenance
 ) -> dict[str, Any]:
     """Return what `conversion.json` holds."""
     from .. import __version__
@@ -79,8 +79,8 @@ def describe(
         "left_out": conversion.left_out,
         "new": conversion.new,
         "differences": conversion.differences,
-        "license": provenance.licence,
-        "licence": licence,
+        "license": provenance.license,
+        "license_note": license_note,
         "base_model": provenance.base_model,
         "selfvit_version": __version__,
     }
@@ -93,7 +93,7 @@ def card_contents(
     source: str,
     model: PreTrainedModel,
     processor: Any,
-    licence: str,
+    license_note: str,
     provenance: Provenance,
     has_code: bool,
 ) -> CardContents:
@@ -105,8 +105,8 @@ def card_contents(
         source: what was converted, without the folders it lies in.
         model: the result.
         processor: its image processor.
-        licence: what is known of the source's, in words.
-        provenance: its licence and base model.
+        license_note: what is known of the source's, in words.
+        provenance: its license and base model.
         has_code: whether the model's code lies beside the weights.
     """
     notes = []
@@ -132,7 +132,7 @@ def card_contents(
             preprocessing=conversion.preprocessing,
             differences=conversion.differences,
             notes=notes,
-            licence=licence,
+            license_note=license_note,
         ),
     )
 

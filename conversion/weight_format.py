@@ -61,7 +61,7 @@ class Options:
         decoder_num_heads: attention heads of MAE's decoder.
         image_size: pixels, (height, width), whose positions the source stores.
         pooling: as for `SelfViTConfig`.
-        norm_pix_loss: whether MAE's decoder predicts normalised pixels.
+        norm_pix_loss: whether MAE's decoder predicts normalized pixels.
         statistics: "imagenet" or "half" (0.5), of the preprocessing.
         dtype: "float32", "float16" or "bfloat16" of the result.
     """
@@ -85,7 +85,7 @@ class Source:
         architecture: class of the result.
         extras: patterns of names that are left out, and why.
         needed: templates of our names that the source always has, beside an encoder's.
-        new: patterns of our names that the source may lack, and why; they are initialised.
+        new: patterns of our names that the source may lack, and why; they are initialized.
         adapt: what the table cannot say: changes the draft.
         read_config: fields from the source's `config.json`.
         pooling: of the result.
@@ -93,8 +93,8 @@ class Source:
         positions: what stored positions cover: "class" (class token and patches), "prefix"
             (registers too), "patches".
         preprocessing: where none is stored.
-        licence: what is known of it, or "".
-        licence_id: as the Hub writes it, or None.
+        license_note: what is known of it, or "".
+        license_id: as the Hub writes it, or None.
         difference: what the result does otherwise than the source, or "".
     """
 
@@ -110,8 +110,8 @@ class Source:
     layer_norm_eps: float = 1e-6
     positions: tuple[str, ...] = ("class",)
     preprocessing: Preprocessing = Preprocessing()
-    licence: str = ""
-    licence_id: str | None = None
+    license_note: str = ""
+    license_id: str | None = None
     difference: str = ""
 
     def reason_to_leave_out(self, name: str) -> str | None:
@@ -133,8 +133,8 @@ class Draft:
         architecture: class of the result.
         pooling: of the result.
         preprocessing: of the result, where the source stores none.
-        licence: see `Source`.
-        licence_id: see `Source`.
+        license_note: see `Source`.
+        license_id: see `Source`.
         fields: of the configuration.
         where_from: origin of each field: "weights", "config.json", "option", "convention".
         left_out: source's names and why.
@@ -151,8 +151,8 @@ class Draft:
     architecture: str = ""
     pooling: str = ""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    licence: str = ""
-    licence_id: str | None = None
+    license_note: str = ""
+    license_id: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     where_from: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)

@@ -80,7 +80,7 @@ class DatasetSource(ImageSource):
 class StreamingImageSource:
     """The rows of a `datasets.IterableDataset`: images in passing, for data larger than the disk.
 
-    Labelled only by a ClassLabel column: the names of other labels are not known before the end.
+    Labeled only by a ClassLabel column: the names of other labels are not known before the end.
 
     Args:
         dataset: with an image column.

@@ -53,7 +53,7 @@ def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
     Transparency is dropped, not blended with a background: the color stored under transparent
     pixels shows. `transformers.image_utils.load_image` does the same, and vectors must not depend
     on whether `pipeline("image-feature-extraction")` or selfvit computed them. The one difference:
-    greys of more than eight bits are scaled here (see `to_eight_bit`), where Pillow's `convert`
+    grays of more than eight bits are scaled here (see `to_eight_bit`), where Pillow's `convert`
     would clip them to white.
 
     Args:
@@ -91,7 +91,7 @@ def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Scale a grey image of more than eight bits to eight; return others as they are.
+    """Scale a gray image of more than eight bits to eight; return others as they are.
 
     Sixteen-bit modes are divided by 257 (65535 becomes 255). Modes I (32-bit integers) and F
     (floats) do not say what white is; it is taken as the first of 1 (F only), 255 and 65535 that

@@ -1,4 +1,4 @@
-"""Image files in a folder, flat or nested, labelled by their first-level folders or not at all."""
+"""Image files in a folder, flat or nested, labeled by their first-level folders or not at all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from ..errors import shorten
 from .image_source import ImageRecord, ImageSource, hash_of
 
-# Formats that Pillow recognises and cannot decode by itself.
+# Formats that Pillow recognizes and cannot decode by itself.
 UNDECODABLE_FORMATS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 class FolderSource(ImageSource):
     """The image files anywhere in a folder, sorted by path; hidden files and folders are left out.
 
-    Labelled if there are at least two first-level folders and every image lies in one of them.
+    Labeled if there are at least two first-level folders and every image lies in one of them.
 
     Args:
         folder: path of the folder.
@@ -38,8 +38,8 @@ class FolderSource(ImageSource):
                 f"known by their extensions: {', '.join(sorted(image_extensions()))}."
             )
         first_folders = {path.split("/")[0] for path in self.paths}
-        is_labelled = len(first_folders) > 1 and all("/" in path for path in self.paths)
-        label_names = sorted(first_folders) if is_labelled else None
+        is_labeled = len(first_folders) > 1 and all("/" in path for path in self.paths)
+        label_names = sorted(first_folders) if is_labeled else None
         super().__init__(f"{len(self.paths)} image files in {folder}", label_names, "path")
         self._label_of = {name: label for label, name in enumerate(label_names or [])}
 
@@ -54,7 +54,7 @@ class FolderSource(ImageSource):
         return self._label_of[path.split("/")[0]] if self._label_of else None
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), int64, or None if the images are unlabelled."""
+        """Return labels (N,), int64, or None if the images are unlabeled."""
         if self.label_names is None:
             return None
         return np.array([self._label(path) for path in self.paths], dtype=np.int64)

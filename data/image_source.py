@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-NO_LABEL = -1  # as `datasets` marks it in unlabelled splits
+NO_LABEL = -1  # as `datasets` marks it in unlabeled splits
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImageSource:
 
     Args:
         description: of the data, for logs and model cards.
-        label_names: names of the classes, or None if the images are unlabelled.
+        label_names: names of the classes, or None if the images are unlabeled.
         id_column: what ids are called in tables: "path" or "id".
     """
 
@@ -131,8 +131,8 @@ class RecordSource(ImageSource):
     def labels(self) -> np.ndarray | None:
         """Return labels (N,), int64, -1 where an image has none; None if no image has."""
         labels = [NO_LABEL if image.label is None else image.label for image in self._records]
-        is_labelled = self.label_names is not None and any(label != NO_LABEL for label in labels)
-        return np.array(labels, dtype=np.int64) if is_labelled else None
+        is_labeled = self.label_names is not None and any(label != NO_LABEL for label in labels)
+        return np.array(labels, dtype=np.int64) if is_labeled else None
 
     @property
     def fingerprint(self) -> str:

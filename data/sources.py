@@ -67,7 +67,7 @@ def open_images(
     """Open images, whatever they are stored as.
 
     Args:
-        data: folder of image files (flat or nested, labelled or not), folder written by
+        data: folder of image files (flat or nested, labeled or not), folder written by
             `Dataset.save_to_disk`, .parquet file or WebDataset .tar, folder of such files, or id of
             a dataset on the Hub, USER/NAME or USER/NAME@REVISION; tried in this order. A stream
             stays at the commit that it was opened at.

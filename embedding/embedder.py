@@ -61,7 +61,7 @@ class EmbeddedImages:
     Args:
         vectors: (N, E), float32.
         ids: of the N images that could be read.
-        labels: (N,), int64, -1 for an image without a label; None if the source is unlabelled.
+        labels: (N,), int64, -1 for an image without a label; None if the source is unlabeled.
         label_names: names of the classes, or None.
         skipped: images that could not be read.
     """
@@ -253,7 +253,7 @@ class Embedder:
         """Embed preprocessed images.
 
         Args:
-            pixel_values: (B, C, H, W), normalised.
+            pixel_values: (B, C, H, W), normalized.
 
         Returns:
             (B, E), float32.

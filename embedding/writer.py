@@ -54,7 +54,7 @@ def write_embeddings(
     """Embed a source into a folder.
 
     The folder holds `embeddings.parquet` (columns `path` or `id`; `label`, the class's name, if the
-    source is labelled; `embedding`, E float32 values), `skipped.csv` (path, reason) and
+    source is labeled; `embedding`, E float32 values), `skipped.csv` (path, reason) and
     `metadata.json`. Memory stays bounded, whatever the number of images.
 
     Args:

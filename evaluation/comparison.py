@@ -13,9 +13,9 @@ import numpy as np
 from ..atomic_output import atomic_output
 from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, Figure, estimate, estimate_change
 from .evaluate import format_metric, is_share, metric_title
-from .label_free import neighbour_overlap
+from .label_free import neighbor_overlap
 
-# N images · K neighbours
+# N images · K neighbors
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Measurement:
 
     Args:
         figures: by name, those that are compared.
-        neighbours: (N, K) of `nearest_neighbours`, of the images that need no labels.
+        neighbors: (N, K) of `nearest_neighbors`, of the images that need no labels.
         data: names images and settings; only measurements of equal data can be compared.
         metrics: all figures by name as plain numbers, those that are not compared too.
     """
 
     figures: Mapping[str, Figure]
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     data: str
     metrics: Mapping[str, float]
 
@@ -40,7 +40,7 @@ class Measurement:
         values = {name: figure.value for name, figure in self.figures.items()}
         text = json.dumps({"data": self.data, "values": values, "metrics": dict(self.metrics)})
         with atomic_output(path) as unfinished, open(unfinished, "wb") as file:
-            np.savez(file, _text=np.array(text), _neighbours=self.neighbours, **arrays)  # type: ignore[arg-type]
+            np.savez(file, _text=np.array(text), _neighbors=self.neighbors, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Measurement:
@@ -49,7 +49,7 @@ class Measurement:
             content = json.loads(str(arrays["_text"]))
             return cls(
                 figures={n: Figure(v, arrays[n]) for n, v in content["values"].items()},
-                neighbours=arrays["_neighbours"],
+                neighbors=arrays["_neighbors"],
                 data=content["data"],
                 metrics=content["metrics"],
             )
@@ -87,8 +87,8 @@ class Comparison:
 
     Args:
         changes: a row a figure.
-        overlap: share of its nearest neighbours that an image keeps.
-        num_neighbours: K, how many nearest ones that is of.
+        overlap: share of its nearest neighbors that an image keeps.
+        num_neighbors: K, how many nearest ones that is of.
         num_overlap_images: that they are among.
         metric: name of the figure that decides whether training helped; None if none can.
         metrics_before: all figures of the start as plain numbers, those without a row, too.
@@ -97,7 +97,7 @@ class Comparison:
 
     changes: tuple[Change, ...]
     overlap: Estimate
-    num_neighbours: int
+    num_neighbors: int
     num_overlap_images: int
     metric: str | None
     metrics_before: Mapping[str, float]
@@ -123,9 +123,9 @@ class Comparison:
 
     @property
     def after(self) -> dict[str, Estimate]:
-        """Figures by name, for a model card: those that are compared, and neighbours kept."""
+        """Figures by name, for a model card: those that are compared, and neighbors kept."""
         after = {change.name: change.after for change in self.changes}
-        return {**after, "neighbour_overlap": self.overlap}
+        return {**after, "neighbor_overlap": self.overlap}
 
     @property
     def verdict(self) -> str:
@@ -161,9 +161,9 @@ class Comparison:
                 }
                 for change in self.changes
             },
-            "neighbour_overlap": {
+            "neighbor_overlap": {
                 **self.overlap._asdict(),
-                "num_neighbours": self.num_neighbours,
+                "num_neighbors": self.num_neighbors,
                 "num_images": self.num_overlap_images,
             },
             "intervals": {"level": LEVEL, "num_resamples": NUM_RESAMPLES, "of": "test images"},
@@ -193,11 +193,11 @@ def compare(
         Change(name, *estimate_change(figure, after.figures[name]), len(figure.influences))
         for name, figure in before.figures.items()
     ]
-    kept = neighbour_overlap(before.neighbours, after.neighbours)
+    kept = neighbor_overlap(before.neighbors, after.neighbors)
     return Comparison(
         changes=tuple(changes),
         overlap=estimate(Figure.mean_of(kept)),
-        num_neighbours=before.neighbours.shape[1],
+        num_neighbors=before.neighbors.shape[1],
         num_overlap_images=len(kept),
         metric=metric,
         metrics_before=before.metrics,
@@ -206,7 +206,7 @@ def compare(
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Return an aligned plain-text table: figures with intervals, neighbours kept, the verdict."""
+    """Return an aligned plain-text table: figures with intervals, neighbors kept, the verdict."""
     rows = [("", "before", "after", "change", "")]
     for change in comparison.changes:
         low, high = (_signed(change.name, end) for end in change.difference[1:])
@@ -221,9 +221,9 @@ def format_comparison(comparison: Comparison) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    kept = _with_interval("neighbour_overlap", comparison.overlap)
+    kept = _with_interval("neighbor_overlap", comparison.overlap)
     lines.append(
-        f"{metric_title('neighbour_overlap')}: {kept} of the {comparison.num_neighbours} nearest, "
+        f"{metric_title('neighbor_overlap')}: {kept} of the {comparison.num_neighbors} nearest, "
         f"among {comparison.num_overlap_images:,} images"
     )
     lines.append(

@@ -34,11 +34,11 @@ TITLES = {
     "feature_std": "feature standard deviation",
     "rankme": "RankMe",
     "uniformity": "uniformity",
-    "neighbour_overlap": "neighbours kept",
+    "neighbor_overlap": "neighbors kept",
     "num_train": "training images",
     "num_test": "test images",
 }
-SHARES = ("linear_probe", "accuracy", "view_retrieval", "neighbour_overlap")  # and k-NN's
+SHARES = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  # and k-NN's
 
 
 def evaluate_checkpoint(
@@ -108,7 +108,7 @@ def evaluate_embeddings(
     Args:
         train: N vectors that classes are learnt from; the label-free figures are of these.
         test: M vectors that accuracies are measured on.
-        ks: numbers of neighbours for k-NN. Those above N are left out, with a warning.
+        ks: numbers of neighbors for k-NN. Those above N are left out, with a warning.
 
     Returns:
         "knn_<k>" and "linear_probe" (fractions of the test images), "feature_std" (0 to 1),
@@ -191,7 +191,7 @@ def format_metric(name: str, value: float) -> str:
 def accuracy_hits(
     train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int] = (10, 20)
 ) -> dict[str, np.ndarray]:
-    """Return which of the labelled test images each classifier gets right, bool, by figure.
+    """Return which of the labeled test images each classifier gets right, bool, by figure.
 
     Args:
         train: N vectors that classes are learnt from.
@@ -205,8 +205,8 @@ def accuracy_hits(
         ImportError: without scikit-learn.
         ValueError: if test has a class that train lacks.
     """
-    train_vectors, train_labels = _labelled(train)
-    test_vectors, test_labels = _labelled(test)
+    train_vectors, train_labels = _labeled(train)
+    test_vectors, test_labels = _labeled(test)
     if len(train_labels) == 0 or len(test_labels) == 0:
         return {}
     test_labels = matched_labels(test_labels, test.label_names, train_labels, train.label_names)
@@ -214,7 +214,7 @@ def accuracy_hits(
     usable = [k for k in ks if k <= len(train_labels)]
     if len(usable) < len(ks):
         logger.warning(
-            "k-NN with k = %s is left out: there are %d labelled training images.",
+            "k-NN with k = %s is left out: there are %d labeled training images.",
             ", ".join(str(k) for k in ks if k not in usable),
             len(train_labels),
         )
@@ -242,12 +242,12 @@ def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> 
     return count
 
 
-def _labelled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
+def _labeled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors and labels of the images that have one."""
     if embedded.labels is None:
         return embedded.vectors[:0], np.zeros(0, dtype=np.int64)
-    is_labelled = embedded.labels != NO_LABEL
-    return embedded.vectors[is_labelled], embedded.labels[is_labelled]
+    is_labeled = embedded.labels != NO_LABEL
+    return embedded.vectors[is_labeled], embedded.labels[is_labeled]
 
 
 def matched_labels(

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of vectors (DINO, arXiv 2104.14294, App. F.1)."""
+"""Weighted k-nearest-neighbor classification of vectors (DINO, arXiv 2104.14294, App. F.1)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def weighted_knn(
 ) -> Tensor:
     """Classify by the votes of the k training vectors of highest cosine similarity.
 
-    A neighbour votes with the weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978,
-    Sec. 3.4; DINO, arXiv 2104.14294, App. F.1). Vectors need not be normalised.
+    A neighbor votes with the weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978,
+    Sec. 3.4; DINO, arXiv 2104.14294, App. F.1). Vectors need not be normalized.
 
     Args:
         train_vectors: (N, E).
         train_labels: (N,) class indices, from 0.
         test_vectors: (M, E).
-        k: neighbours that vote, at most N.
+        k: neighbors that vote, at most N.
         temperature: unitless, above 0; smaller gives the nearest more say.
         num_classes: L; by default the largest training label + 1.
         chunk_size: test images compared at a time; chunk_size x N similarities are held at once.
@@ -65,7 +65,7 @@ def weighted_knn_accuracy(
         train_labels: (N,) class indices, from 0.
         test_vectors: (M, E).
         test_labels: (M,) class indices.
-        ks: numbers of neighbours, each at most N.
+        ks: numbers of neighbors, each at most N.
         temperature: as for `weighted_knn`.
         chunk_size: as for `weighted_knn`.
 
@@ -132,12 +132,12 @@ def _predictions_by_k(
     chunks: dict[int, list[Tensor]] = {k: [] for k in ks}
     for chunk in test.to(train.device).split(chunk_size):
         # best first, so that the k nearest are the first k columns for every k
-        similarities, neighbours = (chunk @ train.T).topk(max(ks))  # (C, k)
-        # relative to the nearest neighbour: the same votes up to a factor, and exp cannot overflow
+        similarities, neighbors = (chunk @ train.T).topk(max(ks))  # (C, k)
+        # relative to the nearest neighbor: the same votes up to a factor, and exp cannot overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for k in ks:
             votes = weights.new_zeros(len(chunk), num_classes)  # (C, L)
-            votes.scatter_add_(1, labels[neighbours[:, :k]], weights[:, :k])
+            votes.scatter_add_(1, labels[neighbors[:, :k]], weights[:, :k])
             chunks[k].append(votes.argmax(dim=1))
     return {k: torch.cat(predictions) for k, predictions in chunks.items()}
 

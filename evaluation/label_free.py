@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# N images · C chunk of images · E embedding · K neighbours
+# N images · C chunk of images · E embedding · K neighbors
 
 CHUNK = 1024  # images that are compared with all others at a time
 
 
 def feature_standard_deviation(vectors: Tensor | np.ndarray) -> float:
-    """Return the spread of the normalised vectors (SimSiam, arXiv 2011.10566, Sec. 4.1).
+    """Return the spread of the normalized vectors (SimSiam, arXiv 2011.10566, Sec. 4.1).
 
-    Standard deviation of each dimension of the L2-normalised vectors, averaged over dimensions,
+    Standard deviation of each dimension of the L2-normalized vectors, averaged over dimensions,
     times sqrt(E).
 
     Args:
@@ -40,9 +40,9 @@ def rankme(vectors: Tensor | np.ndarray, epsilon: float = 1e-7) -> float:
     The exponential of the entropy of the singular values divided by their sum.
 
     Args:
-        vectors: (N, E), neither centred nor normalised. More images than dimensions give the
+        vectors: (N, E), neither centered nor normalized. More images than dimensions give the
             paper's measure; with fewer it is bounded by N.
-        epsilon: added to the normalised singular values; the paper's value for float32.
+        epsilon: added to the normalized singular values; the paper's value for float32.
 
     Returns:
         dimensions in use, from about 1 (collapse to a line) to min(N, E).
@@ -82,7 +82,7 @@ def rankme_influences(vectors: Tensor | np.ndarray) -> np.ndarray:
 
 
 def uniformity(vectors: Tensor | np.ndarray, temperature: float = 2.0) -> float:
-    """Return how evenly the normalised vectors fill the sphere (Wang and Isola, arXiv 2005.10242).
+    """Return how evenly the normalized vectors fill the sphere (Wang and Isola, arXiv 2005.10242).
 
     The logarithm of the mean of exp(-t |x - y|^2) over pairs of images (Eq. 6 and Fig. 4; t = 2 is
     the paper's). Noise is as uniform as it gets: read it beside a figure that noise lowers.
@@ -148,12 +148,12 @@ def view_retrieval(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> n
             f"first {views[0].shape} and second {views[1].shape} must be of equal shape."
         )
     count = len(views[0])
-    nearest = nearest_neighbours(np.concatenate(views), 1)[:, 0]  # (2 N,)
+    nearest = nearest_neighbors(np.concatenate(views), 1)[:, 0]  # (2 N,)
     others = np.concatenate([np.arange(count) + count, np.arange(count)])
     return (nearest == others).reshape(2, count).mean(axis=0)
 
 
-def nearest_neighbours(vectors: Tensor | np.ndarray, k: int) -> np.ndarray:
+def nearest_neighbors(vectors: Tensor | np.ndarray, k: int) -> np.ndarray:
     """Return the k other images of highest cosine similarity to each, nearest first: (N, K), int64.
 
     Args:
@@ -171,20 +171,20 @@ def nearest_neighbours(vectors: Tensor | np.ndarray, k: int) -> np.ndarray:
     chunks = []
     for start in range(0, len(directions), CHUNK):
         similarities = directions[start : start + CHUNK] @ directions.T  # (C, N)
-        similarities.diagonal(start).fill_(-torch.inf)  # an image is no neighbour of its own
+        similarities.diagonal(start).fill_(-torch.inf)  # an image is no neighbor of its own
         chunks.append(similarities.topk(k).indices)
     return torch.cat(chunks).numpy()
 
 
-def neighbour_overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return which share of its neighbours each image has in both of two embeddings.
+def neighbor_overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return which share of its neighbors each image has in both of two embeddings.
 
     How far training changed the space, for better or worse: 1 where nothing changed, about K / N
-    where nothing is left of it. (The mean over images is the "mutual k-nearest-neighbour alignment"
+    where nothing is left of it. (The mean over images is the "mutual k-nearest-neighbor alignment"
     of Huh et al., The Platonic Representation Hypothesis, arXiv 2405.07987, App. A.)
 
     Args:
-        first: (N, K) of `nearest_neighbours`.
+        first: (N, K) of `nearest_neighbors`.
         second: the same of the other embedding of the same images.
 
     Returns:

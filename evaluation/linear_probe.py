@@ -24,7 +24,7 @@ def linear_probe_accuracy(
     *,
     seed: int = 0,
 ) -> float:
-    """Fit a multinomial logistic regression on standardised vectors and return its test accuracy.
+    """Fit a multinomial logistic regression on standardized vectors and return its test accuracy.
 
     The penalty is chosen on a part held out of the training images, class by class; the test
     images are used once, at the end. The protocol of SimCLR (arXiv 2002.05709, App. B.8.1) without

@@ -17,8 +17,8 @@ class BatchNorm(nn.Module):
     So the number of processes changes no result. torch's SyncBatchNorm does this on GPUs only. It
     is computed in the dtype of its statistics, float32 under any autocast.
 
-    In training mode the batch's own statistics normalise it, and move the running ones, which
-    normalise in evaluation mode.
+    In training mode the batch's own statistics normalize it, and move the running ones, which
+    normalize in evaluation mode.
 
     Args:
         num_features: D.
@@ -49,11 +49,11 @@ class BatchNorm(nn.Module):
         """
         rows = features.to(self.running_mean.dtype)
         if self.training and several_processes():
-            normalised = self._normalise_by_all(rows)
+            normalized = self._normalize_by_all(rows)
         else:
             if self.training:
                 self._check_count(len(rows))
-            normalised = F.batch_norm(
+            normalized = F.batch_norm(
                 rows,
                 self.running_mean,
                 self.running_var,
@@ -63,9 +63,9 @@ class BatchNorm(nn.Module):
                 self.momentum,
                 self.eps,
             )
-        return normalised.to(features.dtype)
+        return normalized.to(features.dtype)
 
-    def _normalise_by_all(self, rows: Tensor) -> Tensor:
+    def _normalize_by_all(self, rows: Tensor) -> Tensor:
         sums = all_reduce_sum(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
         count = sums[-1].detach()
         self._check_count(int(count))
@@ -75,10 +75,10 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             self.running_mean.lerp_(sums[:-1] / count, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        normalised = centered * (variance + self.eps).rsqrt()
+        normalized = centered * (variance + self.eps).rsqrt()
         if self.weight is None or self.bias is None:
-            return normalised
-        return normalised * self.weight + self.bias
+            return normalized
+        return normalized * self.weight + self.bias
 
     def _check_count(self, count: int) -> None:
         if count < 2:

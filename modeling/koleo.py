@@ -10,15 +10,15 @@ from torch.nn import functional as F  # noqa: N812
 
 from .distributed import all_gather
 
-SMALLEST_DISTANCE = 1e-8  # of a feature to its nearest neighbour, so that the logarithm is finite
+SMALLEST_DISTANCE = 1e-8  # of a feature to its nearest neighbor, so that the logarithm is finite
 
 
 def koleo_loss(features: Tensor) -> Tensor:
-    """Return minus the mean log-distance of each feature to its nearest neighbour.
+    """Return minus the mean log-distance of each feature to its nearest neighbor.
 
-    The Kozachenko-Leonenko estimate of the entropy of normalised features, sign reversed (DINOv2,
+    The Kozachenko-Leonenko estimate of the entropy of normalized features, sign reversed (DINOv2,
     Sec. 4, "KoLeo regularizer"): low where they fill the sphere, high where a few directions
-    dominate. Neighbours are other images of the same view, in the (micro-)batches of all processes.
+    dominate. Neighbors are other images of the same view, in the (micro-)batches of all processes.
 
     Args:
         features: (V, B, D), of any norm; two images or more over all processes.
@@ -27,7 +27,7 @@ def koleo_loss(features: Tensor) -> Tensor:
         scalar, float32; mean over views and images.
 
     Raises:
-        ValueError: if there is no other image to be a neighbour.
+        ValueError: if there is no other image to be a neighbor.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = F.normalize(features.float(), dim=-1)
@@ -42,8 +42,8 @@ def koleo_loss(features: Tensor) -> Tensor:
             similarities = features @ everyone.transpose(1, 2)  # (V, B, M)
             own = torch.arange(num_images, device=features.device)
             similarities[:, own, first + own] = -2.0  # below any cosine
-            neighbours = similarities.argmax(dim=-1, keepdim=True)  # (V, B, 1)
-        nearest = everyone.gather(1, neighbours.expand(-1, -1, features.shape[-1]))
+            neighbors = similarities.argmax(dim=-1, keepdim=True)  # (V, B, 1)
+        nearest = everyone.gather(1, neighbors.expand(-1, -1, features.shape[-1]))
         distances = torch.linalg.vector_norm(features - nearest, dim=-1)
         return -(distances + SMALLEST_DISTANCE).log().mean()
 

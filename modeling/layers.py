@@ -69,7 +69,7 @@ class SelfViTPatchEmbeddings(nn.Module):
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values must be (batch, {self.num_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}; grey images are converted by the image "
+                f"got {tuple(pixel_values.shape)}; gray images are converted by the image "
                 "processor (do_convert_rgb)."
             )
         for name, size in (("height", pixel_values.shape[2]), ("width", pixel_values.shape[3])):

@@ -34,7 +34,7 @@ class DINOOutput(ModelOutput):
 
     Args:
         loss: scalar, float32; cross-entropy in nats, mean over pairs of different views and over
-            images, plus `koleo_weight` times the regulariser.
+            images, plus `koleo_weight` times the regularizer.
         teacher_entropy: scalar; entropy in nats of the teacher's output, mean over global views and
             images. It goes to 0 if the teacher collapses to one prototype, to ln K if it becomes
             uniform.
@@ -45,7 +45,7 @@ class DINOOutput(ModelOutput):
 
 
 class DINOLastLayer(nn.Module):
-    """Weight-normalised linear layer without bias (Sec. 3.2, Appendix C).
+    """Weight-normalized linear layer without bias (Sec. 3.2, Appendix C).
 
     Logits are cosines (the inputs have norm 1) times a magnitude. The two factors are plain
     tensors: transformers would rename torch's `weight_g` and `weight_v` while loading.
@@ -66,7 +66,7 @@ class DINOLastLayer(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """Projection head: MLP with GELU, L2 normalisation, weight-normalised layer (Appendix C)."""
+    """Projection head: MLP with GELU, L2 normalization, weight-normalized layer (Appendix C)."""
 
     def __init__(self, in_features: int, config: SelfViTConfig):
         super().__init__()
@@ -221,7 +221,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the encoder does.
+        """Initialize as the encoder does.
 
         Last layer of the head: directions uniform in +-1/sqrt(bottleneck) (torch's own for a linear
         layer), magnitudes 1. Center: 0.

@@ -37,7 +37,7 @@ class MAEOutput(ModelOutput):
 
     Args:
         loss: scalar, float32; squared error, mean over the pixels of the masked patches.
-        prediction: (B, N, P*P*C) float32, in the order of the image; normalised by patch where
+        prediction: (B, N, P*P*C) float32, in the order of the image; normalized by patch where
             `norm_pix_loss`. None in training, unless asked for.
         mask: (B, N) float32; 0 is keep, 1 is remove.
         ids_restore: (B, N); see `PatchSplit`.
@@ -92,7 +92,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
         patches: (B, N, P*P*C).
 
     Returns:
-        mean (B, N, 1), and deviation (B, N, 1), which is 0.001 for a patch of one colour.
+        mean (B, N, 1), and deviation (B, N, 1), which is 0.001 for a patch of one color.
     """
     mean = patches.mean(dim=-1, keepdim=True)
     # in two steps: torch.var_mean takes ten times as long on a CPU
@@ -106,7 +106,7 @@ def mae_loss(prediction: Tensor, patches: Tensor, norm_pix_loss: bool) -> Tensor
     Args:
         prediction: (B, M, P*P*C), of the masked patches.
         patches: (B, M, P*P*C), these patches' pixels.
-        norm_pix_loss: whether the prediction is of each patch normalised by its own statistics.
+        norm_pix_loss: whether the prediction is of each patch normalized by its own statistics.
 
     Returns:
         scalar; every image has as many masked patches, so it is the mean over images too.
@@ -127,7 +127,7 @@ def variance_between_images(patches: Tensor, norm_pix_loss: bool) -> Tensor:
 
     Args:
         patches: (B, N, P*P*C), all patches of the images.
-        norm_pix_loss: whether they are compared normalised by their own statistics.
+        norm_pix_loss: whether they are compared normalized by their own statistics.
 
     Returns:
         scalar, float32; unbiased by the number of images.
@@ -215,14 +215,14 @@ class MAEDecoder(nn.Module):
 
 
 class MAEPreTrainedModel(SelfViTPreTrainedModel):
-    """How MAE initialises, the encoder within included.
+    """How MAE initializes, the encoder within included.
 
-    transformers asks a nested model for its own initialisation, so both derive from this.
+    transformers asks a nested model for its own initialization, so both derive from this.
     """
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module as the encoder does, but for these (Appendix A.1).
+        """Initialize one module as the encoder does, but for these (Appendix A.1).
 
         Linear weights: xavier-uniform, those of query, key and value each by itself; patch
         projection's weight: the same, seen as a linear layer from P*P*C numbers. Mask token of the
@@ -243,7 +243,7 @@ class MAEPreTrainedModel(SelfViTPreTrainedModel):
 
 
 class MAEEncoder(MAEPreTrainedModel, SelfViTModel):
-    """The encoder, initialised as MAE does."""
+    """The encoder, initialized as MAE does."""
 
 
 class SelfViTForMAE(MAEPreTrainedModel):
@@ -295,7 +295,7 @@ class SelfViTForMAE(MAEPreTrainedModel):
         """Compute the loss of one (micro-)batch of images.
 
         Args:
-            pixel_values: (B, C, H, W), normalised; H and W are multiples of the patch size.
+            pixel_values: (B, C, H, W), normalized; H and W are multiples of the patch size.
             noise: (B, N); the patches of smallest noise are visible. Uniform in 0 to 1 if None.
             output_prediction: whether to predict the visible patches too, and return all; outside
                 of training if None.
@@ -357,11 +357,11 @@ class SelfViTForMAE(MAEPreTrainedModel):
         gets those of the true one, as there are no others.
 
         Args:
-            pixel_values: (B, C, H, W), normalised.
+            pixel_values: (B, C, H, W), normalized.
             noise: (B, N), as for `forward`.
 
         Returns:
-            images (B, C, H, W) float32, normalised as `pixel_values`, the visible patches theirs;
+            images (B, C, H, W) float32, normalized as `pixel_values`, the visible patches theirs;
             mask (B, N), 1 where a patch was removed.
         """
         output = self(pixel_values, noise, output_prediction=True)

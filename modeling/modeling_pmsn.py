@@ -7,7 +7,7 @@ batch norm, prototypes, a momentum teacher. Sections are MSN's where no other pa
 
 Where implementations differ, the papers' equations decide:
 
-- The regulariser is KL(mean || prior): with a uniform prior that is ln K - H(mean), the me-max of
+- The regularizer is KL(mean || prior): with a uniform prior that is ln K - H(mean), the me-max of
   Eq. 1 and of facebookresearch/msn. Lightly has KL(prior || mean) for its power law; `kl_direction`
   gives either.
 - Prototypes are trained (Eq. 1), as in facebookresearch/msn; Lightly's examples leave them out of
@@ -82,10 +82,10 @@ def num_patches_kept(num_patches: int, patch_drop_ratio: float) -> int:
 
 
 def sharpen(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """Raise probabilities to 1/temperature and renormalise, all of it in logarithms.
+    """Raise probabilities to 1/temperature and renormalize, all of it in logarithms.
 
     Args:
-        log_probabilities: (*, K), or logits: their normalisation cancels.
+        log_probabilities: (*, K), or logits: their normalization cancels.
         temperature: unitless, above 0; below 1 is sharper.
 
     Returns:
@@ -119,7 +119,7 @@ def sinkhorn(log_probabilities: Tensor, num_iterations: int) -> Tensor:
 def power_law_prior(
     num_prototypes: int, exponent: float, device: torch.device | None = None
 ) -> Tensor:
-    """Return 1 / k^exponent for k = 1 to K, normalised (PMSN, arXiv 2210.07277).
+    """Return 1 / k^exponent for k = 1 to K, normalized (PMSN, arXiv 2210.07277).
 
     Args:
         num_prototypes: K.
@@ -155,7 +155,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 class PMSNHead(nn.Module):
     """Projection head: three linear layers, batch norm and GELU after the first two (Appendix A.1).
 
-    No bias before a batch norm, which would take it away again. Each call normalises its rows by
+    No bias before a batch norm, which would take it away again. Each call normalizes its rows by
     each other, in training.
     """
 
@@ -282,7 +282,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the encoder does.
+        """Initialize as the encoder does.
 
         Prototypes: uniform in +-1/sqrt(E), as the reference.
         """
@@ -295,7 +295,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         """Set the student's mode; the teacher stays without gradient, its encoder in evaluation.
 
         The teacher's head is in training mode with the student's, as in the reference: its batch
-        norm normalises the targets by each other. Its running statistics are therefore of its own
+        norm normalizes the targets by each other. Its running statistics are therefore of its own
         features, and no average of the student's, which sees masked views.
         """
         super().train(mode)

@@ -37,7 +37,7 @@ from .position_embeddings import sincos_position_embeddings
 
 
 class SelfViTPreTrainedModel(CheckpointModel):
-    """What all selfvit models share: initialisation, checkpoints, what the training loop asks."""
+    """What all selfvit models share: initialization, checkpoints, what the training loop asks."""
 
     config: SelfViTConfig
     vit: Any  # SelfViTModel; transformers evaluates annotations before that class exists
@@ -57,7 +57,7 @@ class SelfViTPreTrainedModel(CheckpointModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module, as DINO does.
+        """Initialize one module, as DINO does.
 
         Linear weights, class, register and position embeddings: normal truncated at 2 (in absolute
         terms, so in effect not at all), standard deviation `initializer_range`. Linear biases: 0.
@@ -220,7 +220,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: (B, C, H, W), normalised; H and W are multiples of the patch size, else
+            pixel_values: (B, C, H, W), normalized; H and W are multiples of the patch size, else
                 any.
             ids_keep: (B, K) indices of the patches to keep, row by row from the top left; the
                 others are left out before the first block.
@@ -230,7 +230,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
                 `return_dict`.
 
         Returns:
-            last_hidden_state (B, T, D), normalised; pooler_output (B, E) by `config.pooling`.
+            last_hidden_state (B, T, D), normalized; pooler_output (B, E) by `config.pooling`.
 
         Raises:
             ValueError: if the patch size does not divide H or W, or the channels are others than
@@ -267,7 +267,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
     def class_tokens(
         self, pixel_values: Tensor, num_blocks: int = 1, ids_keep: Tensor | None = None
     ) -> list[Tensor]:
-        """Return the normalised class tokens of the last blocks, without the patches' last ones.
+        """Return the normalized class tokens of the last blocks, without the patches' last ones.
 
         The last block runs for one query: patches still answer it, and are not computed themselves.
 
@@ -316,7 +316,7 @@ def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
 class SelfViTForImageClassification(SelfViTPreTrainedModel):
     """The encoder with a linear layer on its embedding.
 
-    With `config.classifier_batch_norm` the embedding is standardised first, by a batch norm without
+    With `config.classifier_batch_norm` the embedding is standardized first, by a batch norm without
     weights: of the batch in training, by running statistics in evaluation (MAE, arXiv 2111.06377,
     Appendix A.1, "Linear probing").
     """
@@ -328,7 +328,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         self.num_labels = config.num_labels
         self.vit = SelfViTModel(config)
         self.classifier_norm = (
-            # 1e-6: MAE, main_linprobe.py; features that vary little are standardised all the same
+            # 1e-6: MAE, main_linprobe.py; features that vary little are standardized all the same
             BatchNorm(config.embedding_size, eps=1e-6, affine=False)
             if config.classifier_batch_norm
             else nn.Identity()
@@ -393,7 +393,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 
 
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
-    """The encoder as a backbone: normalised feature maps of chosen blocks, for dense heads."""
+    """The encoder as a backbone: normalized feature maps of chosen blocks, for dense heads."""
 
     _keys_to_ignore_on_load_unexpected = [
         r"^(head|student|decoder|loss|classifier(_norm)?)\.",

@@ -27,9 +27,9 @@ def pool(class_tokens: list[Tensor], patches: Tensor | None, pooling: str) -> Te
     """Return the embedding that `SelfViTConfig.pooling` describes.
 
     Args:
-        class_tokens: normalised class tokens (B, D) of the last blocks, as many as the pooling
+        class_tokens: normalized class tokens (B, D) of the last blocks, as many as the pooling
             takes.
-        patches: normalised patch tokens (B, N, D), class and register tokens excluded; None where
+        patches: normalized patch tokens (B, N, D), class and register tokens excluded; None where
             the pooling takes class tokens only.
         pooling: "cls", "mean", "cls+mean", "gem" or "concat:n".
 

@@ -295,11 +295,11 @@ def audit(
 def evaluate(
     model: Model,
     train: Annotated[
-        str, typer.Option(help="Labelled images to learn classes from, as --data of embed.")
+        str, typer.Option(help="Labeled images to learn classes from, as --data of embed.")
     ],
     test: Annotated[
         str | None,
-        typer.Option(help="Labelled images to test on; without, no accuracies are measured."),
+        typer.Option(help="Labeled images to test on; without, no accuracies are measured."),
     ] = None,
     train_split: Annotated[str | None, typer.Option(help="Split of the training data.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Split of the test data.")] = None,
@@ -360,7 +360,7 @@ def convert(
     pooling: Pooling = None,
     norm_pix_loss: Annotated[
         bool | None,
-        typer.Option(help="Whether MAE's decoder predicts normalised pixels; no by default."),
+        typer.Option(help="Whether MAE's decoder predicts normalized pixels; no by default."),
     ] = None,
     statistics: Annotated[
         Statistics | None,
@@ -500,7 +500,7 @@ def pca(
     split: Split = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw the patches' first three principal components, over all images, as colours."""
+    """Draw the patches' first three principal components, over all images, as colors."""
     from .visualization.pca_maps import plot_pca_maps
 
     images = _images_to_draw(data, split, num_images, output, overwrite)

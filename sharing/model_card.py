@@ -76,7 +76,7 @@ class ConversionFacts:
         preprocessing: where mean, deviation and sizes are from.
         differences: what this checkpoint does otherwise than the source.
         notes: on tensors that were left out, or are new.
-        licence: what is known of the source's.
+        license_note: what is known of the source's.
     """
 
     source: str
@@ -85,7 +85,7 @@ class ConversionFacts:
     preprocessing: str
     differences: Sequence[str]
     notes: Sequence[str]
-    licence: str
+    license_note: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class CardContents:
         num_parameters: of the encoder.
         image_mean: per channel, of values in [0, 1].
         image_std: per channel, of values in [0, 1].
-        provenance: licence and base model.
+        provenance: license and base model.
         objective: DINO, MAE, MSN or PMSN, which the encoder was trained with; None for the
             configuration's own.
         has_teacher: whether `network="student"` opens another network.
@@ -175,9 +175,9 @@ def _metadata(contents: CardContents) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=contents.pipeline_tag,
-        license=provenance.licence,
-        license_name=provenance.licence_name,
-        license_link=provenance.licence_link,
+        license=provenance.license,
+        license_name=provenance.license_name,
+        license_link=provenance.license_link,
         base_model=provenance.base_model,
         datasets=[training.dataset] if training and training.dataset else None,
         metrics=["accuracy"] if results else None,

@@ -1,4 +1,4 @@
-"""What a checkpoint was made from: its base model and its licence, which travel with the weights.
+"""What a checkpoint was made from: its base model and its license, which travel with the weights.
 
 Both stand in the metadata of a checkpoint's card (README.md), as the Hub reads them; a converted
 folder has them in conversion.json, too. A checkpoint that is trained further hands them on.
@@ -30,7 +30,7 @@ PERMISSIVE = {
     "ms-pl", "ncsa", "odc-by", "openmdw-1.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
 }  # fmt: skip
 # What the Hub knows (huggingface.co/docs/hub/repositories-licenses, as of November 2026).
-LICENCES = PERMISSIVE | {
+LICENSES = PERMISSIVE | {
     "agpl-3.0", "apple-amlr", "apple-ascl", "bigcode-openrail-m", "bigscience-bloom-rail-1.0",
     "bigscience-openrail-m", "cc", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
     "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
@@ -41,7 +41,7 @@ LICENCES = PERMISSIVE | {
     "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mpl-2.0", "odbl", "ofl-1.1",
     "openrail", "openrail++", "osl-3.0", "other", "unknown",
 }  # fmt: skip
-TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same licence"}
+TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same license"}
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Provenance:
     """What is known of the origin of weights.
 
     Args:
-        licence: as the Hub writes it ("cc-by-nc-4.0"), or None where it is not known.
-        licence_name: of a licence that is `other`.
-        licence_link: to its text.
+        license: as the Hub writes it ("cc-by-nc-4.0"), or None where it is not known.
+        license_name: of a license that is `other`.
+        license_link: to its text.
         base_model: Hub id of what the weights were made from, or None.
         origin: what says so, in words: "the card of mae_vitb"; "" where nothing does.
     """
 
-    licence: str | None = None
-    licence_name: str | None = None
-    licence_link: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     base_model: str | None = None
     origin: str = ""
 
@@ -82,67 +82,67 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
         checkpoint: folder, Hub id or USER/NAME@REVISION. One of the Hub is a base model itself.
 
     Raises:
-        ValueError: if the card's metadata cannot be read: a licence could be lost by that.
+        ValueError: if the card's metadata cannot be read: a license could be lost by that.
     """
     opened = resolve_checkpoint(checkpoint)
     card = _card_of(opened)
-    licence, where = _one_licence(card.license), f"the card of {shown_name(checkpoint)}"
+    license, where = _one_license(card.license), f"the card of {shown_name(checkpoint)}"
     conversion = Path(opened) / CONVERSION
-    if licence is None and conversion.is_file():
-        licence = json.loads(conversion.read_text(encoding="utf-8")).get("license")
+    if license is None and conversion.is_file():
+        license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
         where = f"{CONVERSION} of {shown_name(checkpoint)}"
     return Provenance(
-        licence=licence,
-        licence_name=card.license_name,
-        licence_link=card.license_link,
+        license=license,
+        license_name=card.license_name,
+        license_link=card.license_link,
         base_model=hub_id(checkpoint) or _one_name(card.base_model),
-        origin=where if licence else "",
+        origin=where if license else "",
     )
 
 
 def derived_provenance(
-    started_from: str | os.PathLike[str] | None, licence: str | None = None
+    started_from: str | os.PathLike[str] | None, license: str | None = None
 ) -> Provenance:
     """Return the provenance of a checkpoint that is made from another, or from nothing.
 
     Args:
         started_from: folder or Hub id, or None.
-        licence: that its owner asks for, as the Hub writes it; that of `started_from` if None.
+        license: that its owner asks for, as the Hub writes it; that of `started_from` if None.
 
     Raises:
-        ValueError: if the Hub knows no such licence, or that of `started_from` forbids it.
+        ValueError: if the Hub knows no such license, or that of `started_from` forbids it.
     """
-    if licence is not None and licence not in LICENCES:
-        close = difflib.get_close_matches(licence.lower(), LICENCES, n=3)
+    if license is not None and license not in LICENSES:
+        close = difflib.get_close_matches(license.lower(), LICENSES, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "'other' stands for any other one."
-        raise ValueError(f"license ({licence!r}) is none that the Hub knows; {hint}")
+        raise ValueError(f"license ({license!r}) is none that the Hub knows; {hint}")
     source = Provenance() if started_from is None else read_provenance(started_from)
-    if licence is None or licence == source.licence:
+    if license is None or license == source.license:
         return source
-    if source.licence is not None and not _may_become(source.licence, licence):
-        terms = [text for part, text in TERMS.items() if part in source.licence.split("-")]
+    if source.license is not None and not _may_become(source.license, license):
+        terms = [text for part, text in TERMS.items() if part in source.license.split("-")]
         which = f" ({', '.join(terms)})" if terms else ""
         raise ValueError(
-            f"license ({licence!r}) cannot be given to weights that start from "
+            f"license ({license!r}) cannot be given to weights that start from "
             f"{shown_name(started_from or '')}: by {source.origin} they are under "
-            f"{source.licence}, and its terms{which} travel with every checkpoint made from them. "
-            f"Leave license out to hand on {source.licence}, or start from other weights. (If that "
+            f"{source.license}, and its terms{which} travel with every checkpoint made from them. "
+            f"Leave license out to hand on {source.license}, or start from other weights. (If that "
             f"card is wrong about its weights, correct it first.)"
         )
-    return Provenance(licence, base_model=source.base_model, origin="the owner of the checkpoint")
+    return Provenance(license, base_model=source.base_model, origin="the owner of the checkpoint")
 
 
-def _may_become(source: str, licence: str) -> bool:
-    """Whether works made from what is under one licence may be under another.
+def _may_become(source: str, license: str) -> bool:
+    """Whether works made from what is under one license may be under another.
 
-    A licence that is not permissive is kept. Creative Commons may become another of Creative
+    A license that is not permissive is kept. Creative Commons may become another of Creative
     Commons that has all its terms, unless it asks for the very same.
     """
     if source in PERMISSIVE:
         return True
     terms = TERMS.keys() & source.split("-")
-    both_cc = source.startswith("cc-by-") and licence.startswith("cc-by-")
-    return both_cc and terms <= set(licence.split("-")) and not terms & {"sa", "nd"}
+    both_cc = source.startswith("cc-by-") and license.startswith("cc-by-")
+    return both_cc and terms <= set(license.split("-")) and not terms & {"sa", "nd"}
 
 
 def _card_of(checkpoint: str | os.PathLike[str]) -> ModelCardData:
@@ -160,12 +160,12 @@ def _card_of(checkpoint: str | os.PathLike[str]) -> ModelCardData:
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
             f"the metadata of {path} cannot be read ({type(error).__name__}), so nobody could know "
-            "the licence of these weights; correct the file, or take it away."
+            "the license of these weights; correct the file, or take it away."
         ) from error
 
 
-def _one_licence(stored: Any) -> str | None:
-    """Return the licence of a card's metadata; of several the one that asks for more."""
+def _one_license(stored: Any) -> str | None:
+    """Return the license of a card's metadata; of several the one that asks for more."""
     names = [str(name).lower() for name in (stored if isinstance(stored, list) else [stored])]
     known = [name for name in names if name not in ("none", "unknown")]
     return min(known, key=lambda name: name in PERMISSIVE, default=None)

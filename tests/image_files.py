@@ -18,7 +18,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def light_left(width: int = 48, height: int = 32) -> Image.Image:
-    """Grey, the left half light, the right half dark."""
+    """Gray, the left half light, the right half dark."""
     pixels = np.full((height, width, 3), DARK, dtype=np.uint8)
     pixels[:, : width // 2] = LIGHT
     return Image.fromarray(pixels)
@@ -41,7 +41,7 @@ def cmyk_jpeg(path: Path) -> None:
 
 
 def sixteen_bit_png(path: Path, value: int = 32896) -> None:
-    """One grey of 16 bits: 32896 is 128 in 8 bits."""
+    """One gray of 16 bits: 32896 is 128 in 8 bits."""
     Image.fromarray(np.full((32, 48), value, dtype=np.uint16)).save(path, "PNG")
 
 
@@ -63,13 +63,13 @@ def rgba_png(path: Path) -> None:
     image.save(path, "PNG")
 
 
-def grey_alpha_png(path: Path) -> None:
+def gray_alpha_png(path: Path) -> None:
     image = light_left().convert("L")
     image.putalpha(Image.new("L", image.size, 10))
     image.save(path, "PNG")
 
 
-def grey_jpeg(path: Path) -> None:
+def gray_jpeg(path: Path) -> None:
     light_left().convert("L").save(path, "JPEG", quality=95)
 
 
@@ -128,8 +128,8 @@ READABLE = {
     "float.tiff": float_tiff,
     "palette.png": palette_png,
     "rgba.png": rgba_png,
-    "grey_alpha.png": grey_alpha_png,
-    "grey.jpg": grey_jpeg,
+    "gray_alpha.png": gray_alpha_png,
+    "gray.jpg": gray_jpeg,
     "animated.gif": animated_gif,
 }
 UNREADABLE = {

@@ -112,7 +112,7 @@ OBJECTIVES = [
         name="dino",
         model_class=SelfViTForDINO,
         # 0.2 is about 1 / sqrt(width), as 0.02 is for real widths: 0.02 would shrink the features
-        # to 0.005 before they are normalised, and gradients would be in the hundreds
+        # to 0.005 before they are normalized, and gradients would be in the hundreds
         config=lambda **overrides: tiny_config(
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
         ),

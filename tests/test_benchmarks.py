@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import objectives_runs
-from benchmarks.fashion_mnist import LabelledImages, load_splits, read_idx
+from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
 from benchmarks.objectives import Benchmark, main
 from benchmarks.side_by_side import (
     Side,
@@ -163,7 +163,7 @@ def test_the_whole_benchmark_writes_table_and_json(data_folder, tmp_path):
 
 
 def test_images_are_taken_by_position():
-    images = LabelledImages(np.zeros((3, 28, 28), dtype=np.uint8), np.array([4, 5, 6]))
+    images = LabeledImages(np.zeros((3, 28, 28), dtype=np.uint8), np.array([4, 5, 6]))
     assert images.take(np.array([2, 0])).labels.tolist() == [6, 4]
 
 

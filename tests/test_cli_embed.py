@@ -94,7 +94,7 @@ class TestOutput:
         vectors = np.array([row["embedding"] for row in rows(output)])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
-    def test_a_dataset_has_ids_and_an_unlabelled_one_no_labels(self, embed, output, tmp_path):
+    def test_a_dataset_has_ids_and_an_unlabeled_one_no_labels(self, embed, output, tmp_path):
         image_files.rgba_png(tmp_path / "a.png")
         table = pa.table({"image": [(tmp_path / "a.png").read_bytes()] * 2, "id": ["x", "y"]})
         pq.write_table(table, tmp_path / "a.parquet")

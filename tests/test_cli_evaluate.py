@@ -49,8 +49,8 @@ def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network
 
 def test_evaluate_says_in_one_line_what_is_wrong(tiny_checkpoint, tmp_path):
     train = write_folder(tmp_path / "train", 2)
-    test = write_folder(tmp_path / "test", 2, names=("black", "grey"))
+    test = write_folder(tmp_path / "test", 2, names=("black", "gray"))
     result = run("--model", tiny_checkpoint, "--train", train, "--test", test)
     assert result.exit_code == 2
-    assert "train has none of: grey" in result.stderr
+    assert "train has none of: gray" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

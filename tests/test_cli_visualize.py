@@ -16,7 +16,7 @@ from .visualization.test_reconstructions import masked_of, save_mae
 
 COLUMNS = {"attention": 4, "pca": 2, "reconstruct": 3}  # image, mean, two heads; ...
 AWKWARD = {
-    "1_grey.jpg": image_files.grey_jpeg,
+    "1_gray.jpg": image_files.gray_jpeg,
     "2_rgba.png": image_files.rgba_png,
     "3_exif.jpg": image_files.exif_rotated_jpeg,
     "4_empty.jpg": image_files.empty_jpeg,
@@ -66,7 +66,7 @@ class TestPicture:
         assert result.stderr == "skipped 4_empty.jpg: empty file (0 bytes)\n"
         picture = Image.open(output)
         assert num_rows(picture) == 3 and picture.width == COLUMNS[plot] * 232 + 8
-        for row, name in enumerate(["grey", "rgba"]):
+        for row, name in enumerate(["gray", "rgba"]):
             seen = panel_of(picture, row, 0)
             assert abs(seen[:, :50] - image_files.LIGHT).max() < 12, name
             assert abs(seen[:, -50:] - image_files.DARK).max() < 12, name
@@ -93,7 +93,7 @@ class TestPicture:
         assert draw(plot, "--image-size", 64, "--num-images", 1).exit_code == 0
         panel = panel_of(Image.open(output), 0, 1, (256, 256))
         cells = panel.reshape(8, 32, 8, 32, 3)
-        if plot != "reconstruct":  # a patch is a square of one colour
+        if plot != "reconstruct":  # a patch is a square of one color
             assert (cells == cells[:, :1, :, :1]).all()
             assert len(np.unique(cells[:, 0, :, 0].reshape(-1, 3), axis=0)) > 40
         else:

@@ -57,7 +57,7 @@ def label(page: Path) -> str:
 def images(tmp_path_factory) -> Path:
     """Folders of images under the names that the pages use, of the sample.
 
-    FOLDER: 64 images, unlabelled. LABELLED_FOLDER and LABELLED_TEST_FOLDER: a sub-folder for each
+    FOLDER: 64 images, unlabeled. LABELED_FOLDER and LABELED_TEST_FOLDER: a sub-folder for each
     of ten classes, with 6 and 4 images. photo.jpg: one image, larger and not square. And
     the sample itself, cut to 512 and 128 images, which the pages find in examples/.
     """
@@ -81,9 +81,9 @@ def images(tmp_path_factory) -> Path:
         of_class = [int(position) for position in np.flatnonzero(labels == label)]
         class_folder = name.replace("/", " or ")
         for position in of_class[:6]:
-            save(position, f"LABELLED_FOLDER/{class_folder}")
+            save(position, f"LABELED_FOLDER/{class_folder}")
         for position in of_class[6:10]:
-            save(position, f"LABELLED_TEST_FOLDER/{class_folder}")
+            save(position, f"LABELED_TEST_FOLDER/{class_folder}")
     decode_image(source[200].image).resize((320, 240)).save(folder / "photo.jpg")
     return folder
 

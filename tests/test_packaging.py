@@ -59,7 +59,7 @@ def test_the_version_is_written_once(wheel):
     assert '\nversion = "' not in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_source_distribution_holds_the_modules_the_template_and_the_licence(built):
+def test_the_source_distribution_holds_the_modules_the_template_and_the_license(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = [member.name.partition("/")[2] for member in archive.getmembers()]
     assert {"modeling/modeling_selfvit.py", "selfvit/model_card.md", "LICENSE"} <= set(names)

@@ -1,7 +1,7 @@
 """Evaluation while training: the figures of `selfvit evaluate`, of the network to come, and more.
 
 What needs no labels is measured besides: whether one view of an image finds the other, how evenly
-the vectors fill the sphere, and who is whose neighbour.
+the vectors fill the sphere, and who is whose neighbor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..evaluation.evaluate import (
     spread,
 )
 from ..evaluation.label_free import (
-    nearest_neighbours,
+    nearest_neighbors,
     rankme_influences,
     uniformity,
     uniformity_influences,
@@ -49,7 +49,7 @@ from .dataloader.views import ViewDataset
 
 # N images · E embedding
 
-# Two crops, flipped and with other colours, whatever the run trains with: so that runs and
+# Two crops, flipped and with other colors, whatever the run trains with: so that runs and
 # objectives can be compared. Milder than DINO's global views, whose blur depends on the image size.
 VIEWS = MultiCrop(
     num_local_views=0,
@@ -59,7 +59,7 @@ VIEWS = MultiCrop(
 )
 MAX_VIEW_IMAGES = 1000  # two views each; an interval of 3 points either side, at the widest
 MAX_PAIR_IMAGES = 2000  # whose pairs are compared
-NUM_NEIGHBOURS = 10
+NUM_NEIGHBORS = 10
 MAX_STREAM_IMAGES = 2000  # of a stream, held in memory undecoded
 TRAINED_ON = (
     "Measured on images that were trained on (their labels were not, if any figure uses them); the "
@@ -77,7 +77,7 @@ class EvaluationImages:
 
     Args:
         images: classes are learnt from these; figures that need no labels are of these, too.
-        test: labelled, and apart from `images`; None where there are no labels.
+        test: labeled, and apart from `images`; None where there are no labels.
         note: what one should know of the figures, or "".
     """
 
@@ -98,9 +98,9 @@ class EvaluationImages:
         if self.test is None or self.test.labels() is None:
             return []
         labels = self.images.labels()
-        num_labelled = 0 if labels is None else int((labels != NO_LABEL).sum())
-        names = [f"knn_{k}" for k in (20, 10) if k <= num_labelled]
-        return [*names, "linear_probe"] if num_labelled else []
+        num_labeled = 0 if labels is None else int((labels != NO_LABEL).sum())
+        names = [f"knn_{k}" for k in (20, 10) if k <= num_labeled]
+        return [*names, "linear_probe"] if num_labeled else []
 
 
 def open_evaluation_images(
@@ -197,7 +197,7 @@ class Evaluation:
             *(source.fingerprint for source in self.images.sources),
             *(config.image_height_width, config.pooling),
             *(training.resize, training.image_mean, training.image_std),
-            *(VIEWS, MAX_VIEW_IMAGES, MAX_PAIR_IMAGES, NUM_NEIGHBOURS),
+            *(VIEWS, MAX_VIEW_IMAGES, MAX_PAIR_IMAGES, NUM_NEIGHBORS),
         )
         return " ".join(map(str, values))
 
@@ -232,7 +232,7 @@ class Evaluation:
         figures["uniformity"] = Figure(uniformity(paired), uniformity_influences(paired))
         return Measurement(
             figures=figures,
-            neighbours=nearest_neighbours(paired, min(NUM_NEIGHBOURS, len(paired) - 1)),
+            neighbors=nearest_neighbors(paired, min(NUM_NEIGHBORS, len(paired) - 1)),
             data=self.data,
             metrics={name: figure.value for name, figure in figures.items()} | metrics,
         )
@@ -242,14 +242,14 @@ class Evaluation:
         classify = getattr(self.model, "classify", None)
         if classify is None or embedded.labels is None:
             return {}
-        is_labelled = embedded.labels != NO_LABEL
+        is_labeled = embedded.labels != NO_LABEL
         names = list((self.model.config.id2label or {}).values())
         labels = matched_labels(
-            embedded.labels[is_labelled], embedded.label_names, np.arange(len(names)), names
+            embedded.labels[is_labeled], embedded.label_names, np.arange(len(names)), names
         )
         # evaluating: a batch norm would take the test images' statistics, and learn them
         with torch.inference_mode(), evaluating(self.model):
-            vectors = torch.from_numpy(embedded.vectors[is_labelled]).to(self.model.device)
+            vectors = torch.from_numpy(embedded.vectors[is_labeled]).to(self.model.device)
             predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
         return {"accuracy": predictions == labels}
 
@@ -328,7 +328,7 @@ def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
         raise ValueError(
             f"best_metric ({wanted!r}) cannot be measured on this data; it gives "
             f"{', '.join(names) or 'no figure that judges a classifier'}. Give --eval_train and "
-            "--eval_test labelled images that are not trained on."
+            "--eval_test labeled images that are not trained on."
         )
     return wanted
 

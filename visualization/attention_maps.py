@@ -29,7 +29,7 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 
     Args:
         model: an encoder, or any model around one (of a model with a teacher, its teacher is used).
-        pixel_values: (B, C, H, W), normalised.
+        pixel_values: (B, C, H, W), normalized.
 
     Returns:
         (B, A, rows, columns), float32; a map sums to at most 1, what is missing goes to the class
@@ -86,8 +86,8 @@ def attention_panels(
 
     Args:
         model: as for `attention_maps`.
-        processor: whose normalisation is undone.
-        pixel_values: (B, C, H, W), normalised.
+        processor: whose normalization is undone.
+        pixel_values: (B, C, H, W), normalized.
 
     Returns:
         B rows of at most eight panels: (H, W, 3), then (rows, columns, 3), in [0, 1].

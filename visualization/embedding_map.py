@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 1600, 1040  # pixels
 MARGIN, TITLE_HEIGHT, LEGEND_WIDTH = 24, 56, 260  # pixels
 THUMBNAIL = 42  # pixels, longest side
-THUMBNAIL_DISTANCE = 68  # pixels between the centres of two thumbnails, so that points show between
+THUMBNAIL_DISTANCE = 68  # pixels between the centers of two thumbnails, so that points show between
 MAX_LEGEND_CLASSES = 30  # more do not fit the height
 
 
 def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 30) -> np.ndarray:
-    """Lay vectors out in the plane by t-SNE, so that neighbours by cosine stay neighbours.
+    """Lay vectors out in the plane by t-SNE, so that neighbors by cosine stay neighbors.
 
     Distances between clusters and sizes of clusters mean nothing in such a map.
 
     Args:
         vectors: (N, E); minutes for more than 10,000.
-        seed: of the optimisation.
-        perplexity: neighbours that each point is to keep; at most (N - 1) / 3 is used.
+        seed: of the optimization.
+        perplexity: neighbors that each point is to keep; at most (N - 1) / 3 is used.
 
     Returns:
         (N, 2), float32.
@@ -91,14 +91,14 @@ def plot_embedding_map(
 ) -> None:
     """Draw an embedding map as a PNG of 1600 x 1040 pixels.
 
-    Points are coloured by class; a part of the images stands at its points, framed in its class'
-    colour, where there is room.
+    Points are colored by class; a part of the images stands at its points, framed in its class'
+    color, where there is room.
 
     Args:
         vectors: (N, E).
         images: N images, or None for points only. Only those drawn are read, so a lazy sequence
             will do.
-        labels: (N,) class indices, or None for points of one colour.
+        labels: (N,) class indices, or None for points of one color.
         label_names: name of each class, by index, or None for the indices themselves.
         path: of the PNG.
         seed: of t-SNE, and of which images are drawn.
@@ -124,14 +124,14 @@ def plot_embedding_map(
     )
     axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[])
     axes.spines[:].set_color("0.85")
-    colours = _draw_points(axes, positions, labels, label_names)
+    colors = _draw_points(axes, positions, labels, label_names)
     if images is not None:
         order = np.random.default_rng(seed).permutation(len(positions))
         for index in order[select_thumbnails(positions[order], THUMBNAIL_DISTANCE)]:
-            _draw_thumbnail(axes, positions[index], images[int(index)], colours[index])
+            _draw_thumbnail(axes, positions[index], images[int(index)], colors[index])
     if title is None:
-        colouring = "" if labels is None else ", coloured by class"
-        title = f"t-SNE of {len(vectors):,} embeddings{colouring}"
+        coloring = "" if labels is None else ", colored by class"
+        title = f"t-SNE of {len(vectors):,} embeddings{coloring}"
     axes.set_title(title, fontsize=16, loc="left", pad=12)
     save_png(figure, path)
 
@@ -149,29 +149,29 @@ def _draw_points(
     labels: np.ndarray | None,
     label_names: Sequence[str] | None,
 ) -> np.ndarray:
-    """Draw the points and the legend; return the colour of each point (N, 4)."""
+    """Draw the points and the legend; return the color of each point (N, 4)."""
     import matplotlib
 
     if labels is None:
-        colours = np.tile(matplotlib.colormaps["tab10"](0), (len(positions), 1))
+        colors = np.tile(matplotlib.colormaps["tab10"](0), (len(positions), 1))
         classes = np.zeros(0, dtype=int)
     else:
         classes, ranks = np.unique(labels, return_inverse=True)
         palette = _palette(len(classes))
-        colours = palette[ranks]
-    axes.scatter(positions[:, 0], positions[:, 1], c=colours, s=28, linewidths=0, alpha=0.85)
+        colors = palette[ranks]
+    axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
     if 0 < len(classes) <= MAX_LEGEND_CLASSES:
-        for label, colour in zip(classes, palette, strict=True):
+        for label, color in zip(classes, palette, strict=True):
             name = str(label) if label_names is None else label_names[label]
-            axes.scatter([], [], color=colour, s=60, label=name)
+            axes.scatter([], [], color=color, s=60, label=name)
         axes.legend(
             loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=12, borderaxespad=0
         )
-    return colours
+    return colors
 
 
 def _palette(num_classes: int) -> np.ndarray:
-    """Return the colours of the classes (L, 4); beyond 20 neighbouring hues look alike."""
+    """Return the colors of the classes (L, 4); beyond 20 neighboring hues look alike."""
     import matplotlib
 
     if num_classes <= 10:
@@ -181,11 +181,11 @@ def _palette(num_classes: int) -> np.ndarray:
     return matplotlib.colormaps["hsv"](np.linspace(0, 1, num_classes, endpoint=False))
 
 
-def _draw_thumbnail(axes: Axes, position: np.ndarray, image: Image.Image, colour: Any) -> None:
+def _draw_thumbnail(axes: Axes, position: np.ndarray, image: Image.Image, color: Any) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     small = ImageOps.contain(image.convert("RGB"), (THUMBNAIL, THUMBNAIL))
     # OffsetImage counts in points of 1/72 inch and rescales to the figure's resolution
     picture = OffsetImage(np.asarray(small), zoom=72 / axes.figure.dpi, interpolation="antialiased")
-    frame = {"edgecolor": colour, "linewidth": 1.5, "facecolor": "none"}
+    frame = {"edgecolor": color, "linewidth": 1.5, "facecolor": "none"}
     axes.add_artist(AnnotationBbox(picture, tuple(position), pad=0.05, bboxprops=frame))

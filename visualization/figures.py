@@ -85,7 +85,7 @@ def check_picture(path: Path, overwrite: bool = False) -> None:
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Colour a map from its smallest value, black, to its largest, light: (h, w) -> (h, w, 3).
+    """Color a map from its smallest value, black, to its largest, light: (h, w) -> (h, w, 3).
 
     Raises:
         ImportError: without matplotlib.
@@ -119,8 +119,8 @@ def draw_panels(
     figure = new_figure(width, height)
     for column, title in enumerate(titles):
         left = GAP + column * (panel_width + GAP)
-        centre, baseline = left + panel_width / 2, height - 0.7 * HEADER
-        figure.text(centre / width, baseline / height, title, ha="center", fontsize=11)
+        center, baseline = left + panel_width / 2, height - 0.7 * HEADER
+        figure.text(center / width, baseline / height, title, ha="center", fontsize=11)
         for row, panels in enumerate(rows):
             bottom = height - HEADER - row * (panel_height + GAP) - panel_height
             pixels = _resized(panels[column], panel_height, panel_width)

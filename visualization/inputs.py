@@ -93,7 +93,7 @@ def choose_images(
 
 
 def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:
-    """Return images as the model takes them, (B, C, H, W), normalised.
+    """Return images as the model takes them, (B, C, H, W), normalized.
 
     Raises:
         ValueError: if there is no image.
@@ -104,11 +104,11 @@ def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:
 
 
 def as_seen(pixel_values: Tensor, processor: Any) -> np.ndarray:
-    """Undo the normalisation by the processor's own mean and deviation.
+    """Undo the normalization by the processor's own mean and deviation.
 
     Args:
         pixel_values: (B, C, H, W), C = 1 or 3.
-        processor: the image processor that normalised them, or would have.
+        processor: the image processor that normalized them, or would have.
 
     Returns:
         (B, H, W, 3), float32, in [0, 1].

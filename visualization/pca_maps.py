@@ -1,6 +1,6 @@
 """Patch tokens by their first three principal components (DINOv2, arXiv 2304.07193, Fig. 1).
 
-Patches of like content get like colours, in all images of a picture: the components are those of
+Patches of like content get like colors, in all images of a picture: the components are those of
 all its patches together. The paper's figure also removes the background, by a threshold that was
 chosen by eye; here nothing is removed.
 """
@@ -22,7 +22,7 @@ from .inputs import as_seen, preprocess_images
 
 # B images · D hidden · N patches = rows x columns, of all images
 
-# Colours span the distances of this fraction of the patches from their mean, so that the few of
+# Colors span the distances of this fraction of the patches from their mean, so that the few of
 # very large norm that trained transformers have (2 to 3 %: arXiv 2309.16588, Sec. 2) leave the
 # others apart; but not less than this fraction of the largest distance, so that a rare kind shows.
 SPANNED, LEAST_SPAN = 0.95, 0.1
@@ -31,13 +31,13 @@ MIN_DEVIATION = 1e-5
 
 
 def patch_tokens(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Return the normalised patch tokens of the last block.
+    """Return the normalized patch tokens of the last block.
 
     The model's training or evaluation mode is left as it was.
 
     Args:
         model: an encoder, or any model around one (of a model with a teacher, its teacher is used).
-        pixel_values: (B, C, H, W), normalised.
+        pixel_values: (B, C, H, W), normalized.
 
     Returns:
         (B, rows, columns, D), float32, on the CPU.
@@ -50,8 +50,8 @@ def patch_tokens(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return tokens[:, config.num_prefix_tokens :].unflatten(1, (rows, columns)).float().cpu()
 
 
-def pca_colours(tokens: Tensor) -> Tensor:
-    """Turn patch tokens into colours: red, green, blue are the first three principal components.
+def pca_colors(tokens: Tensor) -> Tensor:
+    """Turn patch tokens into colors: red, green, blue are the first three principal components.
 
     A component is 0.5 at the mean of all patches, and its range is symmetric about it, cut off
     at the farthest of all patches but 5 %. Its sign, which is arbitrary, is such that its largest
@@ -64,11 +64,11 @@ def pca_colours(tokens: Tensor) -> Tensor:
         (B, rows, columns, 3), in [0, 1]; 0.5 where there is nothing to tell apart.
     """
     flat = tokens.flatten(0, 2).double()  # (N, D)
-    centred = flat - flat.mean(dim=0)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)  # eigenvalues ascend
+    centered = flat - flat.mean(dim=0)
+    _, vectors = torch.linalg.eigh(centered.T @ centered)  # eigenvalues ascend
     directions = vectors[:, -3:].flip(1)  # (D, 3)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    scores = centred @ (directions * largest.sign())  # (N, 3)
+    scores = centered @ (directions * largest.sign())  # (N, 3)
     deviation = scores.square().mean(dim=0).sqrt()
     distances = scores.abs()
     bound = torch.maximum(distances.quantile(SPANNED, dim=0), LEAST_SPAN * distances.amax(dim=0))
@@ -98,8 +98,8 @@ def plot_pca_maps(
     """
     pixel_values = preprocess_images(images, processor)
     tokens = torch.cat([patch_tokens(model, values) for values in pixel_values.split(1)])
-    panels = zip(as_seen(pixel_values, processor), pca_colours(tokens).numpy(), strict=True)
+    panels = zip(as_seen(pixel_values, processor), pca_colors(tokens).numpy(), strict=True)
     draw_panels(["image", "PCA of patches"], list(panels), path)
 
 
-__all__ = ["patch_tokens", "pca_colours", "plot_pca_maps"]
+__all__ = ["patch_tokens", "pca_colors", "plot_pca_maps"]

@@ -21,7 +21,7 @@ from .inputs import as_seen, open_checkpoint, preprocess_images
 
 # B images · N patches = rows x columns · H, W pixels
 
-GREY = 0.5  # of masked patches
+GRAY = 0.5  # of masked patches
 
 
 def open_mae(
@@ -70,7 +70,7 @@ def plot_reconstructions(
 ) -> None:
     """Draw reconstructions as a PNG: one row an image, as it was, masked and filled in.
 
-    Masked patches are grey. Visible patches of the last panel are the image's own. A model trained
+    Masked patches are gray. Visible patches of the last panel are the image's own. A model trained
     with `norm_pix_loss` predicts no brightness and no contrast: its patches are drawn with those of
     the true ones.
 
@@ -101,8 +101,8 @@ def reconstruction_panels(
 
     Args:
         model: its training or evaluation mode is left as it was.
-        processor: whose normalisation is undone.
-        pixel_values: (B, C, H, W), normalised.
+        processor: whose normalization is undone.
+        pixel_values: (B, C, H, W), normalized.
         noise: (B, N), the patches with the lowest numbers stay visible.
 
     Returns:
@@ -120,10 +120,10 @@ def reconstruction_panels(
 
 
 def _masked(image: np.ndarray, is_masked: np.ndarray) -> np.ndarray:
-    """Cover patches with grey: (H, W, 3), (rows, columns) -> (H, W, 3)."""
+    """Cover patches with gray: (H, W, 3), (rows, columns) -> (H, W, 3)."""
     patch_size = len(image) // len(is_masked)
     pixels = np.kron(is_masked, np.ones((patch_size, patch_size), dtype=bool))  # (H, W)
-    return np.where(pixels[..., None], GREY, image)
+    return np.where(pixels[..., None], GRAY, image)
 
 
 __all__ = ["open_mae", "plot_reconstructions", "reconstruction_panels"]

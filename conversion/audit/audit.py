@@ -1,7 +1,7 @@
 """What is silently wrong with a folder of image model weights, and what to do about it.
 
 Libraries open such folders without an error: what is missing is drawn at random, what is left over
-is dropped, and images are normalised as a file says. All of that shows only in the results.
+is dropped, and images are normalized as a file says. All of that shows only in the results.
 """
 
 # B batch · C channels · H, W pixels · T tokens · D hidden
@@ -304,14 +304,14 @@ def _check_preprocessing(
         return
     found = _statistics_of(processor)
     if found is None:
-        what = "images are not normalised (do_normalize is false)"
+        what = "images are not normalized (do_normalize is false)"
     elif any(
         are_close(found[0], right.mean) and are_close(found[1], right.std)
         for right in expectation.statistics
     ):
         return
     else:
-        what = f"images are normalised with mean {found[0]} and std {found[1]}"
+        what = f"images are normalized with mean {found[0]} and std {found[1]}"
     right = expectation.statistics[0]
     yield Finding(
         "wrong mean and std",

@@ -58,7 +58,7 @@ def export(
     """Write the encoder of a checkpoint in the format of another project.
 
     What was written is opened again and compared with the encoder before the folder appears, as a
-    whole or not at all. `selfvit_export.json` in it says where it is from, and under which licence.
+    whole or not at all. `selfvit_export.json` in it says where it is from, and under which license.
     The weights are float32;
     an objective's head, and a classifier, are left out.
 
@@ -98,7 +98,7 @@ def export(
         facts = {
             **_facts(report, normalize),
             "checkpoint": str(checkpoint),
-            "license": provenance.licence,
+            "license": provenance.license,
             "base_model": provenance.base_model,
             "network": network,
             "to": to,

@@ -1,6 +1,6 @@
 """A checkpoint as one of transformers' own: `dinov2`, or `dinov2_with_registers`.
 
-Their pooled output is the normalised class token, without a pooler's weights. Everything else that
+Their pooled output is the normalized class token, without a pooler's weights. Everything else that
 an encoder has fits too: LayerScale (ones, where there is none), epsilon, positions.
 """
 

@@ -13,7 +13,7 @@ from ..weight_format import Draft, Source
 from . import timm
 from .timm import ENCODER
 
-LICENCE = "DINO's published weights are Apache-2.0; if these are, the result is too"
+LICENSE_NOTE = "DINO's published weights are Apache-2.0; if these are, the result is too"
 INTERPOLATION = (
     "at other image sizes, facebookresearch/dino scales positions by a factor (0.1 patches off); "
     "selfvit scales them to the size itself"
@@ -29,7 +29,7 @@ def head_names(layers: str) -> Names:
         f"{layers}.*": "layers.0.*",  # of a single layer
         "last_layer.weight_g": "last_layer.magnitude",
         "last_layer.weight_v": "last_layer.direction",
-        # what torch's newer weight normalisation writes
+        # what torch's newer weight normalization writes
         "last_layer.parametrizations.weight.original0": "last_layer.magnitude",
         "last_layer.parametrizations.weight.original1": "last_layer.direction",
     }
@@ -84,8 +84,10 @@ def adapt_backbone(draft: Draft) -> None:
     elif draft.fields.get("position_embedding_type") == "sincos":
         draft.kind = "facebookresearch/mae encoder (timm's names, sine-cosine positions)"
         draft.pooling = "mean"
-        draft.licence = "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
-        draft.licence_id = "cc-by-nc-4.0"
+        draft.license_note = (
+            "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
+        )
+        draft.license_id = "cc-by-nc-4.0"
     else:
         draft.differences.append(INTERPOLATION)
 
@@ -100,7 +102,7 @@ BACKBONE = Source(
     adapt=adapt_backbone,
     read_config=timm.read_config,
     positions=("class", "patches"),
-    licence=LICENCE,
+    license_note=LICENSE_NOTE,
 )
 
 CHECKPOINT = Source(
@@ -115,7 +117,7 @@ CHECKPOINT = Source(
     architecture="SelfViTForDINO",
     needed=("loss.center",),
     adapt=read_objective,
-    licence=LICENCE,
+    license_note=LICENSE_NOTE,
     difference=INTERPOLATION,
 )
 

@@ -12,8 +12,8 @@ from ..key_mapping import prefixed
 from ..weight_format import Draft, Source
 from .timm import ENCODER
 
-LICENCE = "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
-LICENCE_ID = "cc-by-nc-4.0"
+LICENSE_NOTE = "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
+LICENSE_ID = "cc-by-nc-4.0"
 
 DECODER = {
     "mask_token": "decoder.mask_token",
@@ -109,8 +109,8 @@ SOURCE = Source(
     architecture="SelfViTForMAE",
     adapt=read_objective,
     pooling="mean",
-    licence=LICENCE,
-    licence_id=LICENCE_ID,
+    license_note=LICENSE_NOTE,
+    license_id=LICENSE_ID,
 )
 
-__all__ = ["DECODER", "LICENCE", "LICENCE_ID", "SOURCE", "read_decoder"]
+__all__ = ["DECODER", "LICENSE_NOTE", "LICENSE_ID", "SOURCE", "read_decoder"]

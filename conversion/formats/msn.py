@@ -6,8 +6,8 @@ from ..key_mapping import Names, prefixed
 from ..weight_format import Draft, Source
 from .timm import ENCODER
 
-LICENCE = "MSN's published weights are CC BY-NC 4.0; if these are, the result is too"
-LICENCE_ID = "cc-by-nc-4.0"
+LICENSE_NOTE = "MSN's published weights are CC BY-NC 4.0; if these are, the result is too"
+LICENSE_ID = "cc-by-nc-4.0"
 
 HEAD: Names = {
     "fc.fc#.*": "head.fc#.*",
@@ -74,6 +74,6 @@ SOURCE = Source(
     architecture="SelfViTForPMSN",
     extras={r"\.num_batches_tracked$": "a counter of the batch norm, which selfvit's has not"},
     adapt=read_objective,
-    licence=LICENCE,
-    licence_id=LICENCE_ID,
+    license_note=LICENSE_NOTE,
+    license_id=LICENSE_ID,
 )

@@ -90,7 +90,7 @@ def adapt(draft: Draft) -> None:
     )
     if facebook:
         draft.kind = "facebookresearch fine-tuned ViT (MAE, DeiT; timm's names)"
-        draft.licence = (
+        draft.license_note = (
             "fine-tuned weights published with MAE are CC BY-NC 4.0, with DeiT Apache-2.0; if "
             "these are, the result is too"
         )
@@ -125,7 +125,7 @@ def _place_norm_after_pooling(draft: Draft) -> None:
         return
     if draft.options.pooling is None:
         raise ValueError(
-            "fc_norm normalises after the mean over the patches, and selfvit before it: the "
+            "fc_norm normalizes after the mean over the patches, and selfvit before it: the "
             "embedding of this source cannot be had exactly. Give --pooling mean (or cls) to "
             "convert the encoder all the same: its blocks are exact, fc_norm is then applied to "
             "every token, and the head is left out."

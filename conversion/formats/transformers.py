@@ -105,9 +105,9 @@ def adapt(draft: Draft) -> None:
     is_mae = model_type == "vit_mae" or draft.fields.get("position_embedding_type") == "sincos"
     if is_mae:
         draft.pooling = "mean"
-        draft.licence, draft.licence_id = mae.LICENCE, mae.LICENCE_ID
+        draft.license_note, draft.license_id = mae.LICENSE_NOTE, mae.LICENSE_ID
     elif model_type == "vit_msn":
-        draft.licence, draft.licence_id = msn.LICENCE, msn.LICENCE_ID
+        draft.license_note, draft.license_id = msn.LICENSE_NOTE, msn.LICENSE_ID
     # LayerScale and registers are Dinov2's
     plain = "vit.layers.0.layer_scale1.lambda1" not in weights
     if model_type == "vit" or (model_type is None and plain and not is_mae):
@@ -164,6 +164,6 @@ MAE = Source(
     adapt=adapt_mae,
     read_config=read_config,
     pooling="mean",
-    licence=mae.LICENCE,
-    licence_id=mae.LICENCE_ID,
+    license_note=mae.LICENSE_NOTE,
+    license_id=mae.LICENSE_ID,
 )

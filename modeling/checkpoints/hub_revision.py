@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 AT_REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[^@\s]+)")
-# What a model and its image processor are read from, and the card, which says the licence.
+# What a model and its image processor are read from, and the card, which says the license.
 OPENED = ("*.json", "*.safetensors", "README.md")
 
 

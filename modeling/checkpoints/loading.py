@@ -32,12 +32,12 @@ def load_strictly(
 ) -> ModelT:
     """Load a selfvit checkpoint, and refuse it if its weights do not fit the model.
 
-    transformers initialises what is missing at random and goes on, which shows only in the results.
+    transformers initializes what is missing at random and goes on, which shows only in the results.
 
     Args:
         model_class: class to load.
         checkpoint: folder, or Hub id.
-        new: regular expressions of parameters that may be missing, and are then initialised: a new
+        new: regular expressions of parameters that may be missing, and are then initialized: a new
             classifier's, say.
         kwargs: for `from_pretrained`: `dtype`, `network`, fields of the configuration.
 

@@ -107,7 +107,7 @@ class ModelTests(ModelTesterMixin):
 
     # there are no embeddings of a vocabulary to resize
     test_resize_embeddings = False
-    # it goes by the year in the licence at a file's head, and ours have none
+    # it goes by the year in the license at a file's head, and ours have none
     test_can_init_all_missing_weights_before_2023 = True
 
     # the common one wants an nn.Embedding; ViT's own tests replace it as well

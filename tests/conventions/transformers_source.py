@@ -39,7 +39,7 @@ ABSENT: dict[str, dict[str, Any]] = {
 
 
 def bring() -> None:
-    """Download the source distribution by pip, and keep its tests and licence in `FOLDER`."""
+    """Download the source distribution by pip, and keep its tests and license in `FOLDER`."""
     if FOLDER.is_dir():
         return
     FOLDER.parent.mkdir(parents=True, exist_ok=True)

@@ -286,7 +286,7 @@ class TestFamilies:
         (finding,) = audit(folder).findings
         assert "set image_mean to [0.5, 0.5, 0.5]" in finding.fix
 
-    def test_images_that_are_not_normalised_are_found(self, sound):
+    def test_images_that_are_not_normalized_are_found(self, sound):
         BitImageProcessor(do_normalize=False).save_pretrained(sound)
         (finding,) = audit(sound).findings
         assert "do_normalize is false" in finding.what

@@ -106,7 +106,7 @@ def test_timms_vit_small_at_full_size(tmp_path):
     ("variant", "reason"),
     [
         ({"pre_norm": True}, "norm before the first block"),
-        ({"qk_norm": True}, "normalised queries and keys"),
+        ({"qk_norm": True}, "normalized queries and keys"),
         ({"global_pool": "map"}, "attention pooling"),
         ({"class_token": False, "global_pool": "avg"}, "cls_token"),
         ({"global_pool": "avg"}, "--pooling mean"),

@@ -30,7 +30,7 @@ def test_encode_gives_the_same_vectors(pooling, normalize, checkpoint, photos, t
     assert model.get_embedding_dimension() == embedder.embedding_size
 
 
-def test_pooling_and_normalisation_are_written_down(checkpoint, tmp_path):
+def test_pooling_and_normalization_are_written_down(checkpoint, tmp_path):
     export(checkpoint, tmp_path / "out", to="sentence-transformers", normalize=True)
     modules = json.loads((tmp_path / "out" / "modules.json").read_text())
     kinds = [module["type"].rpartition(".")[2] for module in modules]

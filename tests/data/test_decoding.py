@@ -15,10 +15,10 @@ from ..image_files import DARK, LIGHT
 
 
 def halves(image):
-    """Mean grey of the left, right, top and bottom third."""
-    grey = np.asarray(image.convert("L"), dtype=float)
-    height, width = grey.shape
-    sides = grey[:, : width // 3], grey[:, -width // 3 :], grey[: height // 3], grey[-height // 3 :]
+    """Mean gray of the left, right, top and bottom third."""
+    gray = np.asarray(image.convert("L"), dtype=float)
+    height, width = gray.shape
+    sides = gray[:, : width // 3], gray[:, -width // 3 :], gray[: height // 3], gray[-height // 3 :]
     return tuple(side.mean() for side in sides)
 
 
@@ -70,19 +70,19 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("stored, shown", [(0, 0), (256, 1), (32896, 128), (65535, 255)])
-def test_sixteen_bit_greys_are_scaled_not_clipped(stored, shown, tmp_path):
+def test_sixteen_bit_grays_are_scaled_not_clipped(stored, shown, tmp_path):
     # Pillow's convert makes everything from 255 of 65535 on white.
     image_files.sixteen_bit_png(tmp_path / "a.png", stored)
     assert decode_image(tmp_path / "a.png").getpixel((20, 20)) == (shown,) * 3
 
 
-def test_float_greys_up_to_one_are_scaled(tmp_path):
+def test_float_grays_up_to_one_are_scaled(tmp_path):
     image_files.float_tiff(tmp_path / "a.tiff", 0.5)
     assert decode_image(tmp_path / "a.tiff").getpixel((20, 20)) == (128,) * 3
 
 
 @pytest.mark.parametrize("brightest, shown", [(255, 100), (65535, 0), (1000000, 0)])
-def test_integer_greys_are_scaled_by_the_range_they_need(brightest, shown):
+def test_integer_grays_are_scaled_by_the_range_they_need(brightest, shown):
     pixels = np.full((8, 8), 100, dtype=np.int32)
     pixels[0, 0] = brightest
     image = decode_image(Image.fromarray(pixels))

@@ -53,7 +53,7 @@ def assert_same_pixels(record, seed):
 
 
 class TestFolder:
-    def test_images_come_sorted_and_labelled_by_first_folder(self, image_folder):
+    def test_images_come_sorted_and_labeled_by_first_folder(self, image_folder):
         source = open_images(image_folder)
         ids = [source[i].id for i in range(len(source))]
         assert ids == [
@@ -65,7 +65,7 @@ class TestFolder:
         assert [source[i].label for i in range(len(source))] == labels_of(source)
         assert source.id_column == "path"
 
-    def test_a_flat_folder_is_unlabelled(self, image_folder):
+    def test_a_flat_folder_is_unlabeled(self, image_folder):
         source = open_images(image_folder / "dog")
         assert source.label_names is None and source.labels() is None
         assert source[0].label is None and source[0].id == "1.png"
@@ -75,7 +75,7 @@ class TestFolder:
         noise(8, 8).save(tmp_path / "all" / "a.png")
         assert open_images(tmp_path).label_names is None
 
-    def test_one_image_beside_the_class_folders_makes_it_unlabelled(self, tmp_path):
+    def test_one_image_beside_the_class_folders_makes_it_unlabeled(self, tmp_path):
         for path in ("a/1.png", "b/1.png", "1.png"):
             (tmp_path / path).parent.mkdir(exist_ok=True)
             noise(8, 8).save(tmp_path / path)
@@ -192,7 +192,7 @@ class TestParquet:
         assert labels_of(source) == [1, 0, 1, -1]
         assert source[3].label is None
 
-    def test_a_split_whose_labels_are_withheld_is_unlabelled(self, tmp_path):
+    def test_a_split_whose_labels_are_withheld_is_unlabeled(self, tmp_path):
         dataset = class_dataset(3).map(lambda row: {"label": -1})
         dataset.to_parquet(tmp_path / "a.parquet")
         assert open_images(tmp_path / "a.parquet").label_names is None

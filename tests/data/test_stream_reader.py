@@ -80,7 +80,7 @@ def test_records_are_shuffled_within_blocks_of_the_buffer_and_no_further(stream,
     assert moved >= (len(blocks) - 1) // 2 if shuffle_buffer > 1 else moved == 0
 
 
-def test_neighbours_come_from_several_shards(tmp_path):
+def test_neighbors_come_from_several_shards(tmp_path):
     # data that is stored class by class would otherwise give batches of one class
     stream = open_images(write_parquet_shards(tmp_path, [20] * 6), streaming=True)
     ids, _ = pass_of(stream, shuffle_buffer=1)
@@ -186,7 +186,7 @@ class TestTarsByPosition:
         assert source.labels().tolist() == [0, 1, 2, 0, 1, 2, 0]
         assert source[5].id == "5" and decode_image(source[5].image).size == (36, 36)
 
-    def test_a_tar_without_labels_is_unlabelled(self, tmp_path):
+    def test_a_tar_without_labels_is_unlabeled(self, tmp_path):
         write_tar_shards(tmp_path / "tars", [4], labels=None)
         source = open_images(tmp_path / "tars" / "shard-000.tar")
         assert len(source) == 4 and source.labels() is None

@@ -46,7 +46,7 @@ class TestPipelineEquality:
             expected = np.array(extractor(str(image_folder / name), pool=True)[0])
             np.testing.assert_allclose(vector, expected, atol=1e-5)
 
-    def test_awkward_files_too_except_the_greys_that_it_clips(
+    def test_awkward_files_too_except_the_grays_that_it_clips(
         self, tiny_checkpoint, awkward_folder
     ):
         extractor = pipeline("image-feature-extraction", model=str(tiny_checkpoint), device="cpu")
@@ -201,8 +201,8 @@ class TestBuildProcessor:
         pixels = processor(image_files.light_left(300, 100), return_tensors="pt")["pixel_values"]
         assert pixels.shape == (1, 3, *config.image_height_width)
         # nothing is cut off: as much light as dark
-        grey = np.mean([image_files.LIGHT, image_files.DARK]) / 255
-        middle = (grey - processor.image_mean[0]) / processor.image_std[0]
+        gray = np.mean([image_files.LIGHT, image_files.DARK]) / 255
+        middle = (gray - processor.image_mean[0]) / processor.image_std[0]
         assert pixels[0, 0].mean() == pytest.approx(middle, abs=0.02)
 
     @pytest.mark.parametrize("resize", ["shortest_edge", "square"])

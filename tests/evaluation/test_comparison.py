@@ -16,7 +16,7 @@ def measurement(share: float, rank: float = 20.0, data: str = "images", seed: in
             "knn_20": Figure.mean_of(difficulty < share),
             "rankme": Figure(rank, np.sin(np.arange(50.0)) - np.sin(np.arange(50.0)).mean()),
         },
-        neighbours=np.random.default_rng(seed).permuted(np.tile(np.arange(100), (100, 1)), axis=1)[
+        neighbors=np.random.default_rng(seed).permuted(np.tile(np.arange(100), (100, 1)), axis=1)[
             :, :10
         ],
         data=data,
@@ -53,7 +53,7 @@ def test_without_a_deciding_figure_there_is_no_verdict():
     assert comparison.improved is None and comparison.verdict.startswith("No verdict")
 
 
-def test_neighbours_kept_are_all_of_them_or_those_of_chance():
+def test_neighbors_kept_are_all_of_them_or_those_of_chance():
     assert compare(measurement(0.7), measurement(0.7), None).overlap == (1, 1, 1)
     unrelated = compare(measurement(0.7), measurement(0.7, seed=1), None)
     assert unrelated.overlap.value == pytest.approx(0.1, abs=0.02)
@@ -94,6 +94,6 @@ def test_a_measurement_that_was_kept_comes_back_to_the_bit(tmp_path):
     again = Measurement.load(tmp_path / "before.npz")
     assert list(tmp_path.iterdir()) == [tmp_path / "before.npz"]
     assert (again.data, again.metrics) == (before.data, before.metrics)
-    assert np.array_equal(again.neighbours, before.neighbours)
+    assert np.array_equal(again.neighbors, before.neighbors)
     after = measurement(0.4)
     assert compare(again, after, "knn_20") == compare(before, after, "knn_20")

@@ -29,8 +29,8 @@ def embedded(num_images, seed=0, label_names: list[str] | None = NAMES, labels=N
     """Three well-separated classes, the same for every seed."""
     if labels is None:
         labels = np.arange(num_images) % 3
-    centres = 5 * np.random.default_rng(0).normal(size=(3, 8))
-    vectors = centres[labels] + np.random.default_rng(seed).normal(size=(num_images, 8))
+    centers = 5 * np.random.default_rng(0).normal(size=(3, 8))
+    vectors = centers[labels] + np.random.default_rng(seed).normal(size=(num_images, 8))
     ids = [str(index) for index in range(num_images)]
     return EmbeddedImages(vectors.astype(np.float32), ids, labels, label_names, [])
 
@@ -95,16 +95,16 @@ def test_test_images_that_are_among_the_training_images_are_counted(caplog):
     assert count_shared(same, same) == 0
 
 
-@pytest.mark.parametrize("unlabelled", ["train", "test", "both", "no test"])
-def test_without_labels_there_are_label_free_figures_and_a_note(unlabelled):
+@pytest.mark.parametrize("unlabeled", ["train", "test", "both", "no test"])
+def test_without_labels_there_are_label_free_figures_and_a_note(unlabeled):
     train, test = embedded(60), embedded(30, seed=1)
-    if unlabelled in ("train", "both"):
+    if unlabeled in ("train", "both"):
         train = without_labels(train)
-    if unlabelled in ("test", "both"):
+    if unlabeled in ("test", "both"):
         test = without_labels(test)
-    metrics = evaluate_embeddings(train, None if unlabelled == "no test" else test)
+    metrics = evaluate_embeddings(train, None if unlabeled == "no test" else test)
     assert list(metrics) == ["feature_std", "rankme", "num_train", "num_test"]
-    assert metrics["num_test"] == (0 if unlabelled == "no test" else 30)
+    assert metrics["num_test"] == (0 if unlabeled == "no test" else 30)
     assert "No accuracies: they need labels" in format_table(metrics)
 
 
@@ -182,10 +182,10 @@ def test_unreadable_images_are_left_out_with_a_warning(tiny_checkpoint, tmp_path
 
 def test_what_cannot_be_measured_is_said_before_embedding(tiny_checkpoint, tmp_path, monkeypatch):
     train = open_images(write_folder(tmp_path / "train", 2))
-    other = open_images(write_folder(tmp_path / "other", 2, names=("black", "grey")))
+    other = open_images(write_folder(tmp_path / "other", 2, names=("black", "gray")))
     test = open_images(write_folder(tmp_path / "test", 2))
     monkeypatch.setattr("selfvit.embedding.embedder.Embedder.embed", None)
-    with pytest.raises(ValueError, match="grey"):
+    with pytest.raises(ValueError, match="gray"):
         evaluate_checkpoint(tiny_checkpoint, train, other, device="cpu")
     monkeypatch.setitem(sys.modules, "sklearn.preprocessing", None)
     with pytest.raises(ImportError, match=r"selfvit\[train\]"):

@@ -11,9 +11,9 @@ from selfvit.evaluation.knn import weighted_knn, weighted_knn_accuracy, weighted
 def blobs():
     """Three overlapping classes: train vectors and labels, test vectors and labels."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(3, 8, generator=generator)
+    centers = torch.randn(3, 8, generator=generator)
     labels = torch.arange(150) % 3
-    vectors = centres[labels] + torch.randn(150, 8, generator=generator)
+    vectors = centers[labels] + torch.randn(150, 8, generator=generator)
     return vectors[:100], labels[:100], vectors[100:], labels[100:]
 
 
@@ -22,7 +22,7 @@ def at_angles(*degrees: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def test_one_close_neighbour_outweighs_two_far_ones():
+def test_one_close_neighbor_outweighs_two_far_ones():
     # Cosines to the test vector at 0 degrees: 1 (class 0), cos 60 = 0.5 twice (class 1).
     # Votes at temperature 1: e = 2.72 against 2 exp(0.5) = 3.30; at 0.5: e^2 = 7.39 against 5.44.
     train, labels = at_angles(0, 60, -60), torch.tensor([0, 1, 1])
@@ -77,8 +77,8 @@ def test_agrees_with_scikit_learn(blobs):
     assert weighted_knn(train, labels, test, k=10).tolist() == reference.predict(test).tolist()
 
 
-def test_tiny_temperature_is_the_nearest_neighbour_and_stays_finite(blobs):
-    # exp(1 / 0.001) overflows float32: weights are taken relative to the nearest neighbour's
+def test_tiny_temperature_is_the_nearest_neighbor_and_stays_finite(blobs):
+    # exp(1 / 0.001) overflows float32: weights are taken relative to the nearest neighbor's
     train, labels, test, _ = blobs
     nearest = weighted_knn(train, labels, test, k=1)
     assert torch.equal(weighted_knn(train, labels, test, k=50, temperature=1e-3), nearest)

@@ -5,8 +5,8 @@ import torch
 from selfvit.evaluation.bootstrap import Figure, estimate
 from selfvit.evaluation.label_free import (
     feature_standard_deviation,
-    nearest_neighbours,
-    neighbour_overlap,
+    nearest_neighbors,
+    neighbor_overlap,
     rankme,
     rankme_influences,
     uniformity,
@@ -157,26 +157,26 @@ def test_view_retrieval_is_one_for_equal_views_and_chance_for_unrelated_or_colla
     assert noisier == sorted(noisier, reverse=True) and noisier[0] > noisier[-1]
 
 
-def test_neighbours_agree_with_scikit_learn(isotropic):
+def test_neighbors_agree_with_scikit_learn(isotropic):
     neighbors = pytest.importorskip("sklearn.neighbors")
     vectors = isotropic[:1500]  # more than one chunk
     reference = neighbors.NearestNeighbors(n_neighbors=5, metric="cosine").fit(vectors)
     expected = reference.kneighbors(return_distance=False)  # without the image itself
-    assert np.array_equal(nearest_neighbours(vectors, 5), expected)
+    assert np.array_equal(nearest_neighbors(vectors, 5), expected)
 
 
-def test_neighbour_overlap_by_hand():
+def test_neighbor_overlap_by_hand():
     first, second = np.array([[1, 2], [0, 2], [0, 1]]), np.array([[2, 1], [0, 3], [3, 4]])
-    assert neighbour_overlap(first, second).tolist() == [1.0, 0.5, 0.0]
+    assert neighbor_overlap(first, second).tolist() == [1.0, 0.5, 0.0]
 
 
-def test_neighbour_overlap_sees_rotation_as_no_change_and_unrelated_vectors_as_chance(isotropic):
+def test_neighbor_overlap_sees_rotation_as_no_change_and_unrelated_vectors_as_chance(isotropic):
     rotation, _ = np.linalg.qr(isotropic[:32])
-    own = nearest_neighbours(isotropic[:500], 10)
-    rotated = nearest_neighbours(3 * isotropic[:500] @ rotation, 10)
-    unrelated = nearest_neighbours(isotropic[500:1000], 10)
-    assert neighbour_overlap(own, rotated).mean() == pytest.approx(1, abs=1e-3)
-    assert neighbour_overlap(own, unrelated).mean() == pytest.approx(10 / 499, abs=0.01)
+    own = nearest_neighbors(isotropic[:500], 10)
+    rotated = nearest_neighbors(3 * isotropic[:500] @ rotation, 10)
+    unrelated = nearest_neighbors(isotropic[500:1000], 10)
+    assert neighbor_overlap(own, rotated).mean() == pytest.approx(1, abs=1e-3)
+    assert neighbor_overlap(own, unrelated).mean() == pytest.approx(10 / 499, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_neighbour_overlap_sees_rotation_as_no_change_and_unrelated_vectors_as_c
     [
         (uniformity, (np.ones((1, 4)),), "1 is given"),
         (view_retrieval, (np.ones((2, 4)), np.ones((3, 4))), "equal shape"),
-        (nearest_neighbours, (np.ones((3, 4)), 3), r"below the number of images \(3\)"),
-        (neighbour_overlap, (np.ones((3, 2)), np.ones((3, 1))), "equal shape"),
+        (nearest_neighbors, (np.ones((3, 4)), 3), r"below the number of images \(3\)"),
+        (neighbor_overlap, (np.ones((3, 2)), np.ones((3, 1))), "equal shape"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(measure, arguments, message):

@@ -8,10 +8,10 @@ from selfvit.evaluation.linear_probe import hold_out, linear_probe_accuracy, lin
 
 
 def blobs(num_images: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    centres = np.random.default_rng(0).normal(size=(4, 16))
+    centers = np.random.default_rng(0).normal(size=(4, 16))
     generator = np.random.default_rng(seed)
     labels = np.arange(num_images) % 4
-    return centres[labels] + spread * generator.normal(size=(num_images, 16)), labels
+    return centers[labels] + spread * generator.normal(size=(num_images, 16)), labels
 
 
 def test_separable_classes_are_classified_perfectly():

@@ -22,7 +22,7 @@ def loss_of(rows: Tensor) -> Tensor:
     return rows.square().mul(torch.arange(1.0, rows.numel() + 1).reshape(rows.shape)).sum()
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     with torch.no_grad():
         module.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
         module.bias.copy_(torch.tensor([-1.0, 0.0, 1.0]))
@@ -34,8 +34,8 @@ def test_in_one_process_it_is_torchs(training, affine):
     ours = BatchNorm(3, affine=affine).train(training)
     theirs = nn.BatchNorm1d(3, affine=affine).train(training)
     if affine:
-        randomise(ours)
-        randomise(theirs)
+        randomize(ours)
+        randomize(theirs)
     for seed in range(3):
         torch.testing.assert_close(ours(make_rows(seed)), theirs(make_rows(seed)), **CLOSE)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
@@ -44,9 +44,9 @@ def test_in_one_process_it_is_torchs(training, affine):
 
 def test_half_precision_is_computed_in_the_dtype_of_the_weights():
     rows = torch.tensor([[60000.0], [59000.0], [-60000.0]], dtype=torch.float16)
-    normalised = BatchNorm(1)(rows)
-    assert normalised.dtype == torch.float16
-    torch.testing.assert_close(normalised, BatchNorm(1)(rows.float()).half())
+    normalized = BatchNorm(1)(rows)
+    assert normalized.dtype == torch.float16
+    torch.testing.assert_close(normalized, BatchNorm(1)(rows.float()).half())
 
 
 def test_one_image_alone_is_an_error_in_training_only():
@@ -56,19 +56,19 @@ def test_one_image_alone_is_an_error_in_training_only():
     assert module.eval()(torch.ones(1, 3)).isfinite().all()
 
 
-def normalise_in_process(rank: int, store_file: str, result_file: str) -> None:
+def normalize_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store_file, 2), rank=rank, world_size=2)
     module = BatchNorm(3)
-    randomise(module)
+    randomize(module)
     whole = make_rows()
     part = whole[:3] if rank == 0 else whole[3:]  # of unequal size
     part = part.clone().requires_grad_()
-    normalised = module(part)
+    normalized = module(part)
     offset = 0 if rank == 0 else 9
     weights = torch.arange(1.0, part.numel() + 1).reshape(part.shape) + offset
-    normalised.square().mul(weights).sum().backward()
+    normalized.square().mul(weights).sum().backward()
     result = {
-        "normalised": normalised.detach(),
+        "normalized": normalized.detach(),
         "gradient": part.grad,
         "weight_gradient": module.weight.grad,
         "running_mean": module.running_mean,
@@ -80,16 +80,16 @@ def normalise_in_process(rank: int, store_file: str, result_file: str) -> None:
 
 def test_two_processes_are_one_with_all_rows(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(normalise_in_process, arguments, nprocs=2)
+    torch.multiprocessing.spawn(normalize_in_process, arguments, nprocs=2)
     parts = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
     whole = nn.BatchNorm1d(3)
-    randomise(whole)
+    randomize(whole)
     rows = make_rows().requires_grad_()
-    normalised = whole(rows)
-    loss_of(normalised).backward()
-    both = {name: torch.cat([part[name] for part in parts]) for name in ("normalised", "gradient")}
+    normalized = whole(rows)
+    loss_of(normalized).backward()
+    both = {name: torch.cat([part[name] for part in parts]) for name in ("normalized", "gradient")}
     close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(both["normalised"], normalised.detach(), **close)
+    torch.testing.assert_close(both["normalized"], normalized.detach(), **close)
     torch.testing.assert_close(both["gradient"], rows.grad, **close)
     gradient = parts[0]["weight_gradient"] + parts[1]["weight_gradient"]
     torch.testing.assert_close(gradient, whole.weight.grad, **close)

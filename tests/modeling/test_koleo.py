@@ -1,4 +1,4 @@
-"""The regulariser that spreads features: by hand, by its gradient, and over two processes."""
+"""The regularizer that spreads features: by hand, by its gradient, and over two processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_minus_the_mean_log_distance_to_the_nearest_neighbour():
+def test_it_is_minus_the_mean_log_distance_to_the_nearest_neighbor():
     # on the circle: 0 and 90 degrees are sqrt(2) apart, 180 degrees is sqrt(2) from 90
     features = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]])
     assert koleo_loss(features).item() == pytest.approx(-math.log(math.sqrt(2)))
 
 
-def test_neighbours_are_of_the_same_view():
+def test_neighbors_are_of_the_same_view():
     view = random_features(1, 6, 8)
-    both = koleo_loss(torch.cat([view, view]))  # a neighbour in the other view would be at 0
+    both = koleo_loss(torch.cat([view, view]))  # a neighbor in the other view would be at 0
     torch.testing.assert_close(both, koleo_loss(view))
 
 
@@ -42,7 +42,7 @@ def test_equal_features_give_a_finite_loss_and_gradient():
     assert loss.isfinite() and features.grad.isfinite().all()
 
 
-def test_a_step_against_the_gradient_moves_neighbours_apart():
+def test_a_step_against_the_gradient_moves_neighbors_apart():
     features = random_features(1, 6, 4).requires_grad_()
     before = koleo_loss(features)
     before.backward()
@@ -76,7 +76,7 @@ def half_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_find_the_neighbours_and_gradients_that_one_finds(tmp_path):
+def test_two_processes_find_the_neighbors_and_gradients_that_one_finds(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(half_in_process, arguments, nprocs=2)
     halves = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]

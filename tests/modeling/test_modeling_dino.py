@@ -17,7 +17,7 @@ from transformers import AutoModelForPreTraining
 from selfvit import SelfViTForDINO, SelfViTModel
 from selfvit.modeling.modeling_dino import DINOHead, DINOLoss
 from tests.golden import load_golden, weights_of
-from tests.modeling.test_modeling_selfvit import INITIALISATION, assert_statistics
+from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import random_views, tiny_config, tiny_dino_config
 
 
@@ -111,7 +111,7 @@ def test_the_head_survives_the_smallest_and_largest_features_of_half_precision()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_the_magnitude_is_trained_only_if_it_is_not_normalised(normalize, tmp_path):
+def test_the_magnitude_is_trained_only_if_it_is_not_normalized(normalize, tmp_path):
     model = make_model(dino={"normalize_last_layer": normalize})
     name = "student.head.last_layer.magnitude"
     assert (name in dict(model.named_buffers())) == normalize
@@ -271,7 +271,7 @@ def test_without_a_configuration_of_dino_is_an_error():
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_every_parameter_and_buffer_is_initialised_as_documented(normalize):
+def test_every_parameter_and_buffer_is_initialized_as_documented(normalize):
     model = make_model(
         hidden_size=128,
         dino={
@@ -297,7 +297,7 @@ def test_every_parameter_and_buffer_is_initialised_as_documented(normalize):
         else:
             assert name.startswith(("vit.", "student.vit.")), name
             encoder.add(name)
-    names = [pattern for pattern, _ in INITIALISATION.values()]
+    names = [pattern for pattern, _ in INITIALIZATION.values()]
     assert all(any(re.search(pattern, name) for pattern in names) for name in encoder)
     weights = [model.student.vit.layers[i].mlp.fc1.weight for i in range(3)]
     for weight in weights:

@@ -81,12 +81,12 @@ def test_the_loss_by_hand():
     prediction = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])
     patches = torch.tensor([[[1.0, 4.0], [3.0, 1.0]]])
     assert mae_loss(prediction, patches, False).item() == (0 + 4 + 9 + 1) / 4
-    # of (3, 5): mean 4, unbiased deviation sqrt(2), so normalised (-1, 1) / sqrt(2)
-    normalised = mae_loss(torch.zeros(1, 1, 2), torch.tensor([[[3.0, 5.0]]]), True)
-    assert normalised.item() == pytest.approx(0.5, rel=1e-5)
+    # of (3, 5): mean 4, unbiased deviation sqrt(2), so normalized (-1, 1) / sqrt(2)
+    normalized = mae_loss(torch.zeros(1, 1, 2), torch.tensor([[[3.0, 5.0]]]), True)
+    assert normalized.item() == pytest.approx(0.5, rel=1e-5)
 
 
-def test_brightness_and_contrast_of_a_patch_are_not_asked_for_when_pixels_are_normalised():
+def test_brightness_and_contrast_of_a_patch_are_not_asked_for_when_pixels_are_normalized():
     prediction, patches = torch.randn(2, 5, 48), torch.randn(2, 5, 48)
     gain, shift = torch.rand(2, 5, 1) + 0.5, torch.randn(2, 5, 1)
     close = {"rtol": 1e-4, "atol": 1e-5}
@@ -434,7 +434,7 @@ def test_reconstruction_keeps_visible_patches_and_fills_the_others(height, width
     assert ((ours - given).abs().amax(dim=-1)[mask.bool()] > 0).all()
 
 
-def test_a_perfect_prediction_of_normalised_pixels_gives_the_image_back():
+def test_a_perfect_prediction_of_normalized_pixels_gives_the_image_back():
     model, inputs = make_model(), make_inputs()
     images = inputs["pixel_values"] * 3 + 1
     patches = patchify(images, 8)
@@ -453,14 +453,14 @@ def test_a_perfect_prediction_of_normalised_pixels_gives_the_image_back():
     torch.testing.assert_close(filled, images, rtol=0, atol=1e-5)
 
 
-def test_without_normalisation_the_prediction_is_the_pixels():
+def test_without_normalization_the_prediction_is_the_pixels():
     model, inputs = make_model(mae={"norm_pix_loss": False}), make_inputs()
     images, mask = model.reconstruct(**inputs)
     prediction = model(**inputs).prediction
     assert torch.equal(patchify(images, 8)[mask.bool()], prediction[mask.bool()])
 
 
-# Initialisation and loading
+# Initialization and loading
 
 
 def xavier_std(fan_in: int, fan_out: int) -> float:
@@ -468,7 +468,7 @@ def xavier_std(fan_in: int, fan_out: int) -> float:
 
 
 @pytest.mark.parametrize("initializer_range", [0.02, 0.1])
-def test_every_parameter_and_buffer_is_initialised_as_documented(initializer_range):
+def test_every_parameter_and_buffer_is_initialized_as_documented(initializer_range):
     model = make_model(
         hidden_size=128,
         initializer_range=initializer_range,
@@ -545,7 +545,7 @@ def test_a_tuple_holds_the_same_values():
     assert torch.equal(values[2], model(**inputs).mask)
 
 
-def test_grey_images_of_one_channel_work():
+def test_gray_images_of_one_channel_work():
     model = make_model(num_channels=1)
     images = torch.randn(2, 1, 32, 32)
     assert model(images).prediction.shape == (2, 16, 64)

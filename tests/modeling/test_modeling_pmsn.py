@@ -26,7 +26,7 @@ from selfvit.modeling.modeling_pmsn import (
     sinkhorn,
 )
 from tests.golden import load_golden
-from tests.modeling.test_modeling_selfvit import INITIALISATION, assert_statistics
+from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import anchor_and_target_views, tiny_config, tiny_pmsn_config
 
 
@@ -60,7 +60,7 @@ def teacher_and_student(model: SelfViTForPMSN) -> list[tuple[str, Tensor, Tensor
 # Pure functions
 
 
-def test_sharpening_is_the_power_renormalised():
+def test_sharpening_is_the_power_renormalized():
     probabilities = torch.tensor([[0.5, 0.3, 0.2]])
     expected = probabilities**4 / (probabilities**4).sum()
     torch.testing.assert_close(sharpen(probabilities.log(), 0.25).exp(), expected)
@@ -383,7 +383,7 @@ def test_without_a_configuration_of_pmsn_is_an_error():
         SelfViTForPMSN(tiny_config())
 
 
-def test_every_parameter_and_buffer_is_initialised_as_documented():
+def test_every_parameter_and_buffer_is_initialized_as_documented():
     sizes = {"num_prototypes": 100, "head_hidden_size": 96, "head_output_size": 64}
     model = make_model(hidden_size=128, pmsn=sizes)
     encoder = set()
@@ -400,7 +400,7 @@ def test_every_parameter_and_buffer_is_initialised_as_documented():
         else:
             assert name.startswith(("vit.", "student.vit.")), name
             encoder.add(name)
-    names = [pattern for pattern, _ in INITIALISATION.values()]
+    names = [pattern for pattern, _ in INITIALIZATION.values()]
     assert all(any(re.search(pattern, name) for pattern in names) for name in encoder)
 
 
@@ -421,7 +421,7 @@ def test_a_pretrained_encoder_reaches_the_student(tmp_path):
         assert torch.equal(model.vit.state_dict()[name], value), name
     for name, teacher, student in teacher_and_student(model):
         assert torch.equal(teacher, student), name
-    assert model.prototypes.abs().max() > 0  # initialised, though the checkpoint lacks them
+    assert model.prototypes.abs().max() > 0  # initialized, though the checkpoint lacks them
 
 
 def test_the_teacher_never_receives_a_gradient(tmp_path):
@@ -545,7 +545,7 @@ def test_a_batch_of_one_image_is_an_error_in_training_only():
 # What the training loop calls
 
 
-def test_the_teachers_head_normalises_by_the_batch_and_its_encoder_does_not_drop():
+def test_the_teachers_head_normalizes_by_the_batch_and_its_encoder_does_not_drop():
     model = make_model(drop_path_rate=0.5)
     assert model.student.training and model.head.training
     assert not any(module.training for module in model.vit.modules())

@@ -355,11 +355,11 @@ def test_masking_without_a_mask_token_is_an_error():
         make_model()(random_images(), bool_masked_pos=masked)
 
 
-# Initialisation and loading
+# Initialization and loading
 
 ANY_PROJECTION = r"(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
 PATCH_BOUND = 1 / math.sqrt(3 * 8 * 8)
-INITIALISATION = {  # kind: (names, what to expect of the values)
+INITIALIZATION = {  # kind: (names, what to expect of the values)
     "normal": (rf"{ANY_PROJECTION}\.weight|cls_token|register_tokens", 0.02),
     "positions": (r"embeddings\.position_embeddings", 0.02),
     "uniform": (r"projection\.(weight|bias)", PATCH_BOUND / math.sqrt(3)),
@@ -377,7 +377,7 @@ def assert_statistics(name: str, value: Tensor, mean: float, std: float) -> None
 
 
 @pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
-def test_every_parameter_and_buffer_is_initialised_as_documented(position_embedding_type):
+def test_every_parameter_and_buffer_is_initialized_as_documented(position_embedding_type):
     torch.manual_seed(0)
     config = tiny_config(
         hidden_size=128,
@@ -389,10 +389,10 @@ def test_every_parameter_and_buffer_is_initialised_as_documented(position_embedd
     model = SelfViTModel(config)
     seen = []
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        kinds = [kind for kind, (names, _) in INITIALISATION.items() if re.search(names, name)]
+        kinds = [kind for kind, (names, _) in INITIALIZATION.items() if re.search(names, name)]
         assert len(kinds) == 1, name
         seen += kinds
-        expected = INITIALISATION[kinds[0]][1]
+        expected = INITIALIZATION[kinds[0]][1]
         if kinds[0] == "positions" and position_embedding_type == "sincos":
             assert torch.equal(value, sincos_position_embeddings(128, (4, 4)))
         elif kinds[0] in ("normal", "positions", "uniform"):
@@ -401,7 +401,7 @@ def test_every_parameter_and_buffer_is_initialised_as_documented(position_embedd
             assert (value == expected).all(), name
         if kinds[0] == "uniform":
             assert value.abs().max() <= PATCH_BOUND, name
-    assert set(seen) == set(INITIALISATION)
+    assert set(seen) == set(INITIALIZATION)
 
 
 def test_initializer_range_sets_the_spread():
@@ -663,12 +663,12 @@ def test_the_batch_norm_standardises_a_batch_and_has_no_weights():
     assert not list(model.classifier_norm.parameters())
     images = random_images(batch_size=6)
     embedding = model.vit(images).pooler_output
-    standardised = model.classifier_norm(embedding)
-    torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(64), atol=1e-5, rtol=0)
+    standardized = model.classifier_norm(embedding)
+    torch.testing.assert_close(standardized.mean(dim=0), torch.zeros(64), atol=1e-5, rtol=0)
     centered = embedding - embedding.mean(dim=0)
     expected = centered / (centered.square().mean(dim=0) + 1e-6).sqrt()
-    torch.testing.assert_close(standardised, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model(images).logits, model.classifier(standardised))
+    torch.testing.assert_close(standardized, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(images).logits, model.classifier(standardized))
 
 
 def test_in_evaluation_the_batch_norm_takes_its_running_statistics():
@@ -728,7 +728,7 @@ def test_a_classifier_without_a_batch_norm_has_the_weights_it_had():
 # The backbone
 
 
-def test_feature_maps_are_the_normalised_patches_of_their_blocks():
+def test_feature_maps_are_the_normalized_patches_of_their_blocks():
     config = tiny_config(num_register_tokens=2, out_features=["stem", "stage1", "stage3"])
     model = SelfViTBackbone(config).eval()
     images = random_images(height=48, width=24)

@@ -79,6 +79,6 @@ def test_predicting_the_mean_of_each_place_costs_the_variance_between_images():
     assert variance_between_images(patches[:1], norm_pix_loss=False).item() == 0
 
 
-def test_the_variance_of_normalised_patches_of_unrelated_images_is_about_one():
+def test_the_variance_of_normalized_patches_of_unrelated_images_is_about_one():
     patches = torch.randn(64, 9, 48, generator=torch.Generator().manual_seed(2)) * 7 + 3
     assert variance_between_images(patches, norm_pix_loss=True).item() == pytest.approx(1, abs=0.05)

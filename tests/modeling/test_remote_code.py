@@ -135,8 +135,8 @@ def build_checkpoints(folder: Path) -> dict[str, Any]:
     """Save a tiny model of every class, none of its weights at its start; return them by name."""
     torch.manual_seed(0)
     models = {objective.name: objective.model_class(objective.config()) for objective in OBJECTIVES}
-    labelled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
-    models["classifier"] = SelfViTForImageClassification(labelled)
+    labeled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
+    models["classifier"] = SelfViTForImageClassification(labeled)
     models["encoder"] = SelfViTModel(tiny_config(pooling="cls+mean", initializer_range=0.2))
     models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2))
     for name, model in models.items():

@@ -21,7 +21,7 @@ from selfvit.sharing.model_card import (
     TrainingFacts,
     render_model_card,
 )
-from selfvit.sharing.provenance import LICENCES, Provenance
+from selfvit.sharing.provenance import LICENSES, Provenance
 from selfvit.training.train import main
 
 from ..conversion.source_files import dino_checkpoint, golden_weights, heads_of, save_weights
@@ -91,7 +91,7 @@ def assert_valid(folder):
     assert metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] in PIPELINE_REGISTRY.get_supported_tasks()
     assert all(isinstance(tag, str) and len(tag) < 64 for tag in metadata["tags"])
-    assert metadata.get("license", "other") in LICENCES
+    assert metadata.get("license", "other") in LICENSES
     for name in [metadata.get("base_model"), *(metadata.get("datasets") or [])]:
         if name is not None:
             validate_repo_id(name)
@@ -108,7 +108,7 @@ def test_a_card_has_every_section_and_valid_metadata(name, checkpoints, two_clas
     origin = "Source" if name.startswith("converted") else "Training"
     sections = sections_of(card)
     assert list(sections) == [
-        "", "Use", "What it is", origin, "Results", "Limits", "Licence", "Citation",
+        "", "Use", "What it is", origin, "Results", "Limits", "License", "Citation",
     ]  # fmt: skip
     assert all(len(text.strip()) > 40 for text in sections.values())
     assert sections[""].strip().startswith(f"# {name}\n")
@@ -315,7 +315,7 @@ def contents(**changes):
     return replace(filled, **changes)
 
 
-def test_data_base_model_and_licence_are_in_the_metadata(tmp_path):
+def test_data_base_model_and_license_are_in_the_metadata(tmp_path):
     text = render_model_card(contents(evaluated_on="user/flowers-test", after={"knn_20": 0.875}))
     (tmp_path / "README.md").write_text(text)
     metadata = assert_valid(tmp_path)

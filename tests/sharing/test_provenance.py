@@ -1,4 +1,4 @@
-"""Licence and base model travel: from a source through its conversion and every training."""
+"""License and base model travel: from a source through its conversion and every training."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def finetune(recipe, start, data, output, *options):
     main([recipe, *LOOP, *paths, *STEPS, *options])
 
 
-def test_a_non_commercial_licence_travels_through_every_training(
+def test_a_non_commercial_license_travels_through_every_training(
     converted_mae, two_classes, tmp_path
 ):
     assert metadata_of(converted_mae)["license"] == "cc-by-nc-4.0"
@@ -65,11 +65,11 @@ def test_a_non_commercial_licence_travels_through_every_training(
     for name in ("first", "second"):
         card = (tmp_path / name / "README.md").read_text()
         assert metadata_of(tmp_path / name)["license"] == "cc-by-nc-4.0"
-        assert "`cc-by-nc-4.0`, by the card of" in card.split("## Licence")[1]
+        assert "`cc-by-nc-4.0`, by the card of" in card.split("## License")[1]
     assert "2111.06377" in (tmp_path / "second" / "README.md").read_text()
 
 
-def test_a_permissive_licence_over_a_non_commercial_one_is_refused_and_says_why(
+def test_a_permissive_license_over_a_non_commercial_one_is_refused_and_says_why(
     converted_mae, two_classes, tmp_path
 ):
     with pytest.raises(ValueError) as refused:
@@ -79,7 +79,7 @@ def test_a_permissive_licence_over_a_non_commercial_one_is_refused_and_says_why(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_licence_asked_for_is_that_of_the_card(two_classes, tiny_checkpoint, tmp_path):
+def test_the_license_asked_for_is_that_of_the_card(two_classes, tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
     finetune("classify", tiny_checkpoint, two_classes, out, "--license", "apache-2.0")
     assert metadata_of(out)["license"] == "apache-2.0"
@@ -88,10 +88,10 @@ def test_the_licence_asked_for_is_that_of_the_card(two_classes, tiny_checkpoint,
     assert "license: apache-2.0" in (out / "training.yaml").read_text()
 
 
-def test_where_no_licence_is_known_none_is_claimed(two_classes, tiny_checkpoint, tmp_path):
+def test_where_no_license_is_known_none_is_claimed(two_classes, tiny_checkpoint, tmp_path):
     finetune("classify", tiny_checkpoint, two_classes, tmp_path / "out")
     assert "license" not in metadata_of(tmp_path / "out")
-    said = (tmp_path / "out" / "README.md").read_text().split("## Licence")[1]
+    said = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
     assert "Not known" in said and tiny_checkpoint.name in said
 
 
@@ -108,52 +108,52 @@ def test_where_no_licence_is_known_none_is_claimed(two_classes, tiny_checkpoint,
         ("cc-by-sa-4.0", "cc-by-nc-sa-4.0", False),  # the very same, it says
         ("gpl-3.0", "mit", False),
         ("openrail", "apache-2.0", False),
-        ("some-new-licence", "mit", False),
+        ("some-new-license", "mit", False),
     ],
 )
 def test_terms_of_a_source_are_kept(source, asked, allowed, tmp_path):
     folder = folder_with_card(tmp_path / "source", f"license: {source}")
     if allowed:
-        assert derived_provenance(folder, asked).licence == asked
+        assert derived_provenance(folder, asked).license == asked
         return
     with pytest.raises(ValueError, match=f"under {source}, and its terms"):
         derived_provenance(folder, asked)
 
 
-def test_a_licence_of_its_own_kind_travels_with_its_name_and_text(tmp_path):
-    metadata = "license: other\nlicense_name: lab-1\nlicense_link: https://lab.example/licence"
+def test_a_license_of_its_own_kind_travels_with_its_name_and_text(tmp_path):
+    metadata = "license: other\nlicense_name: lab-1\nlicense_link: https://lab.example/license"
     derived = derived_provenance(folder_with_card(tmp_path / "source", metadata))
-    assert (derived.licence, derived.licence_name) == ("other", "lab-1")
-    assert derived.licence_link == "https://lab.example/licence"
+    assert (derived.license, derived.license_name) == ("other", "lab-1")
+    assert derived.license_link == "https://lab.example/license"
 
 
-def test_of_several_licences_the_one_that_asks_for_more_counts(tmp_path):
+def test_of_several_licenses_the_one_that_asks_for_more_counts(tmp_path):
     folder = folder_with_card(tmp_path / "source", "license: [mit, cc-by-nc-4.0]")
-    assert read_provenance(folder).licence == "cc-by-nc-4.0"
+    assert read_provenance(folder).license == "cc-by-nc-4.0"
 
 
-def test_a_licence_that_the_hub_does_not_know_is_an_error_with_the_nearest():
+def test_a_license_that_the_hub_does_not_know_is_an_error_with_the_nearest():
     with pytest.raises(ValueError, match=r"'apache2'.*apache-2\.0"):
         derived_provenance(None, "apache2")
     with pytest.raises(ValueError, match="'other' stands for"):
         derived_provenance(None, "???")
 
 
-def test_metadata_that_cannot_be_read_is_an_error_and_no_lost_licence(tmp_path):
+def test_metadata_that_cannot_be_read_is_an_error_and_no_lost_license(tmp_path):
     folder = folder_with_card(tmp_path / "source", "license: [cc-by-nc-4.0")
-    with pytest.raises(ValueError, match=r"README\.md cannot be read.*licence"):
+    with pytest.raises(ValueError, match=r"README\.md cannot be read.*license"):
         derived_provenance(folder)
 
 
-def test_without_its_card_a_converted_folder_still_knows_its_licence(converted_mae, tmp_path):
+def test_without_its_card_a_converted_folder_still_knows_its_license(converted_mae, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(converted_mae, folder)
     (folder / "README.md").unlink()
     found = read_provenance(folder)
-    assert found.licence == "cc-by-nc-4.0" and found.origin == "conversion.json of copy"
+    assert found.license == "cc-by-nc-4.0" and found.origin == "conversion.json of copy"
 
 
-def test_an_export_names_the_licence(converted_mae, tmp_path):
+def test_an_export_names_the_license(converted_mae, tmp_path):
     export(converted_mae, tmp_path / "out", to="transformers", pooling="cls")
     facts = json.loads((tmp_path / "out" / "selfvit_export.json").read_text())
     assert facts["license"] == "cc-by-nc-4.0" and facts["base_model"] is None
@@ -214,11 +214,11 @@ def test_a_mae_or_msn_of_transformers_is_non_commercial_unless_its_card_says_oth
     convert(tmp_path / "source", tmp_path / "out", overwrite=True)
     metadata = metadata_of(tmp_path / "out")
     assert (metadata["license"], metadata["base_model"]) == ("apache-2.0", "user/original")
-    said = (tmp_path / "out" / "README.md").read_text().split("## Licence")[1]
+    said = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
     assert "by the card of source" in said and "CC BY-NC 4.0" in said
     report = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert (report["license"], report["base_model"]) == ("apache-2.0", "user/original")
 
 
-def test_no_permissive_licence_restricts():
+def test_no_permissive_license_restricts():
     assert not {name for name in PERMISSIVE if {"nc", "sa", "nd"} & set(name.split("-"))}

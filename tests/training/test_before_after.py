@@ -77,7 +77,7 @@ def test_finetuning_on_the_sample_shows_the_gain_with_its_interval(untrained, tm
     assert report["improved"] is True and report["metric"] == "knn_20"
     assert 0 < gain["low"] < gain["value"] < gain["high"]
     assert report["figures"]["view_retrieval"]["num_images"] == LIMIT
-    assert 0 < report["neighbour_overlap"]["value"] < 1
+    assert 0 < report["neighbor_overlap"]["value"] < 1
     # and the figures are those that `selfvit evaluate` gives for the two checkpoints
     for name, checkpoint in (("before", untrained), ("after", out)):
         metrics = evaluate_checkpoint(
@@ -124,8 +124,8 @@ def command(recipe, checkpoint, data, output, *options):
 
 
 @pytest.fixture
-def unlabelled(tmp_path):
-    folder = tmp_path / "unlabelled"
+def unlabeled(tmp_path):
+    folder = tmp_path / "unlabeled"
     folder.mkdir()
     for index in range(12):
         noise(36, 36, index).save(folder / f"{index}.png")
@@ -171,13 +171,13 @@ def test_other_data_to_evaluate_on_at_a_resume_is_measured_before_and_after(
     assert report_of(out)["best"]["step"] == 2  # the one before was of other images
 
 
-def test_without_labels_the_other_view_judges(unlabelled, tiny_checkpoint, tmp_path, capsys):
+def test_without_labels_the_other_view_judges(unlabeled, tiny_checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
-    main(command("dino_finetune", tiny_checkpoint, unlabelled, out, "--max_steps", 1))
+    main(command("dino_finetune", tiny_checkpoint, unlabeled, out, "--max_steps", 1))
     report = report_of(out)
     assert report["metric"] == "view_retrieval"
     assert list(report["figures"]) == ["view_retrieval", "rankme", "uniformity"]
-    # an unreadable image is left out, and not replaced by a neighbour, whose views would be four
+    # an unreadable image is left out, and not replaced by a neighbor, whose views would be four
     assert report["figures"]["view_retrieval"]["num_images"] == 12
     printed = capsys.readouterr().out
     assert "other view found first" in printed and report["verdict"] in printed
@@ -278,7 +278,7 @@ def test_what_did_not_move_is_no_improvement_and_two_processes_say_the_same(
     process = start([*launcher.split(), "-m"], two)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode != 0 and "\nerror: " in printed and "did not move" in printed
-    assert printed.count("neighbours kept") == 1
+    assert printed.count("neighbors kept") == 1
     assert report_of(tmp_path / "two") == report_of(tmp_path / "one")
     assert (tmp_path / "two" / "config.json").is_file()
 
@@ -333,7 +333,7 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(
 ):
     required = (*options, "--max_steps", 1, "--require_improvement", "true")
     if options[:1] == ("--best_metric",):
-        # so few images that there are no 20 neighbours
+        # so few images that there are no 20 neighbors
         required = (*required, "--eval_limit", 15)
     with pytest.raises(ValueError, match=message):
         main(command(recipe, tiny_checkpoint, two_classes, tmp_path / "out", *required))

@@ -226,8 +226,8 @@ def test_each_process_mixes_its_part_in_its_own_way(image_folder):
     assert not torch.equal(parts[0]["labels"], parts[1]["labels"])
 
 
-def test_a_stream_is_mixed_and_goes_on_where_it_stood(labelled_parquet):
-    source = open_images(labelled_parquet, streaming=True)
+def test_a_stream_is_mixed_and_goes_on_where_it_stood(labeled_parquet):
+    source = open_images(labeled_parquet, streaming=True)
     mixing = {"augmentation": MIXING, "with_labels": True}
     unbroken = loader(source, **mixing)
     stream = iter(unbroken)
@@ -241,11 +241,11 @@ def test_a_stream_is_mixed_and_goes_on_where_it_stood(labelled_parquet):
 
 
 @pytest.fixture(scope="module")
-def labelled_parquet(tmp_path_factory):
+def labeled_parquet(tmp_path_factory):
     from datasets import ClassLabel, Dataset, Features, Image
 
     rows = {"image": [noise(24, 24, index) for index in range(20)], "label": [0, 1, 2, 1] * 5}
     features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog", "owl"])})
-    path = tmp_path_factory.mktemp("labelled") / "images.parquet"
+    path = tmp_path_factory.mktemp("labeled") / "images.parquet"
     Dataset.from_dict(rows, features=features).to_parquet(path)
     return path

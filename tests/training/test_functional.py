@@ -52,14 +52,14 @@ def test_brightness_scales_every_level():
     assert 0.6 <= min(factors) < 0.64 and 1.36 < max(factors) <= 1.4
 
 
-def test_contrast_keeps_the_mean_grey():
+def test_contrast_keeps_the_mean_gray():
     pixels = np.array(noise(32, 32).convert("L").convert("RGB")) // 2 + 64
     for seed in range(5):
         jittered = jitter_color(pixels, [0, 0.4, 0, 0], rng(seed))
         assert abs(jittered.mean() - pixels.mean()) < 1
 
 
-def test_full_loss_of_saturation_gives_grey():
+def test_full_loss_of_saturation_gives_gray():
     pixels = np.array(noise(16, 16))
     spreads = []
     for seed in range(50):

@@ -64,7 +64,7 @@ def test_a_run_with_pictures_is_the_same_run_bit_for_bit(objective, two_classes,
     )
 
 
-def test_the_views_of_a_step_are_drawn_as_they_were_before_normalisation(tiny_config):
+def test_the_views_of_a_step_are_drawn_as_they_were_before_normalization(tiny_config):
     processor = build_processor(tiny_config)
     mean = torch.tensor(processor.image_mean).view(3, 1, 1)
     std = torch.tensor(processor.image_std).view(3, 1, 1)

@@ -69,13 +69,13 @@ def test_brightness_and_color_at_their_ends():
     before = pixels_of(noise(16, 16))
     dark = pixels_of(change(noise(16, 16), "brightness", -1.0))
     assert np.abs(dark - before * 0.1).max() <= 1
-    grey = pixels_of(change(noise(16, 16), "color", -1.0))
-    spread = (grey.max(axis=2) - grey.min(axis=2)).max()
+    gray = pixels_of(change(noise(16, 16), "color", -1.0))
+    spread = (gray.max(axis=2) - gray.min(axis=2)).max()
     assert spread <= 0.1 * 255 + 1
 
 
 @pytest.mark.parametrize(("kind", "axis"), [("translate_x", 1), ("translate_y", 0)])
-def test_translate_moves_by_a_share_of_the_size_and_leaves_grey(kind, axis):
+def test_translate_moves_by_a_share_of_the_size_and_leaves_gray(kind, axis):
     image = noise(40, 40)
     before, after = pixels_of(image), pixels_of(change(image, kind, 0.5))  # 0.225 x 40 = 9 pixels
     before, after = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)

@@ -60,7 +60,7 @@ def test_mae_classify_trains_the_encoder_and_a_pipeline_serves_it(
 ):
     out = tmp_path / "out"
     options = ("--max_steps", 60, "--base_learning_rate", 0.1, "--crop_scale", 0.5, 1)
-    # bright and dark folders: RandAugment inverts and solarises, which is the label here
+    # bright and dark folders: RandAugment inverts and solarizes, which is the label here
     plain = ("--rand_augment_magnitude", 0, "--layer_decay", 1, "--seed", 1)
     main(command("mae_classify", tiny_checkpoint, two_classes, out, *options, *plain))
     before = load_strictly(SelfViTModel, tiny_checkpoint).state_dict()

@@ -83,13 +83,13 @@ def test_picture_has_a_row_an_image_and_a_column_a_head(model, tmp_path):
     pytest.importorskip("matplotlib")
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
     red = Image.new("RGB", (50, 40), (255, 0, 0))
-    grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
-    plot_attention_maps(model, processor, [red, grey], tmp_path / "new" / "maps.png")
+    gray = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+    plot_attention_maps(model, processor, [red, gray], tmp_path / "new" / "maps.png")
     picture = Image.open(tmp_path / "new" / "maps.png").convert("RGB")
     assert picture.size == (4 * 232 + 8, 2 * 232 + 34)  # image, mean, two heads; two rows
-    # the image as seen, normalisation undone
+    # the image as seen, normalization undone
     assert (panel_of(picture, 0, 0) == (255, 0, 0)).all()
-    seen = np.asarray(grey.convert("RGB"))
+    seen = np.asarray(gray.convert("RGB"))
     np.testing.assert_array_equal(panel_of(picture, 1, 0), np.kron(seen, np.ones((7, 7, 1))))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.png"]
 

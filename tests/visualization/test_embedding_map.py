@@ -15,23 +15,23 @@ from selfvit.visualization.embedding_map import (
 
 @pytest.fixture
 def vectors():
-    centres = 5 * np.random.default_rng(0).normal(size=(3, 12))
-    return (centres[LABELS] + np.random.default_rng(1).normal(size=(30, 12))).astype(np.float32)
+    centers = 5 * np.random.default_rng(0).normal(size=(3, 12))
+    return (centers[LABELS] + np.random.default_rng(1).normal(size=(30, 12))).astype(np.float32)
 
 
 LABELS = np.arange(30) % 3
-COLOURS = [(255, 0, 255), (0, 255, 255), (255, 255, 0)]
+COLORS = [(255, 0, 255), (0, 255, 255), (255, 255, 0)]
 
 
 def test_picture_is_1600_pixels_wide_and_shows_the_images(vectors, tmp_path):
-    images = [Image.new("RGB", (30, 20), COLOURS[label]) for label in LABELS]
+    images = [Image.new("RGB", (30, 20), COLORS[label]) for label in LABELS]
     path = tmp_path / "new" / "map.png"
     plot_embedding_map(vectors, images, LABELS, ["cat", "dog", "owl"], path)
     picture = Image.open(path)
     assert picture.size == (1600, 1040)
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    for colour in COLOURS:  # one thumbnail of each class at least, at its full size
-        assert (pixels == colour).all(axis=1).sum() >= 0.8 * 42 * 28
+    for color in COLORS:  # one thumbnail of each class at least, at its full size
+        assert (pixels == color).all(axis=1).sum() >= 0.8 * 42 * 28
     assert [file.name for file in path.parent.iterdir()] == ["map.png"]
 
 
@@ -56,7 +56,7 @@ def test_only_drawn_images_are_read(vectors, tmp_path):
     assert 0 < len(set(images.read)) <= 30 + 10
 
 
-def test_map_keeps_neighbours_together_and_repeats_with_its_seed(vectors):
+def test_map_keeps_neighbors_together_and_repeats_with_its_seed(vectors):
     positions = project_to_plane(vectors)
     distances = np.linalg.norm(positions[:, None] - positions, axis=2)
     np.fill_diagonal(distances, np.inf)

@@ -49,8 +49,8 @@ def test_titles_stand_above_their_columns(tmp_path):
 
 
 def test_heat_spans_black_to_light_and_takes_constants():
-    colours = heat(np.array([[0.1, 0.2], [0.3, 0.4]]))
-    brightness = colours.sum(axis=2)
+    colors = heat(np.array([[0.1, 0.2], [0.3, 0.4]]))
+    brightness = colors.sum(axis=2)
     assert brightness[0, 0] < 0.1 and brightness[1, 1] > 2
     assert (np.diff(brightness.ravel()) > 0).all()
     constant = heat(np.full((3, 3), 0.25))

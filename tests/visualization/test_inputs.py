@@ -17,13 +17,13 @@ from .. import image_files
 
 
 @pytest.fixture
-def greys(tmp_path):
-    """Twelve images sorted by class, each of a grey that tells its position."""
+def grays(tmp_path):
+    """Twelve images sorted by class, each of a gray that tells its position."""
     for position in range(12):
-        folder = tmp_path / "greys" / "abc"[position // 4]
+        folder = tmp_path / "grays" / "abc"[position // 4]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 10 * position).save(folder / f"{position:02d}.png")
-    return tmp_path / "greys"
+    return tmp_path / "grays"
 
 
 def positions_of(images):
@@ -35,25 +35,25 @@ class TestChoice:
         "num_images, expected",
         [(1, [0]), (3, [0, 4, 8]), (5, [0, 2, 4, 7, 9]), (12, list(range(12)))],
     )
-    def test_images_are_spread_over_the_source(self, num_images, expected, greys):
-        images, skipped = choose_images(open_images(greys), num_images)
+    def test_images_are_spread_over_the_source(self, num_images, expected, grays):
+        images, skipped = choose_images(open_images(grays), num_images)
         assert positions_of(images) == expected and skipped == []
 
-    def test_of_a_smaller_source_all_are_taken(self, greys):
-        assert positions_of(choose_images(open_images(greys), 50)[0]) == list(range(12))
+    def test_of_a_smaller_source_all_are_taken(self, grays):
+        assert positions_of(choose_images(open_images(grays), 50)[0]) == list(range(12))
 
-    def test_the_next_one_stands_in_for_an_unreadable_image(self, greys):
-        image_files.empty_jpeg(greys / "b" / "04.png")
-        images, skipped = choose_images(open_images(greys), 3)
+    def test_the_next_one_stands_in_for_an_unreadable_image(self, grays):
+        image_files.empty_jpeg(grays / "b" / "04.png")
+        images, skipped = choose_images(open_images(grays), 3)
         assert positions_of(images) == [0, 5, 8]
         assert [(image.id, image.reason) for image in skipped] == [
             ("b/04.png", "empty file (0 bytes)")
         ]
 
-    def test_a_stretch_without_readable_images_is_left_out(self, greys):
-        for path in (greys / "b").iterdir():
+    def test_a_stretch_without_readable_images_is_left_out(self, grays):
+        for path in (grays / "b").iterdir():
             image_files.empty_jpeg(path)
-        images, skipped = choose_images(open_images(greys), 3)
+        images, skipped = choose_images(open_images(grays), 3)
         assert positions_of(images) == [0, 8] and len(skipped) == 4
 
     def test_without_any_readable_image_the_error_says_why(self, tmp_path):
@@ -61,9 +61,9 @@ class TestChoice:
         with pytest.raises(ValueError, match=r"none of the 1 images.*a\.jpg: empty file"):
             choose_images(open_images(tmp_path), 8)
 
-    def test_fewer_than_one_are_refused(self, greys):
+    def test_fewer_than_one_are_refused(self, grays):
         with pytest.raises(ValueError, match=r"num_images \(0\) must be at least 1"):
-            choose_images(open_images(greys), 0)
+            choose_images(open_images(grays), 0)
 
 
 class TestCheckpoint:
@@ -80,7 +80,7 @@ class TestCheckpoint:
 
 
 @pytest.mark.parametrize("resize", ["square", "shortest_edge"])
-def test_normalisation_is_undone_by_the_processors_own_numbers(resize):
+def test_normalization_is_undone_by_the_processors_own_numbers(resize):
     config = SelfViTConfig(image_size=32, patch_size=8)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.7)
     processor = build_processor(config, resize=resize, mean=mean, std=std, crop_ratio=1.0)
@@ -90,7 +90,7 @@ def test_normalisation_is_undone_by_the_processors_own_numbers(resize):
     np.testing.assert_array_equal(np.round(seen[0] * 255), np.asarray(image))
 
 
-def test_grey_pixels_are_shown_as_grey():
+def test_gray_pixels_are_shown_as_gray():
     processor = build_processor(SelfViTConfig(), mean=(0.5,), std=(0.25,))
     seen = as_seen(torch.zeros(2, 1, 4, 6), processor)
     assert seen.shape == (2, 4, 6, 3) and (seen == 0.5).all()

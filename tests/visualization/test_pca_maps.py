@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from transformers import ViTImageProcessor
 
 from selfvit import SelfViTConfig, SelfViTForDINO, SelfViTModel
-from selfvit.visualization.pca_maps import patch_tokens, pca_colours, plot_pca_maps
+from selfvit.visualization.pca_maps import patch_tokens, pca_colors, plot_pca_maps
 
 from .. import image_files
 from .panels import num_rows, panel_of
@@ -63,67 +63,67 @@ class TestTokens:
         assert torch.equal(patch_tokens(model, images), patch_tokens(model.vit, images))
 
 
-class TestColours:
+class TestColors:
     def test_components_are_those_of_scikit_learn_up_to_sign(self, tokens):
         scores = PCA(n_components=3).fit_transform(tokens.flatten(0, 2).double().numpy())
-        colours = pca_colours(tokens).flatten(0, 2).double().numpy() - 0.5
+        colors = pca_colors(tokens).flatten(0, 2).double().numpy() - 0.5
         for component in range(3):
-            inside = np.abs(colours[:, component]) < 0.4999  # the others are cut off
+            inside = np.abs(colors[:, component]) < 0.4999  # the others are cut off
             assert inside.sum() > 40
-            ratio = colours[inside, component] / scores[inside, component]
+            ratio = colors[inside, component] / scores[inside, component]
             np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
     def test_the_sign_does_not_depend_on_the_order_of_the_images(self, tokens):
-        torch.testing.assert_close(pca_colours(tokens.flip(0)), pca_colours(tokens).flip(0))
+        torch.testing.assert_close(pca_colors(tokens.flip(0)), pca_colors(tokens).flip(0))
 
     def test_components_are_of_all_images_together(self, tokens):
-        alone = pca_colours(tokens[:1])
-        assert not torch.allclose(pca_colours(tokens)[:1], alone, atol=1e-2)
+        alone = pca_colors(tokens[:1])
+        assert not torch.allclose(pca_colors(tokens)[:1], alone, atol=1e-2)
 
-    def test_equal_tokens_are_mid_grey_whatever_rounding_says(self):
+    def test_equal_tokens_are_mid_gray_whatever_rounding_says(self):
         tokens = torch.randn(10).expand(2, 4, 4, 10)
         rounded = tokens + 1e-7 * torch.randn(2, 4, 4, 10)
-        assert (pca_colours(rounded) == 0.5).all()
-        assert (pca_colours(torch.zeros(1, 2, 2, 5)) == 0.5).all()
+        assert (pca_colors(rounded) == 0.5).all()
+        assert (pca_colors(torch.zeros(1, 2, 2, 5)) == 0.5).all()
 
-    def test_two_kinds_of_patches_span_the_range_of_one_colour(self):
+    def test_two_kinds_of_patches_span_the_range_of_one_color(self):
         tokens = torch.zeros(1, 2, 4, 8)
         tokens[:, :, 2:] = torch.randn(8, generator=torch.Generator().manual_seed(0))
-        colours = pca_colours(tokens)
-        left, right = colours[0, 0, 0], colours[0, 0, 3]
+        colors = pca_colors(tokens)
+        left, right = colors[0, 0, 0], colors[0, 0, 3]
         assert {round(float(left[0])), round(float(right[0]))} == {0, 1}
-        assert (colours[..., 1:] == 0.5).all()  # there is no second component
+        assert (colors[..., 1:] == 0.5).all()  # there is no second component
 
     def test_a_few_patches_of_large_norm_leave_the_others_apart(self):
         tokens = torch.randn(1, 30, 30, 6, generator=torch.Generator().manual_seed(0))
         tokens[0, 0, :10] *= 10  # 1 %
-        reds = pca_colours(tokens)[..., 0].flatten()[10:]
+        reds = pca_colors(tokens)[..., 0].flatten()[10:]
         assert reds.std() > 0.14  # from smallest to largest would leave 0.014
 
     def test_a_rare_kind_of_patch_shows(self):
         tokens = torch.zeros(1, 30, 30, 6)
         tokens[0, 7, 7] = 1
-        reds = pca_colours(tokens)[..., 0].flatten()
+        reds = pca_colors(tokens)[..., 0].flatten()
         assert reds[7 * 30 + 7].round() in (0, 1) and (reds - 0.5).abs().median() < 0.01
 
 
 class TestPicture:
-    def test_halves_of_different_content_get_different_colours(self, model, processor, tmp_path):
+    def test_halves_of_different_content_get_different_colors(self, model, processor, tmp_path):
         plot_pca_maps(model, processor, [image_files.light_left(32, 32)], tmp_path / "pca.png")
         picture = Image.open(tmp_path / "pca.png")
-        seen, colours = panel_of(picture, 0, 0), panel_of(picture, 0, 1)
+        seen, colors = panel_of(picture, 0, 0), panel_of(picture, 0, 1)
         assert (seen[:, :112] == image_files.LIGHT).all()
         assert (seen[:, 112:] == image_files.DARK).all()
-        left, right = colours[:, :112], colours[:, 112:]
+        left, right = colors[:, :112], colors[:, 112:]
         assert (left == left[0, 0]).all() and (right == right[0, 0]).all()
         assert abs(left[0, 0, 0] - right[0, 0, 0]) == 255
 
-    def test_an_image_of_one_colour_gives_a_map_of_one_colour(self, model, processor, tmp_path):
+    def test_an_image_of_one_color_gives_a_map_of_one_color(self, model, processor, tmp_path):
         plain = Image.new("RGB", (40, 40), (10, 200, 90))
         plot_pca_maps(model, processor, [plain, image_files.noise(32, 32)], tmp_path / "pca.png")
         picture = Image.open(tmp_path / "pca.png")
-        colours = panel_of(picture, 0, 1)
-        assert np.ptp(colours, axis=(0, 1)).max() <= 1  # of 255
+        colors = panel_of(picture, 0, 1)
+        assert np.ptp(colors, axis=(0, 1)).max() <= 1  # of 255
         assert np.ptp(panel_of(picture, 1, 1), axis=(0, 1)).max() > 100
 
     def test_any_size_that_the_patch_divides(self, model, tmp_path):
@@ -132,8 +132,8 @@ class TestPicture:
         plot_pca_maps(model, processor, images, tmp_path / "pca.png")
         picture = Image.open(tmp_path / "pca.png")
         assert num_rows(picture, 192) == 3
-        colours = panel_of(picture, 2, 1, (192, 288))
-        cells = colours.reshape(8, 24, 12, 24, 3)  # a patch is a square of one colour
+        colors = panel_of(picture, 2, 1, (192, 288))
+        cells = colors.reshape(8, 24, 12, 24, 3)  # a patch is a square of one color
         assert (cells == cells[:, :1, :, :1]).all()
         assert len(np.unique(cells[:, 0, :, 0].reshape(-1, 3), axis=0)) > 48
 

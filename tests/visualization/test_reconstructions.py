@@ -12,7 +12,7 @@ from .. import image_files
 from ..objectives import tiny_config, tiny_mae_config
 from .panels import num_rows, panel_of
 
-GREY = 128
+GRAY = 128
 PATCH = 56  # pixels of a panel
 
 
@@ -49,15 +49,15 @@ def patches_of(panel, patch=PATCH):
 
 
 def masked_of(picture, row=0, patch=PATCH, size=(224, 224)):
-    """Return which patches are grey in the masked panel (N,)."""
-    return (patches_of(panel_of(picture, row, 1, size), patch) == GREY).all(axis=(1, 2, 3))
+    """Return which patches are gray in the masked panel (N,)."""
+    return (patches_of(panel_of(picture, row, 1, size), patch) == GRAY).all(axis=(1, 2, 3))
 
 
 NOISE = [image_files.noise(32, 32, seed) for seed in range(3)]
 
 
 class TestPicture:
-    def test_visible_patches_are_the_images_and_masked_ones_grey(self, draw):
+    def test_visible_patches_are_the_images_and_masked_ones_gray(self, draw):
         picture = draw(NOISE)
         assert num_rows(picture) == 3
         for row, image in enumerate(NOISE):
@@ -122,8 +122,8 @@ class TestPicture:
         plot_reconstructions(model, processor, NOISE[:1], tmp_path / "picture.png")
         assert model.decoder.training and not model.vit.layers[0].training
 
-    def test_normalised_pixels_get_the_true_brightness(self, tmp_path):
-        # of a patch of one colour the model predicts no brightness: the true one is drawn
+    def test_normalized_pixels_get_the_true_brightness(self, tmp_path):
+        # of a patch of one color the model predicts no brightness: the true one is drawn
         model, processor = open_mae(save_mae(tmp_path / "mae", norm_pix_loss=True))
         plain = Image.new("RGB", (32, 32), (200, 200, 200))
         plot_reconstructions(model, processor, [plain], tmp_path / "picture.png")

@@ -98,7 +98,7 @@ class Augmentation:
     def mix(
         self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
     ) -> dict[str, Any]:
-        """Return a labelled batch with images combined, for augmentations that do so.
+        """Return a labeled batch with images combined, for augmentations that do so.
 
         Args:
             batch: as `collate` stacks it; "labels" are (B,) class indices.

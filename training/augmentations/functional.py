@@ -67,7 +67,7 @@ def jitter_color(
     Args:
         pixels: RGB.
         strengths: of the four; the first three are factors in 1 +- strength, the last a shift of
-            +- strength turns of the colour circle.
+            +- strength turns of the color circle.
         rng: source of randomness.
     """
     for kind in rng.permutation(4):
@@ -76,7 +76,7 @@ def jitter_color(
             continue
         if kind == 3:
             hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-            # uint8 wraps around, as the colour circle does
+            # uint8 wraps around, as the color circle does
             hsv[..., 0] += np.uint8(round(rng.uniform(-strength, strength) * 255) % 256)
             pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
             continue
@@ -98,7 +98,7 @@ def flip(pixels: np.ndarray) -> np.ndarray:
     return cv2.flip(pixels, 1)
 
 
-def to_grey(pixels: np.ndarray) -> np.ndarray:
+def to_gray(pixels: np.ndarray) -> np.ndarray:
     """Take the color away from (h, w, 3) uint8 pixels; there are three channels still."""
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
@@ -143,5 +143,5 @@ __all__ = [
     "flip",
     "jitter_color",
     "random_crop_box",
-    "to_grey",
+    "to_gray",
 ]

@@ -42,7 +42,7 @@ def smooth_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> T
 def mixup(images: Tensor, labels: Tensor, partners: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Blend each image and its label with its partner's (arXiv 1710.09412, Sec. 2).
 
-    Normalisation is affine, so blending uint8 images before it is the same but for the rounding.
+    Normalization is affine, so blending uint8 images before it is the same but for the rounding.
 
     Args:
         images: (B, C, H, W) uint8.

@@ -9,12 +9,12 @@ from PIL import Image
 
 from ..options import option
 from .base import Augmentation, count_patches
-from .functional import blur, crop_and_resize, flip, jitter_color, random_crop_box, to_grey
+from .functional import blur, crop_and_resize, flip, jitter_color, random_crop_box, to_gray
 
 
 @dataclass(frozen=True)
 class ColoredCrops(Augmentation):
-    """Random crops, flipped, with changed colours, some of them blurred.
+    """Random crops, flipped, with changed colors, some of them blurred.
 
     The numbers are BYOL's (arXiv 2006.07733, Appendix B).
     """
@@ -24,7 +24,7 @@ class ColoredCrops(Augmentation):
         [0.4, 0.4, 0.2, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
     )
     color_jitter_probability: float = option(0.8, "of such a change")
-    grayscale_probability: float = option(0.2, "of grey")
+    grayscale_probability: float = option(0.2, "of gray")
     blur_sigma: list[float] = option([0.1, 2.0], "least and largest sigma of a blur, pixels")
 
     def _view(
@@ -43,7 +43,7 @@ class ColoredCrops(Augmentation):
         if rng.random() < self.color_jitter_probability:
             view = jitter_color(view, self.color_jitter, rng)
         if rng.random() < self.grayscale_probability:
-            view = to_grey(view)
+            view = to_gray(view)
         if rng.random() < blur_probability:
             view = blur(view, rng.uniform(self.blur_sigma[0], self.blur_sigma[1]))
         return view.transpose(2, 0, 1)
@@ -53,7 +53,7 @@ class ColoredCrops(Augmentation):
 class MultiCrop(ColoredCrops):
     """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
 
-    Solarisation is BYOL's, too. Lists of three hold a number for the first global view, the second,
+    Solarization is BYOL's, too. Lists of three hold a number for the first global view, the second,
     and the local ones.
     """
 
@@ -73,7 +73,7 @@ class MultiCrop(ColoredCrops):
         [1.0, 0.1, 0.5], "of a blur: first and second global view, local views"
     )
     solarize_probability: list[float] = option(
-        [0.0, 0.2, 0.0], "of solarisation: first and second global view, local views"
+        [0.0, 0.2, 0.0], "of solarization: first and second global view, local views"
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:

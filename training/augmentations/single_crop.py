@@ -50,7 +50,7 @@ class CropAndFlip(Augmentation):
 
 @dataclass(frozen=True)
 class MAECrop(CropAndFlip):
-    """MAE's view: a crop, flipped half of the time, no colour (arXiv 2111.06377, Table 1e)."""
+    """MAE's view: a crop, flipped half of the time, no color (arXiv 2111.06377, Table 1e)."""
 
     crop_scale: list[float] = option(
         [0.2, 1.0],  # main_pretrain.py

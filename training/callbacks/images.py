@@ -33,8 +33,8 @@ def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
     """Return a row of panels for each of the first images of a batch: its views.
 
     Args:
-        processor: whose normalisation is undone.
-        inputs: of a step; views are (B, C, H, W) or (V, B, C, H, W), normalised.
+        processor: whose normalization is undone.
+        inputs: of a step; views are (B, C, H, W) or (V, B, C, H, W), normalized.
 
     Returns:
         rows of panels (H, W, 3), in [0, 1], larger views first.
@@ -57,7 +57,7 @@ def drawings(
 
     Args:
         model: whole, not a sharded one; None for no picture that needs it.
-        processor: whose normalisation is undone.
+        processor: whose normalization is undone.
         inputs: of the step.
     """
     pictures: dict[str, Callable[[], Panels]] = {"views": partial(view_panels, processor, inputs)}

@@ -45,7 +45,7 @@ class RunCard:
 
     Raises:
         ImportError: if a picture is asked for, and matplotlib is missing.
-        ValueError: if the licence asked for is not known, or not that of the weights to start from;
+        ValueError: if the license asked for is not known, or not that of the weights to start from;
             or a picture is asked for of a stream.
     """
 

@@ -32,7 +32,7 @@ class ModelWriter:
     def write(self, folder: Path, card: str, *, to_resume: bool = False) -> None:
         """Write model, processor and card, as last gathered; for the main process alone.
 
-        The card goes along, since whoever trains on from here must learn of the licence.
+        The card goes along, since whoever trains on from here must learn of the license.
 
         Args:
             folder: of the checkpoint.

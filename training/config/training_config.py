@@ -70,7 +70,7 @@ class TrainingConfig:
     resume: bool = option(False, "go on from the newest checkpoint in output")
     overwrite: bool = option(False, "delete an earlier run in output")
     dry_run: bool = option(False, "check and print the plan; train and write nothing")
-    seed: int = option(0, "of initialisation, data order and augmentation")
+    seed: int = option(0, "of initialization, data order and augmentation")
     # length
     epochs: float = option(100.0, "passes over the data; max_steps goes before")
     max_steps: int | None = option(None, "optimizer steps of the whole run")
@@ -122,8 +122,8 @@ class TrainingConfig:
         True, "lay the model's code beside the weights: they open without selfvit, too"
     )
     eval_steps: int | None = option(None, "steps between two evaluations; none if None")
-    eval_train: str | None = option(None, "labelled data: neighbours and linear probe train on it")
-    eval_test: str | None = option(None, "labelled data: they are tested on it")
+    eval_train: str | None = option(None, "labeled data: neighbors and linear probe train on it")
+    eval_test: str | None = option(None, "labeled data: they are tested on it")
     eval_limit: int = option(10000, "images of each that are used")
     best_metric: str | None = option(
         None,

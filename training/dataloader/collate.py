@@ -40,7 +40,7 @@ class BatchMaker:
     """Makes a batch of samples in the worker: stacks them, and lets the augmentation mix them.
 
     Args:
-        augmentation: mixes labelled batches, or leaves them.
+        augmentation: mixes labeled batches, or leaves them.
         seed: of the run.
         num_classes: of the data; None for batches without labels, which are not mixed.
     """
@@ -70,7 +70,7 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
 def to_model_inputs(
     batch: dict[str, Any], training: TrainingConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Move a batch to the device, and normalise its views there: uint8 travels faster."""
+    """Move a batch to the device, and normalize its views there: uint8 travels faster."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return {
         name: normalize(value, training.image_mean, training.image_std)

@@ -260,7 +260,7 @@ def _evaluation(run: Run) -> str:
         return "none"
     data = "the training images, without labels"
     if training.eval_train is not None:
-        data = f"neighbours and linear probe of {training.eval_train} on {training.eval_test}"
+        data = f"neighbors and linear probe of {training.eval_train} on {training.eval_test}"
     return f"every {training.eval_steps} steps: {data}"
 
 

@@ -147,18 +147,18 @@ def dino_lora(num_images: int | None, batch_size: int | None) -> Run:
 
 
 def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
-    """DINO small enough for two CPU cores: 28 x 28 grey images, minutes.
+    """DINO small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo`, or `selfvit train dino_demo --data FOLDER --output OUT`. Time: under five
     minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`. Quality: README,
     "How good are they?". Status: measured here.
 
     What differs from the paper is what a few thousand steps and images need: an encoder of two
-    blocks (more steps a minute beat more blocks); weights initialised four times larger (else the
+    blocks (more steps a minute beat more blocks); weights initialized four times larger (else the
     class token hardly depends on the image at first, and the teacher says nothing); class tokens
     spread by KoLeo (else they come to lie in a few directions: 4 points of k-NN); few prototypes;
     mild crops and no local views, as the garments are centered and their outline tells them apart;
-    strong changes of brightness and contrast (grey images have no other color to give away).
+    strong changes of brightness and contrast (gray images have no other color to give away).
     Chosen on 1,500 images held out of the training part.
     """
     return Run(

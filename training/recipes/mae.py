@@ -17,7 +17,7 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:
     0.025` is the paper's longer run.
     Time: not known here. Quality: 83.6 fine-tuned, of 1600 epochs (Table 3). Status: paper's
     numbers, not reproduced.
-    Differs from the repository: query, key and value are initialised each by itself, not as one
+    Differs from the repository: query, key and value are initialized each by itself, not as one
     matrix of three times the width; the cosine moves once a step.
     """
     return Run(
@@ -91,7 +91,7 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> Run:
 
 
 def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
-    """MAE small enough for two CPU cores: 28 x 28 grey images, minutes.
+    """MAE small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo OBJECTIVE=mae`, or `selfvit train mae_demo --data FOLDER --output OUT`.
     Time: under five minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`.

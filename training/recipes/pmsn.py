@@ -88,7 +88,7 @@ def pmsn_finetune(num_images: int | None, batch_size: int | None) -> Run:
 
     - Prior: a power law, as one's own images are seldom sorted into classes of one size; for those
       that are, `--prior uniform`.
-    - Prototypes: the power of two next below an eighth of the images, 64 to 1,024. The regulariser
+    - Prototypes: the power of two next below an eighth of the images, 64 to 1,024. The regularizer
       asks the mean prediction of one batch to follow the prior: many more prototypes than anchors
       in a batch cannot.
     - Teacher momentum and the frozen first tenth are `dino_finetune`'s, for the same reasons: look
@@ -136,7 +136,7 @@ def pmsn_finetune(num_images: int | None, batch_size: int | None) -> Run:
 
 
 def pmsn_demo(num_images: int | None, batch_size: int | None) -> Run:
-    """PMSN small enough for two CPU cores: 28 x 28 grey images, minutes.
+    """PMSN small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo OBJECTIVE=pmsn`, or `selfvit train pmsn_demo --data FOLDER --output OUT`.
     Time: under five minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`.

@@ -11,7 +11,7 @@ from ..config.training_config import TrainingConfig
 
 
 def classify(num_images: int | None, batch_size: int | None) -> Run:
-    """Train a classifier on a labelled folder, from a pretrained encoder.
+    """Train a classifier on a labeled folder, from a pretrained encoder.
 
     Command: `selfvit train classify --init_from CHECKPOINT --data FOLDER --output OUT`.
     Layer-wise decay is BEiT's and MAE's (arXiv 2111.06377, Table 9: 0.65 to 0.75); the learning
@@ -37,7 +37,7 @@ def classify(num_images: int | None, batch_size: int | None) -> Run:
 
 
 def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
-    """Fine-tune a classifier as MAE does, strongly regularised (arXiv 2111.06377, Table 9).
+    """Fine-tune a classifier as MAE does, strongly regularized (arXiv 2111.06377, Table 9).
 
     Command: `selfvit train mae_classify --init_from CHECKPOINT --data FOLDER --output OUT`
     Numbers are those of ViT-B on ImageNet-1k. For ViT-L add `--base_learning_rate 1e-3
@@ -47,7 +47,7 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
     the learning rate follows the batch.
     Time: 7.2 hours on 32 V100. Quality: 83.6 on ImageNet-1k (FINETUNE.md, mean of four seeds;
     pretrained 1,600 epochs). Status: paper's numbers, not reproduced; mechanics tested here.
-    Differs from the repository: patches are normalised before their mean, not after it; erased
+    Differs from the repository: patches are normalized before their mean, not after it; erased
     boxes are of uniform levels (arXiv 1708.04896), not of normal ones; partners in a batch are
     drawn, not first with last.
     """
@@ -87,7 +87,7 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
 
 
 def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
-    """Train a linear classifier on a frozen encoder's embeddings, standardised by a batch norm.
+    """Train a linear classifier on a frozen encoder's embeddings, standardized by a batch norm.
 
     Command: `selfvit train linear_probe --init_from CHECKPOINT --data FOLDER --output OUT`
     The batch norm has no weights (MAE, arXiv 2111.06377, Appendix A.1, "Linear probing"); MAE has
