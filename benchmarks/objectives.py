@@ -103,8 +103,7 @@ class Benchmark:
         """Train every side, each at its rate; return them and what their steps took."""
         run = objectives_runs.run_of(objective, seed, self.num_steps)
         sides = {
-            name: SIDES[name](run, objectives_runs.at_rate(run.training, rates[name]))
-            for name in self.sides
+            name: SIDES[name](objectives_runs.at_rate(run, rates[name])) for name in self.sides
         }
         data_seconds = train_side_by_side(run, self.splits.train, list(sides.values()))
         return sides, {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from selfvit.training.config.run_config import Run
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.run_config import RunConfig
 from selfvit.training.recipes import RECIPES
 
 # AdamW's peak rates, tried alike for every objective and both sides
@@ -22,7 +20,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_of(objective: str, seed: int, num_steps: int | None = None) -> Run:
+def run_of(objective: str, seed: int, num_steps: int | None = None) -> RunConfig:
     """Return the run of an objective.
 
     Args:
@@ -36,6 +34,6 @@ def run_of(objective: str, seed: int, num_steps: int | None = None) -> Run:
     return RECIPES[f"{objective}_demo"](None, None).with_options(options)
 
 
-def at_rate(training: TrainingConfig, rate: float) -> TrainingConfig:
-    """Return the training with another peak learning rate."""
-    return replace(training, base_learning_rate=rate * 256 / training.batch_size)
+def at_rate(run: RunConfig, rate: float) -> RunConfig:
+    """Return the run with another peak learning rate."""
+    return run.replace(base_learning_rate=rate * 256 / run.schedule.batch_size)

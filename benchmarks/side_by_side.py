@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from benchmarks.fashion_mnist import MEAN, STD, GrayImageSource, LabeledImages
 from selfvit.evaluation.knn import weighted_knn_accuracy
 from selfvit.evaluation.linear_probe import linear_probe_accuracy
 from selfvit.modeling.registry import TRAINABLE_CLASSES
-from selfvit.training.config.run_config import Run
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.run_config import RunConfig
 from selfvit.training.dataloader.collate import normalize, to_model_inputs
 from selfvit.training.dataloader.loader import build_loader
 from selfvit.training.dataloader.sampler import BatchPlan
+from selfvit.training.loop import forward_backward, optimizer_step
 from selfvit.training.optimization import build_optimizer, set_schedules
+from selfvit.training.state import TrainState
 
 NUM_SNAPSHOTS = 40  # of each encoder: time is then read off to 2.5 % of the run
 NUM_CURVE_POINTS = 5
@@ -40,7 +42,7 @@ class Side:
 
     Args:
         model: selfvit's, or one with the same calls.
-        training: rates and their schedules.
+        run: Configuration of the run, with rates and their schedules.
         encoder: of the model, the network to take features from.
         embed: (encoder, pixel_values (B, C, H, W)) -> (B, E).
         seconds: CPU time of each step: forward, backward, optimizer, teacher.
@@ -49,7 +51,7 @@ class Side:
     """
 
     model: Any
-    training: TrainingConfig
+    run: RunConfig
     encoder: nn.Module
     embed: Callable[[Any, Tensor], Tensor]
     seconds: list[float] = field(default_factory=list)
@@ -57,7 +59,8 @@ class Side:
     snapshots: dict[int, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.model, self.training)
+        self.optimizer = build_optimizer(self.model, self.run.optimizer)
+        self.accelerator = Accelerator(cpu=True)
         self.model.train()
 
     def step(self, inputs: dict[str, Tensor], step: int, num_steps: int) -> None:
@@ -67,16 +70,13 @@ class Side:
             ValueError: if the loss is no longer a number.
         """
         start = time.process_time()
-        set_schedules(self.optimizer, self.training, step, num_steps)
+        set_schedules(self.optimizer, self.run.schedule, step, num_steps)
         scheduled = self.model.scheduled_values(step, num_steps)
-        loss = self.model(**inputs, **scheduled).loss
-        loss.backward()
-        self.model.before_optimizer_step(step, num_steps)
-        if self.training.max_gradient_norm is not None:
-            parameters = [value for _, value in self.model.trained_parameters()]
-            torch.nn.utils.clip_grad_norm_(parameters, self.training.max_gradient_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        state = TrainState(
+            self.run, self.accelerator, self.model, self.model, self.optimizer, num_steps, step=step
+        )
+        loss = forward_backward(state, iter([{**inputs, "skipped": []}]), scheduled)
+        optimizer_step(state)
         self.model.after_optimizer_step(step, num_steps)
         self.seconds.append(time.process_time() - start)
         self.losses.append(loss.item())
@@ -92,9 +92,9 @@ class Side:
         return math.fsum(self.seconds[:step])
 
 
-def build_selfvit(run: Run) -> Any:
+def build_selfvit(run: RunConfig) -> Any:
     """Return the model of a run, its weights a function of the run's seed."""
-    torch.manual_seed(run.training.seed)
+    torch.manual_seed(run.start.seed)
     return TRAINABLE_CLASSES[run.architecture](run.model)
 
 
@@ -103,13 +103,13 @@ def embed_with_selfvit(encoder: Any, pixel_values: Tensor) -> Tensor:
     return encoder.embed(pixel_values)
 
 
-def selfvit_side(run: Run, training: TrainingConfig) -> Side:
+def selfvit_side(run: RunConfig) -> Side:
     """Return selfvit's side of a run."""
     model = build_selfvit(run)
-    return Side(model, training, model.vit, embed_with_selfvit)
+    return Side(model, run, model.vit, embed_with_selfvit)
 
 
-def lightly_side(run: Run, training: TrainingConfig) -> Side:
+def lightly_side(run: RunConfig) -> Side:
     """Return Lightly's side of a run, from the same weights.
 
     Raises:
@@ -123,21 +123,22 @@ def lightly_side(run: Run, training: TrainingConfig) -> Side:
             f'{error.name} is missing: the comparison needs pip install -e ".[train,bench]".'
         ) from error
     model = COUNTERPARTS[run.architecture](build_selfvit(run))
-    return Side(model, training, model.encoder, embed)
+    return Side(model, run, model.encoder, embed)
 
 
-def batches_of(run: Run, images: LabeledImages, num_steps: int) -> Iterator[dict[str, Tensor]]:
+def batches_of(
+    run: RunConfig, images: LabeledImages, num_steps: int
+) -> Iterator[dict[str, Tensor]]:
     """Yield the inputs of each step, by name, as selfvit's own training would have them.
 
     Except for the numbers that masks are made from: they are those that Lightly's
     `random_token_mask` draws from torch's generator seeded with `mask_seed`, of which the class
     token gets the first. So both sides leave out the same patches.
     """
-    training = run.training
     plan = BatchPlan(
         num_steps=num_steps,
         start_step=0,
-        batch_size=training.batch_size,
+        batch_size=run.schedule.batch_size,
         accumulation_steps=1,
         num_processes=1,
         rank=0,
@@ -148,17 +149,17 @@ def batches_of(run: Run, images: LabeledImages, num_steps: int) -> Iterator[dict
         plan,
         image_size=run.model.image_height_width,
         patch_size=run.model.patch_size,
-        seed=training.seed,
+        seed=run.start.seed,
         with_labels=False,
         num_workers=0,
         shuffle_buffer=0,
     )
     for step, batch in enumerate(loader):
         assert not batch.pop("skipped")
-        inputs = to_model_inputs(batch, training, torch.device("cpu"))
+        inputs = to_model_inputs(batch, run.preprocessing, torch.device("cpu"))
         if "noise" in inputs:
             *others, num_patches = inputs["noise"].shape
-            generator = torch.Generator().manual_seed(mask_seed(training.seed, step))
+            generator = torch.Generator().manual_seed(mask_seed(run.start.seed, step))
             inputs["noise"] = torch.rand(*others, 1 + num_patches, generator=generator)[..., 1:]
         yield inputs
 
@@ -168,7 +169,7 @@ def mask_seed(seed: int, step: int) -> int:
     return seed * 1_000_000 + step
 
 
-def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> float:
+def train_side_by_side(run: RunConfig, images: LabeledImages, sides: list[Side]) -> float:
     """Train all sides; return the CPU seconds that making the batches took, once for all.
 
     Args:
@@ -176,7 +177,7 @@ def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> fl
         images: to train on.
         sides: implementations of the objective; who goes first alternates.
     """
-    num_steps = run.training.max_steps
+    num_steps = run.schedule.max_steps
     assert num_steps is not None
     snapshot_steps = set(np.linspace(0, num_steps, NUM_SNAPSHOTS + 1).round().astype(int).tolist())
     for side in sides:
@@ -188,7 +189,7 @@ def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> fl
         inputs = next(batches)
         data_seconds += time.process_time() - start
         for side in sides if step % 2 == 0 else sides[::-1]:
-            torch.manual_seed(mask_seed(run.training.seed, step))
+            torch.manual_seed(mask_seed(run.start.seed, step))
             side.step(inputs, step, num_steps)
             if step + 1 in snapshot_steps:
                 side.take_snapshot(step + 1)

@@ -41,14 +41,15 @@ from selfvit.evaluation.label_free import feature_standard_deviation, rankme
 from selfvit.modeling.observations import MAX_FEATURES
 from selfvit.training.augmentations.multi_crop import MultiCrop
 from selfvit.training.callbacks.collapse import CollapseMonitor
-from selfvit.training.callbacks.images import LoggedImages
-from selfvit.training.callbacks.progress import Reporter
-from selfvit.training.callbacks.trackers import start_trackers
-from selfvit.training.config.run_config import Run
+from selfvit.training.callbacks.images import ImageLogger
+from selfvit.training.callbacks.progress import ProgressLogger
+from selfvit.training.callbacks.trackers import Trackers, start_trackers
+from selfvit.training.config.run_config import RunConfig
 from selfvit.training.config.tracker_names import NEEDS, chosen_trackers
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.training_config import MonitoringConfig
 from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evaluation_images
 from selfvit.training.recipes import RECIPES
+from selfvit.training.state import TrainState
 
 OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
 NUM_REPORTED = 2000  # images of the data set
@@ -57,13 +58,12 @@ TEST_SHARE = 1 / 5  # of a labeled data set; the views that are retrieved are of
 NUM_LINES = 30
 
 
-def run_of(objective: str, output: Path, batch_size: int) -> Run:
+def run_of(objective: str, output: Path, batch_size: int) -> RunConfig:
     """Return the recipe, of a ViT-S/16; everything is told at every second step."""
     run = RECIPES[OBJECTIVES[objective]](NUM_REPORTED, None)
     if objective == "mae":
         run = replace(run, model=SelfViTConfig.from_name("vits16", mae_config=MAEConfig()))
-    training = replace(
-        run.training,
+    return run.replace(
         batch_size=batch_size,
         output=str(output),
         max_steps=100,
@@ -72,10 +72,9 @@ def run_of(objective: str, output: Path, batch_size: int) -> Run:
         log_steps=2,
         image_steps=2,
     )
-    return replace(run, training=training)
 
 
-def noise(run: Run, batch_size: int) -> dict[str, torch.Tensor]:
+def noise(run: RunConfig, batch_size: int) -> dict[str, torch.Tensor]:
     """Return normalized noise, of the shapes that the recipe's augmentation has."""
 
     def views(*shape: int, size: int = 224) -> torch.Tensor:
@@ -109,46 +108,40 @@ class Spent:
 
 
 @contextmanager
-def reporter_of(run: Run, tracker: str) -> Iterator[Reporter]:
-    """Open a reporter with a tracker, in the folder of a run."""
-    output = Path(run.training.output)
+def logger_of(run: RunConfig, tracker: str) -> Iterator[ProgressLogger]:
+    """Open a logger with a tracker, in the folder of a run."""
+    output = Path(run.start.output)
     accelerator = Accelerator(
         cpu=True, log_with=chosen_trackers(tracker) or None, project_dir=output
     )
     start_trackers(accelerator, run, 0)
-    training = run.training
-    reporter = Reporter(
-        accelerator,
-        output,
-        start_step=0,
-        num_steps=training.num_steps(None),
-        batch_size=training.batch_size,
-        log_steps=training.log_steps,
-    )
-    yield reporter
-    reporter.close()
+    logger = ProgressLogger(accelerator, run)
+    yield logger
+    logger.close()
+    Trackers(accelerator).close()
 
 
-def paired_steps(run: Run, num_pairs: int) -> tuple[Spent, Side]:
+def paired_steps(run: RunConfig, num_pairs: int) -> tuple[Spent, Side]:
     """Train pairs of steps, the second of each with everything; return the times, and the model."""
-    side = selfvit_side(run, run.training)
+    side = selfvit_side(run)
     num_steps = 2 * (num_pairs + 1)
     spent = Spent()
-    with reporter_of(run, "tensorboard") as reporter:
-        monitor = CollapseMonitor(reporter.accelerator, side.model, run, reporter, start_step=0)
-        pictures = LoggedImages(
-            reporter.accelerator, side.model, build_processor(run.model), reporter, 2
-        )
+    with logger_of(run, "tensorboard") as logger:
+        accelerator = logger.accelerator
+        state = TrainState(run, accelerator, side.model, side.model, side.optimizer, num_steps)
+        monitor = CollapseMonitor(accelerator, run, logger)
+        pictures = ImageLogger(accelerator, build_processor(run.model), logger, 2)
+        for callback in (monitor, logger):
+            callback.on_train_begin(state)
         for step in range(num_steps):
-            inputs, done, rate = noise(run, run.training.batch_size), step + 1, 1e-5
+            inputs, done, rate = noise(run, run.schedule.batch_size), step + 1, 1e-5
             side.step(inputs, step, num_steps)
-            figures = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
-            reading = cpu_seconds(lambda done=done, rate=rate: monitor.step(done, rate))
-            told = cpu_seconds(lambda done=done, figures=figures: reporter.step(done, figures))
-            if done % 2:
-                drawing = 0.0  # step 1 would draw, too
-            else:
-                drawing = cpu_seconds(lambda done=done, inputs=inputs: pictures.step(done, inputs))
+            metrics = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
+            state.step, state.inputs, state.metrics = done, inputs, metrics
+            reading = cpu_seconds(lambda: monitor.on_step_end(state))
+            told = cpu_seconds(lambda: logger.on_step_end(state))
+            # step 1 would draw, too
+            drawing = 0.0 if done % 2 else cpu_seconds(lambda: pictures.on_step_end(state))
             if step < 2:
                 continue  # the first pair warms up
             (spent.read if done % 2 == 0 else spent.plain).append(side.seconds[-1] + reading)
@@ -177,7 +170,7 @@ def rank_seconds(width: int) -> float:
 
 def objective_row(objective: str, spent: Spent, side: Side) -> tuple[str, float]:
     """Return an objective's row of the first table, and its share of a step in %."""
-    defaults = TrainingConfig()
+    defaults = MonitoringConfig()
     plain = statistics.median(spent.plain)
     extra = [100 * (b / a - 1) for a, b in zip(spent.plain, spent.read, strict=True)]
     low, middle, high = statistics.quantiles(extra, n=4)
@@ -208,14 +201,12 @@ def write_images(folder: Path, number: int, size: int) -> None:
         Image.fromarray(pixels).save(place / f"{index}.jpg")
 
 
-def measurement_seconds(run: Run, number: int, size: int) -> float:
+def measurement_seconds(run: RunConfig, number: int, size: int) -> float:
     """Return the CPU seconds of one measurement of the report, and half the comparison of two."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), number, size)
         source = open_images(folder)
-        images = open_evaluation_images(
-            replace(run, training=replace(run.training, eval_steps=1)), source
-        )
+        images = open_evaluation_images(run.replace(eval_steps=1), source)
         evaluation = Evaluation(build_selfvit(run), build_processor(run.model), run, images)
         seconds = cpu_seconds(lambda: evaluation.measure(0))
         before = evaluation.measure(0)
@@ -227,7 +218,7 @@ def forwards(number: int) -> float:
     return number + 2 * min(TEST_SHARE * number, MAX_VIEW_IMAGES)
 
 
-def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
+def report_lines(run: RunConfig, step_seconds: float, others: float) -> list[str]:
     """Measure the report; return its table.
 
     Args:
@@ -235,12 +226,12 @@ def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
         step_seconds: CPU seconds of a training step.
         others: what all but the report costs, % of a step.
     """
-    per_image = step_seconds / run.training.batch_size
+    per_image = step_seconds / run.schedule.batch_size
     embedding = measurement_seconds(run, NUM_EMBEDDED, 256) / forwards(NUM_EMBEDDED)
     tiny = run.with_options({"num_hidden_layers": 1, "image_size": 32})
     figures = measurement_seconds(tiny, NUM_REPORTED, 32)
     report = 2 * (embedding * forwards(NUM_REPORTED) + figures)
-    recipe = RECIPES["dino_finetune"](NUM_REPORTED, None).training
+    recipe = RECIPES["dino_finetune"](NUM_REPORTED, None).schedule
     whole = recipe.epochs * (NUM_REPORTED // recipe.batch_size) * recipe.batch_size
     lines = [
         f"Report: {1000 * embedding:.0f} ms to decode and embed an image, "
@@ -261,7 +252,7 @@ def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
     return lines
 
 
-def tracker_lines(run: Run) -> list[str]:
+def tracker_lines(run: RunConfig) -> list[str]:
     """Measure each tracker that is installed; return a table of milliseconds a line."""
     lines = ["| tracker | a line in log.jsonl and there, ms |", "| --- | --- |"]
     for tracker in ("none", *NEEDS):
@@ -270,14 +261,15 @@ def tracker_lines(run: Run) -> list[str]:
         except ValueError:
             lines.append(f"| {tracker} | not installed |")
             continue
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            there = replace(run, training=replace(run.training, output=folder))
-            with reporter_of(there, tracker) as reporter:
-                seconds = []
-                for step in range(1, NUM_LINES + 1):
-                    start = time.perf_counter()
-                    reporter.record(step, {f"figure_{index}": step / 7 for index in range(8)})
-                    seconds.append(time.perf_counter() - start)
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            logger_of(run.replace(output=folder), tracker) as logger,
+        ):
+            seconds = []
+            for step in range(1, NUM_LINES + 1):
+                start = time.perf_counter()
+                logger.log_metrics(step, {f"metric_{index}": step / 7 for index in range(8)})
+                seconds.append(time.perf_counter() - start)
         lines.append(f"| {tracker} | {1000 * statistics.median(seconds):.1f} |")
     return lines
 
@@ -297,7 +289,7 @@ def main() -> None:
         "| bar, ms | bar and line, ms | pictures, ms | monitors | log | pictures | of a step |",
         "|" + " --- |" * 12,
     ]
-    dino: tuple[Run, float, float] | None = None
+    dino: tuple[RunConfig, float, float] | None = None
     for objective in arguments.objectives:
         with tempfile.TemporaryDirectory() as folder:
             run = run_of(objective, Path(folder), arguments.batch_size)
@@ -307,7 +299,7 @@ def main() -> None:
         print(row, flush=True)
         if objective == "dino":
             dino = run, statistics.median(spent.plain), share
-    defaults = TrainingConfig()
+    defaults = MonitoringConfig()
     lines += [
         "",
         f"ViT-S/16, batch {arguments.batch_size} of 224 x 224 (DINO with its six local views of "

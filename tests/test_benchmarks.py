@@ -44,7 +44,7 @@ def data_folder(tmp_path_factory):
 
 def short_run(objective: str, num_steps: int = 2, seed: int = 0):
     run = objectives_runs.run_of(objective, seed, num_steps)
-    return replace(run, training=replace(run.training, batch_size=8))
+    return run.replace(batch_size=8)
 
 
 def require_lightly() -> None:
@@ -99,7 +99,7 @@ def test_a_seed_determines_weights_and_batches(data_folder):
     losses = []
     for seed in (0, 0, 1):
         run = short_run("dino", seed=seed)
-        side = selfvit_side(run, run.training)
+        side = selfvit_side(run)
         train_side_by_side(run, images, [side])
         losses.append(side.losses)
     assert losses[0] == losses[1] != losses[2]
@@ -120,8 +120,8 @@ def test_both_sides_are_the_same_training(objective, data_folder):
     require_lightly()
     images = load_splits(data_folder).train
     run = short_run(objective, num_steps=4)
-    training = objectives_runs.at_rate(run.training, 1e-3)
-    sides = [build(run, training) for build in (selfvit_side, lightly_side)]
+    at_rate = objectives_runs.at_rate(run, 1e-3)
+    sides = [build(at_rate) for build in (selfvit_side, lightly_side)]
     train_side_by_side(run, images, sides)
     assert sides[1].losses == pytest.approx(sides[0].losses, rel=1e-4)
     assert sides[0].losses[-1] != sides[0].losses[0]
@@ -132,7 +132,7 @@ def test_both_sides_train_as_many_parameters(objective, data_folder):
     require_lightly()
     run = short_run(objective)
     counts = [
-        sum(value.numel() for _, value in build(run, run.training).model.trained_parameters())
+        sum(value.numel() for _, value in build(run).model.trained_parameters())
         for build in (selfvit_side, lightly_side)
     ]
     assert counts[0] == counts[1]
@@ -146,7 +146,7 @@ def test_both_sides_start_at_the_same_embeddings(objective, data_folder):
     with torch.no_grad():
         ours, theirs = (
             side.embed(side.encoder.eval(), images)
-            for side in (selfvit_side(run, run.training), lightly_side(run, run.training))
+            for side in (selfvit_side(run), lightly_side(run))
         )
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
 

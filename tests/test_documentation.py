@@ -154,9 +154,9 @@ def save_checkpoint(recipe: str, folder: Path, **options: Any) -> None:
     run = RECIPES[recipe](None, None).with_options(options)
     torch.manual_seed(0)
     TRAINABLE_CLASSES[run.architecture](run.model).save_pretrained(folder)
-    training = run.training
+    options = run.preprocessing
     processor = build_processor(
-        run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
+        run.model, resize=options.resize, mean=options.image_mean, std=options.image_std
     )
     processor.save_pretrained(folder)
 

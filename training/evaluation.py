@@ -43,7 +43,7 @@ from ..evaluation.label_free import (
 from ..evaluation.linear_probe import hold_out
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from .augmentations.multi_crop import MultiCrop
-from .config.run_config import Run
+from .config.run_config import RunConfig
 from .dataloader.collate import collate, normalize
 from .dataloader.views import ViewDataset
 
@@ -104,7 +104,7 @@ class EvaluationImages:
 
 
 def open_evaluation_images(
-    run: Run, source: ImageSource | StreamingImageSource
+    run: RunConfig, source: ImageSource | StreamingImageSource
 ) -> EvaluationImages | None:
     """Return what a run is evaluated on; None if it is not.
 
@@ -121,24 +121,23 @@ def open_evaluation_images(
         ImportError: without scikit-learn, where there are labels.
         ValueError: if there are classes to test that there is nothing to learn from.
     """
-    training = run.training
-    if training.eval_steps is None and not training.compares_with_start:
+    if run.evaluation.eval_steps is None and not run.compares_with_start:
         return None
-    if training.eval_train is not None and training.eval_test is not None:
+    if run.evaluation.eval_train is not None and run.evaluation.eval_test is not None:
         train, test = (
             open_images(
-                name, image_column=training.image_column, label_column=training.label_column
-            ).sample(training.eval_limit)
-            for name in (training.eval_train, training.eval_test)
+                name, image_column=run.data.image_column, label_column=run.data.label_column
+            ).sample(run.evaluation.eval_limit)
+            for name in (run.evaluation.eval_train, run.evaluation.eval_test)
         )
         check_labels(train, test)
         if run.is_classifier and isinstance(source, ImageSource):
             check_labels(source, test)  # the classifier knows these classes
-        same = training.eval_train == training.eval_test
+        same = run.evaluation.eval_train == run.evaluation.eval_test
         return EvaluationImages(train, test, note=TESTED_ON_ITSELF if same else "")
     if isinstance(source, StreamingImageSource):
-        source = _first_images(source, min(training.eval_limit, MAX_STREAM_IMAGES))
-    source = source.sample(training.eval_limit)
+        source = _first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
+    source = source.sample(run.evaluation.eval_limit)
     labels = source.labels()
     if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
         return EvaluationImages(source, note=TRAINED_ON)
@@ -171,7 +170,7 @@ class Evaluation:
         self,
         model: SelfViTPreTrainedModel,
         processor: Any,
-        run: Run,
+        run: RunConfig,
         images: EvaluationImages | None,
         device: torch.device | None = None,
     ):
@@ -182,8 +181,8 @@ class Evaluation:
         self.embedder = Embedder(
             model.vit,
             processor,
-            batch_size=min(256, run.training.batch_size),
-            num_workers=run.training.num_workers,
+            batch_size=min(256, run.schedule.batch_size),
+            num_workers=run.data.num_workers,
         )
         self._newest: tuple[int, Measurement] | None = None
 
@@ -192,11 +191,11 @@ class Evaluation:
         """Names images and preprocessing: measurements of equal data can be compared."""
         if self.images is None:
             return ""
-        training, config = self.run.training, self.run.model
+        run, config = self.run, self.run.model
         values = (
             *(source.fingerprint for source in self.images.sources),
             *(config.image_height_width, config.pooling),
-            *(training.resize, training.image_mean, training.image_std),
+            *(run.preprocessing.resize, run.preprocessing.image_mean, run.preprocessing.image_std),
             *(VIEWS, MAX_VIEW_IMAGES, MAX_PAIR_IMAGES, NUM_NEIGHBORS),
         )
         return " ".join(map(str, values))
@@ -257,7 +256,7 @@ class Evaluation:
         """Return vectors of two views of some images, (N, E) each; of held-out ones, if any."""
         assert self.images is not None
         source = self.images.sources[-1].sample(MAX_VIEW_IMAGES)
-        training, config = self.run.training, self.run.model
+        run, config = self.run, self.run.model
         views = ViewDataset(
             source, VIEWS, config.image_height_width, config.patch_size, seed=0, with_labels=False
         )
@@ -265,13 +264,14 @@ class Evaluation:
             views,
             sampler=[(position, position) for position in range(len(source))],  # type: ignore[arg-type]
             batch_size=self.embedder.batch_size,
-            num_workers=training.num_workers,
+            num_workers=run.data.num_workers,
             collate_fn=_collate_readable,
             worker_init_fn=use_one_thread,
             generator=torch.Generator(),  # a DataLoader draws a seed: not from the global state
         )
+        statistics = run.preprocessing
         vectors = [
-            self.embedder.embed_pixels(normalize(view, training.image_mean, training.image_std))
+            self.embedder.embed_pixels(normalize(view, statistics.image_mean, statistics.image_std))
             for pair in loader
             if pair is not None
             for view in pair
@@ -296,7 +296,7 @@ def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:
     return collate(readable)["global_views"] if readable else None
 
 
-def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
+def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None:
     """Return the name of the figure that judges a run; None if nothing can.
 
     What the run asks for; else a classifier's own accuracy, or weighted k-NN, or, without labels,
@@ -308,8 +308,7 @@ def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
     Raises:
         ValueError: if the run asks for a figure that its data does not give.
     """
-    training = run.training
-    wanted = training.best_metric
+    wanted = run.evaluation.best_metric
     if images is None:
         if wanted is not None:
             raise ValueError(
@@ -324,7 +323,7 @@ def choose_metric(run: Run, images: EvaluationImages | None) -> str | None:
         names = [*names, "view_retrieval", "rankme"]
     if wanted is None and names:
         return names[0]
-    if wanted not in names and (wanted is not None or training.require_improvement):
+    if wanted not in names and (wanted is not None or run.evaluation.require_improvement):
         raise ValueError(
             f"best_metric ({wanted!r}) cannot be measured on this data; it gives "
             f"{', '.join(names) or 'no figure that judges a classifier'}. Give --eval_train and "

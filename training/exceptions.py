@@ -7,63 +7,67 @@ from pathlib import Path
 
 
 class CollapseError(FloatingPointError):
-    """The outputs say nothing of the images any more, and `on_collapse` asks for an end.
+    """The outputs no longer depend on the images, and `on_collapse` asks to stop or roll back.
 
     Args:
-        message: what was seen, and what to turn.
-        kept: the last checkpoint from before, or None.
+        message: The readings, and the settings to change.
+        kept: The last checkpoint before the collapse, or None.
     """
 
     def __init__(self, message: str, kept: Path | None):
         last = (
-            f"The last checkpoint from before is {kept}" if kept else "No checkpoint is from before"
+            f"The last checkpoint before it is {kept}"
+            if kept
+            else "There is no checkpoint before it"
         )
         super().__init__(f"{message} {last}.")
         self.kept = kept
 
 
+class NonFiniteLossError(FloatingPointError):
+    """The loss is infinite or not a number. Raised before it can affect the weights.
+
+    Args:
+        loss: The loss.
+        step: Optimizer step, counted from 1.
+        recipe: Name of the recipe.
+        kept: The last checkpoint, or None.
+    """
+
+    def __init__(self, loss: float, step: int, recipe: str, kept: Path | None):
+        good = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
+        super().__init__(
+            f"the loss of recipe {recipe} became {loss} at step {step}; {good}. Try a lower "
+            "--base-learning-rate, a longer --warmup-ratio, --max-gradient-norm 1, or bf16 instead "
+            "of fp16."
+        )
+
+
+class NoImprovementError(ValueError):
+    """Training did not improve the encoder, and `require_improvement` asks for it."""
+
+
 class NotPublishedError(OSError):
-    """The run is trained and whole, but the Hub has not got it."""
+    """The model is trained and saved, but could not be published."""
 
 
 class RunInterrupted(SystemExit):
-    """A run was asked to stop, and has saved. Ends the process, if nobody catches it.
+    """The run saved a checkpoint and stopped, because a signal asked for it. Ends the process.
+
+    The exit code is the shell's: 143 after SIGTERM, 130 after Ctrl-C.
 
     Args:
-        number: of the signal.
-        step: the last one done, counted from 1.
-        num_steps: of the whole run.
+        number: Number of the signal.
+        step: Number of optimizer steps done.
+        num_steps: Number of optimizer steps of the run.
     """
 
     def __init__(self, number: int, step: int, num_steps: int):
         super().__init__(128 + number)
         self.message = (
             f"stopped by {signal.Signals(number).name} and saved after step {step} of {num_steps}; "
-            "go on with --resume true."
+            "continue with --resume."
         )
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss is infinite or not a number. Raised before it can spoil weights.
-
-    Args:
-        loss: the value.
-        step: of the optimizer, counted from 1.
-        recipe: name.
-        kept: the last good checkpoint, or None.
-    """
-
-    def __init__(self, loss: float, step: int, recipe: str, kept: Path | None):
-        good = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved before"
-        super().__init__(
-            f"the loss of recipe {recipe} became {loss} at step {step}; {good}. Try a lower "
-            "base_learning_rate, a longer warmup_ratio, max_gradient_norm 1, or bf16 instead of "
-            "fp16."
-        )
-
-
-class NoImprovementError(ValueError):
-    """Training was to improve an encoder, and did not. Raised when all is saved."""
 
 
 __all__ = [

@@ -29,7 +29,7 @@ from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.momentum_teacher import copy_student
 from ..sharing.adapter_files import ADAPTER_WEIGHTS
 from ..sharing.provenance import hub_id
-from .config.training_config import TrainingConfig
+from .config.training_config import LoRAConfig
 
 # In a checkpoint that a run resumes from: the model as it trains, its base once. The merged weights
 # would not give back their parts exactly.
@@ -51,22 +51,22 @@ class ParameterCounts:
     adapters: int
 
 
-def check_adapters(training: TrainingConfig, *, sharded: bool) -> None:
+def check_adapters(config: LoRAConfig, *, sharded: bool) -> None:
     """Refuse adapters where they would not train rightly, before anything is written.
 
     Raises:
         ValueError: if the model is divided over processes: two encoders that share tensors cannot
             be taken apart one by one.
     """
-    if training.lora_rank is not None and sharded:
+    if config.lora_rank is not None and sharded:
         raise ValueError(
-            f"lora_rank ({training.lora_rank}): student and teacher share the encoder, which FSDP "
+            f"lora_rank ({config.lora_rank}): student and teacher share the encoder, which FSDP "
             "would divide twice; use DDP (accelerate launch --multi_gpu), as adapters need little "
             "memory, or leave lora_rank out."
         )
 
 
-def add_adapters(model: Any, training: TrainingConfig) -> None:
+def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
     """Put adapters into the encoder that is trained, and into its teacher; in place.
 
     With `init_scope="all"` both start from the teacher's encoder: only one can be the base, and
@@ -74,39 +74,39 @@ def add_adapters(model: Any, training: TrainingConfig) -> None:
 
     Args:
         model: with its pretrained weights.
-        training: rank, alpha, targets, and the checkpoint that the weights are from.
+        config: Rank, alpha and targets.
+        base: Checkpoint that the weights are from: a folder, a Hub id or USER/NAME@REVISION.
 
     Raises:
         ImportError: if PEFT is not installed.
     """
-    inject, config = _peft().inject_adapter_in_model, _adapter_config(training)
+    inject, adapter = _peft().inject_adapter_in_model, _adapter_config(config, base)
     encoder, teacher = model.trained_encoder, model.vit
     if encoder is teacher:
-        inject(config, encoder)  # which leaves only the adapters asking for gradients
+        inject(adapter, encoder)  # which leaves only the adapters asking for gradients
         return
     copy_student(teacher, encoder)
     for network in (encoder, teacher):
-        inject(copy.deepcopy(config), network)
+        inject(copy.deepcopy(adapter), network)
     copy_student(encoder, teacher)
     _share_base(encoder, teacher)
     model.train(model.training)  # the teacher asks for none at all
 
 
-def _adapter_config(training: TrainingConfig) -> Any:
-    started_from = str(training.init_from)
+def _adapter_config(config: LoRAConfig, started_from: str) -> Any:
     base, revision = split_revision(started_from)
     if hub_id(started_from) is None:  # a folder, which is found from elsewhere, too
         base = str(Path(base).expanduser().absolute())
-    config = _peft().LoraConfig(
-        r=training.lora_rank,
-        lora_alpha=training.lora_alpha or training.lora_rank,
-        target_modules=list(training.lora_targets),
+    adapter = _peft().LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or config.lora_rank,
+        target_modules=list(config.lora_targets),
         base_model_name_or_path=base,
         revision=revision,
         auto_mapping={"base_model_class": "SelfViTModel", "parent_library": "selfvit"},
     )
-    config.target_modules = sorted(training.lora_targets)  # PEFT's set has no order to write
-    return config
+    adapter.target_modules = sorted(config.lora_targets)  # PEFT's set has no order to write
+    return adapter
 
 
 def _peft() -> Any:
@@ -140,12 +140,12 @@ def count_parameters(encoder: nn.Module) -> ParameterCounts:
     return ParameterCounts(own=sum(sizes.values()) - adapters, adapters=adapters)
 
 
-def adapters_in_words(training: TrainingConfig, model: Any) -> str:
+def describe_adapters(config: LoRAConfig, model: Any) -> str:
     """Say what adapts the encoder, and how large it is."""
     size = count_parameters(model.vit).adapters
     return (
-        f"LoRA of rank {training.lora_rank}, alpha {training.lora_alpha or training.lora_rank}, on "
-        f"{', '.join(training.lora_targets)}: {size:,} parameters ({4 * size / 2**20:,.1f} MiB)"
+        f"LoRA of rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank}, on "
+        f"{', '.join(config.lora_targets)}: {size:,} parameters ({4 * size / 2**20:,.1f} MiB)"
     )
 
 

@@ -11,13 +11,13 @@ from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.registry import TRAINABLE_CLASSES
-from .config.run_config import Run
+from .config.run_config import RunConfig
 from .lora import (
     add_adapters,
 )
 
 
-def build_trainable(run: Run) -> Any:
+def build_trainable(run: RunConfig) -> Any:
     """Build the model to train: from scratch, from an encoder, or from a whole checkpoint.
 
     An encoder that never trains (`freeze_encoder_ratio` 1) asks for no gradients.
@@ -27,27 +27,25 @@ def build_trainable(run: Run) -> Any:
         ValueError: if the checkpoint lacks a tensor or has one too many, or adapters are to be
             trained on random weights.
     """
-    training = run.training
-    if training.lora_rank is not None and training.init_from is None:
+    if run.lora.lora_rank is not None and run.start.init_from is None:
         raise ValueError(
-            f"lora_rank ({training.lora_rank}) trains adapters of weights that stand still, so "
+            f"lora_rank ({run.lora.lora_rank}) trains adapters of weights that stand still, so "
             "these must be pretrained ones: give --init_from CHECKPOINT."
         )
     model = _starting_model(run)
-    if training.freeze_encoder_ratio == 1:
+    if run.schedule.freeze_encoder_ratio == 1:
         model.trained_encoder.requires_grad_(False)
-    if training.lora_rank is not None:
-        add_adapters(model, training)
+    if run.lora.lora_rank is not None:
+        add_adapters(model, run.lora, str(run.start.init_from))
     return model
 
 
-def _starting_model(run: Run) -> Any:
-    training = run.training
+def _starting_model(run: RunConfig) -> Any:
     model_class: type[PreTrainedModel] = TRAINABLE_CLASSES[run.architecture]
-    if training.init_from is None:
+    if run.start.init_from is None:
         return model_class(run.model)
-    checkpoint = resolve_checkpoint(training.init_from)
-    if training.init_scope == "all":
+    checkpoint = resolve_checkpoint(run.start.init_from)
+    if run.start.init_scope == "all":
         return load_strictly(model_class, checkpoint, config=run.model, dtype=torch.float32)
     model: Any = model_class(run.model)
     encoder = load_strictly(SelfViTModel, checkpoint, config=run.model, dtype=torch.float32)

@@ -11,7 +11,7 @@ import torch
 
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.schedules import cosine_schedule
-from .config.training_config import TrainingConfig
+from .config.training_config import OptimizerConfig, ScheduleConfig
 
 
 def layer_index(name: str, num_layers: int) -> int:
@@ -32,14 +32,14 @@ BITSANDBYTES = {
 }
 
 
-def check_optimizer(training: TrainingConfig, device: torch.device) -> None:
+def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
     """Refuse an optimizer that cannot be had here, before anything is written.
 
     Raises:
         ImportError: if it is one of bitsandbytes, which is not installed.
         ValueError: if it is paged, and there is no GPU whose memory could be full.
     """
-    name = training.optimizer
+    name = config.optimizer
     if name not in BITSANDBYTES:
         return
     _bitsandbytes_optimizers(name)
@@ -61,7 +61,7 @@ def _bitsandbytes_optimizers(name: str) -> Any:
 
 
 def build_optimizer(
-    model: SelfViTPreTrainedModel, training: TrainingConfig
+    model: SelfViTPreTrainedModel, config: OptimizerConfig
 ) -> torch.optim.Optimizer:
     """Return AdamW with one group for each pair of (layer's learning rate, decays or not).
 
@@ -74,18 +74,16 @@ def build_optimizer(
     for name, parameter in model.trained_parameters():
         if not parameter.requires_grad:
             continue
-        scale = training.layer_decay ** (num_layers + 1 - layer_index(name, num_layers))
+        scale = config.layer_decay ** (num_layers + 1 - layer_index(name, num_layers))
         decays = parameter.dim() > 1 and not name.endswith(".bias")
         decays = decays and name not in model.undecayed_parameters
         group = groups.setdefault(
             (scale, decays), {"params": [], "scale": scale, "decays": decays, "weight_decay": 0.0}
         )
         group["params"].append(parameter)
-    settings: dict[str, Any] = {
-        "lr": training.learning_rate,
-        "betas": (training.adam_beta1, training.adam_beta2),
-    }
-    name = training.optimizer
+    # `set_schedules` sets the learning rate before each step
+    settings: dict[str, Any] = {"lr": 0.0, "betas": (config.adam_beta1, config.adam_beta2)}
+    name = config.optimizer
     if name in BITSANDBYTES:
         optimizer = getattr(_bitsandbytes_optimizers(name), BITSANDBYTES[name])
         return optimizer(list(groups.values()), **settings)
@@ -117,18 +115,18 @@ def state_bytes(parameters: Iterable[torch.Tensor], name: str) -> int:
 
 
 def set_schedules(
-    optimizer: torch.optim.Optimizer, training: TrainingConfig, step: int, num_steps: int
+    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, step: int, num_steps: int
 ) -> float:
     """Give every group its rate and weight decay of this step; return the learning rate."""
     learning_rate = cosine_schedule(
         step,
         num_steps,
-        training.learning_rate,
-        training.min_learning_rate,
-        num_warmup_steps=round(training.warmup_ratio * num_steps),
+        schedule.learning_rate,
+        schedule.min_learning_rate,
+        num_warmup_steps=round(schedule.warmup_ratio * num_steps),
     )
-    end = training.weight_decay if training.weight_decay_end is None else training.weight_decay_end
-    weight_decay = cosine_schedule(step, num_steps, training.weight_decay, end)
+    end = schedule.weight_decay if schedule.weight_decay_end is None else schedule.weight_decay_end
+    weight_decay = cosine_schedule(step, num_steps, schedule.weight_decay, end)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
-from selfvit.training.config.run_config import Run
+from selfvit.training.config.run_config import RunConfig
 
 from ..hub_requests import OTHER_TOKEN, OTHER_USER, TOKEN, USER, Fault
 from ..training.tiny_runs import arguments
@@ -56,7 +56,7 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     # the run can be read, and tells nothing of the machine
     for commit in (first, others[-1]):
         text = commit.files["training.yaml"].content.decode()
-        assert Run.from_yaml(text).training.output == "run"
+        assert RunConfig.from_yaml(text).start.output == "run"
         assert str(tmp_path.parent) not in text
     assert not (tmp_path / "run" / ".unfinished-push").exists()
 

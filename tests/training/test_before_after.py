@@ -17,7 +17,7 @@ from selfvit.cli import app
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.evaluation.evaluate import evaluate_checkpoint
-from selfvit.training.config.arguments import make_run
+from selfvit.training.config.arguments import build_run, parse_arguments
 from selfvit.training.evaluation import Evaluation, open_evaluation_images
 from selfvit.training.exceptions import NoImprovementError
 from selfvit.training.recipes import RECIPES
@@ -286,18 +286,15 @@ def test_what_did_not_move_is_no_improvement_and_two_processes_say_the_same(
 def test_measuring_leaves_model_and_random_states_as_they_were(
     two_classes, tiny_checkpoint, tmp_path
 ):
-    run = make_run(
-        command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out"),
-        RECIPES,
-        lambda training: 24,
-    )
+    line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out")
+    run = build_run(parse_arguments(line, RECIPES), 24)
     model = SelfViTForDINO.from_pretrained(tiny_checkpoint).train()
     model.student.vit.eval()  # as a frozen part is
     modes = [module.training for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     processor = AutoImageProcessor.from_pretrained(tiny_checkpoint)
-    images = open_evaluation_images(run, open_source(run.training))
+    images = open_evaluation_images(run, open_source(run.data))
     first = Evaluation(model, processor, run, images).measure(0)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all() and states[2] == random.getstate()
@@ -314,8 +311,8 @@ def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
         train = two_classes if test == two_classes else TRAIN
         options = ("--eval_train", train, "--eval_test", test)
         line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out", *options)
-        run = make_run(line, RECIPES, lambda training: 24)
-        note = open_evaluation_images(run, open_source(run.training)).note
+        run = build_run(parse_arguments(line, RECIPES), 24)
+        note = open_evaluation_images(run, open_source(run.data)).note
         assert expected in note and bool(note) == bool(expected)
 
 

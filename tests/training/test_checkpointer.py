@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from selfvit.training.config.run_config import Run
+from selfvit.training.config.run_config import RunConfig
 from selfvit.training.train import main
 
 from .tiny_runs import arguments, log_of, weights_of
@@ -129,8 +129,8 @@ def test_resume_takes_a_data_set_that_was_moved_from_where_it_is_now(two_classes
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "step-00000003")
     main(command(data.rename(tmp_path / "moved"), tmp_path / "out", "--resume", "true"))
     assert log_of(tmp_path / "out") == unbroken
-    run = Run.from_yaml((tmp_path / "out" / "training.yaml").read_text())
-    assert (run.training.data, run.training.resume) == (str(tmp_path / "moved"), False)
+    run = RunConfig.from_yaml((tmp_path / "out" / "training.yaml").read_text())
+    assert (run.data.data, run.start.resume) == (str(tmp_path / "moved"), False)
 
 
 def test_an_unfinished_save_is_not_taken_for_a_checkpoint(two_classes, finished):

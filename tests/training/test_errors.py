@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from selfvit.training.checkpoints.checkpointer import is_disk_full
-from selfvit.training.checkpoints.integrity import what_is_broken
-from selfvit.training.runtime.errors import explained_faults
+from selfvit.training.checkpoints.integrity import find_corruption
+from selfvit.training.runtime.errors import translate_errors
 from selfvit.training.train import main
 
 from .processes import (
@@ -94,7 +94,7 @@ def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_r
     training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
     assert training.exit_code() == -signal.SIGKILL, training.printed
     checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
-    assert all(what_is_broken(path) is None for path in checkpoints)
+    assert all(find_corruption(path) is None for path in checkpoints)
     resume(command)
     assert_same_result(tmp_path / "out", unbroken(objective))
     left = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
@@ -116,7 +116,7 @@ def test_no_moment_of_a_save_is_without_a_whole_checkpoint(two_classes, tmp_path
         training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
         assert training.exit_code() == -signal.SIGKILL
         checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
-        assert all(what_is_broken(path) is None for path in checkpoints), at
+        assert all(find_corruption(path) is None for path in checkpoints), at
         steps = [2] if at <= second else [2, 4] if at <= removed else [4]
         assert [path.name for path in checkpoints] == [f"step-{step:08d}" for step in steps], at
 
@@ -177,7 +177,7 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_so(
     resume(arguments("pmsn", two_classes, output, *OPTIONS))
     printed = capsys.readouterr().out
     assert f"passed over: {newest} is broken" in printed
-    assert what_is_broken(newest) is None
+    assert find_corruption(newest) is None
     assert re.search(reason, printed)
     assert_same_result(output, unbroken("pmsn"))
 
@@ -207,7 +207,7 @@ def test_a_later_checkpoint_of_a_lost_branch_never_counts_as_the_last_one(two_cl
     assert training.exit_code() == -signal.SIGKILL
     checkpoints = sorted((output / "checkpoints").glob("step-*"))
     assert [path.name for path in checkpoints] == ["step-00000007"]
-    assert what_is_broken(checkpoints[0]) is None
+    assert find_corruption(checkpoints[0]) is None
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -228,7 +228,7 @@ def test_a_full_disk_is_named_and_costs_nothing_that_was_saved(
     assert training.exit_code() == 2
     assert f"the disk of {output} is full" in training.printed
     assert "unfinished-00000004 could not be saved" in training.printed
-    assert what_is_broken(saved) is None
+    assert find_corruption(saved) is None
     assert [path.name for path in saved.parent.iterdir()] == ["step-00000002"]
 
     with pytest.raises(OSError, match="is full") as caught:  # it still is
@@ -309,7 +309,7 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_says_why(
 
 
 def test_other_runtime_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="^mat1 and mat2") as caught, explained_faults():
+    with pytest.raises(RuntimeError, match="^mat1 and mat2") as caught, translate_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert type(caught.value) is RuntimeError
 
@@ -320,7 +320,7 @@ def test_a_worker_whose_death_is_signalled_after_its_socket_closed_is_one_fault(
 
     before = signal.signal(signal.SIGALRM, die_soon)
     try:
-        with pytest.raises(ChildProcessError, match=r"pid 7\) is killed"), explained_faults():
+        with pytest.raises(ChildProcessError, match=r"pid 7\) is killed"), translate_errors():
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             raise ConnectionResetError("Connection reset by peer")
     finally:

@@ -12,11 +12,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
-from selfvit.training.checkpoints.integrity import what_is_broken
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.checkpoints.integrity import find_corruption
+from selfvit.training.config.training_config import OptimizerConfig
 from selfvit.training.optimization import build_optimizer
 from selfvit.training.preflight.dry_run import exact_memory
-from selfvit.training.runtime.fsdp import settle_sharding
+from selfvit.training.runtime.fsdp import configure_fsdp
 from selfvit.training.train import main
 
 from ..objectives import OBJECTIVES as CONTRACTS
@@ -29,7 +29,7 @@ from .sharded_runs import (
     run_sharded,
     start_sharded,
 )
-from .test_faults import fill
+from .test_errors import fill
 from .test_train import assert_equal_tensors, assert_trained_alike
 from .tiny_runs import ENCODER, LOOP, OBJECTIVES, arguments, log_of, weights_of
 
@@ -69,10 +69,10 @@ def _describe_division(name, file):
     """Take a step; write down how the model is divided."""
     objective = next(objective for objective in CONTRACTS if objective.name == name)
     accelerator = Accelerator()
-    settle_sharding(accelerator, TrainingConfig())
+    configure_fsdp(accelerator, "adamw_torch_fused")
     torch.manual_seed(0)
     model = objective.model_class(objective.config())
-    optimizer = build_optimizer(model, TrainingConfig(layer_decay=0.5))
+    optimizer = build_optimizer(model, OptimizerConfig(layer_decay=0.5))
     memory = exact_memory(model, optimizer, num_processes=2, num_shards=2)
     groups = [(group["scale"], group["decays"]) for group in optimizer.param_groups]
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -165,7 +165,7 @@ def test_a_full_disk_is_named_by_all_processes_and_costs_nothing_that_was_saved(
     assert [process.exit_code() for process in processes] == [2, 2]
     for process in processes:
         assert f"the disk of {output} is full" in process.printed
-    assert what_is_broken(saved) is None
+    assert find_corruption(saved) is None
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from selfvit.embedding.preprocessing import build_processor
-from selfvit.training.callbacks.images import view_panels, whole_views
-from selfvit.training.callbacks.progress import Reporter
+from selfvit.training.callbacks.images import largest_views, view_panels
+from selfvit.training.callbacks.progress import ProgressLogger
+from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 from selfvit.visualization.figures import TILE, tile_panels
 
@@ -20,10 +21,10 @@ from .tiny_runs import OBJECTIVES, arguments, log_of
 PICTURE = {"dino": "attention", "mae": "reconstructions", "pmsn": "attention"}
 
 
-def reporter_with(tracker, folder):
+def logger_with(tracker, folder):
     accelerator = Accelerator(cpu=True)
     accelerator.trackers = [tracker]
-    return Reporter(accelerator, folder, start_step=0, num_steps=3, batch_size=2, log_steps=1)
+    return ProgressLogger(accelerator, RECIPES["mae_demo"](None, None).replace(output=str(folder)))
 
 
 class FullTracker(GeneralTracker):
@@ -74,7 +75,7 @@ def test_the_views_of_a_step_are_drawn_as_they_were_before_normalization(tiny_co
     assert [len(row) for row in rows] == [3, 3, 3, 3]  # of four images
     for drawn, view in zip(rows[3], (whole[0, 3], whole[1, 3], local[0, 3]), strict=True):
         np.testing.assert_allclose(drawn, view.permute(1, 2, 0), atol=1e-6)
-    assert torch.equal(whole_views(inputs), inputs["global_views"][0])
+    assert torch.equal(largest_views(inputs), inputs["global_views"][0])
 
 
 def test_small_panels_grow_by_whole_pixels_and_large_ones_shrink():
@@ -86,11 +87,11 @@ def test_small_panels_grow_by_whole_pixels_and_large_ones_shrink():
 
 def test_a_tracker_that_fails_is_named_once_and_the_log_goes_on(tmp_path, capsys):
     tracker = FullTracker()
-    reporter = reporter_with(tracker, tmp_path)
+    logger = logger_with(tracker, tmp_path)
     for step in (1, 2, 3):
-        reporter.record(step, {"loss": 1.0 / step})
-    reporter.show(3, {"views": np.zeros((8, 8, 3), np.uint8)})
-    reporter.close()
+        logger.log_metrics(step, {"loss": 1.0 / step})
+    logger.log_images(3, {"views": np.zeros((8, 8, 3), np.uint8)})
+    logger.close()
     assert tracker.calls == 1
     assert list(log_of(tmp_path)) == [1, 2, 3]
     assert capsys.readouterr().out.count("the tracker full failed") == 1

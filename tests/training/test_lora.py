@@ -20,8 +20,8 @@ from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.schedules import cosine_schedule
 from selfvit.sharing.published_files import choose_files
-from selfvit.training.config.run_config import Run
-from selfvit.training.config.training_config import LORA_TARGETS, TrainingConfig
+from selfvit.training.config.run_config import RunConfig
+from selfvit.training.config.training_config import LORA_TARGETS, LoRAConfig
 from selfvit.training.lora import (
     UNMERGED,
     add_adapters,
@@ -63,7 +63,7 @@ def equal(first, second):
 def adapted_model(output, step):
     """Return the model of a run with its adapters beside its weights, as a resume has it."""
     checkpoint = output / "checkpoints" / f"step-{step:08d}"
-    run = Run.from_yaml((checkpoint / "training.yaml").read_text())
+    run = RunConfig.from_yaml((checkpoint / "training.yaml").read_text())
     if run.is_classifier:
         run.model.id2label = {0: "bright", 1: "dark"}
     model = build_trainable(run)
@@ -179,7 +179,7 @@ def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(tr
 
 def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tiny_checkpoint):
     _, output = trained
-    run = Run.from_yaml((output / "training.yaml").read_text())
+    run = RunConfig.from_yaml((output / "training.yaml").read_text())
     model = build_trainable(run)
     given = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
     for encoder in (model.vit, model.trained_encoder):
@@ -237,9 +237,9 @@ def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_c
 @pytest.mark.parametrize("trained", ["dino", "pmsn"], indirect=True)
 def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
     kind, output = trained
-    run = Run.from_yaml((output / "training.yaml").read_text())
+    run = RunConfig.from_yaml((output / "training.yaml").read_text())
     model = build_trainable(run).train()
-    optimizer = build_optimizer(model, run.training)
+    optimizer = build_optimizer(model, run.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     generator = torch.Generator().manual_seed(0)
@@ -336,7 +336,7 @@ def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
     sizes = ("--num_prototypes", 16, "--head_hidden_size", 24, "--head_bottleneck_size", 8)
     options = ("--max_steps", 2, "--init_scope", "all", "--freeze_encoder_ratio", 0)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *sizes))
-    run = Run.from_yaml((tmp_path / "out" / "training.yaml").read_text())
+    run = RunConfig.from_yaml((tmp_path / "out" / "training.yaml").read_text())
     model = build_trainable(run)
     whole = AutoModelForPreTraining.from_pretrained(tiny_checkpoint)
     for part in ("head", "student.head", "loss"):
@@ -349,7 +349,7 @@ def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
 
 def test_the_adapter_of_a_hub_checkpoint_names_its_revision(tmp_path):
     model = SelfViTForImageClassification(tiny_config(num_labels=2))
-    add_adapters(model, TrainingConfig(init_from="someone/encoder@v1", lora_rank=2, lora_alpha=6))
+    add_adapters(model, LoRAConfig(lora_rank=2, lora_alpha=6), "someone/encoder@v1")
     save_adapter(model.vit, tmp_path / "adapter")
     config = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
     assert (config.base_model_name_or_path, config.revision) == ("someone/encoder", "v1")
@@ -375,7 +375,7 @@ def stepped_optimizer(recipe, checkpoint, **options):
     options = {"init_from": str(checkpoint), "local_view_size": 16, **options}
     run = RECIPES[recipe](None, None).with_options(options, encoder=config)
     model = build_trainable(run).train()
-    optimizer = build_optimizer(model, run.training)
+    optimizer = build_optimizer(model, run.optimizer)
     model(global_views=torch.randn(2, 2, 3, 32, 32)).loss.backward()
     optimizer.step()
     return optimizer
@@ -502,15 +502,15 @@ def test_an_adapter_is_published_where_others_have_its_base(trained):
 )
 def test_values_that_make_no_sense_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        TrainingConfig(**options)
+        RECIPES["dino_demo"](None, None).replace(**options)
 
 
 def test_adapters_of_a_model_divided_over_processes_are_refused():
-    training = TrainingConfig(init_from="encoder", lora_rank=4)
+    config = LoRAConfig(lora_rank=4)
     with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
-        check_adapters(training, sharded=True)
-    check_adapters(training, sharded=False)
-    check_adapters(TrainingConfig(), sharded=True)
+        check_adapters(config, sharded=True)
+    check_adapters(config, sharded=False)
+    check_adapters(LoRAConfig(), sharded=True)
 
 
 def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):

@@ -11,7 +11,7 @@ from selfvit import (
     SelfViTForImageClassification,
     SelfViTForPMSN,
 )
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.training_config import OptimizerConfig, ScheduleConfig
 from selfvit.training.optimization import (
     build_optimizer,
     check_optimizer,
@@ -43,13 +43,13 @@ def groups_by_name(model, optimizer):
 
 
 def test_the_optimizer_holds_every_parameter_of_the_student_and_none_of_the_teacher(dino):
-    held = groups_by_name(dino, build_optimizer(dino, TrainingConfig()))
+    held = groups_by_name(dino, build_optimizer(dino, OptimizerConfig()))
     assert held.keys() == {name for name, _ in dino.student.named_parameters(prefix="student")}
 
 
 def test_biases_and_norms_do_not_decay_and_all_else_does(dino):
-    optimizer = build_optimizer(dino, TrainingConfig())
-    set_schedules(optimizer, TrainingConfig(weight_decay=0.3), step=0, num_steps=10)
+    optimizer = build_optimizer(dino, OptimizerConfig())
+    set_schedules(optimizer, ScheduleConfig(weight_decay=0.3), step=0, num_steps=10)
     for name, group in groups_by_name(dino, optimizer).items():
         is_vector = name.endswith(".bias") or "layernorm" in name
         assert group["weight_decay"] == (0.0 if is_vector else 0.3), name
@@ -58,15 +58,15 @@ def test_biases_and_norms_do_not_decay_and_all_else_does(dino):
 def test_what_a_model_names_does_not_decay():
     head = PMSNConfig(num_prototypes=16, head_hidden_size=24, head_output_size=8)
     model = SelfViTForPMSN(SelfViTConfig(**GEOMETRY, pmsn_config=head))
-    groups = groups_by_name(model, build_optimizer(model, TrainingConfig()))
+    groups = groups_by_name(model, build_optimizer(model, OptimizerConfig()))
     assert not groups["prototypes"]["decays"]
     assert groups["student.head.fc3.weight"]["decays"]
 
 
 def test_layer_decay_lowers_the_rate_block_by_block_down_to_the_embeddings(dino):
-    training = TrainingConfig(layer_decay=0.5, warmup_ratio=0.0, base_learning_rate=1.0)
-    optimizer = build_optimizer(dino, training)
-    set_schedules(optimizer, training, step=0, num_steps=10)
+    optimizer = build_optimizer(dino, OptimizerConfig(layer_decay=0.5))
+    schedule = ScheduleConfig(warmup_ratio=0.0, base_learning_rate=1.0)
+    set_schedules(optimizer, schedule, step=0, num_steps=10)
     rates = {name: group["lr"] for name, group in groups_by_name(dino, optimizer).items()}
     assert rates["student.vit.embeddings.cls_token"] == 1 / 16
     assert rates["student.vit.layers.0.mlp.fc1.weight"] == 1 / 8
@@ -82,9 +82,9 @@ def test_layers_of_a_head_are_not_taken_for_blocks():
 
 
 def test_learning_rate_scales_with_the_batch_and_ends_near_its_minimum(dino):
-    training = TrainingConfig(base_learning_rate=1e-3, batch_size=512, min_learning_rate=1e-5)
-    optimizer = build_optimizer(dino, training)
-    rates = [set_schedules(optimizer, training, step, 100) for step in range(100)]
+    schedule = ScheduleConfig(base_learning_rate=1e-3, batch_size=512, min_learning_rate=1e-5)
+    optimizer = build_optimizer(dino, OptimizerConfig())
+    rates = [set_schedules(optimizer, schedule, step, 100) for step in range(100)]
     assert max(rates) == pytest.approx(2e-3)
     assert rates[0] == 0 and rates.index(max(rates)) in (9, 10)
     assert 1e-5 < rates[-1] < 2e-5
@@ -93,24 +93,24 @@ def test_learning_rate_scales_with_the_batch_and_ends_near_its_minimum(dino):
 def test_a_frozen_encoder_stays_out_of_the_optimizer():
     model = SelfViTForImageClassification(SelfViTConfig(**GEOMETRY, num_labels=3))
     model.trained_encoder.requires_grad_(False)
-    held = groups_by_name(model, build_optimizer(model, TrainingConfig()))
+    held = groups_by_name(model, build_optimizer(model, OptimizerConfig()))
     assert held.keys() == {"classifier.weight", "classifier.bias"}
 
 
 def test_weight_decay_follows_its_cosine(dino):
-    training = TrainingConfig(weight_decay=0.04, weight_decay_end=0.4)
-    optimizer = build_optimizer(dino, training)
+    schedule = ScheduleConfig(weight_decay=0.04, weight_decay_end=0.4)
+    optimizer = build_optimizer(dino, OptimizerConfig())
     values = []
     for step in (0, 50, 99):
-        set_schedules(optimizer, training, step, 100)
+        set_schedules(optimizer, schedule, step, 100)
         values.append(max(group["weight_decay"] for group in optimizer.param_groups))
     assert values == pytest.approx([0.04, 0.22, 0.4], abs=1e-3)
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
-def stepped(model, training):
+def stepped(model, config):
     """Return the optimizer after a step of every parameter."""
-    optimizer = build_optimizer(model, training)
+    optimizer = build_optimizer(model, config)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.ones_like(parameter)
@@ -130,7 +130,7 @@ def moments_of(optimizer):
 
 
 def test_the_bytes_of_the_moments_are_those_of_the_optimizer(dino):
-    optimizer = stepped(dino, TrainingConfig())
+    optimizer = stepped(dino, OptimizerConfig())
     trained = [value for group in optimizer.param_groups for value in group["params"]]
     assert state_bytes(trained, "adamw_torch_fused") == moments_of(optimizer)
 
@@ -140,9 +140,8 @@ def test_optimizers_of_bitsandbytes_have_the_same_groups_and_the_bytes_that_the_
     pytest.importorskip("bitsandbytes")
     head = DINOConfig(num_prototypes=301, head_hidden_size=70, head_bottleneck_size=20)
     model = SelfViTForDINO(SelfViTConfig(**{**GEOMETRY, "hidden_size": 64}, dino_config=head))
-    groups = build_optimizer(model, TrainingConfig(layer_decay=0.5)).param_groups
-    training = TrainingConfig(optimizer=name, layer_decay=0.5)
-    optimizer = stepped(model, training)
+    groups = build_optimizer(model, OptimizerConfig(layer_decay=0.5)).param_groups
+    optimizer = stepped(model, OptimizerConfig(optimizer=name, layer_decay=0.5))
     for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
         assert all(map(torch.equal, ours["params"], theirs["params"]))
         assert (ours["scale"], ours["decays"]) == (theirs["scale"], theirs["decays"])
@@ -150,16 +149,17 @@ def test_optimizers_of_bitsandbytes_have_the_same_groups_and_the_bytes_that_the_
     assert {value.numel() >= 4096 for value in trained} == {True, False}
     assert any(value.numel() > 4096 and value.numel() % 256 for value in trained)
     assert state_bytes(trained, name) == moments_of(optimizer)
-    set_schedules(optimizer, training, step=5, num_steps=10)
-    assert 0 < optimizer.param_groups[0]["lr"] < training.learning_rate
+    schedule = ScheduleConfig()
+    set_schedules(optimizer, schedule, step=5, num_steps=10)
+    assert 0 < optimizer.param_groups[0]["lr"] < schedule.learning_rate
 
 
 def test_a_paged_optimizer_without_a_gpu_is_refused():
     pytest.importorskip("bitsandbytes")
     for name in ("paged_adamw_8bit", "paged_adamw_32bit"):
         with pytest.raises(ValueError, match="this run is on the CPU; use adamw_bnb_8bit"):
-            check_optimizer(TrainingConfig(optimizer=name), torch.device("cpu"))
-        check_optimizer(TrainingConfig(optimizer=name), torch.device("cuda"))
+            check_optimizer(OptimizerConfig(optimizer=name), torch.device("cpu"))
+        check_optimizer(OptimizerConfig(optimizer=name), torch.device("cuda"))
 
 
 def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
@@ -167,5 +167,5 @@ def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match=r"pip install 'selfvit\[bitsandbytes\]', or use adamw"):
-        check_optimizer(TrainingConfig(optimizer="adamw_bnb_8bit"), torch.device("cpu"))
-    check_optimizer(TrainingConfig(), torch.device("cpu"))
+        check_optimizer(OptimizerConfig(optimizer="adamw_bnb_8bit"), torch.device("cpu"))
+    check_optimizer(OptimizerConfig(), torch.device("cpu"))

@@ -3,9 +3,9 @@ import shutil
 import pytest
 
 from selfvit.training.augmentations.registry import AUGMENTATIONS
-from selfvit.training.config.arguments import make_run
-from selfvit.training.config.run_config import Run
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.arguments import build_run, parse_arguments
+from selfvit.training.config.run_config import RunConfig
+from selfvit.training.config.training_config import ScheduleConfig
 from selfvit.training.recipes import RECIPES
 from selfvit.training.recipes.dino import dino_finetune
 from selfvit.training.recipes.supervised import mae_classify
@@ -16,13 +16,13 @@ PLACES = ["--data", "images", "--output", "out"]
 
 
 def run_of(*arguments, num_images=1000):
-    return make_run([*arguments, *PLACES], RECIPES, lambda run: num_images)
+    return build_run(parse_arguments([*arguments, *PLACES], RECIPES), num_images)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_written_and_read_back_unchanged(name):
     run = run_of(name)
-    again = Run.from_yaml(run.to_yaml())
+    again = RunConfig.from_yaml(run.to_yaml())
     assert again.to_dict() == run.to_dict()
     assert again.model.to_dict() == run.model.to_dict()
 
@@ -36,7 +36,7 @@ def test_every_recipe_names_itself_and_cites_or_says_how_to_run_it(name):
 def test_a_written_run_is_run_again_as_it_stands(tmp_path):
     run = run_of("dino_demo", "--max_steps", "7", "--num_prototypes", "64")
     (tmp_path / "training.yaml").write_text(run.to_yaml())
-    again = make_run([str(tmp_path / "training.yaml")], RECIPES, lambda run: None)
+    again = build_run(parse_arguments([str(tmp_path / "training.yaml")], RECIPES), None)
     assert again.to_dict() == run.to_dict()
 
 
@@ -46,8 +46,8 @@ def test_options_reach_every_section():
         "--teacher_momentum", "0.9", "--pooling", "concat:2", "--global_crop_scale", "0.5", "0.9",
         "--base_learning_rate", "1e-3",
     )  # fmt: skip
-    assert run.training.max_steps == 12
-    assert run.training.base_learning_rate == 1e-3
+    assert run.schedule.max_steps == 12
+    assert run.schedule.base_learning_rate == 1e-3
     assert run.augmentation.num_local_views == 0
     assert run.augmentation.global_crop_scale == [0.5, 0.9]
     assert run.model.hidden_size == 64
@@ -130,9 +130,9 @@ def test_an_unknown_option_is_an_error_with_those_near_it():
 
 def test_data_and_output_must_be_named():
     with pytest.raises(ValueError, match="--data"):
-        make_run(["dino_demo", "--output", "out"], RECIPES, lambda run: 1)
+        build_run(parse_arguments(["dino_demo", "--output", "out"], RECIPES), 1)
     with pytest.raises(ValueError, match="--output"):
-        make_run(["dino_demo", "--data", "images"], RECIPES, lambda run: 1)
+        build_run(parse_arguments(["dino_demo", "--data", "images"], RECIPES), 1)
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_data_and_output_must_be_named():
 )
 def test_a_yaml_that_is_no_run_is_an_error(content):
     with pytest.raises(ValueError, match="YAML|kind"):
-        Run.from_yaml(content)
+        RunConfig.from_yaml(content)
 
 
 def test_an_unknown_name_in_a_yaml_is_an_error():
     text = run_of("dino_demo").to_yaml().replace("warmup_ratio", "warm_up_ratio")
     with pytest.raises(ValueError, match="warm_up_ratio"):
-        Run.from_yaml(text)
+        RunConfig.from_yaml(text)
 
 
 def test_prototypes_of_dino_finetune_follow_the_number_of_images():
@@ -175,7 +175,7 @@ def test_teacher_momentum_of_dino_finetune_follows_batch_and_length():
 def test_a_choice_on_the_command_line_goes_before_one_by_the_data():
     run = run_of("dino_finetune", "--num_prototypes", "77", "--batch_size", "32", num_images=5000)
     assert run.model.dino_config.num_prototypes == 77
-    assert run.training.batch_size == 32
+    assert run.schedule.batch_size == 32
 
 
 def test_a_run_takes_the_geometry_of_the_checkpoint_it_starts_from(tiny_checkpoint):
@@ -192,10 +192,10 @@ def test_a_yaml_runs_with_the_values_that_it_holds_whatever_its_checkpoint_has(
     run = run_of(*start, "--pooling", "gem", "--image_mean", "0.5", "0.5", "0.5")
     written = tmp_path / "training.yaml"
     written.write_text(run.to_yaml())
-    assert make_run([str(written)], RECIPES, lambda run: 1000).to_dict() == run.to_dict()
+    assert build_run(parse_arguments([str(written)], RECIPES), 1000).to_dict() == run.to_dict()
     # from another checkpoint, with what that brings
     other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
-    again = make_run([str(written), "--init_from", str(other)], RECIPES, lambda run: 1000)
+    again = build_run(parse_arguments([str(written), "--init_from", str(other)], RECIPES), 1000)
     assert again.model.pooling == "cls"
 
 
@@ -212,7 +212,7 @@ def test_small_crops_keep_their_share_of_the_image_unless_given(tiny_checkpoint)
     ):
         assert run_of("dino_vits16_in1k", *options).augmentation.local_view_size == size
         assert run_of("msn_vits16_in1k", *options).augmentation.focal_view_size == size
-    again = Run.from_yaml(run_of(*start).to_yaml()).with_options({"max_steps": 3})
+    again = RunConfig.from_yaml(run_of(*start).to_yaml()).with_options({"max_steps": 3})
     assert again.augmentation.local_view_size == 16
 
 
@@ -226,10 +226,10 @@ def test_a_run_takes_the_preprocessing_of_the_checkpoint_it_starts_from(
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     build_processor(tiny_config, resize="square", mean=mean, std=std).save_pretrained(checkpoint)
     start = ("dino_finetune", "--init_from", str(checkpoint))
-    training = run_of(*start).training
-    assert (training.image_mean, training.image_std) == (mean, std)
-    assert training.resize == "square"
-    assert run_of(*start, "--image_mean", "0", "0", "0").training.image_mean == [0, 0, 0]
+    preprocessing = run_of(*start).preprocessing
+    assert (preprocessing.image_mean, preprocessing.image_std) == (mean, std)
+    assert preprocessing.resize == "square"
+    assert run_of(*start, "--image_mean", "0", "0", "0").preprocessing.image_mean == [0, 0, 0]
 
 
 def test_starting_from_another_kind_of_checkpoint_is_an_error(tmp_path):
@@ -243,26 +243,26 @@ def test_starting_from_another_kind_of_checkpoint_is_an_error(tmp_path):
 
 
 def test_length_is_max_steps_or_epochs():
-    training = TrainingConfig(epochs=2, batch_size=32)
-    assert training.num_steps(100) == 6
-    assert TrainingConfig(epochs=2, batch_size=32, max_steps=5).num_steps(100) == 5
-    with pytest.raises(ValueError, match="--max_steps"):
-        training.num_steps(None)
+    schedule = ScheduleConfig(epochs=2, batch_size=32)
+    assert schedule.num_steps(100) == 6
+    assert ScheduleConfig(epochs=2, batch_size=32, max_steps=5).num_steps(100) == 5
+    with pytest.raises(ValueError, match="--max-steps"):
+        schedule.num_steps(None)
 
 
 def test_the_paper_recipe_has_the_papers_numbers():
     run = RECIPES["dino_vits16_in1k"](None, None)
-    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
-    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert run.schedule.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.schedule.num_steps(1_281_167) == 100 * 1251
     assert run.model.dino_config.num_prototypes == 65536
 
 
 def test_the_paper_recipe_of_mae_has_the_papers_numbers():
     run = RECIPES["mae_vitb16_in1k"](None, None)
-    assert run.training.learning_rate == pytest.approx(2.4e-3)  # 1.5e-4 * 4096 / 256
-    assert run.training.num_steps(1_281_167) == 800 * 312
-    assert run.training.warmup_ratio * 800 == 40
-    assert (run.training.adam_beta1, run.training.adam_beta2) == (0.9, 0.95)
+    assert run.schedule.learning_rate == pytest.approx(2.4e-3)  # 1.5e-4 * 4096 / 256
+    assert run.schedule.num_steps(1_281_167) == 800 * 312
+    assert run.schedule.warmup_ratio * 800 == 40
+    assert (run.optimizer.adam_beta1, run.optimizer.adam_beta2) == (0.9, 0.95)
     assert run.augmentation.crop_scale == [0.2, 1.0]
     assert run.model.mae_config.mask_ratio == 0.75 and run.model.mae_config.norm_pix_loss
     assert (run.model.position_embedding_type, run.model.pooling) == ("sincos", "mean")
@@ -274,7 +274,7 @@ def test_the_pooling_of_a_mae_run_is_written_and_read_back(arguments):
     run = run_of("mae_finetune", *arguments)
     expected = arguments[1] if arguments else "mean"
     assert run.model.pooling == expected
-    assert Run.from_yaml(run.to_yaml()).model.pooling == expected
+    assert RunConfig.from_yaml(run.to_yaml()).model.pooling == expected
 
 
 def test_mae_keeps_the_pooling_of_the_encoder_it_starts_from(tiny_checkpoint):
@@ -290,24 +290,24 @@ def test_a_classifier_keeps_the_pooling_of_the_mae_it_starts_from(tmp_path):
 
 def test_mae_classify_has_the_papers_numbers_on_the_papers_data():
     run = mae_classify(1_281_167, None)
-    assert run.training.batch_size == 1024
-    assert run.training.learning_rate == 0.002  # 0.0005 * 1024 / 256
-    assert run.training.num_steps(1_281_167) == 100 * 1251
+    assert run.schedule.batch_size == 1024
+    assert run.schedule.learning_rate == 0.002  # 0.0005 * 1024 / 256
+    assert run.schedule.num_steps(1_281_167) == 100 * 1251
     assert (run.model.hidden_size, run.model.pooling) == (768, "mean")
-    assert mae_classify(None, None).training.batch_size == 1024
+    assert mae_classify(None, None).schedule.batch_size == 1024
 
 
 def test_the_batch_of_mae_classify_leaves_a_small_folder_enough_steps():
-    sizes = [mae_classify(n, None).training.batch_size for n in (20, 500, 6500, 16_400, 100_000)]
+    sizes = [mae_classify(n, None).schedule.batch_size for n in (20, 500, 6500, 16_400, 100_000)]
     assert sizes == [16, 16, 256, 1024, 1024]
-    assert run_of("mae_classify", "--batch_size", "48").training.batch_size == 48
+    assert run_of("mae_classify", "--batch_size", "48").schedule.batch_size == 48
 
 
 def test_a_linear_probe_keeps_its_batch_norm_and_the_checkpoints_encoder(tiny_checkpoint):
     run = run_of("linear_probe", "--init_from", str(tiny_checkpoint))
     assert run.model.classifier_batch_norm and run.model.drop_path_rate == 0
     assert (run.model.hidden_size, run.model.pooling) == (32, "cls")
-    assert run.training.freeze_encoder_ratio == 1
+    assert run.schedule.freeze_encoder_ratio == 1
 
 
 def test_fine_tuning_a_probe_leaves_its_batch_norm_behind(tiny_config, tmp_path):
@@ -321,8 +321,8 @@ def test_fine_tuning_a_probe_leaves_its_batch_norm_behind(tiny_config, tmp_path)
 def test_the_paper_recipes_of_msn_have_the_papers_numbers():
     msn, pmsn = (RECIPES[name](None, None) for name in ("msn_vits16_in1k", "pmsn_vits16_in1k"))
     for run in (msn, pmsn):
-        assert run.training.learning_rate == pytest.approx(0.001)  # at a batch of 1024
-        assert run.training.num_steps(1_281_167) == 800 * 1251
+        assert run.schedule.learning_rate == pytest.approx(0.001)  # at a batch of 1024
+        assert run.schedule.num_steps(1_281_167) == 800 * 1251
         assert run.model.pmsn_config.num_prototypes == 1024
         assert run.augmentation.num_focal_views == 10
     assert msn.model.pmsn_config.prior == "uniform"

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from selfvit.training.runtime.signals import Interruption
+from selfvit.training.runtime.signals import StopSignal
 from selfvit.training.train import main
 
 from .processes import PATIENCE, AtLogLine, Wait, start_training, start_two, wait_until
@@ -136,10 +136,10 @@ def ctrl_c_as_in_a_terminal():
 @pytest.mark.usefixtures("ctrl_c_as_in_a_terminal")
 def test_handlers_come_back_and_a_signal_with_nothing_to_save_ends_at_once():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(SystemExit) as caught, Interruption():
+    with pytest.raises(SystemExit) as caught, StopSignal():
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
-    with pytest.raises(KeyboardInterrupt), Interruption():
+    with pytest.raises(KeyboardInterrupt), StopSignal():
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -147,7 +147,7 @@ def test_handlers_come_back_and_a_signal_with_nothing_to_save_ends_at_once():
 def test_a_background_job_goes_on_ignoring_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Interruption():
+        with StopSignal():
             assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -18,7 +18,7 @@ from selfvit.training.train import main
 
 from ..data.shards import write_parquet_shards, write_tar_shards
 from .processes import AtLogLine, kill_self, start_training, start_two
-from .test_watching import hanging
+from .test_watchdog import hanging
 from .tiny_runs import LOOP, arguments, log_of, weights_of
 
 SEED = 3

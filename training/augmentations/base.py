@@ -9,14 +9,13 @@ numbers of their masks, so that these too are a function of the draw.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from ..options import ABOVE_0, check_limits
+from ..options import check_fields
 
 
 def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
@@ -24,35 +23,18 @@ def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
     return (image_size[0] // patch_size) * (image_size[1] // patch_size)
 
 
-# Least and most of every field of an augmentation, and of each number where it has several.
-LIMITS: dict[str, tuple[float, float]] = {
-    "num_local_views": (0, math.inf), "num_focal_views": (0, math.inf),
-    "num_random_views": (1, math.inf),
-    "local_view_size": (1, math.inf), "focal_view_size": (1, math.inf),
-    "crop_scale": (0, 1), "global_crop_scale": (0, 1), "local_crop_scale": (0, 1),
-    "random_crop_scale": (0, 1), "focal_crop_scale": (0, 1), "erased_area": (0, 1),
-    "blur_sigma": (0, math.inf), "color_jitter": (0, math.inf), "erased_ratio": (ABOVE_0, 1),
-    "flip_probability": (0, 1), "color_jitter_probability": (0, 1), "blur_probability": (0, 1),
-    "grayscale_probability": (0, 1), "solarize_probability": (0, 1),
-    "random_erasing_probability": (0, 1), "label_smoothing": (0, 1),
-    "rand_augment_magnitude": (0, 10), "rand_augment_deviation": (0, math.inf),
-    "mixup_alpha": (0, math.inf), "cutmix_alpha": (0, math.inf),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What the data set asks of an augmentation; its fields are the numbers.
 
     Raises:
-        ValueError: if one is outside of LIMITS, or a list has not as many as its default.
+        ValueError: If a number is out of range, or a list is not as long as its default.
     """
 
     small_crop_field: ClassVar[str | None] = None  # which holds their size, pixels
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            check_limits(entry, getattr(self, entry.name), *LIMITS[entry.name])
+        check_fields(self)
 
     def __call__(
         self,

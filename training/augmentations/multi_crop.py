@@ -19,13 +19,34 @@ class ColoredCrops(Augmentation):
     The numbers are BYOL's (arXiv 2006.07733, Appendix B).
     """
 
-    flip_probability: float = option(0.5, "of a flip, left to right")
-    color_jitter: list[float] = option(
-        [0.4, 0.4, 0.2, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+    flip_probability: float = option(
+        0.5,
+        "Probability of a horizontal flip",
+        minimum=0,
+        maximum=1,
     )
-    color_jitter_probability: float = option(0.8, "of such a change")
-    grayscale_probability: float = option(0.2, "of gray")
-    blur_sigma: list[float] = option([0.1, 2.0], "least and largest sigma of a blur, pixels")
+    color_jitter: list[float] = option(
+        [0.4, 0.4, 0.2, 0.1],
+        "Strength of brightness, contrast, saturation and hue (in turns)",
+        minimum=0,
+    )
+    color_jitter_probability: float = option(
+        0.8,
+        "Probability of color jitter",
+        minimum=0,
+        maximum=1,
+    )
+    grayscale_probability: float = option(
+        0.2,
+        "Probability of conversion to gray",
+        minimum=0,
+        maximum=1,
+    )
+    blur_sigma: list[float] = option(
+        [0.1, 2.0],
+        "Smallest and largest sigma of the blur, in pixels",
+        minimum=0,
+    )
 
     def _view(
         self,
@@ -59,21 +80,39 @@ class MultiCrop(ColoredCrops):
 
     small_crop_field = "local_view_size"
 
-    num_local_views: int = option(8, "small crops an image")
+    num_local_views: int = option(
+        8,
+        "Number of small crops of an image",
+        minimum=0,
+    )
     local_view_size: int = option(
-        96, "pixels of a small crop; with another image_size in proportion, if not given"
+        96,
+        "Size of a small crop in pixels; scales with --image-size if not given",
+        minimum=1,
     )
     global_crop_scale: list[float] = option(
-        [0.4, 1.0], "least and largest fraction of the area in a global view"
+        [0.4, 1.0],
+        "Smallest and largest fraction of the area in a global view",
+        minimum=0,
+        maximum=1,
     )
     local_crop_scale: list[float] = option(
-        [0.05, 0.4], "least and largest fraction of the area in a local view"
+        [0.05, 0.4],
+        "Smallest and largest fraction of the area in a local view",
+        minimum=0,
+        maximum=1,
     )
     blur_probability: list[float] = option(
-        [1.0, 0.1, 0.5], "of a blur: first and second global view, local views"
+        [1.0, 0.1, 0.5],
+        "Probability of a blur; for multi-crop: first and second global view, local views",
+        minimum=0,
+        maximum=1,
     )
     solarize_probability: list[float] = option(
-        [0.0, 0.2, 0.0], "of solarization: first and second global view, local views"
+        [0.0, 0.2, 0.0],
+        "Probability of solarization: first and second global view, local views",
+        minimum=0,
+        maximum=1,
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -128,21 +167,44 @@ class FocalCrops(ColoredCrops):
 
     small_crop_field = "focal_view_size"
 
-    num_random_views: int = option(1, "large anchor crops an image")
-    num_focal_views: int = option(10, "small anchor crops an image")
+    num_random_views: int = option(
+        1,
+        "Number of large anchor crops of an image",
+        minimum=1,
+    )
+    num_focal_views: int = option(
+        10,
+        "Number of small anchor crops of an image",
+        minimum=0,
+    )
     focal_view_size: int = option(
-        96, "pixels of a small crop; with another image_size in proportion, if not given"
+        96,
+        "Size of a small crop in pixels; scales with --image-size if not given",
+        minimum=1,
     )
     random_crop_scale: list[float] = option(
-        [0.3, 1.0], "least and largest fraction of the area in a target or a large anchor"
+        [0.3, 1.0],
+        "Smallest and largest fraction of the area in a target or a large anchor",
+        minimum=0,
+        maximum=1,
     )
     focal_crop_scale: list[float] = option(
-        [0.05, 0.3], "least and largest fraction of the area in a small anchor"
+        [0.05, 0.3],
+        "Smallest and largest fraction of the area in a small anchor",
+        minimum=0,
+        maximum=1,
     )
     color_jitter: list[float] = option(
-        [0.4, 0.4, 0.4, 0.1], "strength of brightness, contrast, saturation, hue (turns)"
+        [0.4, 0.4, 0.4, 0.1],
+        "Strength of brightness, contrast, saturation and hue (in turns)",
+        minimum=0,
     )
-    blur_probability: float = option(0.5, "of a blur")
+    blur_probability: float = option(
+        0.5,
+        "Probability of a blur; for multi-crop: first and second global view, local views",
+        minimum=0,
+        maximum=1,
+    )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Sizes of the target and random views, and of the focal ones."""

@@ -20,11 +20,21 @@ class CropAndFlip(Augmentation):
     """One random crop, flipped half of the time: the plain augmentation of supervised training."""
 
     crop_scale: list[float] = option(
-        [0.25, 1.0], "least and largest fraction of the area in the crop"
+        [0.25, 1.0],
+        "Smallest and largest fraction of the area in the crop",
+        minimum=0,
+        maximum=1,
     )
-    flip_probability: float = option(0.5, "of a flip, left to right")
+    flip_probability: float = option(
+        0.5,
+        "Probability of a horizontal flip",
+        minimum=0,
+        maximum=1,
+    )
     color_jitter: list[float] = option(
-        [0.0, 0.0, 0.0, 0.0], "strength of brightness, contrast, saturation, hue (turns)"
+        [0.0, 0.0, 0.0, 0.0],
+        "Strength of brightness, contrast, saturation and hue (in turns)",
+        minimum=0,
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -54,7 +64,9 @@ class MAECrop(CropAndFlip):
 
     crop_scale: list[float] = option(
         [0.2, 1.0],  # main_pretrain.py
-        "least and largest fraction of the area in the crop",
+        "Smallest and largest fraction of the area in the crop",
+        minimum=0,
+        maximum=1,
     )
 
     def __call__(
@@ -79,16 +91,51 @@ class MixedCrop(CropAndFlip):
     soft, (B, L) float32.
     """
 
-    rand_augment_magnitude: float = option(0.0, "of RandAugment, 0 to 10; 0 for none")
-    rand_augment_deviation: float = option(0.5, "of the magnitude, from change to change")
-    random_erasing_probability: float = option(0.0, "that a box is erased")
-    erased_area: list[float] = option(
-        [0.02, 0.33], "least and largest fraction of the area that a box takes"
+    rand_augment_magnitude: float = option(
+        0.0,
+        "Magnitude of RandAugment, 0 to 10; 0 means none",
+        minimum=0,
+        maximum=10,
     )
-    erased_ratio: float = option(0.3, "least height of a box over its width; 1 over it the most")
-    mixup_alpha: float = option(0.0, "of mixup's Beta; 0 for none")
-    cutmix_alpha: float = option(0.0, "of cutmix's Beta; 0 for none")
-    label_smoothing: float = option(0.0, "share of a label that goes to all classes evenly")
+    rand_augment_std: float = option(
+        0.5,
+        "Standard deviation of the magnitude between the changes of an image",
+        minimum=0,
+    )
+    random_erasing_probability: float = option(
+        0.0,
+        "Probability that a box is erased",
+        minimum=0,
+        maximum=1,
+    )
+    erased_area: list[float] = option(
+        [0.02, 0.33],
+        "Smallest and largest fraction of the area that a box covers",
+        minimum=0,
+        maximum=1,
+    )
+    erased_ratio: float = option(
+        0.3,
+        "Smallest height of a box over its width; the largest is its inverse",
+        above=0,
+        maximum=1,
+    )
+    mixup_alpha: float = option(
+        0.0,
+        "Alpha of mixup's Beta distribution; 0 means no mixup",
+        minimum=0,
+    )
+    cutmix_alpha: float = option(
+        0.0,
+        "Alpha of cutmix's Beta distribution; 0 means no cutmix",
+        minimum=0,
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Fraction of a label that is spread evenly over all classes",
+        minimum=0,
+        maximum=1,
+    )
 
     def __call__(
         self,
@@ -101,7 +148,7 @@ class MixedCrop(CropAndFlip):
         crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
         view = np.ascontiguousarray(crop.transpose(1, 2, 0))
         if self.rand_augment_magnitude > 0:
-            view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_deviation, rng)
+            view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_std, rng)
         if rng.random() < self.random_erasing_probability:
             view = erase_box(view, self.erased_area, self.erased_ratio, rng)
         return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}

@@ -1,4 +1,4 @@
-"""Did it help? The report on a run that started from weights, and the best of its checkpoints."""
+"""Compare the encoder before and after training."""
 
 from __future__ import annotations
 
@@ -12,41 +12,52 @@ from ...evaluation.comparison import Comparison, Measurement, compare, format_co
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
 from ...sharing.provenance import shown_name
 from ..checkpoints.run_folder import BEFORE_FILE, CHECKPOINTS, REPORT_FILE
-from ..config.run_config import Run
+from ..config.run_config import RunConfig
 from ..evaluation import Evaluation
 from ..exceptions import NoImprovementError
+from ..runtime.fsdp import FullModel
+from ..state import TrainState
+from .base import Callback
 from .best_checkpoint import BestCheckpoint
 
 
-class BeforeAfterReport:
-    """Measures an encoder before and after training, and says whether it got better.
+class BeforeAfterReport(Callback):
+    """Measures an encoder before and after training, and reports whether it improved.
+
+    The main process measures and the others wait; gathering the model is collective.
 
     Args:
-        accelerator: tells which process this is; the main one measures.
-        evaluation: of the model that is trained.
-        run: what is trained.
-        best: says where a better one is, if there was one.
+        accelerator: The Accelerator.
+        full_model: The model in training, gathered.
+        evaluation: Measures its encoder.
+        run: Configuration of the run.
+        best: The best checkpoint, which the report mentions.
     """
 
     def __init__(
-        self, accelerator: Accelerator, evaluation: Evaluation, run: Run, best: BestCheckpoint
+        self,
+        accelerator: Accelerator,
+        full_model: FullModel,
+        evaluation: Evaluation,
+        run: RunConfig,
+        best: BestCheckpoint,
     ):
         self.accelerator = accelerator
+        self.full_model = full_model
         self.evaluation = evaluation
         self.run = run
         self.best = best
-        self.output = Path(run.training.output)
-        self.is_wanted = run.training.compares_with_start
+        self.output = Path(run.start.output)
         self.comparison: Comparison | None = None
         self._before: Measurement | None = None
 
-    def measure_before(self) -> None:
-        """Measure the model as it starts, or read what was measured before an interruption.
+    def on_init(self, state: TrainState) -> None:
+        """Measure the initial weights, or read what was measured before an interruption.
 
-        To be called before a checkpoint is loaded: then it is right at a resume, too, after the
-        data to evaluate on was changed, or in a run of an older version.
+        Before a checkpoint is loaded, so a resume measures the right weights, too, if the data to
+        evaluate on has changed or an older version started the run.
         """
-        if not (self.is_wanted and self.accelerator.is_main_process):
+        if not (self.run.compares_with_start and self.accelerator.is_main_process):
             return
         path = self.output / CHECKPOINTS / BEFORE_FILE
         if path.is_file():
@@ -54,16 +65,17 @@ class BeforeAfterReport:
         if self._before is None or self._before.data != self.evaluation.data:
             self._announce("before")
             self._before = self.evaluation.measure(0)
-            if self.run.training.init_scope != "all":
+            if self.run.start.init_scope != "all":
                 self._before = _without_accuracy(self._before)
             self._before.save(path)
 
-    def measure_after(self, step: int) -> dict[str, float]:
-        """Measure the trained model, write report.json, print the table; return the figures."""
+    def on_train_end(self, state: TrainState) -> None:
+        """Measure the trained model, write report.json and print the table."""
+        self.full_model.gather()
         if self._before is None:
-            return {}
+            return
         self._announce("after")
-        after = self.evaluation.measure(step)
+        after = self.evaluation.measure(state.step)
         images = self.evaluation.images
         assert images is not None
         metric = self.best.metric
@@ -71,37 +83,37 @@ class BeforeAfterReport:
             metric = images.accuracies()[0]
         self.comparison = compare(self._before, after, metric, images.note)
         content = {
-            "init_from": shown_name(str(self.run.training.init_from)),
-            "step": step,
+            "init_from": shown_name(str(self.run.start.init_from)),
+            "step": state.step,
             **self.comparison.to_dict(),
             "best": self.best.read(),
         }
         save_metrics(content, self.output / REPORT_FILE)
         self.accelerator.print(f"\n{format_comparison(self.comparison)}")
-        return dict(after.metrics)
+        state.evaluation = dict(after.metrics)
 
     def _announce(self, when: str) -> None:
-        """Say what takes a while: of a large encoder on a CPU, minutes."""
+        """Announce what takes minutes for a large encoder on a CPU."""
         images = self.evaluation.images
         assert images is not None
         count = sum(map(len, images.sources))
         self.accelerator.print(f"measuring the encoder {when} training, on {count:,} images")
 
-    def require_improvement(self) -> None:
-        """End a run that was to improve the encoder and did not; all is saved by then.
+    def on_result(self, state: TrainState) -> None:
+        """Fail if the run had to improve the encoder and did not; everything is saved.
 
-        From report.json, so that a resume of a run that has ended says the same.
+        Reads report.json, so that resuming a finished run gives the same error.
 
         Raises:
-            NoImprovementError: on the main process.
+            NoImprovementError: On the main process.
         """
         path = self.output / REPORT_FILE
-        if not (self.run.training.require_improvement and self.accelerator.is_main_process):
+        if not (self.run.evaluation.require_improvement and self.accelerator.is_main_process):
             return
         report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if report.get("improved"):
             return
-        name, training = report.get("metric"), self.run.training
+        name = report.get("metric")
         before = report["figures"][name]["before"]["value"] if name else None
         best = report.get("best")
         hint = ""
@@ -111,15 +123,16 @@ class BeforeAfterReport:
                 f"({metric_title(name)} {format_metric(name, best['value'])}): {self.best.folder}."
             )
         raise NoImprovementError(
-            f"{report.get('verdict', 'There is no report.')} --require_improvement asks for more "
-            f"than before. The model is saved in {self.output}, and not published.{hint} Try a "
-            f"lower base_learning_rate (it was {training.base_learning_rate:g}), a lower "
-            "layer_decay or fewer epochs, or keep the weights that it started from."
+            f"{report.get('verdict', 'There is no report.')} --require-improvement asks for a "
+            f"higher metric than before. The model is saved in {self.output}, but not published."
+            f"{hint} Try a lower --base-learning-rate (it was "
+            f"{self.run.schedule.base_learning_rate:g}), a lower --layer-decay or fewer --epochs, "
+            "or keep the initial weights."
         )
 
 
 def _without_accuracy(measurement: Measurement) -> Measurement:
-    """Leave out the accuracy of a classifier that is drawn anew: anything is better than that."""
+    """Remove the accuracy of a newly initialized classifier, which any training would beat."""
     figures, metrics = dict(measurement.figures), dict(measurement.metrics)
     figures.pop("accuracy", None)
     metrics.pop("accuracy", None)

@@ -15,13 +15,13 @@ from ..checkpoints.run_folder import BEST, BEST_FILE
 
 
 class BestCheckpoint:
-    """Keeps the model of the best evaluation so far in OUT/best, beside the last one.
+    """The model of the best evaluation so far, in OUTPUT/best.
 
     Args:
-        writer: of the model in training.
-        output: folder of the run.
-        metric: name of the figure that decides; the first of equals stays.
-        data: names what it is measured on (`Evaluation.data`).
+        writer: Writes the model in training.
+        output: Folder of the run.
+        metric: Name of the metric that decides, or None; the first of equal values is kept.
+        data: Identifies the images and preprocessing of the evaluation (`Evaluation.data`).
     """
 
     def __init__(self, writer: ModelWriter, output: Path, metric: str | None, data: str):
@@ -31,18 +31,21 @@ class BestCheckpoint:
         self.data = hash_of([data.encode()])
 
     def read(self) -> dict[str, Any] | None:
-        """Return "step", "metric", "value" and "data" of the one that is kept, if any.
+        """Return "step", "metric", "value" and "data" of the best evaluation, or None.
 
-        One that was measured on other data, before a resume, does not count.
+        An evaluation on other data, before a resume, does not count.
         """
         path = self.folder / BEST_FILE
         kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         return kept if kept is None or kept["data"] == self.data else None
 
     def offer(self, step: int, metrics: dict[str, float], card: Callable[[], str]) -> None:
-        """Keep the model after some steps, with its card, if it is the best.
+        """Save the model with its card if it is the best so far; main process only.
 
-        For the main process alone.
+        Args:
+            step: Number of optimizer steps done.
+            metrics: Metrics of the evaluation, by name.
+            card: Renders the model card.
         """
         if self.metric is None or self.metric not in metrics:
             return

@@ -1,22 +1,23 @@
-"""Collapse monitors: do the outputs still say anything of the images, and what to turn if not.
+"""Detect representation collapse from statistics of the training steps.
 
-Every `monitor_steps` the model's forward pass leaves what it has computed anyway (see
-`modeling/observations.py`), and here it becomes a line of log.jsonl and a few signals, each of them
-low where the outputs say little or nothing of their images:
+Every `monitor_steps` the model's forward pass records statistics it has computed anyway (see
+`modeling/observations.py`). They become a line of log.jsonl and a few signals. A signal is low if
+the outputs depend little, or not at all, on the images:
 
-- teacher_information: how much a target tells which image it is of, as a share of the most it
-  could (DINO, PMSN). Both kinds of collapse take it to 0 (DINO, arXiv 2104.14294, Sec. 5.3): all
-  images the same few prototypes, or every image all prototypes alike.
-- prototypes_in_use: of a batch of 32 images and more. (Without a center `dino_demo` comes to 1.6 of
-  128 within 300 steps, and stays there, as KoLeo keeps its features apart.)
+- teacher_information: how much a target reveals about which image it belongs to, as a fraction of
+  the maximum (DINO, PMSN). Both kinds of collapse take it to 0 (DINO, arXiv 2104.14294, Sec. 5.3):
+  all images get the same few prototypes, or every image gets all prototypes equally.
+- prototypes_in_use: number of prototypes in use, for batches of 32 images and more. (Without a
+  center, `dino_demo` falls to 1.6 of 128 within 300 steps and stays there, since KoLeo keeps its
+  features apart.)
 - feature_std: how far apart the directions of the images' features are.
 - explained: how much better the prediction is than the mean of the images (MAE).
 
-Neither the loss nor the teacher's entropy alone would do: at the start of a healthy run the loss is
-near ln K, and the entropy too. Nor would one low reading: a signal is believed when it has been
-under its floor PATIENCE times running, and either was well above before, or never was in spite of
-training enough: the learning rate has been at half its peak, and the steps, each counted by its
-learning rate's share of the peak, are `grace` or more.
+The loss or the teacher's entropy alone would not do: at the start of a healthy run the loss is near
+ln K, and so is the entropy. One low reading would not do either. A signal counts as collapsed after
+PATIENCE low readings in a row, if it was well above its floor before, or if it never was although
+the run trained enough: the learning rate has reached half its peak, and the steps, each weighted by
+its learning rate as a fraction of the peak, add up to `grace` or more.
 """
 
 # N images · D hidden · K prototypes
@@ -32,22 +33,23 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ...evaluation.label_free import feature_standard_deviation, rankme
-from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...modeling.observations import Observations
 from ..checkpoints.rollback import newest_before
-from ..config.run_config import Run
+from ..config.run_config import RunConfig
 from ..exceptions import CollapseError
+from ..state import TrainState
+from .base import Callback
 from .collapse_advice import WHAT_HAPPENS, advice_against, settings_at_risk
-from .progress import Reporter
+from .progress import ProgressLogger
 
 
 class Signal(NamedTuple):
-    """When a signal is low.
+    """Thresholds of a signal.
 
     Args:
-        floor: below it, outputs say nothing.
-        healthy: a run that was above it and is below the floor now has collapsed.
-        grace: steps at the peak learning rate that a run may take to get above it.
+        floor: Below this value, the outputs do not depend on the images.
+        healthy: A run that was above this value and is below the floor now has collapsed.
+        grace: Steps at the peak learning rate that a run may take to rise above the floor.
     """
 
     floor: float
@@ -56,30 +58,30 @@ class Signal(NamedTuple):
 
 
 PATIENCE = 3  # readings
-# 2026-11-25, 1,000 steps of each demo's recipe, lowest readings: information 0.16 (DINO) and 0.31
-# (PMSN), prototypes 43 and 4.7, standard deviation 0.33 (MAE), explained 0.05 from step 70 on. But
-# MAE may learn slowly: batches of 6 took 260 steps and more to predict better than the mean.
+# 2026-11-25, 1,000 steps of each demo recipe, lowest readings: information 0.16 (DINO) and 0.31
+# (PMSN), prototypes 43 and 4.7, std 0.33 (MAE), explained 0.05 from step 70 on. MAE may learn
+# slowly: batches of 6 took 260 steps and more to predict better than the mean.
 SIGNALS = {
     "teacher_information": Signal(floor=0.02, healthy=0.04, grace=25),
     "prototypes_in_use": Signal(floor=2.0, healthy=4.0, grace=25),
     "feature_std": Signal(floor=0.05, healthy=0.1, grace=100),
     "explained": Signal(floor=0.02, healthy=0.2, grace=1000),
 }
-ENOUGH = 32  # images, and prototypes, for the number in use to be one of many
-UNIFORM_SHARE = 0.9  # of ln K: a teacher's entropy above is called uniform
+ENOUGH = 32  # images, and prototypes, for the number of prototypes in use to mean something
+UNIFORM_SHARE = 0.9  # of ln K: a teacher's entropy above this is called uniform
 
 
 @dataclass
 class MonitorState:
-    """What the monitors remember; it is saved with each checkpoint.
+    """Memory of the monitors, which each checkpoint stores.
 
     Args:
-        peak_rate_steps: steps trained so far, those below the peak learning rate in proportion.
-        warmed_up: whether the learning rate has been at half its peak.
-        highest: of each signal so far.
-        low_since: step of the first of the low readings of each signal, those running.
-        num_low: how many these are.
-        warned: kinds of collapse that were reported.
+        peak_rate_steps: Steps trained so far, each weighted by its fraction of the peak rate.
+        warmed_up: Whether the learning rate has reached half its peak.
+        highest: Highest reading of each signal.
+        low_since: Step of the first of the current low readings of each signal.
+        num_low: Number of the current low readings of each signal.
+        warned: Kinds of collapse that were reported.
     """
 
     peak_rate_steps: float = 0.0
@@ -89,13 +91,13 @@ class MonitorState:
     num_low: dict[str, int] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
 
-    def trained(self, rate_share: float) -> None:
-        """Take in a step at so large a share of the peak learning rate."""
-        self.peak_rate_steps += rate_share
-        self.warmed_up = self.warmed_up or rate_share >= 0.5
+    def add_step(self, rate_fraction: float) -> None:
+        """Count a step at a fraction of the peak learning rate."""
+        self.peak_rate_steps += rate_fraction
+        self.warmed_up = self.warmed_up or rate_fraction >= 0.5
 
     def judge(self, step: int, signals: dict[str, float]) -> list[str]:
-        """Take in a reading; return the signals that tell of a collapse."""
+        """Add a reading; return the names of the signals that have collapsed."""
         collapsed = []
         for name, value in signals.items():
             self.highest[name] = max(value, self.highest.get(name, -math.inf))
@@ -112,108 +114,108 @@ class MonitorState:
         return collapsed
 
 
-class CollapseMonitor:
-    """Reads what training steps show, and reports, stops or asks to go back; one call a step.
+class CollapseMonitor(Callback):
+    """Reads the statistics of training steps; warns of a collapse, or ends the run.
+
+    The main process judges for all; a reading is collective.
 
     Args:
-        accelerator: tells which process this is: the main one judges for all.
-        model: in training; its `observations` are set for the steps to be read.
-        run: says how often, and what to do about a collapse.
-        reporter: takes figures and warnings.
-        start_step: first step to do.
-        state: what `state_dict` returned when the run was saved; None at its start.
+        accelerator: The Accelerator.
+        run: Configuration of the run.
+        logger: Takes metrics and warnings.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: SelfViTPreTrainedModel,
-        run: Run,
-        reporter: Reporter,
-        *,
-        start_step: int,
-        state: dict[str, Any] | None = None,
-    ):
+    def __init__(self, accelerator: Accelerator, run: RunConfig, logger: ProgressLogger):
         self.accelerator = accelerator
-        self.model = model
         self.run = run
-        self.reporter = reporter
-        self.state = MonitorState(**(state or {}))
-        self._observe(start_step + 1)
-        if start_step == 0:
-            for risk in settings_at_risk(run):
-                reporter.warn(risk)
+        self.logger = logger
+        self.state = MonitorState()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from the readings before a checkpoint."""
+        self.state = MonitorState(**saved)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what to save with a checkpoint, as plain values."""
+        """Return the readings so far."""
         return asdict(self.state)
 
-    def step(self, done: int, learning_rate: float) -> None:
-        """Take note of the end of a step, counted from 1; collective in the steps that are read.
+    def on_train_begin(self, state: TrainState) -> None:
+        """Observe the first step if it is due; warn of risky settings at the start of a run."""
+        self._observe(state)
+        if state.step == 0:
+            for risk in settings_at_risk(self.run):
+                self.logger.warn(risk)
+
+    def on_step_end(self, state: TrainState) -> None:
+        """Read the step's statistics, if it was observed.
 
         Raises:
-            CollapseError: if there is a collapse, and `on_collapse` is not to warn only.
+            CollapseError: If there is a collapse, and `on_collapse` is not "warn".
         """
-        training = self.run.training
-        if training.learning_rate > 0:
-            self.state.trained(learning_rate / training.learning_rate)
-        observations = self.model.observations
-        self._observe(done + 1)
+        schedule, on_collapse = self.run.schedule, self.run.monitoring.on_collapse
+        if schedule.learning_rate > 0:
+            self.state.add_step(state.metrics["learning_rate"] / schedule.learning_rate)
+        observations = state.model.observations
+        self._observe(state)
         if observations is None or observations.empty:
             return
         features = observations.features()
-        figures = observations.figures()
+        metrics = observations.figures()
         messages = [""]
         if self.accelerator.is_main_process:
             if len(features) > 1:
-                figures["feature_std"] = feature_standard_deviation(features)
-                figures["rankme"] = rankme(features)
-            self.reporter.record(done, figures)
-            messages = [self._judge(done, figures, len(features), observations.num_prototypes)]
+                metrics["feature_std"] = feature_standard_deviation(features)
+                metrics["rankme"] = rankme(features)
+            self.logger.log_metrics(state.step, metrics)
+            num_prototypes = observations.num_prototypes
+            messages = [self._judge(state.step, metrics, len(features), num_prototypes)]
         broadcast_object_list(messages)
-        if messages[0] and training.on_collapse != "warn":
-            onset = broadcast_object_list([min(self.state.low_since.values(), default=done)])[0]
-            self.reporter.close()  # a run that is rolled back opens its trackers again
-            raise CollapseError(messages[0], newest_before(onset, Path(training.output)))
+        if on_collapse == "warn":
+            return
+        state.collapse_onset = min(self.state.low_since.values(), default=None)
+        if messages[0]:
+            onset = broadcast_object_list([state.collapse_onset or state.step])[0]
+            raise CollapseError(messages[0], newest_before(onset, Path(self.run.start.output)))
 
-    def _observe(self, step: int) -> None:
-        due = step % self.run.training.monitor_steps == 0
-        self.model.observations = Observations() if due else None
+    def _observe(self, state: TrainState) -> None:
+        """Let the next step record statistics, if it is due."""
+        is_due = (state.step + 1) % self.run.monitoring.monitor_steps == 0
+        state.model.observations = Observations() if is_due else None
 
     def _judge(
-        self, done: int, figures: dict[str, float], num_images: int, num_prototypes: int | None
+        self, step: int, metrics: dict[str, float], num_images: int, num_prototypes: int | None
     ) -> str:
-        """Return what is to be said of a collapse, or ""; warn, of each kind once."""
-        signals = {name: figures[name] for name in SIGNALS if name in figures}
+        """Return the description of a collapse, or ""; warn once of each kind."""
+        signals = {name: metrics[name] for name in SIGNALS if name in metrics}
         if min(num_images, num_prototypes or 0) < ENOUGH:
             signals.pop("prototypes_in_use", None)
         kinds: dict[str, list[str]] = {}
-        for name in self.state.judge(done, signals):
-            kinds.setdefault(kind_of(name, figures, num_prototypes), []).append(name)
+        for name in self.state.judge(step, signals):
+            kinds.setdefault(kind_of(name, metrics, num_prototypes), []).append(name)
         messages = []
         for kind, names in kinds.items():
-            seen = ", ".join(
-                f"{name} {figures[name]:.3f} since step {self.state.low_since[name]}"
+            readings = ", ".join(
+                f"{name} {metrics[name]:.3f} since step {self.state.low_since[name]}"
                 for name in names
             )
             message = (
-                f"step {done}: {WHAT_HAPPENS[kind]} ({seen}). To turn, the likeliest first: "
-                f"{'; '.join(advice_against(kind, self.run))}."
+                f"step {step}: {WHAT_HAPPENS[kind]} ({readings}). Settings to change, likeliest "
+                f"first: {'; '.join(advice_against(kind, self.run))}."
             )
             messages.append(message)
             if kind not in self.state.warned:
                 self.state.warned.append(kind)
-                self.reporter.warn(message)
-                self.reporter.record(done, {"collapse": kind, "advice": message})
+                self.logger.warn(message)
+                self.logger.log_metrics(step, {"collapse": kind, "advice": message})
         return " ".join(messages)
 
 
-def kind_of(signal: str, figures: dict[str, float], num_prototypes: int | None) -> str:
-    """Return which collapse a low signal tells of: "constant" or "uniform"."""
+def kind_of(signal: str, metrics: dict[str, float], num_prototypes: int | None) -> str:
+    """Return the kind of collapse that a low signal indicates: "constant" or "uniform"."""
     if signal != "teacher_information" or num_prototypes is None:
         return "constant"
-    share = figures["teacher_entropy"] / math.log(num_prototypes)
+    share = metrics["teacher_entropy"] / math.log(num_prototypes)
     return "uniform" if share > UNIFORM_SHARE else "constant"
 
 
-__all__ = ["CollapseMonitor", "MonitorState", "kind_of"]
+__all__ = ["CollapseMonitor", "MonitorState", "Signal", "kind_of"]

@@ -1,50 +1,69 @@
-"""What a run costs: seconds, and energy where codecarbon is installed, over all its resumes."""
+"""Cost of a run: seconds, and energy where codecarbon is installed, over all its resumes."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
-FREE = {"seconds": 0.0, "energy_kwh": 0.0}  # before the first step
+from accelerate import Accelerator
+
+from ..state import TrainState
+from .base import Callback
+
+Cost = dict[str, float | None]
 
 
-class RunCost:
-    """Counts on from what the run had cost when its checkpoint was saved.
+class CostMeter(Callback):
+    """Measures the time and energy of a run; main process only for the energy.
 
-    What a killed run did after its last checkpoint is not counted: it was done again.
+    A resumed run continues from the cost that its checkpoint stored. What a killed run did after
+    its last checkpoint is not counted, since it is done again.
 
     Args:
-        earlier: what `read` gave then; `FREE` for a new run.
-        energy_meter: "codecarbon", where it is installed, or "none".
+        accelerator: The Accelerator.
+        energy_meter: "codecarbon", which is used if it is installed, or "none".
     """
 
-    def __init__(self, earlier: Mapping[str, float | None], energy_meter: str):
-        self._earlier = earlier
-        self._meter = None
-        # of a part that was not measured the energy is not known, and so of the whole
-        if energy_meter == "codecarbon" and earlier["energy_kwh"] is not None:
+    def __init__(self, accelerator: Accelerator, energy_meter: str):
+        self.energy_meter = energy_meter if accelerator.is_main_process else "none"
+        self._earlier: Cost = {"seconds": 0.0, "energy_kwh": 0.0}
+        self._meter: _CodeCarbonMeter | None = None
+        self._started = time.perf_counter()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from an earlier cost."""
+        self._earlier = saved
+
+    def on_train_begin(self, state: TrainState) -> None:
+        """Start measuring."""
+        # If a part was not measured, the energy of the whole run is unknown.
+        if self.energy_meter == "codecarbon" and self._earlier["energy_kwh"] is not None:
             self._meter = _start_codecarbon()
         self._started = time.perf_counter()
 
-    def read(self) -> dict[str, float | None]:
-        """Return "seconds", and "energy_kwh" (kWh of this process's machine, or None)."""
+    def read(self) -> Cost:
+        """Return "seconds", and "energy_kwh" (kWh of the main process's machine, or None)."""
         seconds = (self._earlier["seconds"] or 0.0) + time.perf_counter() - self._started
         energy = None
         if self._meter is not None:
             energy = (self._earlier["energy_kwh"] or 0.0) + self._meter.read()
         return {"seconds": seconds, "energy_kwh": energy}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cost so far."""
+        return self.read()
+
     def close(self) -> None:
         """Stop measuring."""
         if self._meter is not None:
             self._meter.tracker.stop()
+            self._meter = None
 
 
 class _CodeCarbonMeter:
-    """A codecarbon tracker, read in passing: on a flush it hands totals to its outputs."""
+    """A codecarbon tracker; a flush hands the totals to its outputs."""
 
     def __init__(self) -> None:
         from codecarbon import OfflineEmissionsTracker
@@ -57,8 +76,8 @@ class _CodeCarbonMeter:
                 self.energy_kwh = total.energy_consumed
 
         self.last = LastTotal()
-        # Offline, so that nothing asks the network where this machine is. Energy does not depend on
-        # the country, which only turns it into carbon dioxide.
+        # Offline, so that nothing asks the network for this machine's location. The country only
+        # converts energy into carbon dioxide.
         self.tracker = OfflineEmissionsTracker(
             country_iso_code="USA",
             save_to_file=False,
@@ -78,8 +97,10 @@ class _CodeCarbonMeter:
 def _start_codecarbon() -> _CodeCarbonMeter | None:
     if importlib.util.find_spec("codecarbon") is None:
         return None
-    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before its log_level
+    logging.getLogger("codecarbon").setLevel(
+        logging.CRITICAL
+    )  # it logs before its log_level is set
     return _CodeCarbonMeter()
 
 
-__all__ = ["FREE", "RunCost"]
+__all__ = ["Cost", "CostMeter"]

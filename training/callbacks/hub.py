@@ -1,4 +1,7 @@
-"""A run on the Hub: checkpoints while it trains, the result at its end, and never in its way."""
+"""Push checkpoints in the background, and the result at the end.
+
+A failed push never stops training.
+"""
 
 from __future__ import annotations
 
@@ -17,74 +20,58 @@ from huggingface_hub.utils import (
 from tqdm.auto import tqdm
 
 from ...sharing.hub_access import reason_of
-from ...sharing.publish import Target, check_target, publish, publish_files
+from ...sharing.publish import Target, publish, publish_files
 from ...sharing.published_files import PublishedFiles, choose_files
-from ..config.training_config import TrainingConfig
+from ..config.run_config import RunConfig
 from ..exceptions import NotPublishedError
+from ..state import TrainState
+from .base import Callback
 
 
-class HubPushes:
-    """Pushes a run; does nothing for a run without `push_to_hub`, and in other processes.
+class HubPusher(Callback):
+    """Pushes a run to the Hub; does nothing without a target.
 
-    One push at a time: a checkpoint that is due while an earlier one still uploads is passed over.
-    A push that fails is told, and ends nothing; the next has everything that it had.
+    One push at a time: a checkpoint that is due while an earlier one is still uploading is not
+    pushed. A failed push is reported; the next one contains everything it had.
 
     Args:
-        training: where to push, and how often.
-        num_steps: of the whole run.
-        is_main_process: the one that pushes.
-
-    Raises:
-        PermissionError: if the Hub does not accept the token, or the user may not push there.
-        ValueError: if the repository's name is not one, or it has to be private and is not.
-        ConnectionError: if the Hub cannot be reached.
+        run: Configuration of the run.
+        target: Where to push, on the main process; None on the others.
     """
 
-    def __init__(self, training: TrainingConfig, num_steps: int, is_main_process: bool):
-        self.output = Path(training.output)
+    def __init__(self, run: RunConfig, target: Target | None):
+        self.output = Path(run.start.output)
+        self.push_steps = run.hub.push_steps
+        self.target = target
         self.snapshot = self.output / ".unfinished-push"
-        self.push_steps = training.push_steps
-        self.num_steps = num_steps
-        self.target: Target | None = None
         self.upload: Future[None] | None = None
         self.shows_bars = not are_progress_bars_disabled()
-        if training.push_to_hub is not None and is_main_process:
-            self.target = Target(
-                training.push_to_hub,
-                private=training.hub_private_repo,
-                revision=training.hub_revision,
-            )
-            check_target(self.target)
-            self.api = HfApi()
 
-    def checkpoint(self, step: int, folder: Path | None) -> None:
-        """Push a checkpoint in the background, if it is due; the last is left to `result`.
-
-        Args:
-            step: after which it was saved, counted from 1.
-            folder: of the checkpoint.
-        """
-        if self.target is None or self.push_steps is None or folder is None:
+    def on_step_end(self, state: TrainState) -> None:
+        """Push a new checkpoint in the background, if it is due; the last is left to the result."""
+        if self.target is None or self.push_steps is None or state.checkpoint is None:
             return
-        if step % self.push_steps or step == self.num_steps:
+        if state.step % self.push_steps or state.step == state.num_steps:
             return
         if self.upload is not None and not self.upload.done():
-            tqdm.write(f"step {step} is not pushed: an earlier push still uploads.")
+            tqdm.write(f"step {state.step} is not pushed: an earlier push is still uploading.")
             return
         if self.shows_bars:
-            disable_progress_bars()  # they would break the run's own
+            disable_progress_bars()  # they would garble the run's own
         try:
-            files = self._snapshot(folder)
+            files = self._snapshot(state.checkpoint)
         except (OSError, ValueError) as error:
-            self._tell_failure(step, error)
+            self._report_failure(state.step, error)
         else:
-            self.upload = self.api.run_as_future(self._push, step, files, self.target)
+            self.upload = HfApi().run_as_future(
+                self._push, state.step, state.num_steps, files, self.target
+            )
 
     def _snapshot(self, folder: Path) -> PublishedFiles:
-        """Link a checkpoint's files beside it: it may be pruned while they upload.
+        """Link the files of a checkpoint, which may be pruned while they are uploading.
 
-        Checked here and not in the background: for the check a model is built, if only of names and
-        shapes, and what torch and transformers keep meanwhile is not each thread's own.
+        They are checked here and not in the background: the check builds a model, and torch and
+        transformers keep global state meanwhile that is not per thread.
         """
         files = choose_files(folder)
         shutil.rmtree(self.snapshot, ignore_errors=True)
@@ -93,22 +80,22 @@ class HubPushes:
             _link(folder / name, self.snapshot / name)
         return files
 
-    def _push(self, step: int, files: PublishedFiles, target: Target) -> None:
-        message = f"Step {step} of {self.num_steps}"
+    def _push(self, step: int, num_steps: int, files: PublishedFiles, target: Target) -> None:
+        message = f"Step {step} of {num_steps}"
         try:
             published = publish_files(self.snapshot, files, target, message, retries=0)
             tqdm.write(f"pushed step {step}: {published.url}")
-        except Exception as error:  # whatever it is, it is no reason to end the run
-            self._tell_failure(step, error)
+        except Exception as error:  # no failed push is worth the run
+            self._report_failure(step, error)
 
-    def _tell_failure(self, step: int, error: Exception) -> None:
+    def _report_failure(self, step: int, error: Exception) -> None:
         tqdm.write(f"warning: step {step} was not pushed: {reason_of(error)}", file=sys.stderr)
 
-    def result(self) -> None:
-        """Push the result, after a push that still runs.
+    def on_result(self, state: TrainState) -> None:
+        """Push the result, after a push that is still uploading.
 
         Raises:
-            NotPublishedError: if it failed; the message has the command that repeats it.
+            NotPublishedError: If it failed; the message has the command that repeats it.
         """
         if self.target is None:
             return
@@ -137,4 +124,4 @@ def _link(source: Path, place: Path) -> None:
         shutil.copy2(source, place)
 
 
-__all__ = ["HubPushes"]
+__all__ = ["HubPusher"]

@@ -1,7 +1,7 @@
-"""What a run looks like while it trains: views, reconstructions, attention, as pictures.
+"""Pictures of a run while it trains: views, and reconstructions or attention maps.
 
-Drawn after the first step, when a wrong augmentation costs nothing yet, and every `image_steps`.
-On by default, as a thousand steps take minutes and a drawing less than a second.
+Drawn after the first step, when a wrong augmentation has cost nothing yet, and every `image_steps`.
+A drawing takes less than a second, so pictures are on by default.
 """
 
 # B images · V views · C channels · H, W pixels
@@ -23,27 +23,31 @@ from ...visualization.figures import tile_panels
 from ...visualization.inputs import as_seen
 from ...visualization.reconstructions import reconstruction_panels
 from ..runtime.fsdp import is_sharded
-from .progress import Reporter
+from ..state import TrainState
+from .base import Callback
+from .progress import ProgressLogger
 
 NUM_IMAGES = 4
 Panels = list[list[np.ndarray]]
 
 
 def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
-    """Return a row of panels for each of the first images of a batch: its views.
+    """Return the views of the first images of a batch, a row of panels for each image.
 
     Args:
-        processor: whose normalization is undone.
-        inputs: of a step; views are (B, C, H, W) or (V, B, C, H, W), normalized.
+        processor: Image processor, whose normalization is undone.
+        inputs: Model inputs; views are (B, C, H, W) or (V, B, C, H, W), normalized.
 
     Returns:
-        rows of panels (H, W, 3), in [0, 1], larger views first.
+        Rows of panels (H, W, 3) in [0, 1], larger views first.
     """
     views: list[Tensor] = []
     for value in inputs.values():
         if value.dim() >= 4:
             views += value if value.dim() == 5 else [value]
-    views.sort(key=lambda view: view.shape[-1], reverse=True)  # stable: global views stay in order
+    views.sort(
+        key=lambda view: view.shape[-1], reverse=True
+    )  # stable: the order of equal sizes stays
     columns = [as_seen(view[:NUM_IMAGES], processor) for view in views]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -51,14 +55,14 @@ def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
 def drawings(
     model: SelfViTPreTrainedModel | None, processor: Any, inputs: dict[str, Tensor]
 ) -> dict[str, Callable[[], Panels]]:
-    """Return what can be drawn of a step, by name, as functions that draw it.
+    """Return the pictures of a step by name, as functions that draw them.
 
-    The model is left as it was, its training or evaluation mode too, and no random number is drawn.
+    They leave the model and its training mode unchanged, and draw no random numbers.
 
     Args:
-        model: whole, not a sharded one; None for no picture that needs it.
-        processor: whose normalization is undone.
-        inputs: of the step.
+        model: The model, not sharded; None for only those pictures that do not need it.
+        processor: Image processor, whose normalization is undone.
+        inputs: Model inputs of the step.
     """
     pictures: dict[str, Callable[[], Panels]] = {"views": partial(view_panels, processor, inputs)}
     if isinstance(model, SelfViTForMAE):
@@ -67,13 +71,13 @@ def drawings(
             reconstruction_panels, model, processor, values, noise
         )
     elif model is not None:
-        values = whole_views(inputs)[:NUM_IMAGES]
+        values = largest_views(inputs)[:NUM_IMAGES]
         pictures["attention"] = partial(attention_panels, model, processor, values)
     return pictures
 
 
-def whole_views(inputs: dict[str, Tensor]) -> Tensor:
-    """Return the largest view of each image, (B, C, H, W): the first of those of that size."""
+def largest_views(inputs: dict[str, Tensor]) -> Tensor:
+    """Return the first of the largest views of each image, (B, C, H, W)."""
     largest = max((value for value in inputs.values() if value.dim() >= 4), key=_width)
     return largest[0] if largest.dim() == 5 else largest
 
@@ -82,44 +86,42 @@ def _width(views: Tensor) -> int:
     return views.shape[-1]
 
 
-class LoggedImages:
-    """Draws every so many steps, on the main process; what fails is said once, and left out.
+class ImageLogger(Callback):
+    """Draws pictures every `image_steps`; main process only.
+
+    A picture that fails is reported once and left out from then on.
 
     Args:
-        accelerator: tells which process this is, and whether the model is whole.
-        model: in training.
-        processor: image processor of the checkpoint to come.
-        reporter: takes the pictures.
-        image_steps: steps between two drawings; 0 is never.
+        accelerator: The Accelerator.
+        processor: Image processor of the checkpoint.
+        logger: Takes the pictures.
+        image_steps: Steps between two drawings; 0 means none.
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: SelfViTPreTrainedModel,
-        processor: Any,
-        reporter: Reporter,
-        image_steps: int,
+        self, accelerator: Accelerator, processor: Any, logger: ProgressLogger, image_steps: int
     ):
-        # of a sharded model, one process alone cannot make a forward pass
-        self.model = None if is_sharded(accelerator) else model
+        # one process alone cannot run the forward pass of a sharded model
+        self.can_run_model = not is_sharded(accelerator)
         self.processor = processor
-        self.reporter = reporter
+        self.logger = logger
         self.image_steps = image_steps if accelerator.is_main_process else 0
         self.failed: set[str] = set()
 
-    def step(self, done: int, inputs: dict[str, Tensor]) -> None:
-        """Draw after a step, counted from 1, if it is one of those; `inputs` are its last ones."""
-        if self.image_steps == 0 or (done > 1 and done % self.image_steps):
+    def on_step_end(self, state: TrainState) -> None:
+        """Draw, if it is due: after the first step and every `image_steps`."""
+        step = state.step
+        if self.image_steps == 0 or (step > 1 and step % self.image_steps):
             return
-        for name, draw in drawings(self.model, self.processor, inputs).items():
+        model = state.model if self.can_run_model else None
+        for name, draw in drawings(model, self.processor, state.inputs).items():
             if name in self.failed:
                 continue
             try:
-                self.reporter.show(done, {name: tile_panels(draw())})
-            except Exception as error:  # no matplotlib, a full disk or GPU: the run is worth more
+                self.logger.log_images(step, {name: tile_panels(draw())})
+            except Exception as error:  # no matplotlib, a full disk or GPU: not worth the run
                 self.failed.add(name)
-                self.reporter.warn(f"pictures of {name} are left out from here on: {error}")
+                self.logger.warn(f"pictures of {name} are left out from now on: {error}")
 
 
-__all__ = ["LoggedImages", "drawings", "view_panels", "whole_views"]
+__all__ = ["ImageLogger", "drawings", "largest_views", "view_panels"]

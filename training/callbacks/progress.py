@@ -1,4 +1,4 @@
-"""What a run tells: progress bar, log.jsonl, trackers, pictures, unreadable images."""
+"""Progress bar, log.jsonl and skipped.csv."""
 
 from __future__ import annotations
 
@@ -17,134 +17,110 @@ from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
-from .trackers import log_figures, log_images
+from ..config.run_config import RunConfig
+from ..state import TrainState
+from .base import Callback
+from .trackers import log_tracker_images, log_tracker_metrics
 
 
-class Reporter:
-    """Progress for people and figures for programs; on the main process only.
+class ProgressLogger(Callback):
+    """Shows progress, and writes metrics, pictures and unreadable images; main process only.
+
+    Every process writes the images that it could not read.
 
     Args:
-        accelerator: tells which process this is, and holds the trackers.
-        output: folder of the run.
-        start_step: first step to do; later lines of an interrupted run are dropped from the log.
-        num_steps: of the whole run.
-        batch_size: images an optimizer step.
-        log_steps: steps between two lines.
+        accelerator: The Accelerator, which holds the trackers.
+        run: Configuration of the run.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        output: Path,
-        *,
-        start_step: int,
-        num_steps: int,
-        batch_size: int,
-        log_steps: int,
-    ):
+    def __init__(self, accelerator: Accelerator, run: RunConfig):
         self.accelerator = accelerator
         self.enabled = accelerator.is_main_process
-        self.output = output
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.log_steps = log_steps
-        self.skipped = self._skipped_before()
+        self.output = Path(run.start.output)
+        self.batch_size = run.schedule.batch_size
+        self.log_steps = run.monitoring.log_steps
+        self.skipped: dict[str, str] = {}
         self.started = time.perf_counter()
-        self.start_step = start_step
+        self.start_step = 0
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, state: TrainState) -> None:
+        """Drop later lines of an interrupted run from the log, and open the bar."""
+        self.skipped = self._read_skipped()
+        self.start_step = state.step
         if self.enabled:
-            self._keep_log_before(start_step)
+            self._truncate_log(state.step)
+        self.started = time.perf_counter()
         self.bar = tqdm(
-            total=num_steps,
-            initial=start_step,
+            total=state.num_steps,
+            initial=state.step,
             unit="step",
             disable=not self.enabled,
             smoothing=0.05,
         )
 
-    def _keep_log_before(self, step: int) -> None:
-        path = self.output / LOG_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):  # a line cut short when the run was killed
-                continue
-        with atomic_output(path) as unfinished:
-            unfinished.write_text("".join(kept), encoding="utf-8")
-
-    def _skipped_before(self) -> dict[str, str]:
-        if not self.skipped_file.exists():
-            return {}
-        with open(self.skipped_file, newline="", encoding="utf-8") as file:
-            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
-
-    @property
-    def seconds(self) -> float:
-        """Since the loop started."""
-        return time.perf_counter() - self.started
-
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        """Report the end of a step, counted from 1."""
-        if not self.enabled:
+    def on_step_end(self, state: TrainState) -> None:
+        """Advance the bar, and log the metrics if they are due."""
+        self.log_skipped(state.skipped)
+        if not self.enabled or self.bar is None:
             return
-        rate = (step - self.start_step) * self.batch_size / self.seconds
+        rate = (state.step - self.start_step) * self.batch_size / self.seconds
         self.bar.update(1)
         self.bar.set_postfix(
-            loss=f"{figures['loss']:.4f}",
-            lr=f"{figures['learning_rate']:.2e}",
+            loss=f"{state.metrics['loss']:.4f}",
+            lr=f"{state.metrics['learning_rate']:.2e}",
             images_per_second=f"{rate:.0f}",
             refresh=False,
         )
-        if step % self.log_steps == 0 or step == self.num_steps:
-            self.record(step, {**figures, "images_per_second": rate})
+        if state.step % self.log_steps == 0 or state.step == state.num_steps:
+            self.log_metrics(state.step, {**state.metrics, "images_per_second": rate})
 
-    def record(self, step: int, figures: dict[str, Any]) -> None:
-        """Write a line to the log, and to the trackers."""
-        if self.enabled:
-            with open(self.output / LOG_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **figures}) + "\n")
-            self._tell_trackers(lambda tracker: log_figures(tracker, figures, step))
+    def on_train_end(self, state: TrainState) -> None:
+        """Close the bar, so that what follows is printed below it."""
+        self.close()
 
-    def show(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        """Write pictures to OUT/images, and to the trackers.
+    def close(self) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first step of this process."""
+        return time.perf_counter() - self.started
+
+    def log_metrics(self, step: int, metrics: dict[str, Any]) -> None:
+        """Write a line to log.jsonl and to the trackers.
 
         Args:
-            step: that they are of, counted from 1.
-            pictures: by name, each (H, W, 3) uint8.
+            step: Number of optimizer steps done.
+            metrics: Numbers or texts, by name.
+        """
+        if self.enabled:
+            with open(self.output / LOG_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._for_trackers(lambda tracker: log_tracker_metrics(tracker, metrics, step))
+
+    def log_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Write pictures to OUTPUT/images and to the trackers.
+
+        Args:
+            step: Number of optimizer steps done.
+            images: Pictures by name, each (H, W, 3) uint8.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: If they cannot be written.
         """
         if not self.enabled:
             return
-        for name, picture in pictures.items():
-            with atomic_output(
-                self.output / PICTURES / f"step-{step:08d}-{name}.png"
-            ) as unfinished:
-                Image.fromarray(picture).save(unfinished, format="png")
-        self._tell_trackers(lambda tracker: log_images(tracker, pictures, step))
+        for name, image in images.items():
+            path = self.output / PICTURES / f"step-{step:08d}-{name}.png"
+            with atomic_output(path) as unfinished:
+                Image.fromarray(image).save(unfinished, format="png")
+        self._for_trackers(lambda tracker: log_tracker_images(tracker, images, step))
 
-    def _tell_trackers(self, tell: Callable[[GeneralTracker], None]) -> None:
-        """Tell every tracker something; one that fails is left out from then on.
-
-        log.jsonl has it all, and the client of a server that is gone may wait minutes each time.
-        """
-        for tracker in list(self.accelerator.trackers):
-            try:
-                tell(tracker)
-            except Exception as error:  # whatever it is, the run is worth more
-                self.accelerator.trackers.remove(tracker)
-                self.warn(f"the tracker {tracker.name} failed, and gets nothing more: {error!r}")
-
-    def warn(self, message: str) -> None:
-        """Say something above the bar."""
-        if self.enabled:
-            self.bar.write(f"warning: {message}")
-
-    def skip(self, entries: list[tuple[str, str]]) -> None:
-        """Note unreadable images in skipped.csv, each once."""
+    def log_skipped(self, entries: list[tuple[str, str]]) -> None:
+        """Add unreadable images to skipped.csv, each once: (name, reason)."""
         new = {name: reason for name, reason in entries if name not in self.skipped}
         if not new:
             return
@@ -155,19 +131,49 @@ class Reporter:
                 writer.writerow(["path", "reason"])
             writer.writerows(new.items())
         for name, reason in new.items():
-            self.bar.write(f"skipped {name}: {reason}")
+            tqdm.write(f"skipped {name}: {reason}")
+
+    def warn(self, message: str) -> None:
+        """Print a warning above the bar."""
+        if self.enabled:
+            tqdm.write(f"warning: {message}")
 
     @property
     def skipped_file(self) -> Path:
-        """List of unreadable images, which every process writes for itself."""
+        """List of unreadable images; each process writes its own."""
         suffix = "" if self.enabled else f"-{self.accelerator.process_index}"
         return self.output / f"skipped{suffix}.csv"
 
-    def close(self) -> None:
-        """Finish the bar and the trackers."""
-        self.bar.close()
-        self._tell_trackers(lambda tracker: tracker.finish())
-        self.accelerator.trackers.clear()
+    def _truncate_log(self, step: int) -> None:
+        path = self.output / LOG_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):  # cut short when the run was killed
+                continue
+        with atomic_output(path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
+
+    def _read_skipped(self) -> dict[str, str]:
+        if not self.skipped_file.exists():
+            return {}
+        with open(self.skipped_file, newline="", encoding="utf-8") as file:
+            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+    def _for_trackers(self, log: Callable[[GeneralTracker], None]) -> None:
+        """Call a function for every tracker, and drop a tracker that fails.
+
+        log.jsonl has everything, and a client whose server is gone may wait for minutes each time.
+        """
+        for tracker in list(self.accelerator.trackers):
+            try:
+                log(tracker)
+            except Exception as error:  # no failure of a tracker is worth the run
+                self.accelerator.trackers.remove(tracker)
+                self.warn(f"the tracker {tracker.name} failed and is not used any more: {error!r}")
 
 
-__all__ = ["Reporter"]
+__all__ = ["ProgressLogger"]

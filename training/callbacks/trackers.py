@@ -1,18 +1,18 @@
-"""Trackers, through Accelerate: which there are, where they write, what they are told of a run.
+"""Experiment trackers, through Accelerate.
 
-All that they write stays on this machine, unless the environment says otherwise:
+Everything they write stays on this machine, unless the environment says otherwise:
 
-| tracker     | writes to                       | elsewhere by                          |
-| ----------- | ------------------------------- | ------------------------------------- |
-| tensorboard | OUT/logs                        |                                       |
-| wandb       | OUT/wandb, offline              | WANDB_MODE                            |
-| trackio     | OUT/trackio, of the first run   | TRACKIO_DIR, TRACKIO_SPACE_ID,        |
-|             | in a process                    | TRACKIO_SERVER_URL                    |
-| mlflow      | OUT/mlflow, SQLite and pictures | MLFLOW_TRACKING_URI                   |
+| tracker     | writes to                          | environment variable                      |
+| ----------- | ---------------------------------- | ----------------------------------------- |
+| tensorboard | OUTPUT/logs                        |                                           |
+| wandb       | OUTPUT/wandb, offline              | WANDB_MODE                                |
+| trackio     | OUTPUT/trackio of the first run of | TRACKIO_DIR, TRACKIO_SPACE_ID,            |
+|             | a process                          | TRACKIO_SERVER_URL                        |
+| mlflow      | OUTPUT/mlflow (SQLite, pictures)   | MLFLOW_TRACKING_URI                       |
 
-OUT/trackers.json names the run in each tracker, and a run that is resumed goes on in the same one.
-Steps that it does again, since its last checkpoint, replace those before in TensorBoard; wandb
-keeps the earlier ones, trackio and mlflow both. OUT/log.jsonl has them once.
+OUTPUT/trackers.json has the name of the run in each tracker; a resumed run continues the same one.
+Steps that a resumed run repeats replace the earlier ones in TensorBoard; wandb keeps the earlier
+ones, and trackio and mlflow keep both. OUTPUT/log.jsonl has every step once.
 """
 
 from __future__ import annotations
@@ -21,36 +21,64 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ...atomic_output import atomic_output
 from ..checkpoints.run_folder import TRACKERS_FILE
+from ..config.run_config import RunConfig
+from ..state import TrainState
+from .base import Callback
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from accelerate.tracking import GeneralTracker
-
-    from ..config.run_config import Run
-
-# These take the values of a resumed run, and trackio loses them otherwise; MLflow refuses others.
-TOLD_AGAIN = ("wandb", "trackio")
+# Trackers that take the configuration again on a resume: trackio loses it otherwise. MLflow refuses
+# changed values.
+RESEND_ON_RESUME = ("wandb", "trackio")
 PROJECT = "selfvit"
 
 
-def start_trackers(accelerator: Accelerator, run: Run, start_step: int) -> None:
-    """Open the trackers, and hand them the configuration; an error ends the run, at its start.
+class Trackers(Callback):
+    """Opens and closes the trackers; main process only.
 
     Args:
-        accelerator: made with `log_with`, the trackers.
-        run: with its effective values.
-        start_step: first step to do; above 0, a run is resumed.
+        accelerator: Accelerator with `log_with` set to the trackers.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+
+    def on_train_begin(self, state: TrainState) -> None:
+        """Open the trackers and send them the configuration; an error ends the run here."""
+        start_trackers(self.accelerator, state.run, state.step)
+
+    def on_train_end(self, state: TrainState) -> None:
+        """Close the trackers: all metrics are logged."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the trackers. One that fails is left alone."""
+        for tracker in self.accelerator.trackers:
+            try:
+                tracker.finish()
+            except Exception as error:  # no failure of a tracker is worth the run
+                self.accelerator.print(f"warning: the tracker {tracker.name} failed: {error!r}")
+        self.accelerator.trackers.clear()
+
+
+def start_trackers(accelerator: Accelerator, run: RunConfig, start_step: int) -> None:
+    """Open the trackers and send them the configuration.
+
+    Args:
+        accelerator: Accelerator with `log_with` set to the trackers.
+        run: Configuration of the run.
+        start_step: Number of optimizer steps done; above 0 for a resumed run.
     """
     if not accelerator.log_with or not accelerator.is_main_process:
         return
-    output = Path(run.training.output)
+    output = Path(run.start.output)
     path = output / TRACKERS_FILE
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     names = [str(name) for name in accelerator.log_with]
@@ -64,10 +92,10 @@ def start_trackers(accelerator: Accelerator, run: Run, start_step: int) -> None:
     )
     ids = dict(known)
     for tracker in accelerator.trackers:
-        if tracker.name not in known or tracker.name in TOLD_AGAIN:
+        if tracker.name not in known or tracker.name in RESEND_ON_RESUME:
             tracker.store_init_configuration(plain_configuration(run, accelerator.num_processes))
         if tracker.name not in known:
-            is_mlflow = tracker.name == "mlflow"  # the only one that names its runs itself
+            is_mlflow = tracker.name == "mlflow"  # it names its runs itself
             ids[tracker.name] = tracker.tracker.info.run_id if is_mlflow else new_id
     with atomic_output(path) as unfinished:
         unfinished.write_text(json.dumps(ids, indent=2), encoding="utf-8")
@@ -76,16 +104,16 @@ def start_trackers(accelerator: Accelerator, run: Run, start_step: int) -> None:
 def _settings(
     name: str, output: Path, known_id: str | None, new_id: str, start_step: int
 ) -> dict[str, Any]:
-    """Return the arguments that Accelerate hands to a tracker; set what only its environment can.
+    """Return the arguments of a tracker; set environment variables where there is no argument.
 
-    (TensorBoard, trackio and MLflow read the environment at their import, which comes after.)
+    The trackers are imported later, and read the environment at their import.
     """
     if name == "tensorboard":
         return {"purge_step": start_step + 1} if start_step else {}
     if name == "wandb":
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # would be sent all the same
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # sent offline, too
         run_id = known_id or new_id
         return {"dir": str(output), "mode": mode, "id": run_id, "name": run_id, "resume": "allow"}
     if name == "trackio":
@@ -95,7 +123,7 @@ def _settings(
 
 
 def _mlflow_place(folder: Path) -> dict[str, str]:
-    """Tell MLflow where to write: to the environment's server or store, or else to a folder."""
+    """Set where MLflow writes: MLFLOW_TRACKING_URI, or else a folder."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
@@ -105,16 +133,16 @@ def _mlflow_place(folder: Path) -> dict[str, str]:
     folder = folder.resolve()
     folder.mkdir(exist_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    # set_tracking_uri lays it there: the next run of this process would take it for the user's
+    # set by set_tracking_uri; the next run of this process would take it for the user's
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     return {"logging_dir": (folder / "artifacts").as_uri()}
 
 
-def plain_configuration(run: Run, num_processes: int) -> dict[str, Any]:
-    """Return the effective values of a run by dotted name, each a number, a truth value or text."""
+def plain_configuration(run: RunConfig, num_processes: int) -> dict[str, Any]:
+    """Return the values of a run by dotted name, each a number, a boolean or a text."""
     values: dict[str, Any] = {"num_processes": num_processes}
     sections = run.to_dict()
-    for name in ("id2label", "label2id"):  # thousands of values, and no choice of the run
+    for name in ("id2label", "label2id"):  # thousands of values, which the data decides
         sections["model"].pop(name, None)
     pending = list(sections.items())
     while pending:
@@ -126,30 +154,30 @@ def plain_configuration(run: Run, num_processes: int) -> dict[str, Any]:
     return dict(sorted(values.items()))
 
 
-def log_figures(tracker: GeneralTracker, figures: dict[str, Any], step: int) -> None:
-    """Hand a tracker the figures of a step; MLflow, where words are no metrics, has them as tags.
+def log_tracker_metrics(tracker: GeneralTracker, metrics: dict[str, Any], step: int) -> None:
+    """Log metrics to a tracker; MLflow, whose metrics are numbers, gets texts as tags.
 
     Args:
-        tracker: of Accelerate, whose own method drops words for MLflow, with a warning.
-        figures: by name, numbers or words: what a collapse is, and advice.
-        step: of the optimizer, counted from 1.
+        tracker: A tracker of Accelerate, which would drop texts for MLflow.
+        metrics: Numbers or texts, by name.
+        step: Number of optimizer steps done.
     """
     if tracker.name == "mlflow":
         import mlflow
 
-        words = {name: value for name, value in figures.items() if isinstance(value, str)}
-        figures = {name: value for name, value in figures.items() if name not in words}
-        mlflow.set_tags(words)
-    tracker.log(figures, step=step)
+        texts = {name: value for name, value in metrics.items() if isinstance(value, str)}
+        metrics = {name: value for name, value in metrics.items() if name not in texts}
+        mlflow.set_tags(texts)
+    tracker.log(metrics, step=step)
 
 
-def log_images(tracker: GeneralTracker, images: dict[str, np.ndarray], step: int) -> None:
-    """Hand pictures to a tracker.
+def log_tracker_images(tracker: GeneralTracker, images: dict[str, np.ndarray], step: int) -> None:
+    """Log pictures to a tracker.
 
     Args:
-        tracker: of Accelerate, whose own method some of them lack.
-        images: by name, each (H, W, 3) uint8.
-        step: of the optimizer, counted from 1.
+        tracker: A tracker of Accelerate; not all of them have a method for pictures.
+        images: Pictures by name, each (H, W, 3) uint8.
+        step: Number of optimizer steps done.
     """
     if tracker.name == "tensorboard":
         batches = {name: image[None] for name, image in images.items()}
@@ -168,4 +196,10 @@ def log_images(tracker: GeneralTracker, images: dict[str, np.ndarray], step: int
             mlflow.log_image(Image.fromarray(image), key=name, step=step)
 
 
-__all__ = ["log_figures", "log_images", "plain_configuration", "start_trackers"]
+__all__ = [
+    "Trackers",
+    "log_tracker_images",
+    "log_tracker_metrics",
+    "plain_configuration",
+    "start_trackers",
+]

@@ -27,48 +27,52 @@ from ...visualization.attention_maps import plot_attention_maps
 from ...visualization.figures import require_matplotlib
 from ...visualization.inputs import choose_images
 from ..config.from_checkpoint import read_config
-from ..config.run_config import Run
+from ..config.run_config import RunConfig
 from ..config.training_config import OPTIMIZERS
-from ..lora import adapters_in_words, count_parameters, has_adapters
+from ..lora import count_parameters, describe_adapters, has_adapters
+from ..state import TrainState
 
 PICTURE, NUM_PICTURED = "attention.png", 4
 
 
-class RunCard:
-    """The card of a run's checkpoints; made by every process, before anything is written.
-
-    Args:
-        run: what is trained and how.
-        source: the images.
-        num_steps: optimizer steps of the whole run.
-        accelerator: with the devices.
+def check_card(run: RunConfig, source: ImageSource | StreamingImageSource) -> None:
+    """Check that the card of a run can be written, before the run starts.
 
     Raises:
-        ImportError: if a picture is asked for, and matplotlib is missing.
-        ValueError: if the license asked for is not known, or not that of the weights to start from;
-            or a picture is asked for of a stream.
+        ImportError: If the card gets a picture, and matplotlib is not installed.
+        ValueError: If the license is unknown, or contradicts that of the weights to start from; or
+            if the card gets a picture, and the images are a stream.
+    """
+    derived_provenance(run.start.init_from, run.card.license)
+    if run.card.card_picture:
+        require_matplotlib()
+        if not isinstance(source, ImageSource):
+            raise ValueError(
+                "--card-picture draws some of the images, which cannot be chosen from a stream; "
+                "leave it out, or read the data without --streaming."
+            )
+
+
+class RunCard:
+    """The model card of a run's checkpoints; creating it is collective.
+
+    Args:
+        run: Configuration of the run.
+        source: The images.
+        accelerator: The Accelerator, with the devices.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: RunConfig,
         source: ImageSource | StreamingImageSource,
-        num_steps: int,
         accelerator: Accelerator,
     ):
-        training = run.training
-        self.run, self.source, self.num_steps = run, source, num_steps
-        self.provenance = derived_provenance(training.init_from, training.license)
+        self.run, self.source = run, source
+        self.provenance = derived_provenance(run.start.init_from, run.card.license)
         self.objective = objective_of(run.model)
-        if self.objective is None and training.init_from is not None:
-            self.objective = objective_of(read_config(training.init_from))
-        if training.card_picture:
-            require_matplotlib()
-            if not isinstance(source, ImageSource):
-                raise ValueError(
-                    "card_picture draws some of the images, and those of a stream are not at hand; "
-                    "leave it out, or read the data without streaming."
-                )
+        if self.objective is None and run.start.init_from is not None:
+            self.objective = objective_of(read_config(run.start.init_from))
         self.num_processes = accelerator.num_processes
         self.precision = accelerator.mixed_precision.replace("no", "float32")
         devices = Counter(gather_object([device_name(accelerator.device)]))
@@ -78,45 +82,41 @@ class RunCard:
 
     def render(
         self,
-        model: SelfViTPreTrainedModel,
-        step: int,
-        metrics: Mapping[str, float],
+        state: TrainState,
         cost: Mapping[str, float | None],
         comparison: Comparison | None = None,
         picture: str | None = None,
     ) -> str:
-        """Return the text of the card after some steps.
+        """Return the text of the card for the present state of the run.
 
         Args:
-            model: as trained so far.
-            step: optimizer steps it took.
-            metrics: of the last evaluation, or empty.
-            cost: as `RunCost.read` gives it.
-            comparison: with the weights that it started from, where there is one.
-            picture: file beside the card, as `draw` names it.
+            state: The run, with the evaluation of its present weights, if there is one.
+            cost: Seconds and energy so far, as `CostMeter.read` returns them.
+            comparison: Comparison with the weights that the run started from, if there is one.
+            picture: Name of a picture beside the card, as `draw` returns it.
         """
-        run, training = self.run, self.run.training
+        run, model, metrics = self.run, state.model, state.evaluation
         return render_model_card(
             CardContents(
-                name=Path(training.output).resolve().name,
+                name=Path(run.start.output).resolve().name,
                 architecture=run.architecture,
                 config=run.model,
                 num_parameters=count_parameters(model.vit).own,
-                image_mean=training.image_mean,
-                image_std=training.image_std,
+                image_mean=run.preprocessing.image_mean,
+                image_std=run.preprocessing.image_std,
                 provenance=self.provenance,
                 objective=self.objective,
                 has_teacher=model.trained_encoder is not model.vit,
-                has_code=training.save_code,
+                has_code=run.checkpoints.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
-                    data=described(self.source.description, training.data),
-                    dataset=hub_id(training.data),
+                    data=described(self.source.description, run.data.data),
+                    dataset=hub_id(run.data.data),
                     started_from=(
-                        shown_name(training.init_from) if training.init_from else "random weights"
+                        shown_name(run.start.init_from) if run.start.init_from else "random weights"
                     ),
-                    num_steps=step,
-                    planned_steps=self.num_steps,
+                    num_steps=state.step,
+                    planned_steps=state.num_steps,
                     values=hyper_parameters(run) | self._of_the_model(model),
                     hardware=self.hardware,
                     num_processes=self.num_processes,
@@ -127,7 +127,8 @@ class RunCard:
                 after=metrics if comparison is None else {**metrics, **comparison.after},
                 verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
                 # without data of their own, accuracies are of a part of the training images
-                evaluated_on=training.eval_test or ("" if comparison is None else training.data),
+                evaluated_on=run.evaluation.eval_test
+                or ("" if comparison is None else run.data.data),
                 picture=picture,
             )
         )
@@ -135,11 +136,11 @@ class RunCard:
     def _of_the_model(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
         rows = {"Precision": self.precision}
         if has_adapters(model):
-            training = self.run.training
+            run = self.run
             # a base that others cannot open: see adapter_to_publish
-            kept = "" if hub_id(str(training.init_from)) else ", and is not published"
+            kept = "" if hub_id(str(run.start.init_from)) else ", and is not published"
             rows["Adapters"] = (
-                f"{adapters_in_words(training, model)}. The encoder's own weights stood still. "
+                f"{describe_adapters(run.lora, model)}. The encoder's own weights stood still. "
                 f"These weights have the adapters merged; `{ADAPTER}/` holds them alone, in PEFT's "
                 f"format{kept}"
             )
@@ -147,10 +148,10 @@ class RunCard:
 
     def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> str | None:
         """Draw the picture into the folder of the run, if it asks for one; return its name."""
-        if not (self.run.training.card_picture and isinstance(self.source, ImageSource)):
+        if not (self.run.card.card_picture and isinstance(self.source, ImageSource)):
             return None
         images, _ = choose_images(self.source, NUM_PICTURED)
-        path = Path(self.run.training.output) / PICTURE
+        path = Path(self.run.start.output) / PICTURE
         plot_attention_maps(model, processor, images, path)
         return PICTURE
 
@@ -162,34 +163,33 @@ def described(description: str, data: str) -> str:
     return description.replace(path, shown_name(data)) if lies_here else description
 
 
-def hyper_parameters(run: Run) -> dict[str, str]:
+def hyper_parameters(run: RunConfig) -> dict[str, str]:
     """Return the values of a run by what the card calls them."""
-    training = run.training
-    end = training.weight_decay_end
-    decay = f"{training.weight_decay:g}" + ("" if end is None else f" to {end:g}, by a cosine")
-    kind = "" if training.optimizer == OPTIMIZERS[0] else f" ({training.optimizer})"
+    end = run.schedule.weight_decay_end
+    decay = f"{run.schedule.weight_decay:g}" + ("" if end is None else f" to {end:g}, by a cosine")
+    kind = "" if run.optimizer.optimizer == OPTIMIZERS[0] else f" ({run.optimizer.optimizer})"
     views = {name: value for name, value in asdict(run.augmentation).items() if value is not None}
+    schedule, optimizer = run.schedule, run.optimizer
+    num_parts = run.runtime.gradient_accumulation_steps
+    parts = f", in {num_parts} parts a process" if num_parts > 1 else ""
     rows = {
-        "Batch": f"{training.batch_size} images, in {training.gradient_accumulation_steps} parts "
-        "a process"
-        if training.gradient_accumulation_steps > 1
-        else f"{training.batch_size} images",
-        "Optimizer": f"AdamW{kind}, betas {training.adam_beta1:g} and {training.adam_beta2:g}",
-        "Learning rate": f"{training.learning_rate:.3g} at its peak, after a warm-up of "
-        f"{100 * training.warmup_ratio:g} % of the steps, to {training.min_learning_rate:g} by a "
+        "Batch": f"{schedule.batch_size} images{parts}",
+        "Optimizer": f"AdamW{kind}, betas {optimizer.adam_beta1:g} and {optimizer.adam_beta2:g}",
+        "Learning rate": f"{schedule.learning_rate:.3g} at its peak, after a warm-up of "
+        f"{100 * schedule.warmup_ratio:g} % of the steps, to {schedule.min_learning_rate:g} by a "
         "cosine",
         "Weight decay": decay,
         "Drop path": f"{run.model.drop_path_rate:g}",
         "Views": ", ".join(f"{name} {value}" for name, value in views.items()),
-        "Seed": str(training.seed),
+        "Seed": str(run.start.seed),
     }
-    if training.max_gradient_norm is not None:
-        rows["Gradient norm"] = f"at most {training.max_gradient_norm:g}"
-    if training.layer_decay != 1:
-        rows["Layer decay"] = f"{training.layer_decay:g} a block"
-    if training.freeze_encoder_ratio > 0:
-        frozen = "Frozen encoder" if training.lora_rank is None else "Frozen adapters"
-        rows[frozen] = f"{100 * training.freeze_encoder_ratio:g} % of the steps"
+    if run.optimizer.max_gradient_norm is not None:
+        rows["Gradient norm"] = f"at most {run.optimizer.max_gradient_norm:g}"
+    if run.optimizer.layer_decay != 1:
+        rows["Layer decay"] = f"{run.optimizer.layer_decay:g} a block"
+    if run.schedule.freeze_encoder_ratio > 0:
+        frozen = "Frozen encoder" if run.lora.lora_rank is None else "Frozen adapters"
+        rows[frozen] = f"{100 * run.schedule.freeze_encoder_ratio:g} % of the steps"
     return rows
 
 
@@ -206,4 +206,4 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({name}), threads: {torch.get_num_threads()}"
 
 
-__all__ = ["PICTURE", "RunCard", "described", "device_name", "hyper_parameters"]
+__all__ = ["PICTURE", "RunCard", "check_card", "described", "device_name", "hyper_parameters"]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, loadable with AutoModel, and enough to resume exactly."""
+"""Checkpoints that are complete or absent, open with AutoModel, and resume a run exactly."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ from accelerate import Accelerator
 from ...atomic_output import flush_entry, flush_to_disk
 from ...modeling.checkpoints.remote_code import code_files
 from ...sharing.published_files import RUN_FILE
-from ..config.run_config import Run
+from ..config.run_config import RunConfig
 from .environment import differences, environment
-from .integrity import STATE_FILE, describe_files, read_state, what_is_broken
+from .integrity import STATE_FILE, file_checksums, find_corruption, read_state
 from .model_writer import ModelWriter
 from .optimizer_state import load_state, save_state
 from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checkpointer:
     """Saves and loads the state of a run through Accelerate.
 
     Args:
-        accelerator: with model and optimizer prepared.
-        optimizer: as prepared.
-        writer: of the model that is trained.
-        run: whose folder it is, and which is laid beside it, too.
+        accelerator: Accelerator that prepared the model and the optimizer.
+        optimizer: The optimizer, as prepared.
+        writer: Writes the model in training.
+        run: Configuration of the run; every checkpoint holds a copy.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer: Any, writer: ModelWriter, run: Run):
+    def __init__(
+        self, accelerator: Accelerator, optimizer: Any, writer: ModelWriter, run: RunConfig
+    ):
         self.accelerator = accelerator
         self.optimizer = optimizer
         self.writer = writer
         self.run = run
-        self.output = Path(run.training.output)
+        self.output = Path(run.start.output)
         self.folder = self.output / CHECKPOINTS
         self.state: dict[str, Any] = {}  # as last saved or loaded
         self.environment = environment()
@@ -47,65 +51,67 @@ class Checkpointer:
         accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint, and say which were passed over; None without any.
+        """Return the newest intact checkpoint, or None if there is none; print which are corrupt.
 
         Raises:
-            ValueError: if there are some, and all are broken.
+            ValueError: If there are checkpoints, and all of them are corrupt.
         """
-        broken = []
+        corrupt = []
         for checkpoint in sorted(self.folder.glob("step-*"), reverse=True):
-            fault = what_is_broken(checkpoint)
-            if fault is None:
+            reason = find_corruption(checkpoint)
+            if reason is None:
                 return checkpoint
-            broken.append(f"{checkpoint} is broken ({fault})")
-            self.accelerator.print(f"passed over: {broken[-1]}.")
-        if broken:
+            corrupt.append(f"{checkpoint} is corrupt ({reason})")
+            self.accelerator.print(f"skipped: {corrupt[-1]}.")
+        if corrupt:
             raise ValueError(
-                f"no checkpoint is whole: {'; '.join(broken)}. Bring one back, or delete "
-                f"{self.folder} and resume from the first step."
+                f"no checkpoint is intact: {'; '.join(corrupt)}. Restore one from a backup, or "
+                f"delete {self.folder} to resume from the first step."
             )
         return None
 
-    def save(self, state: dict[str, Any], card: str) -> Path:
-        """Save everything after step `state["step"]`; older ones go only when it is whole.
+    def save(self, state: dict[str, Any], card: str, keep_before: int | None = None) -> Path:
+        """Save a checkpoint after step `state["step"]`, then delete older ones; collective.
+
+        Args:
+            state: JSON values that a resume needs.
+            card: Text of the model card.
+            keep_before: Step before which the newest checkpoint is kept besides, because a
+                rollback may need it.
 
         Returns:
-            the folder.
+            The folder of the checkpoint.
 
         Raises:
-            OSError: if it cannot be written; earlier checkpoints stay.
+            OSError: If it cannot be written. Earlier checkpoints are kept.
         """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
-        self.state = {
-            **state,
-            "num_processes": self.accelerator.num_processes,
-            **self.environment,
-        }
-        with self._whole_or_not_at_all(temporary):
+        self.state = {**state, "num_processes": self.accelerator.num_processes, **self.environment}
+        with self._removed_on_error(temporary):
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            model = self.writer.whole
+            model = self.writer.full_model
             model.gather()
-            save_state(self.accelerator, model.trained, self.optimizer, temporary)
+            save_state(self.accelerator, model.module, self.optimizer, temporary)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 self.writer.write(temporary, card, to_resume=True)
                 (temporary / RUN_FILE).write_text(self.run.to_yaml(), encoding="utf-8")
-                _write_state(temporary, {**self.state, "files": describe_files(temporary)})
+                _write_state(temporary, {**self.state, "files": file_checksums(temporary)})
                 flush_to_disk(temporary)
-                self._remove(final)  # left by a run that was resumed from before it
+                self._remove(final)  # left by a run that was resumed from an earlier step
                 os.replace(temporary, final)
                 flush_entry(self.folder)
-                self._prune(final, state["monitors"]["low_since"])
+                self._prune(final, keep_before)
         self.accelerator.wait_for_everyone()
         return final
 
     @contextmanager
-    def _whole_or_not_at_all(self, temporary: Path) -> Iterator[None]:
-        """After an error, the folder that was written into is gone, and a full disk is named."""
+    def _removed_on_error(self, temporary: Path) -> Iterator[None]:
+        """Remove an unfinished folder after an error, and explain a full disk."""
         try:
             yield
         except BaseException as error:
@@ -117,41 +123,39 @@ class Checkpointer:
             raise OSError(
                 errno.ENOSPC,
                 f"the disk of {self.output} is full: {temporary.name.lstrip('.')} could not be "
-                "saved. Earlier checkpoints are as they were: free some space, and go on with "
-                "--resume true",
+                "saved. Earlier checkpoints are intact; free some space, and continue with "
+                "--resume",
             ) from error
 
-    def _prune(self, newest: Path, low_since: dict[str, int]) -> None:
-        """Remove all but the last checkpoints up to the newest: later ones are of a lost branch.
-
-        While monitors read low and may name a collapse, the newest from before it stays.
-        """
-        training = self.run.training
+    def _prune(self, newest: Path, keep_before: int | None) -> None:
+        """Remove old checkpoints, and those after the newest, which an earlier attempt left."""
         checkpoints = sorted(self.folder.glob("step-*"))
-        upcoming = [path for path in checkpoints if path <= newest]
-        kept = upcoming[-training.save_total_limit :]
-        if low_since and training.on_collapse != "warn":
-            onset = self.folder / f"step-{min(low_since.values()):08d}"
-            kept += [path for path in upcoming if path < onset][-1:]
+        current = [path for path in checkpoints if path <= newest]
+        kept = current[-self.run.checkpoints.save_total_limit :]
+        if keep_before is not None:
+            onset = self.folder / f"step-{keep_before:08d}"
+            kept += [path for path in current if path < onset][-1:]
         for path in checkpoints:
             if path not in kept:
                 self._remove(path)
 
     def _remove(self, checkpoint: Path) -> None:
-        """Remove a checkpoint, under a name that is not taken for one when half is left of it."""
+        """Remove a checkpoint; rename it first, so that a half-removed one is not mistaken."""
         if checkpoint.exists():
             removed = checkpoint.with_name(f".removed-{checkpoint.name}")
             os.replace(checkpoint, removed)
             shutil.rmtree(removed)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Load everything; return the state that was saved with it.
+        """Load a checkpoint; collective.
 
-        Says what differs from when the run was started, or from when it was saved, as then numbers
-        may differ, too.
+        Prints what differs from the start of the run, since results may then differ.
+
+        Returns:
+            The state that was saved with it.
         """
         self.writer.restore(checkpoint)
-        load_state(self.accelerator, self.writer.whole.trained, self.optimizer, checkpoint)
+        load_state(self.accelerator, self.writer.full_model.module, self.optimizer, checkpoint)
         self.state = read_state(checkpoint)
         del self.state["files"]
         started_with = json.loads((self.output / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
@@ -161,19 +165,19 @@ class Checkpointer:
             changes.append(f"number of processes {then} then, {now} now")
         if changes:
             self.accelerator.print(
-                f"warning: {self.output} was started otherwise, so its numbers may differ from "
-                f"those of an unbroken run: {'; '.join(changes)}."
+                f"warning: {self.output} was started in another environment, so its numbers may "
+                f"differ from those of an uninterrupted run: {'; '.join(changes)}."
             )
         return self.state
 
     def save_result(self, card: str) -> None:
-        """Write the trained model, as last gathered, into the folder of the run.
+        """Write the trained model, as last gathered, into the run folder; collective.
 
-        Each file is there whole or not at all.
+        `config.json` is replaced last, so a folder that has it is complete.
         """
         temporary = self.output / ".unfinished-result"
         is_main = self.accelerator.is_main_process
-        with self._whole_or_not_at_all(temporary):
+        with self._removed_on_error(temporary):
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 self.writer.write(temporary, card)
@@ -181,13 +185,12 @@ class Checkpointer:
                 flush_to_disk(temporary)
         if is_main:
             earlier = set(code_files(self.output))
-            # config.json last: a folder with it has everything
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
-                if path.is_dir():  # a full folder is not replaced
+                if path.is_dir():  # a folder with contents cannot be replaced
                     shutil.rmtree(self.output / path.name, ignore_errors=True)
                 os.replace(path, self.output / path.name)
             temporary.rmdir()
-            for module in earlier - set(code_files(self.output)):  # an earlier selfvit's
+            for module in earlier - set(code_files(self.output)):  # code of an earlier version
                 module.unlink()
         self.accelerator.wait_for_everyone()
 
@@ -201,13 +204,10 @@ def _write_state(folder: Path, state: dict[str, Any]) -> None:
     (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Say whether an error of writing is due to a full disk, or quota.
+    """Return whether writing failed because the disk, or a quota, is full.
 
-    torch and safetensors do not raise OSError: of theirs, the words and the free space tell.
+    torch and safetensors do not raise OSError; their message and the free space tell.
     """
     chain: BaseException | None = error
     while chain is not None:
@@ -216,10 +216,10 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
         if "No space left" in str(chain) or "quota exceeded" in str(chain).lower():
             return True
         chain = chain.__cause__ or chain.__context__
-    is_of_a_writer = type(error).__name__ == "SafetensorError" or any(
+    is_from_writer = type(error).__name__ == "SafetensorError" or any(
         name in str(error) for name in ("PytorchStreamWriter", "inline_container", "iostream error")
     )
-    return is_of_a_writer and shutil.disk_usage(folder).free < 2**20
+    return is_from_writer and shutil.disk_usage(folder).free < 2**20
 
 
 __all__ = ["Checkpointer", "is_disk_full"]

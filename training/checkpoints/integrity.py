@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: its trainer_state.json, written last, lists every file."""
+"""Integrity of a checkpoint: its trainer_state.json, written last, lists every file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 STATE_FILE = "trainer_state.json"
-CHUNK = 2**24  # bytes
+CHUNK_SIZE = 2**24  # bytes
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, int]]:
-    """Return size in bytes and CRC-32 of every file of a folder, by its path within."""
+def file_checksums(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the size in bytes and the CRC-32 of every file in a folder, by relative path."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
         for path in sorted(folder.rglob("*"))
@@ -21,38 +21,45 @@ def describe_files(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return what `trainer_state.json` holds."""
-    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    """Read `trainer_state.json`, here or as version 0.1 wrote it."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    if "callbacks" not in state and "monitors" in state:
+        state["callbacks"] = {
+            "CollapseMonitor": state.pop("monitors"),
+            "CostMeter": state.pop("cost"),
+        }
+        state["evaluation"] = state.pop("metrics")
+    return state
 
 
-def what_is_broken(checkpoint: Path) -> str | None:
-    """Return why a checkpoint is not whole, or None if it is.
+def find_corruption(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is not intact, or None if it is.
 
-    Reads all of it once, as fast as the disk gives it: about a second a gigabyte.
+    Reads all of it once: about a second a gigabyte.
     """
     try:
         files = read_state(checkpoint)["files"]
     except FileNotFoundError:
         return f"{STATE_FILE} is missing"
     except (ValueError, KeyError, TypeError):
-        return f"{STATE_FILE} is cut short"
+        return f"{STATE_FILE} is truncated"
     for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes of {expected['bytes']}"
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
         if _crc32(path) != expected["crc32"]:
-            return f"{name} has other content than was saved"
+            return f"the content of {name} has changed"
     return None
 
 
 def _crc32(path: Path) -> int:
     value = 0
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_SIZE):
             value = zlib.crc32(chunk, value)
     return value
 
 
-__all__ = ["STATE_FILE", "describe_files", "read_state", "what_is_broken"]
+__all__ = ["STATE_FILE", "file_checksums", "find_corruption", "read_state"]

@@ -11,7 +11,7 @@ from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...sharing.adapter_files import ADAPTER
 from ...sharing.provenance import CARD
 from ..lora import has_adapters, load_unmerged, merged_weights, save_adapter, save_unmerged
-from ..runtime.fsdp import WholeModel
+from ..runtime.fsdp import FullModel
 
 
 class ModelWriter:
@@ -24,8 +24,8 @@ class ModelWriter:
             run resumes from as well: they are opened to look at, and it is some 0.1 MB.
     """
 
-    def __init__(self, whole: WholeModel, processor: Any, *, save_code: bool):
-        self.whole = whole
+    def __init__(self, model: FullModel, processor: Any, *, save_code: bool):
+        self.full_model = model
         self.processor = processor
         self.save_code = save_code
 
@@ -39,7 +39,7 @@ class ModelWriter:
             card: its README.md.
             to_resume: whether `restore` will read it: what is merged does not give back its parts.
         """
-        model = self.whole.model
+        model = self.full_model.gathered
         adapted = has_adapters(model)
         weights = merged_weights(model) if adapted else None
         model.save_pretrained(folder, save_code=self.save_code, state_dict=weights)
@@ -52,10 +52,10 @@ class ModelWriter:
 
     def restore(self, folder: Path) -> None:
         """Read a checkpoint into the model in training, strictly; for all processes together."""
-        if has_adapters(self.whole.trained):
-            load_unmerged(self.whole.trained, folder)
+        if has_adapters(self.full_model.module):
+            load_unmerged(self.full_model.module, folder)
         else:
-            self.whole.load(load_file(folder / WEIGHTS))
+            self.full_model.load(load_file(folder / WEIGHTS))
 
 
 __all__ = ["ModelWriter"]

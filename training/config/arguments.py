@@ -1,123 +1,294 @@
-"""From the command line to a run: a recipe or a YAML, and options for each of its values."""
+"""From the command line to a run: a recipe or a YAML file, and options for each of its values."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
-from collections.abc import Callable
-from dataclasses import fields, replace
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser
+from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from .from_checkpoint import read_config, read_preprocessing
-from .run_config import Recipe, Run, chosen, model_fields, own_fields
-from .training_config import TRAINING_FIELDS, TrainingConfig
+from .run_config import Recipe, RunConfig, model_fields, own_fields, select
+from .training_config import SECTION_OF, SECTIONS, DataConfig, StartConfig
 
 
-def _plain_value(text: str) -> Any:
-    """Read "3", "1e-3", "true", "null", "[224, 96]" as what they are, anything else as text."""
+@dataclass(frozen=True)
+class RunRequest:
+    """A recipe or a written run, and the values that were asked for.
+
+    Args:
+        name: Name of the recipe, or path of the YAML file.
+        draft: The run before its data is known.
+        recipe: The recipe; None for a YAML file.
+        options: Values by field name.
+    """
+
+    name: str
+    draft: RunConfig
+    recipe: Recipe | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sections(self) -> RunConfig:
+        """The draft with the requested values of its sections."""
+        return self.draft.replace(**select(self.options, SECTION_OF))
+
+    @property
+    def data(self) -> DataConfig:
+        """The images to open."""
+        return self.sections.data
+
+    @property
+    def start(self) -> StartConfig:
+        """Where the run starts, and where it writes."""
+        return self.sections.start
+
+
+def parse_arguments(arguments: list[str], recipes: Mapping[str, Recipe]) -> RunRequest:
+    """Parse the command line of `selfvit train`.
+
+    Args:
+        arguments: Name of a recipe or path of a run's YAML file, then options.
+        recipes: Recipes by name.
+
+    Raises:
+        ValueError: If there is no such recipe or option, or no images or output are named.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.")
+    request = open_request(arguments[0], recipes)
+    parser = build_parser(request.draft)
+    parsed = parser.parse_args(normalize_options(arguments[1:], flags_of(parser)))
+    return request_with(request, vars(parsed))
+
+
+def open_request(name: str, recipes: Mapping[str, Recipe]) -> RunRequest:
+    """Return the request for a recipe or a YAML file, without options.
+
+    Raises:
+        ValueError: If there is no such recipe or file.
+    """
+    if name in recipes:
+        return RunRequest(name, recipes[name](None, None), recipes[name])
+    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        return RunRequest(name, RunConfig.from_yaml(Path(name).read_text(encoding="utf-8")))
+    close = difflib.get_close_matches(name, recipes, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"there is no recipe or YAML file {name!r}.{hint} Recipes: {', '.join(recipes)}."
+    )
+
+
+def request_with(request: RunRequest, options: dict[str, Any]) -> RunRequest:
+    """Return the request with options, checked as far as possible without opening the data.
+
+    Raises:
+        ValueError: If an option is unknown, or no images or output are named.
+    """
+    known = {*SECTION_OF, *(name for _, name in _model_options(request.draft))}
+    known |= {entry.name for entry in fields(request.draft.augmentation)}
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{request.name} has no option {name!r}.{hint}")
+    request = RunRequest(request.name, request.draft, request.recipe, options)
+    if not request.data.data:
+        raise ValueError("name the images to train on: --data IMAGES.")
+    if not request.start.output:
+        raise ValueError("name a folder for the run: --output FOLDER.")
+    return request
+
+
+def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
+    """Build the run of a request.
+
+    Geometry and preprocessing come from the checkpoint to start from, if there is one, then from
+    the options. A YAML file already has what its checkpoint brought.
+
+    Args:
+        request: The recipe or YAML file, and the options.
+        num_images: Size of the data set; None for a stream.
+
+    Raises:
+        ValueError: If values contradict each other, or `init_from` is not a selfvit checkpoint.
+    """
+    options, run = request.options, request.draft
+    if request.recipe is not None:
+        run = request.recipe(num_images, options.get("batch_size"))
+    init_from = request.start.init_from
+    is_written = request.recipe is None and init_from == request.draft.start.init_from
+    if init_from is None or is_written:
+        return run.with_options(options)
+    options = {**read_preprocessing(init_from), **options}
+    return run.with_options(options, encoder=read_config(init_from))
+
+
+class TrainParser(argparse.ArgumentParser):
+    """Parser whose errors are one ValueError, without the hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. selfvit train RECIPE --help lists the options.")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._explain_unknown(unknown[0]))
+        return parsed
+
+    def _explain_unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        close = difflib.get_close_matches(name, self._option_string_actions, cutoff=0.6)
+        if not word.startswith("-") or not close:
+            return f"there is no option {word!r}"
+        return f"there is no option {word!r}. Did you mean {' or '.join(close)}?"
+
+
+def build_parser(run: RunConfig) -> TrainParser:
+    """Return a parser with an option for every value of a run, which shows the run's values.
+
+    Only options that are given appear in what it parses.
+    """
+    parser = TrainParser(
+        prog="selfvit train RECIPE",
+        usage="selfvit train RECIPE --data IMAGES --output RUN [OPTION ...]",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, section in SECTIONS.items():
+        group = parser.add_argument_group(section._argument_group_name, inspect.getdoc(section))
+        _add_fields(group, section, getattr(run, name))
+    group = parser.add_argument_group("augmentation", inspect.getdoc(run.augmentation))
+    _add_fields(group, type(run.augmentation), run.augmentation)
+    group = parser.add_argument_group("model", "The encoder and the objective.")
+    for config, name in _model_options(run):
+        _add_model_option(group, config, name)
+    return parser
+
+
+def _add_fields(group: Any, owner: type, values: Any) -> None:
+    kinds = get_type_hints(owner)
+    for entry in fields(owner):  # type: ignore[arg-type]
+        text = _with_default(entry.metadata["help"], getattr(values, entry.name))
+        option = f"--{entry.name.replace('_', '-')}"
+        kind, is_list = _plain_type(kinds[entry.name])
+        if kind is bool:
+            group.add_argument(
+                option, dest=entry.name, action=argparse.BooleanOptionalAction, help=text
+            )
+            continue
+        choices = entry.metadata.get("choices")
+        metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+        if choices is not None:
+            metavar = "{" + ",".join(str(choice) for choice in choices if choice is not None) + "}"
+        group.add_argument(
+            option,
+            dest=entry.name,
+            type=kind,
+            nargs="+" if is_list else None,
+            metavar=metavar,
+            help=text,
+        )
+
+
+def _add_model_option(group: Any, config: Any, name: str) -> None:
+    _, meanings, _ = parse_google_format_docstring(inspect.getdoc(type(config)) or "")
+    text = " ".join((meanings or {}).get(name, "").split()).rstrip(".")
+    text = text[:1].upper() + text[1:]
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        dest=name,
+        type=plain_value,
+        action=_OneOrTwo if name == "image_size" else "store",
+        nargs="+" if name == "image_size" else None,
+        metavar="VALUE",
+        help=_with_default(text, getattr(config, name)),
+    )
+
+
+class _OneOrTwo(argparse.Action):
+    """One size for a square, or height and width."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, "give one number, or height and width")
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def _with_default(text: str, value: Any) -> str:
+    """Append a value to a help text, in which argparse reads % as a format."""
+    if value is not None and value != "" and not isinstance(value, dict):
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = f"{text} (default: {shown})"
+    return text.replace("%", "%%")
+
+
+def _plain_type(kind: Any) -> tuple[type, bool]:
+    """Return the type of one value, and whether there is a list of them."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Literal:
+        return str, False
+    if get_origin(kind) is list:
+        return get_args(kind)[0], True
+    return kind, False
+
+
+def _model_options(run: RunConfig) -> Iterable[tuple[Any, str]]:
+    """Yield the configurations of the model, and the names of their fields that are options."""
+    yield from ((run.model, name) for name in sorted(model_fields()))
+    for part in run.objectives().values():
+        yield from ((part, name) for name in sorted(own_fields(part)))
+
+
+def plain_value(text: str) -> Any:
+    """Parse "3", "1e-3", "true", "null" or "[224, 96]" as JSON does; anything else is text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-NOT_GIVEN = object()
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the options that take no value."""
+    return {
+        option
+        for option, action in parser._option_string_actions.items()
+        if isinstance(action, argparse.BooleanOptionalAction)
+    }
 
 
-class _RunParser(HfArgumentParser):
-    """Says what is wrong in a line: argparse prints a hundred lines of usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. selfvit train RECIPE --help lists the options.")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:  # an option, and what was meant as its value
-            self.error(self._unknown(unknown[0]))
-        return parsed
-
-    def _unknown(self, word: str) -> str:
-        name = word.partition("=")[0].lstrip("-").replace("-", "_")
-        options = [option.lstrip("-") for option in self._option_string_actions]
-        close = difflib.get_close_matches(name, [n for n in options if "-" not in n], cutoff=0.5)
-        if not word.startswith("-") or not close:
-            return f"{word!r} is no option"
-        return f"{word!r} is no option (near it: --{', --'.join(close)})"
+def normalize_options(arguments: list[str], flags: set[str]) -> list[str]:
+    """Rewrite older spellings: `--max_steps` to `--max-steps`, `--resume true` to `--resume`."""
+    normalized: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            name, separator, value = word.partition("=")
+            word = name.replace("_", "-") + separator + value
+        before = normalized[-1] if normalized else ""
+        if before in flags and word.lower() in ("true", "false"):
+            if word.lower() == "false":
+                normalized[-1] = before.replace("--", "--no-", 1)
+            continue
+        normalized.append(word)
+    return normalized
 
 
-def build_parser(run: Run) -> argparse.ArgumentParser:
-    """Return a parser with an option for every value of the run; the default is NOT_GIVEN."""
-    parser = _RunParser(
-        [TrainingConfig, type(run.augmentation)],  # type: ignore[list-item]
-        prog="selfvit train RECIPE",
-        description="Options are fields of the recipe; --max_steps and --max-steps are the same.",
-        formatter_class=argparse.HelpFormatter,
-        allow_abbrev=False,
-    )
-    model_names = sorted(model_fields())
-    for part in run.objectives().values():
-        model_names += sorted(own_fields(part))
-    parser.add_argument(
-        "--no-code", dest="save_code", action="store_false", help="the same as --save_code false"
-    )
-    group = parser.add_argument_group("model", "fields of the configuration; see its documentation")
-    for name in model_names:
-        flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        group.add_argument(*flags, dest=name, type=_plain_value, metavar="VALUE")
-    names = [
-        entry.name for kind in (TrainingConfig, type(run.augmentation)) for entry in fields(kind)
-    ]
-    parser.set_defaults(**dict.fromkeys(names + model_names, NOT_GIVEN))
-    return parser
-
-
-def make_run(
-    arguments: list[str],
-    recipes: dict[str, Recipe],
-    count_images: Callable[[TrainingConfig], int | None],
-) -> Run:
-    """Build a run from the command line.
-
-    Args:
-        arguments: a recipe's name or the path of a run's YAML, then options.
-        recipes: recipe by name; called with the number of images and the batch size that the
-            command line asks for, each None where it is not known.
-        count_images: opens the data and says how many images it has; None where unknown.
-
-    Raises:
-        ValueError: if there is no such recipe, or values do not fit together.
-    """
-    if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.")
-    name, *rest = arguments
-    if name in recipes:
-        draft = recipes[name](None, None)
-    elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        draft = Run.from_yaml(Path(name).read_text(encoding="utf-8"))
-    else:
-        raise ValueError(
-            f"there is no recipe or YAML file {name!r}; recipes: {', '.join(recipes)}."
-        )
-    given = vars(build_parser(draft).parse_args(rest))
-    options = {name: value for name, value in given.items() if value is not NOT_GIVEN}
-    training = replace(draft.training, **chosen(options, TRAINING_FIELDS))
-    if not training.data:
-        raise ValueError("name the images to train on: --data FOLDER_OR_DATASET.")
-    if not training.output:
-        raise ValueError("name a folder for the run: --output FOLDER.")
-    run = draft
-    if name in recipes:
-        run = recipes[name](count_images(training), options.get("batch_size"))
-    is_written_down = name not in recipes and training.init_from == draft.training.init_from
-    if training.init_from is None or is_written_down:  # in a YAML: with what the checkpoint brought
-        return run.with_options(options)
-    # geometry and preprocessing of the checkpoint, then the command line
-    options = {**read_preprocessing(training.init_from), **options}
-    return run.with_options(options, encoder=read_config(training.init_from))
-
-
-__all__ = ["build_parser", "make_run"]
+__all__ = [
+    "RunRequest",
+    "build_parser",
+    "build_run",
+    "flags_of",
+    "normalize_options",
+    "open_request",
+    "parse_arguments",
+    "plain_value",
+    "request_with",
+]

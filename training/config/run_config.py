@@ -1,9 +1,9 @@
-"""A run: all that decides what training does, and its written form, `training.yaml`."""
+"""The configuration of a run, and its written form, `training.yaml`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import yaml
@@ -13,28 +13,93 @@ from ...configuration.configuration_selfvit import SelfViTConfig
 from ...configuration.format_version import WRITTEN_BY
 from ..augmentations.base import Augmentation
 from ..augmentations.registry import AUGMENTATIONS
-from .training_config import TRAINING_FIELDS, TrainingConfig
+from .training_config import (
+    SECTION_OF,
+    SECTIONS,
+    CardConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    HubConfig,
+    LoRAConfig,
+    MonitoringConfig,
+    OptimizerConfig,
+    PreprocessingConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    StartConfig,
+)
+
+# Model fields that are the run's choice, not the checkpoint's that it starts from.
+RUN_FIELDS = ("drop_path_rate", "classifier_batch_norm")
+# Model fields that are derived from others.
+DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
+# Fields of config.json that describe the saved checkpoint, not the model.
+CHECKPOINT_KEYS = ("auto_map", "transformers_version", *WRITTEN_BY)
+# Fields of augmentations that version 0.1 called otherwise.
+RENAMED_FIELDS = {"rand_augment_deviation": "rand_augment_std"}
+# Sections that no reader of training.yaml needs: where a run was published.
+PRIVATE_SECTIONS = ("hub",)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A recipe made concrete; `training.yaml` is its written form.
+class RunConfig:
+    """Everything that decides what training does; `training.yaml` is its written form.
 
     Args:
-        recipe: the name it started from.
-        architecture: class that is trained, as in `config.architectures`.
-        model: geometry of the encoder, and the objective's part.
-        augmentation: how images become views.
-        training: everything else.
+        recipe: Name of the recipe it started from.
+        architecture: Class to train, as in `config.architectures`.
+        model: Configuration of the encoder, with the objective's part.
+        augmentation: How images become views.
+        data: Images, and how they are read.
+        preprocessing: Normalization and resizing.
+        start: Weights to start from, and the folder to write.
+        schedule: Length, batch size, learning rate and weight decay.
+        optimizer: The optimizer and its gradients.
+        lora: Low-rank adapters.
+        runtime: Memory, precision and device.
+        checkpoints: Checkpoints to resume from.
+        evaluation: Evaluation while training.
+        monitoring: Logging, collapse monitors and trackers.
+        hub: Publishing.
+        card: The model card.
+
+    Raises:
+        ValueError: If values contradict each other.
     """
 
     recipe: str
     architecture: str
     model: SelfViTConfig
     augmentation: Augmentation
-    training: TrainingConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
     def __post_init__(self) -> None:
+        self._check_view_sizes()
+        self._check_pushes()
+        if self.evaluation.require_improvement and not self.compares_with_start:
+            raise ValueError(
+                "--require-improvement compares the encoder with the one that the run starts from; "
+                "give --init-from, and a --freeze-encoder-ratio below 1."
+            )
+        if self.lora.lora_rank is not None and self.schedule.freeze_encoder_ratio == 1:
+            raise ValueError(
+                f"lora_rank ({self.lora.lora_rank}) adapts the encoder, but freeze_encoder_ratio "
+                "(1) never trains it; leave one of them out."
+            )
+
+    def _check_view_sizes(self) -> None:
         patch_size = self.model.patch_size
         for size in self.augmentation.view_sizes(self.model.image_height_width):
             if size[0] % patch_size or size[1] % patch_size:
@@ -44,22 +109,49 @@ class Run:
                     f"({patch_size}); the nearest is {nearest}."
                 )
 
+    def _check_pushes(self) -> None:
+        push_steps, save_steps = self.hub.push_steps, self.checkpoints.save_steps
+        if push_steps is None:
+            return
+        if self.hub.push_to_hub is None:
+            raise ValueError(f"push_steps ({push_steps}) needs --push-to-hub USER/NAME.")
+        if self.evaluation.require_improvement:
+            raise ValueError(
+                f"push_steps ({push_steps}) would publish checkpoints before it is known whether "
+                "they are better; leave out --push-steps or --require-improvement."
+            )
+        if push_steps % save_steps:
+            raise ValueError(
+                f"push_steps ({push_steps}) must be a multiple of save_steps ({save_steps}), since "
+                "saved checkpoints are pushed."
+            )
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the run trains a classifier, from labels."""
+        return self.architecture == "SelfViTForImageClassification"
+
+    @property
+    def compares_with_start(self) -> bool:
+        """Whether the run ends with a before/after report: it changes weights it started from."""
+        return self.start.init_from is not None and self.schedule.freeze_encoder_ratio < 1
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, section by section."""
+        """Return plain values by section, without the private ones."""
         model = self.model.to_diff_dict()
-        for name in ("architectures", "dtype", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
+        for name in ("architectures", "dtype", *DERIVED_FIELDS, *CHECKPOINT_KEYS):
             model.pop(name, None)
         kinds = {kind: name for name, kind in AUGMENTATIONS.items()}
-        augmentation = {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)}
-        training = asdict(self.training)
-        for name in PLACE_ON_HUB:
-            del training[name]
         return {
             "recipe": self.recipe,
             "architecture": self.architecture,
             "model": model,
-            "augmentation": augmentation,
-            "training": training,
+            "augmentation": {"kind": kinds[type(self.augmentation)], **asdict(self.augmentation)},
+            **{
+                name: asdict(getattr(self, name))
+                for name in SECTIONS
+                if name not in PRIVATE_SECTIONS
+            },
         }
 
     def to_yaml(self) -> str:
@@ -67,92 +159,126 @@ class Run:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
-    def from_yaml(cls, text: str) -> Run:
-        """Read what `to_yaml` wrote.
+    def from_yaml(cls, text: str) -> RunConfig:
+        """Read what `to_yaml` wrote, here or in version 0.1, whose fields were not in sections.
 
         Raises:
-            ValueError: if a section is missing, or a name in it is unknown.
+            ValueError: If the text is not YAML, a section is missing, or a name is unknown.
         """
         try:
             content = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"the run's YAML cannot be read: {error}") from error
-        sections = ("recipe", "architecture", "model", "augmentation", "training")
-        if not isinstance(content, dict) or set(content) != set(sections):
-            raise ValueError(f"a run's YAML has exactly the sections {', '.join(sections)}.")
+        if isinstance(content, dict) and isinstance(content.get("training"), dict):
+            content |= by_section(content.pop("training"))
+        wanted = {"recipe", "architecture", "model", "augmentation", *SECTIONS}
+        wanted -= {*PRIVATE_SECTIONS}
+        if not isinstance(content, dict) or set(content) != wanted:
+            raise ValueError(f"a run's YAML has exactly the sections {', '.join(sorted(wanted))}.")
         augmentation = dict(content["augmentation"])
+        for old, new in RENAMED_FIELDS.items():
+            if old in augmentation:
+                augmentation[new] = augmentation.pop(old)
         kind = augmentation.pop("kind", None)
         if kind not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
             raise ValueError(f"augmentation kind ({kind!r}) must be one of: {known}.")
         try:
+            sections: dict[str, Any] = {
+                name: section(**content[name])
+                for name, section in SECTIONS.items()
+                if name not in PRIVATE_SECTIONS
+            }
             return cls(
                 recipe=content["recipe"],
                 architecture=content["architecture"],
                 model=SelfViTConfig(**content["model"]),
                 augmentation=AUGMENTATIONS[kind](**augmentation),
-                training=TrainingConfig(**content["training"]),
+                **sections,
             )
         except TypeError as error:
             raise ValueError(f"a name in the run's YAML is unknown: {error}.") from error
 
-    @property
-    def is_classifier(self) -> bool:
-        """Whether it learns from labels."""
-        return self.architecture == "SelfViTForImageClassification"
-
     def objectives(self) -> dict[str, PreTrainedConfig]:
-        """Return the objectives' parts of `model` by name: one, or none for a classifier."""
+        """Return the objective's part of `model` by its name; empty for a classifier."""
         parts = {name: getattr(self.model, name) for name in SelfViTConfig.sub_configs_defaults}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def with_options(self, options: dict[str, Any], encoder: SelfViTConfig | None = None) -> Run:
-        """Return the run with some values changed, whichever section they belong to.
+    def replace(self, **values: Any) -> RunConfig:
+        """Return the run with some fields of the sections changed, by field name.
 
         Args:
-            options: values by name; names of no section are left out.
-            encoder: configuration to take the geometry of the encoder from; the objective's part
-                and what a run decides of the model (RUN_DECIDES) stay those of the run.
+            values: Values by field name, as on the command line.
+
+        Raises:
+            ValueError: If a value is not allowed, or no section has the field.
+        """
+        sections = {
+            name: replace(getattr(self, name), **changed)
+            for name, changed in by_section(values).items()
+            if changed
+        }
+        return replace(self, **sections)
+
+    def with_options(
+        self, options: dict[str, Any], encoder: SelfViTConfig | None = None
+    ) -> RunConfig:
+        """Return the run with some values changed: of the sections, the model, the augmentation.
+
+        Args:
+            options: Values by name. Names that belong to none of these are ignored.
+            encoder: Configuration to take the geometry of the encoder from. The objective's part
+                and RUN_FIELDS stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
-        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *OF_A_CHECKPOINT):
+        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *CHECKPOINT_KEYS):
             model.pop(name, None)
-        model |= {name: getattr(self.model, name) for name in RUN_DECIDES}
-        model |= chosen(options, model_fields())
+        model |= {name: getattr(self.model, name) for name in RUN_FIELDS}
+        model |= select(options, model_fields())
         parts = self.objectives()
         for name in SelfViTConfig.sub_configs_defaults:
             part = parts.get(name)
             if part is None:
                 model[name] = None
             else:
-                changed = {**part.to_dict(), **chosen(options, own_fields(part))}
+                changed = {**part.to_dict(), **select(options, own_fields(part))}
                 model[name] = type(part)(**changed)
         config = SelfViTConfig(**model)
         augmentation = self.augmentation.for_images(
             self.model.image_height_width, config.image_height_width, config.patch_size
         )
         augmentation_fields = {entry.name for entry in fields(augmentation)}
-        return replace(
+        changed_run = replace(
             self,
             model=config,
-            augmentation=replace(augmentation, **chosen(options, augmentation_fields)),
-            training=replace(self.training, **chosen(options, TRAINING_FIELDS)),
+            augmentation=replace(augmentation, **select(options, augmentation_fields)),
         )
+        return changed_run.replace(**select(options, SECTION_OF))
 
 
-# Fields of the model that a run sets anew, whatever the checkpoint was trained with.
-RUN_DECIDES = ("drop_path_rate", "classifier_batch_norm")
-# Where a run is published is no part of how it came about. Whoever runs a published training.yaml
-# again must not push over the model that it came with.
-PLACE_ON_HUB = ("push_to_hub", "push_steps", "hub_private_repo", "hub_revision")
-# What a configuration works out from the others.
-DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
-# What config.json says of the folder it lies in.
-OF_A_CHECKPOINT = ("auto_map", "transformers_version", *WRITTEN_BY)
+# Called with the number of images and the batch size, each None where it is not known.
+Recipe = Callable[[int | None, int | None], RunConfig]
 
 
-def chosen(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """Return those of some values whose names are among others."""
+def by_section(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort values by the section that their fields belong to.
+
+    Raises:
+        ValueError: If no section has a field of that name.
+    """
+    sections: dict[str, dict[str, Any]] = {
+        name: {} for name in SECTIONS if name not in PRIVATE_SECTIONS
+    }
+    for name, value in values.items():
+        if name not in SECTION_OF:
+            raise ValueError(f"a name in the run's configuration is unknown: {name}.")
+        sections.setdefault(SECTION_OF[name], {})[name] = value
+    return sections
+
+
+def select(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the options whose names are among `names`."""
+    names = set(names)
     return {name: value for name, value in options.items() if name in names}
 
 
@@ -168,7 +294,4 @@ def model_fields() -> set[str]:
     return own_fields(SelfViTConfig()) - hidden
 
 
-Recipe = Callable[[int | None, int | None], Run]
-
-
-__all__ = ["Recipe", "Run", "chosen", "model_fields", "own_fields"]
+__all__ = ["Recipe", "RunConfig", "by_section", "model_fields", "own_fields", "select"]

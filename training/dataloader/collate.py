@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..augmentations.base import Augmentation
-from ..config.training_config import TrainingConfig
+from ..config.training_config import PreprocessingConfig
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -68,12 +68,12 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 
 def to_model_inputs(
-    batch: dict[str, Any], training: TrainingConfig, device: torch.device
+    batch: dict[str, Any], preprocessing: PreprocessingConfig, device: torch.device
 ) -> dict[str, Any]:
     """Move a batch to the device, and normalize its views there: uint8 travels faster."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return {
-        name: normalize(value, training.image_mean, training.image_std)
+        name: normalize(value, preprocessing.image_mean, preprocessing.image_std)
         if value.dtype == torch.uint8
         else value
         for name, value in moved.items()

@@ -12,8 +12,8 @@ from ...data.folder_source import FolderSource
 from ...data.image_source import ImageSource
 from ...data.workers import use_one_thread
 from ..augmentations.base import Augmentation
-from ..config.run_config import Run
-from ..runtime.signals import leave_signals_to_the_run
+from ..config.run_config import RunConfig
+from ..runtime.signals import ignore_signals_in_worker
 from .collate import BatchMaker
 from .sampler import BatchPlan, ShuffledBatches
 from .streaming import ReaderState, StreamLoader, divide, readers_to_resume
@@ -99,12 +99,12 @@ def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
 
 
 def _prepare_worker(worker_id: int) -> None:
-    leave_signals_to_the_run()
+    ignore_signals_in_worker()
     use_one_thread(worker_id)
 
 
 def loader_of(
-    run: Run,
+    run: RunConfig,
     source: ImageSource | StreamingImageSource,
     plan: BatchPlan,
     stream_state: dict[str, Any] | None = None,
@@ -116,11 +116,11 @@ def loader_of(
         plan,
         image_size=run.model.image_height_width,
         patch_size=run.model.patch_size,
-        seed=run.training.seed,
+        seed=run.start.seed,
         with_labels=run.is_classifier,
-        num_workers=run.training.num_workers,
-        shuffle_buffer=run.training.shuffle_buffer,
-        data_timeout=run.training.data_timeout,
+        num_workers=run.data.num_workers,
+        shuffle_buffer=run.data.shuffle_buffer,
+        data_timeout=run.data.data_timeout,
         stream_state=stream_state,
     )
 

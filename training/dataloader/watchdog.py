@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from ..runtime.errors import GO_ON
+from ..runtime.errors import RESUME_HINT
 
 IDLE = -1.0
 SECONDS_BETWEEN_LOOKS = 5.0  # as torch looks whether workers are alive, where no timeout is set
@@ -104,8 +104,8 @@ class WatchedLoader(DataLoader):
                 name = "the next images" if read is None else self._name_of(read[0])
                 raise TimeoutError(
                     f"reading {name} has taken {seconds:.0f} seconds: the disk, network or process "
-                    "hangs. Mend or remove it, or give a longer --data_timeout (0 waits for ever). "
-                    f"{GO_ON}"
+                    "hangs. Mend or remove it, or give a longer --data-timeout (0 waits for ever). "
+                    f"{RESUME_HINT}"
                 ) from error
             yield batch
             waiting_since = time.monotonic()

@@ -1,140 +1,122 @@
-"""Before a run: its processes, and all that can be wrong, told before anything is written."""
+"""Preflight checks: fail before anything is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import NO_LABEL, ImageSource
-from ..callbacks.hub import HubPushes
-from ..checkpoints.card import RunCard
-from ..config.run_config import Run
-from ..dataloader.collate import to_model_inputs
+from ...sharing.publish import Target, check_target
+from ..checkpoints.card import check_card
+from ..config.run_config import RunConfig
 from ..dataloader.loader import loader_of
 from ..dataloader.sampler import BatchPlan
-from ..evaluation import EvaluationImages, choose_metric, open_evaluation_images
+from ..evaluation import choose_metric, open_evaluation_images
 from ..lora import check_adapters
 from ..model import build_trainable
 from ..optimization import check_optimizer
 from ..runtime.accelerator import check_same_images
 from ..runtime.fsdp import is_sharded
+from ..state import CheckedRun
 from .batch_size import find_batch_size
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """A run that was checked, with what it is going to need; nothing is written yet.
+def check(
+    run: RunConfig, source: ImageSource | StreamingImageSource, accelerator: Accelerator
+) -> CheckedRun:
+    """Check a run, and complete it from its data; collective.
 
     Args:
-        run: with the classes of its data, and the micro-batches that fit into memory.
-        source: the images.
-        plan: of its batches.
-        images: that it is evaluated on, if it is.
-        metric: the figure that judges it, if any.
-        pushes: to the Hub.
-        card: of its checkpoints.
-    """
-
-    run: Run
-    source: ImageSource | StreamingImageSource
-    plan: BatchPlan
-    images: EvaluationImages | None
-    metric: str | None
-    pushes: HubPushes
-    card: RunCard
-
-    def loader(self, plan: BatchPlan, stream_state: dict[str, Any] | None = None) -> DataLoader:
-        """Return a loader of a plan's batches; of a stream, from where its readers stood."""
-        return loader_of(self.run, self.source, plan, stream_state)
-
-
-def prepare(
-    run: Run, source: ImageSource | StreamingImageSource, accelerator: Accelerator
-) -> Preparation:
-    """Check a run, and find what it leaves open.
-
-    Args:
-        run: as it was asked for.
-        source: the images.
-        accelerator: of `build_accelerator`; is told how often gradients are accumulated.
+        run: The requested configuration.
+        source: The images.
+        accelerator: The Accelerator; gets the number of micro-batches that fit into memory.
 
     Raises:
-        ValueError: if run and data do not fit together.
-        FileExistsError: if the output folder is taken.
-        PermissionError: if the run is to be pushed to the Hub, and may not.
+        ValueError: If the run and its data contradict each other.
+        FileExistsError: If the output folder is taken.
+        PermissionError: If the run is to be pushed to the Hub, and may not be.
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
-    training = run.training
     is_stream = isinstance(source, StreamingImageSource)
     plan = BatchPlan(
-        num_steps=training.num_steps(None if is_stream else len(source)),  # type: ignore[arg-type]
+        num_steps=run.schedule.num_steps(None if is_stream else len(source)),  # type: ignore[arg-type]
         start_step=0,
-        batch_size=training.batch_size,
-        accumulation_steps=training.gradient_accumulation_steps,
+        batch_size=run.schedule.batch_size,
+        accumulation_steps=run.runtime.gradient_accumulation_steps,
         num_processes=accelerator.num_processes,
         rank=accelerator.process_index,
     )
     loader_of(run, source, plan)
-    check_optimizer(training, accelerator.device)
-    check_adapters(training, sharded=is_sharded(accelerator))
+    check_optimizer(run.optimizer, accelerator.device)
+    check_adapters(run.lora, sharded=is_sharded(accelerator))
     images = open_evaluation_images(run, source)
     metric = choose_metric(run, images)
-    is_pushing = accelerator.is_main_process and not training.dry_run
-    pushes = HubPushes(training, plan.num_steps, is_pushing)
-    card = RunCard(run, source, plan.num_steps, accelerator)
-    if training.find_batch_size:  # last, as its trials take a while
-        run, plan = _with_batches_that_fit(run, source, plan, accelerator)
-        card.run = run
-    return Preparation(run, source, plan, images, metric, pushes, card)
+    is_pushing = accelerator.is_main_process and not run.start.dry_run
+    target = push_target(run) if is_pushing else None
+    check_card(run, source)
+    if run.runtime.find_batch_size:
+        run = _with_batches_that_fit(run, source, plan, accelerator)
+        steps = run.runtime.gradient_accumulation_steps
+        plan = replace(plan, accumulation_steps=steps)
+        accelerator.gradient_accumulation_steps = steps
+    return CheckedRun(run, source, plan, images, metric, target)
 
 
 def _with_batches_that_fit(
-    run: Run,
+    run: RunConfig,
     source: ImageSource | StreamingImageSource,
     plan: BatchPlan,
     accelerator: Accelerator,
-) -> tuple[Run, BatchPlan]:
-    def inputs_from(plan: BatchPlan) -> Iterator[dict[str, Tensor]]:
-        for batch in loader_of(run, source, plan):
-            del batch["skipped"]
-            yield to_model_inputs(batch, run.training, accelerator.device)
+) -> RunConfig:
+    def batches_of(plan: BatchPlan) -> Iterator[dict[str, Any]]:
+        return iter(loader_of(run, source, plan))
 
-    found = find_batch_size(run, plan, accelerator, lambda: build_trainable(run), inputs_from)
-    steps = found.training.gradient_accumulation_steps
-    accelerator.gradient_accumulation_steps = steps
-    return found, replace(plan, accumulation_steps=steps)
+    return find_batch_size(run, plan, accelerator, lambda: build_trainable(run), batches_of)
 
 
-def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
-    """Give a classifier the names of the classes of its data.
+def push_target(run: RunConfig) -> Target | None:
+    """Return where a run is published, after checking that it may be; None if it is not.
 
     Raises:
-        ValueError: if the data has no labels.
+        PermissionError: If the Hub does not accept the token, or the user may not push there.
+        ValueError: If the name is not a repository's, or the repository must be private and is not.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    if run.hub.push_to_hub is None:
+        return None
+    target = Target(
+        run.hub.push_to_hub, private=run.hub.hub_private_repo, revision=run.hub.hub_revision
+    )
+    check_target(target)
+    return target
+
+
+def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -> RunConfig:
+    """Return the run of a classifier with the class names of its data; other runs unchanged.
+
+    Raises:
+        ValueError: If the data has no labels, or not for all images.
     """
     if not run.is_classifier:
         return run
     if source.label_names is None:
-        fix = "put the images of each class into a folder of its name"
+        fix = "put the images of each class into a folder with its name"
         if isinstance(source, StreamingImageSource):
-            fix = (
-                "of a stream only a ClassLabel's names are known beforehand: leave out --streaming"
-            )
+            fix = "leave out --streaming, as only a ClassLabel column names a stream's classes"
         raise ValueError(
             f"{source.description} has no labels, and {run.recipe} needs them: {fix}, or name the "
-            "column with --label_column."
+            "column with --label-column."
         )
     labels = source.labels() if isinstance(source, ImageSource) else None
     if labels is not None and (labels == NO_LABEL).any():
         raise ValueError(
             f"{(labels == NO_LABEL).sum()} of the {len(labels)} images have no label, and "
-            f"{run.recipe} needs them all; leave these images out."
+            f"{run.recipe} needs a label for each; leave these images out."
         )
     model = type(run.model)(**run.model.to_diff_dict())
     model.id2label = dict(enumerate(source.label_names))
@@ -142,4 +124,4 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: Run) -> Run:
     return replace(run, model=model)
 
 
-__all__ = ["Preparation", "prepare", "with_labels_of"]
+__all__ = ["check", "with_labels_of"]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import ImageSource
-from ..config.run_config import Run
+from ..config.run_config import RunConfig
 from ..dataloader.collate import to_model_inputs
 from ..dataloader.sampler import BatchPlan
 from ..dataloader.streaming import divide
-from ..lora import adapters_in_words, count_parameters, has_adapters, result_bytes
+from ..lora import count_parameters, describe_adapters, has_adapters, result_bytes
 from ..optimization import build_optimizer, optimized_parameters, set_schedules, state_bytes
 
 # Images of the forward passes that measure activations: two sizes tell the part that grows with
@@ -128,7 +128,7 @@ def kept_for_backward(
 
 
 def describe_plan(
-    run: Run,
+    run: RunConfig,
     model: Any,
     source: ImageSource | StreamingImageSource,
     plan: BatchPlan,
@@ -147,21 +147,20 @@ def describe_plan(
         precision: no, bf16 or fp16.
         num_shards: processes that FSDP2 divides the model over; 1 without it.
     """
-    training = run.training
-    optimizer = build_optimizer(model, training)
+    optimizer = build_optimizer(model, run.optimizer)
     num_trained = sum(parameter.numel() for parameter in optimized_parameters(optimizer))
-    memory = exact_memory(model, optimizer, plan.num_processes, num_shards, training.optimizer)
+    memory = exact_memory(model, optimizer, plan.num_processes, num_shards, run.optimizer.optimizer)
     activations, views = measure_activations(run, model, plan, loader_from, precision)
     encoder = count_parameters(model.vit)
     gathered = f", blocks gathered {_size(memory.gathered)}" if num_shards > 1 else ""
-    warmup = round(training.warmup_ratio * plan.num_steps)
-    num_checkpoints = -(-plan.num_steps // training.save_steps)
-    num_kept = min(training.save_total_limit, num_checkpoints)
+    warmup = round(run.schedule.warmup_ratio * plan.num_steps)
+    num_checkpoints = -(-plan.num_steps // run.checkpoints.save_steps)
+    num_kept = min(run.checkpoints.save_total_limit, num_checkpoints)
     lines = [
         f"plan of {run.recipe}, nothing is trained or written",
-        f"images        {_length_of(source, plan, training.num_workers)}",
+        f"images        {_length_of(source, plan, run.data.num_workers)}",
         f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, all {_count(model):,}",
-        *([f"adapters      {adapters_in_words(training, model)}"] if has_adapters(model) else []),
+        *([f"adapters      {describe_adapters(run.lora, model)}"] if has_adapters(model) else []),
         f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
         f"batch         {plan.batch_size} images a step: {plan.num_processes} processes x "
         f"{plan.accumulation_steps} micro-batches x {plan.micro_batch_size} images",
@@ -171,11 +170,11 @@ def describe_plan(
         f"{_size(memory.optimizer)}{gathered} (exact); activations {_size(activations)}",
         f"              (activations: measured on the CPU with at most {MORE} images, precision "
         f"{precision}, and scaled to {plan.micro_batch_size}"
-        + ("; less with activation_checkpointing)" if training.activation_checkpointing else ")"),
-        f"checkpoints   {num_checkpoints}, every {training.save_steps} steps; {num_kept} kept, "
-        f"{_size(memory.checkpoint)} each; the result {_size(memory.result)}",
+        + ("; less with checkpointing)" if run.runtime.activation_checkpointing else ")"),
+        f"checkpoints   {num_checkpoints}, every {run.checkpoints.save_steps} steps; {num_kept} "
+        f"kept, {_size(memory.checkpoint)} each; the result {_size(memory.result)}",
         f"evaluation    {_evaluation(run)}",
-        f"published     {training.push_to_hub or 'nowhere'}",
+        f"published     {run.hub.push_to_hub or 'nowhere'}",
         "",
         *_schedule(run, model, optimizer, plan.num_steps),
     ]
@@ -183,7 +182,7 @@ def describe_plan(
 
 
 def measure_activations(
-    run: Run,
+    run: RunConfig,
     model: Any,
     plan: BatchPlan,
     loader_from: Callable[[BatchPlan], Iterable[dict[str, Tensor]]],
@@ -205,7 +204,7 @@ def measure_activations(
         batch = dict(next(iter(loader_from(few))))
         batch.pop("skipped")
         views = _views_in_words(batch)
-        inputs = to_model_inputs(batch, run.training, model.device)
+        inputs = to_model_inputs(batch, run.preprocessing, model.device)
         scheduled = model.scheduled_values(0, plan.num_steps)
         measured[num_images] = kept_for_backward(model, inputs, scheduled, precision)
     (small, bytes_small), (large, bytes_large) = min(measured.items()), max(measured.items())
@@ -224,11 +223,13 @@ def _views_in_words(batch: dict[str, Tensor]) -> str:
     return ", ".join(words) + " of each image"
 
 
-def _schedule(run: Run, model: Any, optimizer: torch.optim.Optimizer, num_steps: int) -> list[str]:
+def _schedule(
+    run: RunConfig, model: Any, optimizer: torch.optim.Optimizer, num_steps: int
+) -> list[str]:
     rows: dict[str, list[float]] = {}
     for fraction in FRACTIONS:
         step = min(round(fraction * num_steps), num_steps - 1)
-        learning_rate = set_schedules(optimizer, run.training, step, num_steps)
+        learning_rate = set_schedules(optimizer, run.schedule, step, num_steps)
         decays = [group["weight_decay"] for group in optimizer.param_groups]
         values = {
             "learning_rate": learning_rate,
@@ -254,14 +255,14 @@ def _length_of(
     return f"{len(source):,} of {source.description}, each seen {epochs:.3g} times (epochs)"
 
 
-def _evaluation(run: Run) -> str:
-    training = run.training
-    if training.eval_steps is None:
+def _evaluation(run: RunConfig) -> str:
+    config = run.evaluation
+    if config.eval_steps is None:
         return "none"
     data = "the training images, without labels"
-    if training.eval_train is not None:
-        data = f"neighbors and linear probe of {training.eval_train} on {training.eval_test}"
-    return f"every {training.eval_steps} steps: {data}"
+    if config.eval_train is not None:
+        data = f"neighbors and linear probe of {config.eval_train} on {config.eval_test}"
+    return f"every {config.eval_steps} steps: {data}"
 
 
 def _count(model: Any) -> int:

@@ -1,7 +1,7 @@
-"""Recipes: one function per paper's run or use case, with every number and where it comes from.
+"""Recipes: one function for each paper's run or use case, with the source of every number.
 
-A recipe is called with the number of images and the batch size asked for (None where unknown) and
-returns a `Run`; most need neither. Every value can be changed on the command line by its name.
+A recipe takes the number of images and the requested batch size (None where they are unknown) and
+returns a `RunConfig`. Every value can be changed on the command line by its name.
 """
 
 from __future__ import annotations
@@ -32,4 +32,17 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-__all__ = ["RECIPES"]
+
+def register_recipe(recipe: Recipe) -> Recipe:
+    """Add a recipe under the name of its function, so that `train` finds it; a decorator.
+
+    Raises:
+        ValueError: If another recipe has this name.
+    """
+    name = recipe.__name__
+    if RECIPES.setdefault(name, recipe) is not recipe:
+        raise ValueError(f"there is a recipe {name!r} already; give the function another name.")
+    return recipe
+
+
+__all__ = ["RECIPES", "register_recipe"]

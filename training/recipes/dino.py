@@ -8,11 +8,18 @@ from dataclasses import replace
 from ...configuration.configuration_dino import DINOConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.multi_crop import MultiCrop
-from ..config.run_config import Run
-from ..config.training_config import TrainingConfig
+from ..config.run_config import RunConfig
+from ..config.training_config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PreprocessingConfig,
+    ScheduleConfig,
+)
+from .teacher_momentum import finetuning_momentum
 
 
-def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
+def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
     """DINO, ViT-S/16 on ImageNet-1k, 100 epochs, 2 x 224 + 8 x 96 (arXiv 2104.14294).
 
     Command: `accelerate launch -m selfvit.training.train dino_vits16_in1k --data IMAGENET/train
@@ -22,7 +29,7 @@ def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
     Differs from the repository: gradients are clipped by their norm as a whole, not one parameter
     at a time.
     """
-    return Run(
+    return RunConfig(
         recipe="dino_vits16_in1k",
         architecture="SelfViTForDINO",
         model=SelfViTConfig.from_name(
@@ -37,7 +44,7 @@ def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
             ),
         ),
         augmentation=MultiCrop(),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=100,  # Table 8
             batch_size=1024,  # Sec. 3.2
             base_learning_rate=5e-4,  # Sec. 3.2
@@ -45,12 +52,14 @@ def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
             warmup_ratio=10 / 100,  # Sec. 3.2: 10 epochs
             weight_decay=0.04,  # Sec. 3.2
             weight_decay_end=0.4,  # Sec. 3.2
+        ),
+        optimizer=OptimizerConfig(
             max_gradient_norm=3.0,  # main_dino.py --clip_grad
         ),
     )
 
 
-def dino_finetune(num_images: int | None, batch_size: int | None) -> Run:
+def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Continue DINO from pretrained weights on a small data set of one's own.
 
     Command: `selfvit train dino_finetune --init_from CHECKPOINT --data FOLDER --output OUT`
@@ -79,9 +88,7 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> Run:
     if num_images is not None:
         num_prototypes = 2 ** int(math.log2(min(max(num_images / 4, 256), 65536)))
         num_steps = max(1, epochs * (num_images // batch_size))
-    paper_horizon = 1024 / (1 - 0.996)  # images
-    momentum = 1 - max(batch_size / paper_horizon, min(0.1, 10 / num_steps))
-    return Run(
+    return RunConfig(
         recipe="dino_finetune",
         architecture="SelfViTForDINO",
         model=SelfViTConfig.from_name(
@@ -89,7 +96,7 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> Run:
             drop_path_rate=0.1,
             dino_config=DINOConfig(
                 num_prototypes=num_prototypes,
-                teacher_momentum=round(momentum, 6),
+                teacher_momentum=finetuning_momentum(batch_size, num_steps),
                 teacher_temperature=0.04,  # no warm-up: a sharp teacher is safe from good features
                 warmup_teacher_temperature=0.04,
                 freeze_last_layer_ratio=0.0,  # the new head is warmed up with the encoder frozen
@@ -99,22 +106,24 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> Run:
         augmentation=MultiCrop(
             num_local_views=6, global_crop_scale=[0.25, 1.0], local_crop_scale=[0.05, 0.25]
         ),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=epochs,
             batch_size=batch_size,
             base_learning_rate=2e-4,
             min_learning_rate=1e-6,
             warmup_ratio=0.1,
             weight_decay=0.04,
+            freeze_encoder_ratio=0.1,
+        ),
+        optimizer=OptimizerConfig(
             layer_decay=0.75,
             max_gradient_norm=1.0,
-            freeze_encoder_ratio=0.1,
-            save_steps=500,
         ),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 
-def dino_lora(num_images: int | None, batch_size: int | None) -> Run:
+def dino_lora(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Continue DINO by low-rank adapters, for a small GPU (LoRA, arXiv 2106.09685).
 
     Command: `selfvit train dino_lora --init_from CHECKPOINT --data FOLDER --output OUT`
@@ -146,7 +155,7 @@ def dino_lora(num_images: int | None, batch_size: int | None) -> Run:
     return replace(run.with_options(small), recipe="dino_lora")
 
 
-def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
+def dino_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """DINO small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo`, or `selfvit train dino_demo --data FOLDER --output OUT`. Time: under five
@@ -161,7 +170,7 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
     strong changes of brightness and contrast (gray images have no other color to give away).
     Chosen on 1,500 images held out of the training part.
     """
-    return Run(
+    return RunConfig(
         recipe="dino_demo",
         architecture="SelfViTForDINO",
         model=SelfViTConfig(
@@ -192,19 +201,21 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> Run:
             blur_sigma=[0.1, 1.0],
             solarize_probability=[0.0, 0.2, 0.0],
         ),
-        training=TrainingConfig(
+        data=DataConfig(num_workers=1),
+        preprocessing=PreprocessingConfig(
+            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_std=[0.3530] * 3,
+            resize="square",
+        ),
+        schedule=ScheduleConfig(
             epochs=15,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
             weight_decay=0.04,
-            max_gradient_norm=3.0,
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
-            image_std=[0.3530] * 3,
-            resize="square",
-            num_workers=1,
-            save_steps=500,
         ),
+        optimizer=OptimizerConfig(max_gradient_norm=3.0),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 

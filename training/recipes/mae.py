@@ -5,11 +5,17 @@ from __future__ import annotations
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.single_crop import MAECrop
-from ..config.run_config import Run
-from ..config.training_config import TrainingConfig
+from ..config.run_config import RunConfig
+from ..config.training_config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PreprocessingConfig,
+    ScheduleConfig,
+)
 
 
-def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:
+def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
     """MAE, ViT-B/16 on ImageNet-1k, 800 epochs (arXiv 2111.06377).
 
     Command: `accelerate launch -m selfvit.training.train mae_vitb16_in1k --data IMAGENET/train
@@ -20,7 +26,7 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:
     Differs from the repository: query, key and value are initialized each by itself, not as one
     matrix of three times the width; the cosine moves once a step.
     """
-    return Run(
+    return RunConfig(
         recipe="mae_vitb16_in1k",
         architecture="SelfViTForMAE",
         model=SelfViTConfig.from_name(
@@ -34,20 +40,22 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> Run:
             ),
         ),
         augmentation=MAECrop(),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=800,  # Sec. 4.1, the ablations'
             batch_size=4096,  # Table 8
             base_learning_rate=1.5e-4,  # Table 8
             min_learning_rate=0.0,  # main_pretrain.py --min_lr
             warmup_ratio=40 / 800,  # Table 8: 40 epochs
             weight_decay=0.05,  # Table 8
+        ),
+        optimizer=OptimizerConfig(
             adam_beta1=0.9,  # Table 8
             adam_beta2=0.95,  # Table 8
         ),
     )
 
 
-def mae_finetune(num_images: int | None, batch_size: int | None) -> Run:
+def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Continue MAE from pretrained weights on a small data set of one's own.
 
     Command: `selfvit train mae_finetune --init_from CHECKPOINT --data FOLDER --output OUT`. With
@@ -67,30 +75,32 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> Run:
 
     Status: mechanics tested here; quality depends on the data, so compare k-NN before and after.
     """
-    return Run(
+    return RunConfig(
         recipe="mae_finetune",
         architecture="SelfViTForMAE",
         model=SelfViTConfig.from_name(
             "vitb16", position_embedding_type="sincos", mae_config=MAEConfig(decoder_num_layers=2)
         ),
         augmentation=MAECrop(),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=200,
             batch_size=batch_size or 64,
             base_learning_rate=1e-3,
             min_learning_rate=1e-6,
             warmup_ratio=0.1,
             weight_decay=0.05,
+            freeze_encoder_ratio=0.1,
+        ),
+        optimizer=OptimizerConfig(
             adam_beta2=0.95,
             layer_decay=0.75,
             max_gradient_norm=1.0,
-            freeze_encoder_ratio=0.1,
-            save_steps=500,
         ),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 
-def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
+def mae_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """MAE small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo OBJECTIVE=mae`, or `selfvit train mae_demo --data FOLDER --output OUT`.
@@ -105,7 +115,7 @@ def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
     images held out of the training part, where raw pixels have 80.7 k-NN, an untrained encoder 70.0
     and 76.5.
     """
-    return Run(
+    return RunConfig(
         recipe="mae_demo",
         architecture="SelfViTForMAE",
         model=SelfViTConfig(
@@ -124,20 +134,24 @@ def mae_demo(num_images: int | None, batch_size: int | None) -> Run:
             ),
         ),
         augmentation=MAECrop(),
-        training=TrainingConfig(
+        data=DataConfig(num_workers=1),
+        preprocessing=PreprocessingConfig(
+            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_std=[0.3530] * 3,
+            resize="square",
+        ),
+        schedule=ScheduleConfig(
             epochs=20,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
             weight_decay=0.05,
+        ),
+        optimizer=OptimizerConfig(
             adam_beta2=0.95,
             max_gradient_norm=1.0,
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
-            image_std=[0.3530] * 3,
-            resize="square",
-            num_workers=1,
-            save_steps=1000,
         ),
+        checkpoints=CheckpointConfig(save_steps=1000),
     )
 
 

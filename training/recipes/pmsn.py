@@ -7,11 +7,18 @@ import math
 from ...configuration.configuration_pmsn import PMSNConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.multi_crop import FocalCrops
-from ..config.run_config import Run
-from ..config.training_config import TrainingConfig
+from ..config.run_config import RunConfig
+from ..config.training_config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PreprocessingConfig,
+    ScheduleConfig,
+)
+from .teacher_momentum import finetuning_momentum
 
 
-def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
+def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
     """MSN, ViT-S/16 on ImageNet-1k, 800 epochs, 1 x 224 masked + 10 x 96 (arXiv 2204.07141).
 
     Command: `accelerate launch -m selfvit.training.train msn_vits16_in1k --data IMAGENET/train
@@ -23,7 +30,7 @@ def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
     clipped by their norm with the prototypes' among them; cosines end with the run, the
     repository's would go on for a quarter of it.
     """
-    return Run(
+    return RunConfig(
         recipe="msn_vits16_in1k",
         architecture="SelfViTForPMSN",
         model=SelfViTConfig.from_name(
@@ -36,11 +43,12 @@ def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
             ),
         ),
         augmentation=FocalCrops(),
-        training=_msn_training(),
+        schedule=_msn_schedule(),
+        optimizer=OptimizerConfig(max_gradient_norm=3.0),  # msn_vits16.yaml: clip_grad
     )
 
 
-def pmsn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
+def pmsn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
     """PMSN, ViT-S/16: MSN with a power-law prior, for data of unequal classes (arXiv 2210.07277).
 
     Command: `accelerate launch -m selfvit.training.train pmsn_vits16_in1k --data FOLDER --output
@@ -49,7 +57,7 @@ def pmsn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
     iNaturalist-18. Everything but the prior is MSN's without Sinkhorn, which would make the targets
     uniform. Quality: none known for this size. Status: paper's numbers, not reproduced.
     """
-    return Run(
+    return RunConfig(
         recipe="pmsn_vits16_in1k",
         architecture="SelfViTForPMSN",
         model=SelfViTConfig.from_name(
@@ -63,12 +71,13 @@ def pmsn_vits16_in1k(num_images: int | None, batch_size: int | None) -> Run:
             ),
         ),
         augmentation=FocalCrops(),
-        training=_msn_training(),
+        schedule=_msn_schedule(),
+        optimizer=OptimizerConfig(max_gradient_norm=3.0),  # msn_vits16.yaml: clip_grad
     )
 
 
-def _msn_training() -> TrainingConfig:
-    return TrainingConfig(
+def _msn_schedule() -> ScheduleConfig:
+    return ScheduleConfig(
         epochs=800,  # MSN, Table 1; configs/pretrain/msn_vits16.yaml
         batch_size=1024,  # MSN, Appendix A.1
         base_learning_rate=1e-3 * 256 / 1024,  # MSN, Appendix A.1: 0.001 at 1024
@@ -76,11 +85,10 @@ def _msn_training() -> TrainingConfig:
         warmup_ratio=15 / 800,  # MSN, Appendix A.1: 15 epochs
         weight_decay=0.04,  # MSN, Appendix A.1
         weight_decay_end=0.4,  # MSN, Appendix A.1
-        max_gradient_norm=3.0,  # msn_vits16.yaml: clip_grad
     )
 
 
-def pmsn_finetune(num_images: int | None, batch_size: int | None) -> Run:
+def pmsn_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Continue PMSN from pretrained weights on a small data set of one's own.
 
     Command: `selfvit train pmsn_finetune --init_from CHECKPOINT --data FOLDER --output OUT`
@@ -107,35 +115,36 @@ def pmsn_finetune(num_images: int | None, batch_size: int | None) -> Run:
     if num_images is not None:
         num_prototypes = 2 ** int(math.log2(min(max(num_images / 8, 64), 1024)))
         num_steps = max(1, epochs * (num_images // batch_size))
-    paper_horizon = 1024 / (1 - 0.996)  # images
-    momentum = 1 - max(batch_size / paper_horizon, min(0.1, 10 / num_steps))
-    return Run(
+    return RunConfig(
         recipe="pmsn_finetune",
         architecture="SelfViTForPMSN",
         model=SelfViTConfig.from_name(
             "vits16",
             drop_path_rate=0.1,
             pmsn_config=PMSNConfig(
-                num_prototypes=num_prototypes, teacher_momentum=round(momentum, 6)
+                num_prototypes=num_prototypes,
+                teacher_momentum=finetuning_momentum(batch_size, num_steps),
             ),
         ),
         augmentation=FocalCrops(num_focal_views=6, focal_crop_scale=[0.1, 0.4]),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=epochs,
             batch_size=batch_size,
             base_learning_rate=2e-4,
             min_learning_rate=1e-6,
             warmup_ratio=0.1,
             weight_decay=0.04,
+            freeze_encoder_ratio=0.1,
+        ),
+        optimizer=OptimizerConfig(
             layer_decay=0.75,
             max_gradient_norm=1.0,
-            freeze_encoder_ratio=0.1,
-            save_steps=500,
         ),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 
-def pmsn_demo(num_images: int | None, batch_size: int | None) -> Run:
+def pmsn_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """PMSN small enough for two CPU cores: 28 x 28 gray images, minutes.
 
     Command: `make demo OBJECTIVE=pmsn`, or `selfvit train pmsn_demo --data FOLDER --output OUT`.
@@ -149,7 +158,7 @@ def pmsn_demo(num_images: int | None, batch_size: int | None) -> Run:
     paper's; with the focal views, 4,096 gave 72.1. Chosen on 1,500 images held out of the training
     part, where raw pixels have 80.7 by k-NN and an untrained encoder 69.1.
     """
-    return Run(
+    return RunConfig(
         recipe="pmsn_demo",
         architecture="SelfViTForPMSN",
         model=SelfViTConfig(
@@ -176,19 +185,21 @@ def pmsn_demo(num_images: int | None, batch_size: int | None) -> Run:
             grayscale_probability=0.0,
             blur_sigma=[0.1, 1.0],
         ),
-        training=TrainingConfig(
+        data=DataConfig(num_workers=1),
+        preprocessing=PreprocessingConfig(
+            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_std=[0.3530] * 3,
+            resize="square",
+        ),
+        schedule=ScheduleConfig(
             epochs=24,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
             weight_decay=0.04,
-            max_gradient_norm=3.0,
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
-            image_std=[0.3530] * 3,
-            resize="square",
-            num_workers=1,
-            save_steps=500,
         ),
+        optimizer=OptimizerConfig(max_gradient_norm=3.0),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 

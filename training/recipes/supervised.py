@@ -6,37 +6,39 @@ import math
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.single_crop import CropAndFlip, MixedCrop
-from ..config.run_config import Run
-from ..config.training_config import TrainingConfig
+from ..config.run_config import RunConfig
+from ..config.training_config import CheckpointConfig, OptimizerConfig, ScheduleConfig
 
 
-def classify(num_images: int | None, batch_size: int | None) -> Run:
+def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Train a classifier on a labeled folder, from a pretrained encoder.
 
     Command: `selfvit train classify --init_from CHECKPOINT --data FOLDER --output OUT`.
     Layer-wise decay is BEiT's and MAE's (arXiv 2111.06377, Table 9: 0.65 to 0.75); the learning
     rate is above theirs, as runs on small sets have few steps. Status: mechanics tested here.
     """
-    return Run(
+    return RunConfig(
         recipe="classify",
         architecture="SelfViTForImageClassification",
         model=SelfViTConfig.from_name("vits16", drop_path_rate=0.1),
         augmentation=CropAndFlip(),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=30,
             batch_size=64,
             base_learning_rate=4e-3,  # small sets have few steps; MAE, Table 9, has 1e-3
             min_learning_rate=1e-6,
             warmup_ratio=0.05,  # MAE, Table 9: 5 epochs of 100
             weight_decay=0.05,  # MAE, Table 9
+        ),
+        optimizer=OptimizerConfig(
             layer_decay=0.75,  # MAE, Table 9
             max_gradient_norm=1.0,
-            save_steps=500,
         ),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 
-def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
+def mae_classify(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Fine-tune a classifier as MAE does, strongly regularized (arXiv 2111.06377, Table 9).
 
     Command: `selfvit train mae_classify --init_from CHECKPOINT --data FOLDER --output OUT`
@@ -55,7 +57,7 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
         batch_size = 1024  # Table 9
         if num_images is not None:
             batch_size = 2 ** int(math.log2(min(max(num_images / 16, 16), 1024)))
-    return Run(
+    return RunConfig(
         recipe="mae_classify",
         architecture="SelfViTForImageClassification",
         model=SelfViTConfig.from_name(
@@ -66,19 +68,21 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
         augmentation=MixedCrop(
             crop_scale=[0.08, 1.0],  # RandomResizedCrop, arXiv 1409.4842, Sec. 6
             rand_augment_magnitude=9.0,  # Table 9: RandAug (9, 0.5)
-            rand_augment_deviation=0.5,  # Table 9
+            rand_augment_std=0.5,  # Table 9
             random_erasing_probability=0.25,  # FINETUNE.md --reprob
             mixup_alpha=0.8,  # Table 9
             cutmix_alpha=1.0,  # Table 9
             label_smoothing=0.1,  # Table 9
         ),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=100,  # Table 9, ViT-B
             batch_size=batch_size,
             base_learning_rate=5e-4,  # FINETUNE.md --blr, ViT-B; Table 9 has 1e-3
             min_learning_rate=1e-6,  # main_finetune.py --min_lr
             warmup_ratio=5 / 100,  # Table 9: 5 epochs
             weight_decay=0.05,  # Table 9
+        ),
+        optimizer=OptimizerConfig(
             adam_beta1=0.9,  # Table 9
             adam_beta2=0.999,  # Table 9
             layer_decay=0.65,  # FINETUNE.md --layer_decay, ViT-B; Table 9 has 0.75
@@ -86,7 +90,7 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> Run:
     )
 
 
-def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
+def linear_probe(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Train a linear classifier on a frozen encoder's embeddings, standardized by a batch norm.
 
     Command: `selfvit train linear_probe --init_from CHECKPOINT --data FOLDER --output OUT`
@@ -103,7 +107,7 @@ def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
     where scikit-learn's probe (`selfvit evaluate`) gets 78.9, on 6,500 images and the same encoder,
     1,500 held out, one seed. Status: measured here.
     """
-    return Run(
+    return RunConfig(
         recipe="linear_probe",
         architecture="SelfViTForImageClassification",
         model=SelfViTConfig.from_name(
@@ -111,7 +115,7 @@ def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
             classifier_batch_norm=True,  # MAE, Appendix A.1
         ),
         augmentation=CropAndFlip(crop_scale=[1.0, 1.0], flip_probability=0.0),
-        training=TrainingConfig(
+        schedule=ScheduleConfig(
             epochs=30,
             batch_size=64,
             base_learning_rate=0.1,
@@ -119,8 +123,8 @@ def linear_probe(num_images: int | None, batch_size: int | None) -> Run:
             warmup_ratio=0.1,  # MAE, Table 10: 10 epochs of 90
             weight_decay=0.0,  # MAE, Table 10
             freeze_encoder_ratio=1.0,
-            save_steps=500,
         ),
+        checkpoints=CheckpointConfig(save_steps=500),
     )
 
 

@@ -15,16 +15,71 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import ImageSource
+from ..config.run_config import RunConfig
 from ..config.tracker_names import chosen_trackers
-from ..config.training_config import TrainingConfig
-from .fsdp import settle_sharding
+from ..config.training_config import DataConfig
+from .fsdp import configure_fsdp
 
 
-def meet(accelerator: Accelerator) -> None:
-    """Wait for the other processes: who leaves while others are on their way breaks theirs.
+def build_accelerator(run: RunConfig) -> Accelerator:
+    """Return the Accelerator of a run, configured as the processes were launched.
 
-    gloo raises in a barrier that all have reached, if another process is gone before this one has
-    woken up.
+    Raises:
+        ValueError: If the launch configuration contradicts the run, a tracker is not installed, or
+            several processes were launched that would each train alone.
+    """
+    # Accelerate has no argument yet for what torch 2.14 calls forward_sync_buffers
+    warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
+    if run.data.num_workers <= DataConfig.num_workers:  # more workers than cores take turns
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+    accelerator = Accelerator(
+        cpu=run.runtime.cpu,
+        mixed_precision=run.runtime.mixed_precision,
+        gradient_accumulation_steps=run.runtime.gradient_accumulation_steps,
+        log_with=chosen_trackers(run.monitoring.tracker) or None,
+        project_dir=Path(run.start.output),
+        kwargs_handlers=[
+            # Buffers (the center) are computed from reduced values, so they are equal everywhere.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # Others wait while one process evaluates or reads a slow image. NCCL's limit is 10 min.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+        ],
+    )
+    # If all processes refuse a run, none must take the exit of another for the reason.
+    synchronize(accelerator)
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if accelerator.num_processes < launched:
+        raise ValueError(
+            f"{launched} processes were launched, and each would train alone, as there is no GPU "
+            "for them; give --cpu to train together on the CPU."
+        )
+    configure_fsdp(accelerator, run.optimizer.optimizer)
+    return accelerator
+
+
+def check_same_images(source: ImageSource | StreamingImageSource, accelerator: Accelerator) -> None:
+    """Check that all processes see the same images, since machines may have copies; collective.
+
+    Raises:
+        ValueError: If the data of two processes differs.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everyone = gather_object([(platform.node(), source.description, source.fingerprint)])
+    for rank, (node, description, fingerprint) in enumerate(everyone):
+        if fingerprint != everyone[0][2]:
+            raise ValueError(
+                f"the processes do not see the same images: rank 0 has {everyone[0][1]} on "
+                f"{everyone[0][0]}, rank {rank} has {description} on {node}. Share the folder, or "
+                "copy it completely; for a Hub data set, give a revision (USER/NAME@REVISION)."
+            )
+
+
+def synchronize(accelerator: Accelerator) -> None:
+    """Barrier that tolerates processes exiting while others still wait.
+
+    gloo raises in a barrier that all processes have reached, if one of them exits before another
+    has woken up.
     """
     with suppress(RuntimeError):
         if accelerator.num_processes > 1:
@@ -33,63 +88,10 @@ def meet(accelerator: Accelerator) -> None:
             dist.barrier()
 
 
-def end_together(accelerator: Accelerator) -> None:
-    """Leave a run whose files are all written, with the others."""
-    meet(accelerator)
+def shut_down(accelerator: Accelerator) -> None:
+    """End distributed training when all files are written; collective."""
+    synchronize(accelerator)
     accelerator.end_training()
 
 
-def build_accelerator(training: TrainingConfig) -> Accelerator:
-    """Return Accelerate's handle on the processes, in the configuration that it was launched with.
-
-    Raises:
-        ValueError: if that does not go together with the run, a tracker is not installed, or
-            several processes were launched that would each train alone.
-    """
-    # Accelerate has no argument yet for what torch 2.14 calls forward_sync_buffers
-    warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
-    if training.num_workers <= TrainingConfig.num_workers:  # on fewer cores they take turns
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-    accelerator = Accelerator(
-        cpu=training.cpu,
-        mixed_precision=training.mixed_precision,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        log_with=chosen_trackers(training.tracker) or None,
-        project_dir=Path(training.output),
-        kwargs_handlers=[
-            # buffers (the center) are equal everywhere: they are computed from reduced values
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # the others wait while one evaluates or reads a slow image; NCCL's own limit is 10 min
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
-        ],
-    )
-    meet(accelerator)  # so that what all refuse is not told by some as the death of the others
-    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
-    if accelerator.num_processes < launched:  # they would write into one folder, too
-        raise ValueError(
-            f"{launched} processes were launched, and each would train alone, as there is no GPU "
-            "for them here; give --cpu true to train together on the CPU."
-        )
-    settle_sharding(accelerator, training)
-    return accelerator
-
-
-def check_same_images(source: ImageSource | StreamingImageSource, accelerator: Accelerator) -> None:
-    """Refuse images that differ between processes: machines that each have a copy of their own.
-
-    Raises:
-        ValueError: with what two of them have.
-    """
-    if accelerator.num_processes == 1:
-        return
-    everyone = gather_object([(platform.node(), source.description, source.fingerprint)])
-    for rank, (node, description, fingerprint) in enumerate(everyone):
-        if fingerprint != everyone[0][2]:
-            raise ValueError(
-                f"the processes do not see the same images: number 0 has {everyone[0][1]} on "
-                f"{everyone[0][0]}, number {rank} has {description} on {node}. Share the folder, "
-                "or copy it whole; of a data set of the Hub, give a revision (USER/NAME@REVISION)."
-            )
-
-
-__all__ = ["build_accelerator", "end_together", "meet"]
+__all__ = ["build_accelerator", "check_same_images", "shut_down", "synchronize"]

@@ -1,4 +1,4 @@
-"""What a run dies of, said so that one knows what to do: torch's own words name no cause."""
+"""Translate low-level torch errors into messages that name the cause and the fix."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from ...errors import one_line
 
-GO_ON = "Nothing before the last checkpoint is lost: go on with --resume true."
+RESUME_HINT = "Nothing before the last checkpoint is lost: continue with --resume."
 
-# What gloo, NCCL and torch.distributed say when another process is gone or silent.
+# Messages of gloo, NCCL and torch.distributed when another process has exited or hangs.
 LOST_PROCESS = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -20,31 +20,31 @@ LOST_PROCESS = (
     "Watchdog caught collective operation timeout",
 )
 
-# A batch is handed over through a socket of the worker, where workers are not forked: what reading
-# it raises, if the worker died in between. (The Hub's failures are a plain ConnectionError.)
-WORKER_GONE = (ConnectionResetError, ConnectionRefusedError, EOFError)
+# If workers are not forked, a worker sends a batch through a socket. These are raised when the
+# worker died in between. (Failures of the Hub are plain ConnectionErrors.)
+WORKER_LOST = (ConnectionResetError, ConnectionRefusedError, EOFError)
 
-# A dying process closes its sockets first, and is dead a little later.
+# A dying process closes its sockets shortly before it is reported dead.
 SECONDS_TO_DIE = 5
 
 
 @contextmanager
-def explained_faults() -> Iterator[None]:
-    """Turn torch's RuntimeErrors about other processes into errors that name cause and way on.
+def translate_errors() -> Iterator[None]:
+    """Translate torch's RuntimeErrors about other processes.
 
     Raises:
-        ChildProcessError: if a worker of the DataLoader died.
-        ConnectionError: if another process of the run died or hangs.
+        ChildProcessError: If a worker of the DataLoader died.
+        ConnectionError: If another process of the run died or hangs.
     """
     try:
         yield
-    except WORKER_GONE as error:
-        # Its death is signalled, and torch's handler raises then, wherever this process is: let it
-        # be here, where it also says how the worker died, and not in what prints the error.
+    except WORKER_LOST as error:
+        # torch's SIGCHLD handler raises wherever this process is when the death is reported. Wait
+        # for it here, since it also says how the worker died.
         try:
             time.sleep(SECONDS_TO_DIE)
-        except RuntimeError as its_death:
-            raise ChildProcessError(_worker_died(one_line(its_death))) from its_death
+        except RuntimeError as death:
+            raise ChildProcessError(_worker_died(one_line(death))) from death
         raise ChildProcessError(
             _worker_died(f"DataLoader worker gave no batch ({error}).")
         ) from error
@@ -55,16 +55,16 @@ def explained_faults() -> Iterator[None]:
         if any(sign in text for sign in LOST_PROCESS):
             raise ConnectionError(
                 "another process of this run died or hangs; its own output, or the launcher's, "
-                f"says why. {GO_ON} ({text})"
+                f"has the reason. {RESUME_HINT} ({text})"
             ) from error
         raise
 
 
 def _worker_died(text: str) -> str:
     return (
-        f"a process that loads images died: {text} If nobody killed it, memory was full: "
-        f"use fewer --num_workers or a smaller batch_size. {GO_ON}"
+        f"a process that loads images died: {text} If nobody killed it, the memory was full: use "
+        f"fewer --num-workers or a smaller --batch-size. {RESUME_HINT}"
     )
 
 
-__all__ = ["GO_ON", "explained_faults"]
+__all__ = ["RESUME_HINT", "translate_errors"]

@@ -26,8 +26,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from ..config.training_config import TrainingConfig
-
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Say whether the model is, or will be when it is prepared, divided over processes."""
@@ -42,7 +40,7 @@ def num_shards(accelerator: Accelerator) -> int:
     return accelerator.num_processes // (1 if mesh is None else mesh.dp_replicate_size)
 
 
-def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
+def configure_fsdp(accelerator: Accelerator, optimizer: str) -> None:
     """Fit Accelerate's FSDP configuration to these models; nothing without one.
 
     Raises:
@@ -50,9 +48,9 @@ def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
     """
     if not is_sharded(accelerator):
         return
-    if training.optimizer != "adamw_torch_fused":
+    if optimizer != "adamw_torch_fused":
         raise ValueError(
-            f"optimizer ({training.optimizer!r}) keeps states that FSDP2 cannot divide; use "
+            f"optimizer ({optimizer!r}) keeps states that FSDP2 cannot divide; use "
             "adamw_torch_fused, whose states are divided already."
         )
     plugin = accelerator.state.fsdp_plugin
@@ -64,7 +62,7 @@ def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
     if plugin.activation_checkpointing:
         raise ValueError(
             "fsdp_activation_checkpointing recomputes blocks with another drop path; set it to "
-            "false, and give --activation_checkpointing true instead."
+            "false, and give --activation-checkpointing instead."
         )
     # It would build the model in one process only, which fails for models with buffers. Every
     # process builds it from the same seed or checkpoint, in the memory of its host.
@@ -82,7 +80,7 @@ def settle_sharding(accelerator: Accelerator, training: TrainingConfig) -> None:
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
 
-class WholeModel:
+class FullModel:
     """The model in training as one process alone can use it, to write it or evaluate it.
 
     Where it is not sharded that is the model itself. Where it is, the main process has a copy on
@@ -90,26 +88,26 @@ class WholeModel:
 
     Args:
         accelerator: says whether the model will be sharded.
-        trained: the model, before Accelerate prepares it.
+        module: The model, before Accelerate prepares it.
     """
 
-    def __init__(self, accelerator: Accelerator, trained: nn.Module):
-        self.trained: Any = trained
+    def __init__(self, accelerator: Accelerator, module: nn.Module):
+        self.module: Any = module
         self.is_sharded = is_sharded(accelerator)
         self.is_copy = self.is_sharded and accelerator.is_main_process
         # other processes never compute with it
-        self.model: Any = copy.deepcopy(trained) if self.is_copy else trained
+        self.gathered: Any = copy.deepcopy(module) if self.is_copy else module
 
     def gather(self) -> None:
-        """Bring `model` up to date; collective."""
+        """Bring `gathered` up to date; collective."""
         if not self.is_sharded:
             return
         # empty in other processes
         state = get_model_state_dict(
-            self.trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            self.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         if self.is_copy:
-            self.model.load_state_dict(state)
+            self.gathered.load_state_dict(state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Load weights into the very parameters that the optimizer holds, strictly; collective.
@@ -121,16 +119,16 @@ class WholeModel:
             RuntimeError: if a tensor is missing, one too many, or of another shape.
         """
         if not self.is_sharded:
-            self.trained.load_state_dict(state)
+            self.module.load_state_dict(state)
             return
-        own = self.trained.state_dict()
+        own = self.module.state_dict()
         shapes = [
             {name: tuple(tensor.shape) for name, tensor in part.items()} for part in (own, state)
         ]
         if shapes[0] != shapes[1]:  # of missing ones, torch would keep the old values
             different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
             raise RuntimeError(f"the weights do not fit the model: {', '.join(different)}.")
-        set_model_state_dict(self.trained, state, options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(self.module, state, options=StateDictOptions(full_state_dict=True))
 
 
-__all__ = ["WholeModel", "is_sharded", "num_shards", "settle_sharding"]
+__all__ = ["FullModel", "is_sharded", "num_shards", "configure_fsdp"]

@@ -1,7 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves at the end of its step, and stops.
-
-Exit codes are the shell's: 143 after SIGTERM, 130 after Ctrl-C (128 and the number of the signal).
-"""
+"""SIGTERM and Ctrl-C: a run saves at the end of its step, and stops."""
 
 from __future__ import annotations
 
@@ -16,15 +13,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# torchrun hands on the Ctrl-C that the terminal has already sent to all: that is not a second one.
+# torchrun forwards the Ctrl-C that the terminal has sent to all processes already, so a second one
+# only counts after this time.
 SECONDS_TO_A_SECOND_CTRL_C = 2.0
 
 
-class Interruption:
-    """Takes SIGTERM and SIGINT for a run, as a context manager; the handlers before come back.
+class StopSignal:
+    """Context manager that handles SIGTERM and SIGINT, and restores the earlier handlers.
 
-    Until `defer` is called they end the process at once, since there is nothing to save; from then
-    on they are noted for `agreed`. A second Ctrl-C ends the process at once, too.
+    Until `defer` is called, a signal ends the process at once, since there is nothing to save. From
+    then on it is recorded for `agreed`. A second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -33,9 +31,9 @@ class Interruption:
         self._deferring = False
         self._handlers_before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is not threading.main_thread():
-            return self  # Python lets no other thread take signals
+            return self  # Python handles signals in the main thread only
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.getsignal(number)
             if before != signal.SIG_IGN:  # as in a background job of a shell
@@ -48,7 +46,7 @@ class Interruption:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def defer(self) -> None:
-        """From here on there is something to save: signals wait for the end of the step."""
+        """Record signals from now on, because there is something to save."""
         self._deferring = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -63,23 +61,23 @@ class Interruption:
             raise SystemExit(128 + number)
         if not self._received:
             self._received, self._received_at = number, now
-            more = ", Ctrl-C again ends it at once" if is_ctrl_c else ""
-            # not print: a handler may run in the middle of another one's
-            os.write(2, f"\nthe run saves at the end of this step and stops{more}\n".encode())
+            more = "; press Ctrl-C again to stop at once" if is_ctrl_c else ""
+            # not print: a signal handler may run in the middle of another print
+            os.write(2, f"\nsaving at the end of this step, then stopping{more}\n".encode())
 
-    def agreed(self, accelerator: Accelerator) -> int:
-        """Return the signal to stop for, or 0; the same in all processes, which all must ask."""
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """Return the signal to stop for, or None; collective, the same in all processes."""
         if accelerator.num_processes == 1:
-            return self._received
+            return self._received or None
         received = torch.tensor([self._received], device=accelerator.device)
-        return int(accelerator.gather(received).max())
+        return int(accelerator.gather(received).max()) or None
 
 
-def leave_signals_to_the_run() -> None:
-    """Keep a worker of the DataLoader alive, until the process that feeds on it says otherwise.
+def ignore_signals_in_worker() -> None:
+    """Keep a worker of the DataLoader alive until the training process ends it.
 
-    Ctrl-C, torchrun and cluster managers signal every process of a group: without its workers a run
-    could not finish its step. SIGTERM from the run itself ends the worker, as it would have.
+    Ctrl-C, torchrun and cluster managers signal every process of a group, and without its workers a
+    run could not finish its step. SIGTERM from the training process still ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
@@ -95,4 +93,4 @@ def leave_signals_to_the_run() -> None:
     threading.Thread(target=wait_for_run, daemon=True).start()
 
 
-__all__ = ["Interruption", "leave_signals_to_the_run"]
+__all__ = ["StopSignal", "ignore_signals_in_worker"]

@@ -1,0 +1,69 @@
+"""The callbacks of a run, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoints.card import RunCard
+from ..checkpoints.checkpointer import Checkpointer
+from ..evaluation import Evaluation
+from ..runtime.signals import StopSignal
+from ..state import CheckedRun, TrainState
+from .base import Callback
+from .before_after import BeforeAfterReport
+from .best_checkpoint import BestCheckpoint
+from .checkpoint import CheckpointSaver
+from .collapse import CollapseMonitor
+from .cost import CostMeter
+from .evaluate import Evaluator
+from .hub import HubPusher
+from .images import ImageLogger
+from .progress import ProgressLogger
+from .stop import SignalStop
+from .trackers import Trackers
+
+
+def build_callbacks(
+    checked: CheckedRun,
+    state: TrainState,
+    checkpointer: Checkpointer,
+    stop: StopSignal,
+) -> list[Callback]:
+    """Return the callbacks of a run in the order in which they are notified.
+
+    The order matters: the monitors come before the log line of the step; an evaluation before the
+    checkpoint, whose card shows it; the signal before the checkpoint that it asks for; the report,
+    which fails a run without improvement, before the Hub.
+
+    Args:
+        checked: The run and what the preflight checks found.
+        state: State of the run.
+        checkpointer: Writes the checkpoints.
+        stop: The signal handlers.
+    """
+    run, accelerator, writer = checked.run, state.accelerator, checkpointer.writer
+    full_model, processor = writer.full_model, writer.processor
+    evaluation = Evaluation(full_model.gathered, processor, run, checked.images, accelerator.device)
+    card = RunCard(run, checked.source, accelerator)
+    logger = ProgressLogger(accelerator, run)
+    cost = CostMeter(accelerator, run.card.energy_meter)
+    best = BestCheckpoint(writer, Path(run.start.output), checked.metric, evaluation.data)
+    report = BeforeAfterReport(accelerator, full_model, evaluation, run, best)
+    saver = CheckpointSaver(checkpointer, card, cost, report, checked.source)
+    callbacks: list[Callback] = [
+        CollapseMonitor(accelerator, run, logger),
+        logger,
+        Trackers(accelerator),
+        ImageLogger(accelerator, processor, logger, run.monitoring.image_steps),
+        Evaluator(full_model, evaluation, best, logger, card, cost),
+        report,
+        SignalStop(stop),
+        saver,
+        HubPusher(run, checked.push_target),
+        cost,
+    ]
+    saver.callbacks = callbacks
+    return callbacks
+
+
+__all__ = ["build_callbacks"]
