@@ -45,9 +45,9 @@ def untrained(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("untrained")
     SelfViTForDINO(run.model).save_pretrained(folder)
-    training = run.training
+    options = run.preprocessing
     build_processor(
-        run.model, resize=training.resize, mean=training.image_mean, std=training.image_std
+        run.model, resize=options.resize, mean=options.image_mean, std=options.image_std
     ).save_pretrained(folder)
     return folder
 
