@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfvit.data.image_source import ImageRecord, ImageSource, hash_of
+from selfvit.data.image_source import ImageRecord, ImageSource, short_hash
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 # of the training images, as in `dino_demo`
@@ -136,4 +136,4 @@ class GrayImageSource(ImageSource):
     @property
     def fingerprint(self) -> str:
         """Hash of the pixels."""
-        return hash_of([self.images.pixels.tobytes()])
+        return short_hash([self.images.pixels.tobytes()])
