@@ -20,7 +20,6 @@ from ...modeling.modeling_mae import SelfViTForMAE
 from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...visualization.attention_maps import attention_panels
 from ...visualization.figures import tile_panels
-from ...visualization.inputs import as_seen
 from ...visualization.reconstructions import reconstruction_panels
 from ..runtime.fsdp import is_sharded
 from ..state import TrainState
@@ -48,7 +47,7 @@ def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
     views.sort(
         key=lambda view: view.shape[-1], reverse=True
     )  # stable: the order of equal sizes stays
-    columns = [as_seen(view[:NUM_IMAGES], processor) for view in views]
+    columns = [denormalize(view[:NUM_IMAGES], processor) for view in views]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -77,7 +76,7 @@ def drawings(
 
 
 def largest_views(inputs: dict[str, Tensor]) -> Tensor:
-    """Return the first of the largest views of each image, (B, C, H, W)."""
+    """Return the largest view of each image, (B, C, H, W): the first of those of that size."""
     largest = max((value for value in inputs.values() if value.dim() >= 4), key=_width)
     return largest[0] if largest.dim() == 5 else largest
 
