@@ -20,6 +20,7 @@ from ...modeling.modeling_mae import SelfViTForMAE
 from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...visualization.attention_maps import attention_panels
 from ...visualization.figures import tile_panels
+from ...visualization.inputs import denormalize
 from ...visualization.reconstructions import reconstruction_panels
 from ..runtime.fsdp import is_sharded
 from ..state import TrainState
