@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -167,6 +168,85 @@ def test_atomic_output_needs_the_standard_library_only():
 def test_files_are_named_after_concepts():
     for file in FILES + PACKAGE_FILES:
         assert file.stem not in ("utils", "helpers", "common", "misc"), label(file)
+
+
+def module_of(file: Path) -> tuple[str, ...]:
+    """Return the name of a file's module below selfvit, as parts."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "selfvit" else parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def import_graph() -> dict[Path, set[Path]]:
+    """Return the files of the package that each file imports, at any depth of its code."""
+    graph: dict[Path, set[Path]] = {}
+    for file in FILES + PACKAGE_FILES:
+        graph[file] = set()
+        for entry in imports_of(file):
+            if entry.level == 0:
+                continue
+            target = target_of(file, entry)
+            source = file_of(target)
+            if source.name == "__init__.py" and entry.name not in names_defined_in(source):
+                source = file_of((*target, str(entry.name)))
+            graph[file].add(source)
+    return graph
+
+
+def test_imports_have_no_circle():
+    graph = import_graph()
+    # The package's own __init__ loads its public names lazily, so importing it is no circle.
+    graph[ROOT / "selfvit" / "__init__.py"] = set()
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError, which names the files
+
+
+def test_folders_of_training_have_no_circle():
+    graph: dict[str, set[str]] = {}
+    for file, targets in import_graph().items():
+        folder, *inside = module_of(file) or ("",)
+        for target in map(module_of, targets):
+            if folder == "training" and target[:1] == ("training",) and target[1] != inside[0]:
+                graph.setdefault(inside[0], set()).add(target[1])
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+# modeling/ may hold more: the classes of a checkpoint are written from it.
+MAX_FILES = {"modeling": 24}
+
+
+def test_folders_are_small():
+    for folder in {file.parent for file in FILES + PACKAGE_FILES}:
+        name = str(folder.relative_to(ROOT))
+        count = len(list(folder.glob("*.py")))
+        assert count <= MAX_FILES.get(name, 16), f"{name} has {count} files"
+
+
+def functions_of(file: Path) -> dict[str, int]:
+    """Return the number of lines of each function of a file, its docstring included."""
+    return {
+        node.name: (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+@pytest.mark.parametrize("file", FILES + PACKAGE_FILES, ids=label)
+def test_functions_have_at_most_80_lines(file):
+    long = {name: lines for name, lines in functions_of(file).items() if lines > 80}
+    assert not long
+
+
+def test_the_training_loop_is_short():
+    loop = ROOT / "training" / "loop.py"
+    assert len(loop.read_text().splitlines()) < 120
+    assert {"fit", "train_step", "forward_backward", "optimizer_step"} <= functions_of(loop).keys()
+    assert functions_of(ROOT / "training" / "train.py")["train"] < 70
+
+
+def test_the_batch_size_trial_and_the_benchmark_use_the_steps_of_the_loop():
+    for file in ("training/preflight/batch_size.py", "benchmarks/side_by_side.py"):
+        names = {entry.name for entry in imports_of(ROOT / file)}
+        assert {"forward_backward", "optimizer_step"} <= names, file
 
 
 def statements_on_transformers() -> str:
