@@ -141,7 +141,7 @@ class DINOLoss(nn.Module):
         with torch.autocast(student_logits.device.type, enabled=False):
             student_logits = student_logits.float() / self.student_temperature
             teacher_logits = teacher_logits.detach().float()
-            self._take_note(teacher_logits)
+            self._accumulate_for_center(teacher_logits)
             teacher_log_probabilities = self.teacher_log_probabilities(
                 teacher_logits, teacher_temperature
             )
@@ -165,7 +165,7 @@ class DINOLoss(nn.Module):
         return F.log_softmax((teacher_logits - self.center) / temperature, dim=-1)
 
     @torch.no_grad()
-    def _take_note(self, teacher_logits: Tensor) -> None:
+    def _accumulate_for_center(self, teacher_logits: Tensor) -> None:
         if not self.training:
             return
         total = teacher_logits.sum(dim=(0, 1))
@@ -216,7 +216,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         self.student = DINONetwork(config)
         self.loss = DINOLoss(dino.num_prototypes, dino.student_temperature, dino.center_momentum)
         self.post_init()
-        self.restart_teacher()
+        self.init_teacher_from_student()
         self.train()
 
     @torch.no_grad()
@@ -283,7 +283,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         )
         if self.training and self.observations is not None:
             with torch.no_grad():
-                self.observations.note(
+                self.observations.record(
                     teacher_features[:batch_size],  # one view of each image
                     self.loss.teacher_log_probabilities(
                         teacher_logits.float(), teacher_temperature
@@ -323,7 +323,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         momentum = cosine_schedule(
             step, num_steps, dino.teacher_momentum, dino.teacher_momentum_end
         )
-        self.move_teacher(momentum)
+        self.update_teacher(momentum)
         self.loss.update_center()
         return {"teacher_momentum": momentum}
 

@@ -321,12 +321,12 @@ class SelfViTForMAE(MAEPreTrainedModel):
             self.config.mae_config.norm_pix_loss,
         )
         if self.training and self.observations is not None:
-            figures = {}
+            metrics = {}
             if len(all_patches) > 1:  # a single image has no mean to be compared with
                 norm_pix_loss = self.config.mae_config.norm_pix_loss
                 variance = variance_between_images(all_patches, norm_pix_loss)
-                figures["explained"] = 1 - loss.detach() / variance.clamp(min=VARIANCE_EPS)
-            self.observations.note(encoded.pooler_output, **figures)
+                metrics["explained"] = 1 - loss.detach() / variance.clamp(min=VARIANCE_EPS)
+            self.observations.record(encoded.pooler_output, **metrics)
         return MAEOutput(
             loss=loss,
             prediction=None if masked_only else prediction.float(),

@@ -275,9 +275,9 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         self.student = PMSNNetwork(config)
         self.prototypes = nn.Parameter(torch.empty(pmsn.num_prototypes, pmsn.head_output_size))
         self.loss = PMSNLoss(pmsn)
-        self._figures: dict[str, Tensor] = {}  # of the last training step, for the log
+        self._metrics: dict[str, Tensor] = {}  # of the last training step, for the log
         self.post_init()
-        self.restart_teacher()
+        self.init_teacher_from_student()
         self.train()
 
     @torch.no_grad()
@@ -322,7 +322,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
                 dropped. Drawn uniformly if None.
 
         Returns:
-            loss, and the figures it is made of.
+            loss, and the terms that it is made of.
 
         Raises:
             ValueError: if shapes do not fit, no patch would be left, or, in training, the batch is
@@ -339,14 +339,14 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             anchors.append(self._project(focal_views))
         output = self.loss(torch.cat(anchors), targets, self.prototypes)
         if self.training:
-            self._figures = {
+            self._metrics = {
                 name: output[name].detach()
                 for name in ("cross_entropy", "regularizer", "mean_entropy")
             }
         if self.training and self.observations is not None:
             with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
                 log_targets = self.loss.log_targets(targets, self.prototypes)
-                self.observations.note(
+                self.observations.record(
                     features,
                     log_targets,
                     kl_teacher_student=output.cross_entropy - entropy(log_targets).mean(),
@@ -388,9 +388,9 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         momentum = linear_schedule(
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
         )
-        self.move_teacher(momentum)
-        figures = {name: mean_over_processes(value) for name, value in self._figures.items()}
-        return {"teacher_momentum": momentum} | {name: x.item() for name, x in figures.items()}
+        self.update_teacher(momentum)
+        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
+        return {"teacher_momentum": momentum} | {name: x.item() for name, x in metrics.items()}
 
 
 __all__ = ["PMSNHead", "PMSNLoss", "PMSNOutput", "SelfViTForPMSN"]

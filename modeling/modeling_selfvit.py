@@ -128,7 +128,7 @@ class SelfViTPreTrainedModel(CheckpointModel):
         """The encoder that the optimizer trains: the student's, where there is a teacher."""
         return self.vit
 
-    def restart_from_encoder(self) -> None:
+    def init_student_from_teacher(self) -> None:
         """Bring the other networks into line after pretrained weights were loaded into `vit`."""
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:

@@ -317,7 +317,7 @@ def test_a_pretrained_encoder_reaches_the_student(tmp_path):
     encoder.save_pretrained(tmp_path)
     config = tiny_config(dino_config=tiny_dino_config())
     model = SelfViTForDINO.from_pretrained(tmp_path, config=config)
-    model.restart_from_encoder()
+    model.init_student_from_teacher()
     for name, value in encoder.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], value), name
     # the heads, which the checkpoint lacks, used to be left at two different random values

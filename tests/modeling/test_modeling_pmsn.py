@@ -416,7 +416,7 @@ def test_a_pretrained_encoder_reaches_the_student(tmp_path):
     encoder.save_pretrained(tmp_path)
     config = tiny_config(pmsn_config=tiny_pmsn_config())
     model = SelfViTForPMSN.from_pretrained(tmp_path, config=config)
-    model.restart_from_encoder()
+    model.init_student_from_teacher()
     for name, value in encoder.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], value), name
     for name, teacher, student in teacher_and_student(model):

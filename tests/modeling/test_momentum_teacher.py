@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfvit.modeling.momentum_teacher import copy_student, update_teacher
+from selfvit.modeling.momentum_teacher import copy_student, update_ema
 
 
 def make_pair() -> tuple[nn.Module, nn.Module]:
@@ -24,7 +24,7 @@ def test_an_update_by_hand():
         student.bias.fill_(-1.0)
         teacher.weight.fill_(1.0)
         teacher.bias.fill_(0.0)
-    update_teacher(student, teacher, 0.9)
+    update_ema(student, teacher, 0.9)
     torch.testing.assert_close(teacher.weight.detach(), torch.tensor([[1.1]]))
     torch.testing.assert_close(teacher.bias.detach(), torch.tensor([-0.1]))
     assert student.weight.item() == 2.0
@@ -34,7 +34,7 @@ def test_an_update_by_hand():
 def test_the_extremes_are_the_student_and_the_old_teacher(momentum):
     student, teacher = make_pair()
     expected = [p.detach().clone() for p in (teacher if momentum else student).parameters()]
-    update_teacher(student, teacher, momentum)
+    update_ema(student, teacher, momentum)
     for parameter, value in zip(teacher.parameters(), expected, strict=True):
         assert torch.equal(parameter, value)
 
@@ -42,7 +42,7 @@ def test_the_extremes_are_the_student_and_the_old_teacher(momentum):
 def test_many_updates_converge_to_the_student():
     student, teacher = make_pair()
     for _ in range(60):
-        update_teacher(student, teacher, 0.7)
+        update_ema(student, teacher, 0.7)
     for ours, target in zip(teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(ours, target)
 
@@ -51,7 +51,7 @@ def test_what_both_networks_share_stays_as_it_is():
     student, teacher = make_pair()
     teacher[0].weight = student[0].weight
     shared, own = student[0].weight.detach().clone(), teacher[0].bias.detach().clone()
-    update_teacher(student, teacher, 0.7)
+    update_ema(student, teacher, 0.7)
     assert torch.equal(student[0].weight, shared)
     torch.testing.assert_close(teacher[0].bias, 0.7 * own + 0.3 * student[0].bias)
 
@@ -59,7 +59,7 @@ def test_what_both_networks_share_stays_as_it_is():
 def test_an_update_works_on_networks_that_ask_for_gradients():
     student, teacher = make_pair()
     assert all(parameter.requires_grad for parameter in teacher.parameters())
-    update_teacher(student, teacher, 0.5)
+    update_ema(student, teacher, 0.5)
     assert all(parameter.grad_fn is None for parameter in teacher.parameters())
 
 

@@ -162,7 +162,7 @@ class CollapseMonitor:
         if observations is None or observations.empty:
             return
         features = observations.features()
-        figures = observations.figures()
+        figures = observations.metrics()
         messages = [""]
         if self.accelerator.is_main_process:
             if len(features) > 1:
