@@ -9,7 +9,6 @@ The encoder is deterministic: whoever wants patches masked hands in which ones t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,16 +30,15 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
 from .checkpoints.pretrained import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
-from .observations import Observations
 from .pooling import pool
 from .position_embeddings import sincos_position_embeddings
+from .trainable import Trainable
 
 
-class SelfViTPreTrainedModel(CheckpointModel):
-    """What all selfvit models share: initialization, checkpoints, what the training loop asks."""
+class SelfViTPreTrainedModel(Trainable, CheckpointModel):
+    """Base of all selfvit models: initialization, checkpoints, interface to the training loop."""
 
     config: SelfViTConfig
-    vit: Any  # SelfViTModel; transformers evaluates annotations before that class exists
     config_class = SelfViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
@@ -114,41 +112,6 @@ class SelfViTPreTrainedModel(CheckpointModel):
                 base for base in cls.__mro__ if base.__module__.rpartition(".")[0] == folder
             )
         return classes
-
-    # What the training loop asks of every model it trains. An objective overrides what it needs.
-
-    # Names of parameters that weight decay leaves alone, besides biases and other vectors.
-    undecayed_parameters: tuple[str, ...] = ()
-
-    # Where `forward` notes what the collapse monitors read; None in the steps that they leave out.
-    observations: Observations | None = None
-
-    @property
-    def trained_encoder(self) -> SelfViTModel:
-        """The encoder that the optimizer trains: the student's, where there is a teacher."""
-        return self.vit
-
-    def init_student_from_teacher(self) -> None:
-        """Bring the other networks into line after pretrained weights were loaded into `vit`."""
-
-    def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimizer trains."""
-        return (
-            (name, parameter)
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
-        )
-
-    def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
-        """Values of this step that `forward` takes as keyword arguments."""
-        return {}
-
-    def before_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Change gradients, after they were accumulated and before they are clipped."""
-
-    def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
-        """Update what the optimizer does not (teacher, center); return what is worth logging."""
-        return {}
 
 
 class SelfViTModel(SelfViTPreTrainedModel):
