@@ -4,7 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
@@ -78,34 +78,6 @@ class DINOConfig(ObjectiveConfig):
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn: centering and sharpening hold each other in balance (Sec. 5.3)."""
-        first, last = self.warmup_teacher_temperature, self.teacher_temperature
-        if kind == "uniform":
-            return [
-                Knob(
-                    f"a lower teacher temperature ({first} to {last} now): at the start at most "
-                    f"0.6 of student_temperature ({self.student_temperature} now)",
-                    # Appendix D, "Sharpening": above 0.06, with the student's 0.1, it collapses
-                    suspect=first > 0.6 * self.student_temperature,
-                ),
-                Knob(f"fewer num_prototypes ({self.num_prototypes} now) for few images"),
-                Knob(f"a larger freeze_last_layer_ratio ({self.freeze_last_layer_ratio} now)"),
-            ]
-        return [
-            Knob(
-                f"a lower center_momentum ({self.center_momentum} now): 0.9 to 0.99",
-                suspect=self.center_momentum >= 0.999,  # Appendix D, "Online centering"
-            ),
-            Knob(
-                f"a higher teacher_momentum ({self.teacher_momentum} now): 0.99 to 0.9995, the "
-                "higher the smaller the batch",
-                suspect=self.teacher_momentum < 0.9,  # Sec. 5.2: a copy of the student collapses
-            ),
-            Knob(f"a higher teacher temperature ({first} to {last} now)"),
-            Knob(f"a koleo_weight of 0.1 or more ({self.koleo_weight} now)"),
-        ]
 
 
 __all__ = ["DINOConfig"]

@@ -4,7 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
@@ -57,14 +57,6 @@ class MAEConfig(ObjectiveConfig):
                 f"decoder_mlp_ratio ({self.decoder_mlp_ratio}) must leave the MLP a width of at "
                 "least 1; the usual choice is 4."
             )
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn if predictions do not depend on the image; no other kind is known."""
-        if kind != "constant":
-            return []
-        # Fig. 5: it works from 0.4 to 0.8, and at 0.9 begins to lose
-        advice = f"a lower mask_ratio ({self.mask_ratio} now): 0.5 to 0.8"
-        return [Knob(advice, suspect=self.mask_ratio > 0.95)]
 
 
 __all__ = ["MAEConfig"]

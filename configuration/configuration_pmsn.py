@@ -6,7 +6,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
@@ -86,33 +86,6 @@ class PMSNConfig(ObjectiveConfig):
                 f"patch_drop_ratio ({self.patch_drop_ratio}) must be at least 0 and below 1, as a "
                 "patch has to be left; the paper uses 0.15 to 0.7."
             )
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn: the regularizer spreads targets, their temperature sharpens them."""
-        if kind == "uniform":
-            return [
-                Knob(
-                    f"a lower teacher_temperature ({self.teacher_temperature} now): a quarter of "
-                    f"student_temperature ({self.student_temperature} now)",
-                    # Sec. 3: sharper targets are what makes single predictions confident
-                    suspect=self.teacher_temperature >= self.student_temperature,
-                ),
-                Knob(f"a lower regularization_weight ({self.regularization_weight} now)"),
-                Knob(f"fewer num_prototypes ({self.num_prototypes} now) for few images"),
-            ]
-        return [
-            Knob(
-                f"a higher regularization_weight ({self.regularization_weight} now): 1 to 5",
-                # Eq. 1: it is what keeps the mean prediction spread; balanced targets do, too
-                suspect=self.regularization_weight == 0 and self.sinkhorn_iterations == 0,
-            ),
-            Knob(
-                f"a higher teacher_momentum ({self.teacher_momentum} now): 0.98 to 0.9995, the "
-                "higher the smaller the batch",
-                suspect=self.teacher_momentum < 0.9,
-            ),
-            Knob(f"a higher teacher_temperature ({self.teacher_temperature} now)"),
-        ]
 
 
 __all__ = ["PMSNConfig"]

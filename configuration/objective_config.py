@@ -1,22 +1,10 @@
 """The base of the objectives' sub-configurations."""
 
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-
-
-class Knob(NamedTuple):
-    """A setting that can be turned against a collapse.
-
-    Args:
-        advice: which way to turn it, with the value it has.
-        suspect: whether that value is known to lead to the collapse.
-    """
-
-    advice: str
-    suspect: bool = False
 
 
 @strict
@@ -40,14 +28,5 @@ class ObjectiveConfig(PreTrainedConfig):
         # sub-configuration it nests.
         return {**own, "model_type": self.model_type, "transformers_version": None}
 
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn if the outputs collapse, the likeliest first.
 
-        Args:
-            kind: "constant" (outputs no longer depend on the image) or "uniform" (every image is
-                assigned to all prototypes alike).
-        """
-        return []
-
-
-__all__ = ["Knob", "ObjectiveConfig"]
+__all__ = ["ObjectiveConfig"]
