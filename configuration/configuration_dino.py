@@ -1,6 +1,6 @@
-"""DINO: self-distillation with no labels (arXiv 2104.14294)."""
+"""Configuration of DINO, self-distillation with no labels (arXiv 2104.14294)."""
 
-# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
+# No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
 from huggingface_hub.dataclasses import strict
 
@@ -9,29 +9,31 @@ from .objective_config import ObjectiveConfig
 
 @strict
 class DINOConfig(ObjectiveConfig):
-    """What DINO adds to an encoder: projection head, loss, and the schedules of the teacher.
+    """Projection head, loss and schedules of DINO.
 
-    Ratios of a schedule are fractions of all training steps, so that a shorter run keeps its shape.
+    Ratios of a schedule are fractions of all training steps, so that a shorter run has the same
+    schedule on a smaller scale.
 
     Args:
-        num_prototypes: outputs of the projection head (K).
-        head_hidden_size: width of the head's hidden layers.
-        head_bottleneck_size: width before the weight-normalized last layer.
-        num_head_layers: linear layers before the last one.
-        normalize_last_layer: keep the last layer's magnitudes at 1 (more stable; the reference
-            trains them for ViT-S).
-        student_temperature: unitless; divides the student's logits.
-        teacher_temperature: unitless; divides the teacher's logits after the warm-up.
-        warmup_teacher_temperature: unitless; where the linear warm-up starts.
-        teacher_temperature_warmup_ratio: fraction of the steps that the warm-up takes.
-        teacher_momentum: EMA momentum of the teacher at the first step; grows along a cosine.
+        num_prototypes: Number of outputs of the projection head (K).
+        head_hidden_size: Width of the head's hidden layers.
+        head_bottleneck_size: Width before the weight-normalized last layer.
+        num_head_layers: Number of linear layers before the last layer.
+        normalize_last_layer: Whether to fix the magnitudes of the last layer at 1. This is more
+            stable; the reference trains them for ViT-S.
+        student_temperature: Temperature of the student's softmax; unitless.
+        teacher_temperature: Temperature of the teacher's softmax after the warm-up; unitless.
+        warmup_teacher_temperature: Temperature of the teacher's softmax at the start of the linear
+            warm-up; unitless.
+        teacher_temperature_warmup_ratio: Length of that warm-up, as a fraction of the steps.
+        teacher_momentum: EMA momentum of the teacher at the first step; increases along a cosine.
         teacher_momentum_end: EMA momentum of the teacher at the last step.
         center_momentum: EMA momentum of the center.
-        freeze_last_layer_ratio: fraction of the steps, from the first, in which the last layer does
-            not move.
-        koleo_weight: of the regularizer that spreads the class tokens of the global views evenly
-            (DINOv2's; DINO has none). It compares the images of a micro-batch: with it, four
-            micro-batches are not quite one batch.
+        freeze_last_layer_ratio: Fraction of the steps, from the start, in which the last layer is
+            frozen.
+        koleo_weight: Weight of the KoLeo regularizer on the class tokens of the global views
+            (from DINOv2; DINO has none). It compares the images of a micro-batch, so gradient
+            accumulation is not exactly equivalent to a larger batch.
     """
 
     model_type = "selfvit_dino"
@@ -53,7 +55,7 @@ class DINOConfig(ObjectiveConfig):
     koleo_weight: float | int = 0.0  # DINOv2, ssl_default_config.yaml: 0.1; DINO has none
 
     def validate_architecture(self) -> None:
-        """Check the ranges that the maths needs."""
+        """Check the range of each field."""
         for name, least in (
             ("num_prototypes", 2),
             ("head_hidden_size", 1),

@@ -1,4 +1,4 @@
-"""The base of the objectives' sub-configurations."""
+"""Base class of the objectives' configurations."""
 
 from dataclasses import fields
 from typing import Any
@@ -9,11 +9,10 @@ from transformers import PreTrainedConfig
 
 @strict
 class ObjectiveConfig(PreTrainedConfig):
-    """A sub-configuration that serializes its own fields only.
+    """Configuration of an objective, which serializes its own fields only.
 
-    `PreTrainedConfig.to_dict` also writes what every transformers model has (`id2label`, `dtype`,
-    ...), which means nothing for an objective and would double each of these entries in
-    config.json.
+    `PreTrainedConfig.to_dict` also writes the fields of every transformers model (`id2label`,
+    `dtype`, ...). They mean nothing for an objective and would appear twice in config.json.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -24,8 +23,8 @@ class ObjectiveConfig(PreTrainedConfig):
             for field in fields(self)
             if field.name not in inherited
         }
-        # `transformers_version` is what PreTrainedConfig.to_dict removes from every
-        # sub-configuration it nests.
+        # PreTrainedConfig.to_dict removes `transformers_version` from nested configurations, and
+        # fails if it is missing
         return {**own, "model_type": self.model_type, "transformers_version": None}
 
 
