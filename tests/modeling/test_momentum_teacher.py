@@ -1,4 +1,4 @@
-"""The momentum teacher."""
+"""Momentum teacher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_pair() -> tuple[nn.Module, nn.Module]:
     )
 
 
-def test_an_update_by_hand():
+def test_an_update_matches_hand_computed_values():
     student, teacher = nn.Linear(1, 1), nn.Linear(1, 1)
     with torch.no_grad():
         student.weight.fill_(2.0)
@@ -31,7 +31,7 @@ def test_an_update_by_hand():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
-def test_the_extremes_are_the_student_and_the_old_teacher(momentum):
+def test_momentum_0_copies_the_student_and_1_keeps_the_teacher(momentum):
     student, teacher = make_pair()
     expected = [p.detach().clone() for p in (teacher if momentum else student).parameters()]
     update_ema(student, teacher, momentum)
@@ -47,7 +47,7 @@ def test_many_updates_converge_to_the_student():
         torch.testing.assert_close(ours, target)
 
 
-def test_what_both_networks_share_stays_as_it_is():
+def test_shared_parameters_are_not_changed():
     student, teacher = make_pair()
     teacher[0].weight = student[0].weight
     shared, own = student[0].weight.detach().clone(), teacher[0].bias.detach().clone()
@@ -56,16 +56,16 @@ def test_what_both_networks_share_stays_as_it_is():
     torch.testing.assert_close(teacher[0].bias, 0.7 * own + 0.3 * student[0].bias)
 
 
-def test_an_update_works_on_networks_that_ask_for_gradients():
+def test_an_update_works_on_networks_with_gradients():
     student, teacher = make_pair()
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     update_ema(student, teacher, 0.5)
     assert all(parameter.grad_fn is None for parameter in teacher.parameters())
 
 
-def test_a_copy_takes_parameters_and_buffers_and_stays_separate():
+def test_a_copy_includes_buffers_and_shares_no_memory():
     student, teacher = make_pair()
-    student(torch.randn(8, 3))  # moves the running statistics
+    student(torch.randn(8, 3))  # updates the running statistics
     copy_student(student, teacher)
     for name, value in student.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], value), name
