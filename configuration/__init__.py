@@ -1,1 +1,1 @@
-"""Every number that describes a model."""
+"""Configurations of the encoder and of the objectives."""

@@ -1,37 +1,39 @@
-"""DINO: self-distillation with no labels (arXiv 2104.14294)."""
+"""Configuration of DINO, self-distillation with no labels (arXiv 2104.14294)."""
 
-# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
+# No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
 class DINOConfig(ObjectiveConfig):
-    """What DINO adds to an encoder: projection head, loss, and the schedules of the teacher.
+    """Projection head, loss and schedules of DINO.
 
-    Ratios of a schedule are fractions of all training steps, so that a shorter run keeps its shape.
+    Ratios of a schedule are fractions of all training steps, so that a shorter run has the same
+    schedule on a smaller scale.
 
     Args:
-        num_prototypes: outputs of the projection head (K).
-        head_hidden_size: width of the head's hidden layers.
-        head_bottleneck_size: width before the weight-normalized last layer.
-        num_head_layers: linear layers before the last one.
-        normalize_last_layer: keep the last layer's magnitudes at 1 (more stable; the reference
-            trains them for ViT-S).
-        student_temperature: unitless; divides the student's logits.
-        teacher_temperature: unitless; divides the teacher's logits after the warm-up.
-        warmup_teacher_temperature: unitless; where the linear warm-up starts.
-        teacher_temperature_warmup_ratio: fraction of the steps that the warm-up takes.
-        teacher_momentum: EMA momentum of the teacher at the first step; grows along a cosine.
+        num_prototypes: Number of outputs of the projection head (K).
+        head_hidden_size: Width of the head's hidden layers.
+        head_bottleneck_size: Width before the weight-normalized last layer.
+        num_head_layers: Number of linear layers before the last layer.
+        normalize_last_layer: Whether to fix the magnitudes of the last layer at 1. This is more
+            stable; the reference trains them for ViT-S.
+        student_temperature: Temperature of the student's softmax; unitless.
+        teacher_temperature: Temperature of the teacher's softmax after the warm-up; unitless.
+        warmup_teacher_temperature: Temperature of the teacher's softmax at the start of the linear
+            warm-up; unitless.
+        teacher_temperature_warmup_ratio: Length of that warm-up, as a fraction of the steps.
+        teacher_momentum: EMA momentum of the teacher at the first step; increases along a cosine.
         teacher_momentum_end: EMA momentum of the teacher at the last step.
         center_momentum: EMA momentum of the center.
-        freeze_last_layer_ratio: fraction of the steps, from the first, in which the last layer does
-            not move.
-        koleo_weight: of the regularizer that spreads the class tokens of the global views evenly
-            (DINOv2's; DINO has none). It compares the images of a micro-batch: with it, four
-            micro-batches are not quite one batch.
+        freeze_last_layer_ratio: Fraction of the steps, from the start, in which the last layer is
+            frozen.
+        koleo_weight: Weight of the KoLeo regularizer on the class tokens of the global views
+            (from DINOv2; DINO has none). It compares the images of a micro-batch, so gradient
+            accumulation is not exactly equivalent to a larger batch.
     """
 
     model_type = "selfvit_dino"
@@ -53,7 +55,7 @@ class DINOConfig(ObjectiveConfig):
     koleo_weight: float | int = 0.0  # DINOv2, ssl_default_config.yaml: 0.1; DINO has none
 
     def validate_architecture(self) -> None:
-        """Check the ranges that the maths needs."""
+        """Check the range of each field."""
         for name, least in (
             ("num_prototypes", 2),
             ("head_hidden_size", 1),
@@ -78,34 +80,6 @@ class DINOConfig(ObjectiveConfig):
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn: centering and sharpening hold each other in balance (Sec. 5.3)."""
-        first, last = self.warmup_teacher_temperature, self.teacher_temperature
-        if kind == "uniform":
-            return [
-                Knob(
-                    f"a lower teacher temperature ({first} to {last} now): at the start at most "
-                    f"0.6 of student_temperature ({self.student_temperature} now)",
-                    # Appendix D, "Sharpening": above 0.06, with the student's 0.1, it collapses
-                    suspect=first > 0.6 * self.student_temperature,
-                ),
-                Knob(f"fewer num_prototypes ({self.num_prototypes} now) for few images"),
-                Knob(f"a larger freeze_last_layer_ratio ({self.freeze_last_layer_ratio} now)"),
-            ]
-        return [
-            Knob(
-                f"a lower center_momentum ({self.center_momentum} now): 0.9 to 0.99",
-                suspect=self.center_momentum >= 0.999,  # Appendix D, "Online centering"
-            ),
-            Knob(
-                f"a higher teacher_momentum ({self.teacher_momentum} now): 0.99 to 0.9995, the "
-                "higher the smaller the batch",
-                suspect=self.teacher_momentum < 0.9,  # Sec. 5.2: a copy of the student collapses
-            ),
-            Knob(f"a higher teacher temperature ({first} to {last} now)"),
-            Knob(f"a koleo_weight of 0.1 or more ({self.koleo_weight} now)"),
-        ]
 
 
 __all__ = ["DINOConfig"]

@@ -1,24 +1,25 @@
-"""MAE: masked autoencoders are scalable vision learners (arXiv 2111.06377)."""
+"""Configuration of MAE, the masked autoencoder (arXiv 2111.06377)."""
 
-# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
+# No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
 class MAEConfig(ObjectiveConfig):
-    """What MAE adds to an encoder: how much is masked, the decoder, and what it predicts.
+    """Masking, decoder and target of MAE.
 
     Args:
-        mask_ratio: fraction of the patches that the encoder does not see.
-        decoder_hidden_size: width of the decoder's tokens; a multiple of 4 and of its heads.
-        decoder_num_layers: blocks of the decoder.
-        decoder_num_attention_heads: heads per block of the decoder.
-        decoder_mlp_ratio: hidden width of a decoder block's MLP, as a multiple of its width.
-        norm_pix_loss: predict pixels normalized by their own patch's mean and deviation (better
-            features), or as they are (better pictures).
+        mask_ratio: Fraction of the patches that are hidden from the encoder.
+        decoder_hidden_size: Width of the decoder's tokens; a multiple of 4 and of its number of
+            heads.
+        decoder_num_layers: Number of blocks of the decoder.
+        decoder_num_attention_heads: Number of heads per block of the decoder.
+        decoder_mlp_ratio: Hidden width of a decoder block's MLP, as a multiple of its width.
+        norm_pix_loss: Whether to predict pixels that are normalized by mean and std of their patch
+            (better features) instead of the pixels themselves (better pictures).
     """
 
     model_type = "selfvit_mae"
@@ -32,39 +33,33 @@ class MAEConfig(ObjectiveConfig):
     norm_pix_loss: bool = True  # Table 1d: better fine-tuned and linear; PRETRAIN.md uses it
 
     def validate_architecture(self) -> None:
-        """Check the ranges, and that the decoder's fields fit together."""
+        """Check the range of each field, and that the decoder's fields fit together."""
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
-                f"mask_ratio ({self.mask_ratio}) must be above 0 and below 1: the encoder needs a "
-                "patch to see and the decoder one to predict; the paper uses 0.75."
+                f"mask_ratio ({self.mask_ratio}) must be above 0 and below 1, so that the encoder "
+                "sees at least one patch and the decoder predicts one; the paper uses 0.75."
             )
         for name in ("decoder_hidden_size", "decoder_num_layers", "decoder_num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         width, heads = self.decoder_hidden_size, self.decoder_num_attention_heads
         if width % heads:
+            num_heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
             raise ValueError(
                 f"decoder_hidden_size ({width}) must be a multiple of decoder_num_attention_heads "
-                f"({heads}); the paper's decoder has heads of 32: {max(1, width // 32)} heads."
+                f"({heads}); use {num_heads} (the paper's heads have width 32)."
             )
         if width % 4:
             raise ValueError(
-                f"decoder_hidden_size ({width}) must be a multiple of 4, for sine and cosine of "
-                f"rows and columns; use {width // 4 * 4 + 4}."
+                f"decoder_hidden_size ({width}) must be a multiple of 4, because the "
+                "positions are sines and cosines of rows and columns; "
+                f"use {width // 4 * 4 + 4}."
             )
         if int(width * self.decoder_mlp_ratio) < 1:
             raise ValueError(
-                f"decoder_mlp_ratio ({self.decoder_mlp_ratio}) must leave the MLP a width of at "
+                f"decoder_mlp_ratio ({self.decoder_mlp_ratio}) must give the MLP a width of at "
                 "least 1; the usual choice is 4."
             )
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn if predictions do not depend on the image; no other kind is known."""
-        if kind != "constant":
-            return []
-        # Fig. 5: it works from 0.4 to 0.8, and at 0.9 begins to lose
-        advice = f"a lower mask_ratio ({self.mask_ratio} now): 0.5 to 0.8"
-        return [Knob(advice, suspect=self.mask_ratio > 0.95)]
 
 
 __all__ = ["MAEConfig"]

@@ -1,42 +1,46 @@
-"""MSN and PMSN: masked siamese networks, a prior on clusters (arXiv 2204.07141, 2210.07277)."""
+"""Configuration of MSN and PMSN, masked siamese networks (arXiv 2204.07141, 2210.07277)."""
 
-# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
+# No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .objective_config import Knob, ObjectiveConfig
+from .objective_config import ObjectiveConfig
 
 
 @strict
 class PMSNConfig(ObjectiveConfig):
-    """What MSN and PMSN add to an encoder: projection head, prototypes, loss, momentum teacher.
+    """Projection head, prototypes, loss and momentum teacher of MSN and PMSN.
 
-    MSN is `prior="uniform"`. The sections are those of MSN (arXiv 2204.07141) where no other paper
-    is named.
+    MSN is PMSN with `prior="uniform"`. Sections refer to MSN (arXiv 2204.07141) unless another
+    paper is named.
 
     Args:
-        prior: what the mean prediction is drawn towards: "uniform" (all prototypes are used alike)
-            or "power_law" (prototype k in proportion to 1 / k^exponent: few common, many rare).
-        power_law_exponent: unitless; 0 is uniform.
-        kl_direction: which Kullback-Leibler divergence draws it there. "mean_to_prior" is
-            KL(mean || prior): with a uniform prior it is MSN's ln K - H(mean). "prior_to_mean" is
-            KL(prior || mean), what Lightly computes for a power law.
-        regularization_weight: factor of that divergence (lambda).
-        entropy_weight: factor of the mean entropy of the single predictions, which is added to the
-            loss; 0 leaves it out.
-        num_prototypes: clusters (K).
-        freeze_prototypes: keep the prototypes as they were initialized.
-        head_hidden_size: width of the head's two hidden layers.
-        head_output_size: width of the head's output and of the prototypes.
-        student_temperature: unitless; divides the cosines of the anchors.
-        teacher_temperature: unitless; divides the cosines of the targets. A prediction at
-            temperature t, sharpened by s as the reference code does, is one at t * s.
-        sinkhorn_iterations: how often the targets of a batch are balanced over the prototypes; 0
-            is never. It makes them uniform, so it speaks against a power-law prior.
-        patch_drop_ratio: fraction of the patches that each random view loses.
-        teacher_momentum: EMA momentum of the teacher at the first step; grows linearly.
+        prior: Distribution that the mean prediction is drawn towards. "uniform": all prototypes
+            are used equally. "power_law": prototype k is used in proportion to 1 / k^exponent (few
+            common prototypes, many rare ones).
+        power_law_exponent: Exponent of the power law; unitless. 0 is uniform.
+        kl_direction: Direction of the Kullback-Leibler divergence between mean prediction and
+            prior. "mean_to_prior" is KL(mean || prior); with a uniform prior it equals MSN's
+            ln K - H(mean). "prior_to_mean" is KL(prior || mean), as Lightly computes it for a power
+            law.
+        regularization_weight: Weight of that divergence in the loss (lambda).
+        entropy_weight: Weight of the mean entropy of the individual predictions in the loss; 0
+            disables the term.
+        num_prototypes: Number of clusters (K).
+        freeze_prototypes: Whether to keep the prototypes at their initial values.
+        head_hidden_size: Width of the head's two hidden layers.
+        head_output_size: Width of the head's output and of the prototypes.
+        student_temperature: Temperature of the anchors' softmax over cosines; unitless.
+        teacher_temperature: Temperature of the targets' softmax over cosines; unitless. A
+            prediction at temperature t that is sharpened by s, as in the reference code, equals a
+            prediction at temperature t * s.
+        sinkhorn_iterations: Number of Sinkhorn iterations that balance the targets of a batch over
+            the prototypes; 0 disables it. Balanced targets are uniform, which contradicts a
+            power-law prior.
+        patch_drop_ratio: Fraction of the patches that are dropped from each random view.
+        teacher_momentum: EMA momentum of the teacher at the first step; increases linearly.
         teacher_momentum_end: EMA momentum of the teacher at the end.
     """
 
@@ -46,7 +50,7 @@ class PMSNConfig(ObjectiveConfig):
     prior: Literal["uniform", "power_law"] = "power_law"
     power_law_exponent: float | int = 0.25  # PMSN, arXiv 2210.07277
     kl_direction: Literal["mean_to_prior", "prior_to_mean"] = "mean_to_prior"
-    regularization_weight: float | int = 5.0  # Table 11: the best without Sinkhorn; with it 1
+    regularization_weight: float | int = 5.0  # Table 11: best without Sinkhorn; 1 with it
     entropy_weight: float | int = 0.0  # configs/pretrain/msn_vits16.yaml: ent_weight
     num_prototypes: int = 1024  # Appendix A.1
     freeze_prototypes: bool = False  # Sec. 3, Eq. 1: they are trained
@@ -54,13 +58,13 @@ class PMSNConfig(ObjectiveConfig):
     head_output_size: int = 256  # Appendix A.1
     student_temperature: float | int = 0.1  # Appendix A.1
     teacher_temperature: float | int = 0.025  # Appendix A.1; the code: 0.1 sharpened by 0.25
-    sinkhorn_iterations: int = 0  # Appendix A.1: stronger without; the code's number is 3
+    sinkhorn_iterations: int = 0  # Appendix A.1: better without; the code has 3
     patch_drop_ratio: float | int = 0.15  # Appendix A.1, ViT-S/16
     teacher_momentum: float | int = 0.996  # Appendix A.1
     teacher_momentum_end: float | int = 1.0  # Appendix A.1
 
     def validate_architecture(self) -> None:
-        """Check the ranges that the maths needs."""
+        """Check the range of each field."""
         for name, least in (
             ("num_prototypes", 2),
             ("head_hidden_size", 1),
@@ -76,43 +80,16 @@ class PMSNConfig(ObjectiveConfig):
             if getattr(self, name) <= 0:
                 raise ValueError(
                     f"{name} ({getattr(self, name)}) must be above 0; "
-                    "the paper uses 0.1 and, for the teacher, 0.025."
+                    "the paper uses 0.1 for the student and 0.025 for the teacher."
                 )
         for name in ("teacher_momentum", "teacher_momentum_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
         if not 0 <= self.patch_drop_ratio < 1:
             raise ValueError(
-                f"patch_drop_ratio ({self.patch_drop_ratio}) must be at least 0 and below 1, as a "
-                "patch has to be left; the paper uses 0.15 to 0.7."
+                f"patch_drop_ratio ({self.patch_drop_ratio}) must be at least 0 and below 1, so "
+                "that at least one patch is left; the paper uses 0.15 to 0.7."
             )
-
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn: the regularizer spreads targets, their temperature sharpens them."""
-        if kind == "uniform":
-            return [
-                Knob(
-                    f"a lower teacher_temperature ({self.teacher_temperature} now): a quarter of "
-                    f"student_temperature ({self.student_temperature} now)",
-                    # Sec. 3: sharper targets are what makes single predictions confident
-                    suspect=self.teacher_temperature >= self.student_temperature,
-                ),
-                Knob(f"a lower regularization_weight ({self.regularization_weight} now)"),
-                Knob(f"fewer num_prototypes ({self.num_prototypes} now) for few images"),
-            ]
-        return [
-            Knob(
-                f"a higher regularization_weight ({self.regularization_weight} now): 1 to 5",
-                # Eq. 1: it is what keeps the mean prediction spread; balanced targets do, too
-                suspect=self.regularization_weight == 0 and self.sinkhorn_iterations == 0,
-            ),
-            Knob(
-                f"a higher teacher_momentum ({self.teacher_momentum} now): 0.98 to 0.9995, the "
-                "higher the smaller the batch",
-                suspect=self.teacher_momentum < 0.9,
-            ),
-            Knob(f"a higher teacher_temperature ({self.teacher_temperature} now)"),
-        ]
 
 
 __all__ = ["PMSNConfig"]

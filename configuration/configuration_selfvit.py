@@ -1,6 +1,6 @@
-"""The configuration of every selfvit checkpoint: encoder, pooling, a part per objective."""
+"""Configuration of every selfvit model: encoder, pooling, and one part per objective."""
 
-# No `from __future__ import annotations` here: `@strict` checks types, not strings of them.
+# No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
 import re
 from typing import Any, Literal
@@ -29,41 +29,43 @@ POOLING_PATTERN = re.compile(r"cls|mean|cls\+mean|gem|concat:[1-9][0-9]*")
 
 @strict
 class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Geometry of the encoder, its pooling, and the objective it was trained with.
+    """Geometry of the encoder, its pooling, and the configuration of its objective.
 
     Args:
-        hidden_size: width of the tokens (D).
-        num_hidden_layers: number of blocks.
-        num_attention_heads: heads per block; divides `hidden_size`.
-        mlp_ratio: hidden width of a block's MLP, as a multiple of `hidden_size`.
-        hidden_act: activation of the MLP.
-        layer_norm_eps: epsilon of every LayerNorm.
-        initializer_range: standard deviation of the truncated normal that initializes weights.
-        image_size: pixels, one number or (height, width): the size whose positions are stored.
-            Others are interpolated.
-        patch_size: pixels; divides `image_size`.
-        num_channels: channels of `pixel_values`.
-        qkv_bias: whether query, key and value projections have a bias.
-        num_register_tokens: extra tokens after the class token (arXiv 2309.16588).
-        layerscale_value: initial LayerScale (arXiv 2103.17239), or None for none.
-        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-        position_embedding_type: "learned", or "sincos": fixed, two-dimensional.
-        use_mask_token: whether the encoder has a learned token that stands in for masked patches.
-        pooling: what `pooler_output` is. "cls": class token; "mean": mean of the patch tokens;
-            "cls+mean": both, concatenated; "gem": generalized mean of the patch tokens; "concat:n":
-            class tokens of the last n blocks. Register tokens never enter a mean. "auto" becomes
-            "mean" where there is a `mae_config` and "cls" elsewhere; only the result is stored.
-        reshape_hidden_states: whether the backbone's feature maps are maps, (B, D, rows, columns),
-            or tokens, (B, 1 + N, D), the class token first, as transformers' DPT wants them.
-        classifier_batch_norm: whether the classifier standardizes the embedding first, by a batch
+        hidden_size: Width of the tokens (D).
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Number of heads per block; divides `hidden_size`.
+        mlp_ratio: Hidden width of a block's MLP, as a multiple of `hidden_size`.
+        hidden_act: Activation function of the MLP.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        initializer_range: Std of the truncated normal distribution that initializes weights.
+        image_size: Image size in pixels, one number or (height, width), for which position
+            embeddings are stored. They are interpolated for other sizes.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        num_channels: Number of channels of `pixel_values`.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        num_register_tokens: Number of extra tokens after the class token (arXiv 2309.16588).
+        layerscale_value: Initial value of LayerScale (arXiv 2103.17239); None for no LayerScale.
+        drop_path_rate: Probability of stochastic depth in the last block; increases linearly from 0
+            in the first block.
+        position_embedding_type: "learned", or "sincos" for fixed two-dimensional embeddings.
+        use_mask_token: Whether the encoder has a learned token that replaces masked patches.
+        pooling: Definition of `pooler_output`. "cls": class token; "mean": mean of the patch
+            tokens; "cls+mean": both, concatenated; "gem": generalized mean of the patch tokens;
+            "concat:n": class tokens of the last n blocks. Means exclude register tokens. "auto" is
+            replaced by "mean" if there is a `mae_config` and by "cls" otherwise.
+        reshape_hidden_states: Whether the backbone returns feature maps (B, D, rows, columns)
+            instead of tokens (B, 1 + N, D) with the class token first, which transformers' DPT
+            needs.
+        classifier_batch_norm: Whether the classifier standardizes the embedding first, by a batch
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
-        dino_config: what DINO adds, or None.
-        mae_config: what MAE adds, or None.
-        pmsn_config: what MSN and PMSN add, or None.
+        dino_config: Configuration of DINO, or None.
+        mae_config: Configuration of MAE, or None.
+        pmsn_config: Configuration of MSN and PMSN, or None.
 
     Raises:
-        StrictDataclassClassValidationError: (of huggingface_hub, by `@strict`) if two fields do not
-            fit together; the message names the fix.
+        StrictDataclassClassValidationError: If a value is out of range or two fields do not fit
+            together (raised by `@strict` of huggingface_hub).
 
     Example:
         >>> from selfvit import SelfViTConfig, SelfViTModel
@@ -98,16 +100,16 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
-    pmsn_config: Any = None  # PMSNConfig, likewise
+    pmsn_config: Any = None  # PMSNConfig, or its fields as a dict, or None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(kwargs, kwargs.get("name_or_path"))
         for name in WRITTEN_BY:
-            kwargs.pop(name, None)  # `to_dict` writes those of this package
+            kwargs.pop(name, None)  # `to_dict` writes the current values
         if self.pooling == "auto":
-            # MAE's class token is a dummy, and the mean does as well (arXiv 2111.06377, App. A.1)
+            # MAE's class token is a dummy, average pooling works as well (arXiv 2111.06377, A.1)
             self.pooling = "cls" if self.mae_config is None else "mean"
         self.stage_names = ["stem"] + [
             f"stage{index}" for index in range(1, self.num_hidden_layers + 1)
@@ -120,21 +122,20 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "SelfViTConfig":
-        """Return a named size: "vits16" is ViT-S/16.
-
-        A name is "vit" + ti, s, b or l + patch size 8, 14, 16 or 32.
+        """Return the configuration of a named size: "vits16" is ViT-S/16.
 
         Args:
-            name: for example "vits16" or "vitb8".
-            overrides: any other field of the configuration.
+            name: "vit", then "ti", "s", "b" or "l", then the patch size 8, 14, 16 or 32. For
+                example "vits16" or "vitb8".
+            overrides: Other fields of the configuration.
 
         Raises:
-            ValueError: if there is no such size.
+            ValueError: If the name is unknown.
         """
         match = re.fullmatch(r"vit(ti|s|b|l)([0-9]+)", name)
         if match is None or int(match[2]) not in PATCH_SIZES:
             known = ", ".join(f"vit{size}{patch}" for size in SIZES for patch in PATCH_SIZES)
-            raise ValueError(f"there is no encoder {name!r}; known are {known}.")
+            raise ValueError(f"encoder name ({name!r}) is unknown; use one of {known}.")
         hidden_size, num_hidden_layers, num_attention_heads = SIZES[match[1]]
         geometry = {
             "hidden_size": hidden_size,
@@ -151,7 +152,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Read config.json as transformers does.
 
         Raises:
-            ValueError: if it is of a newer format; the message names where it lies.
+            ValueError: If a newer version of selfvit wrote it in an incompatible format.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         check_format(config_dict, str(pretrained_model_name_or_path))
@@ -159,16 +160,17 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SelfViTConfig":
-        """Build it from what config.json says, as transformers does.
+        """Build the configuration from the content of config.json, as transformers does.
 
         Raises:
-            ValueError: if that is of a newer format; before any field, whose type may be another.
+            ValueError: If a newer version of selfvit wrote it in an incompatible format.
         """
+        # before any field is validated: a newer format may use other types
         check_format(config_dict, kwargs.get("name_or_path"))
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, the format they are in, and the version that wrote them."""
+        """Return all fields, the format version and the version of selfvit."""
         return {
             **super().to_dict(),
             "format_version": FORMAT_VERSION,
@@ -177,7 +179,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: saving a model writes its code, whether it was registered or not."""
+        """Do nothing: `save_pretrained` of a model writes its code without registration."""
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -205,7 +207,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_class_blocks(self) -> int:
-        """How many blocks, from the last, give the pooling class tokens (0: patches only)."""
+        """Number of last blocks whose class tokens are pooled; 0 if only patches are pooled."""
         if self.pooling.startswith("concat:"):
             return int(self.pooling.removeprefix("concat:"))
         return 1 if self.pooling.startswith("cls") else 0
@@ -230,10 +232,11 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
+            usual = max(1, self.hidden_size // 64)
+            num_heads = next(n for n in range(usual, 0, -1) if self.hidden_size % n == 0)
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); the usual choice is heads of 64: "
-                f"{max(1, self.hidden_size // 64)} heads."
+                f"({self.num_attention_heads}); use {num_heads} (the usual width of a head is 64)."
             )
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(
@@ -249,8 +252,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if self.position_embedding_type == "sincos" and self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions "
-                "(sine and cosine of rows and columns); "
+                f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions; "
                 f"use {self.hidden_size // 4 * 4 + 4}, or learned positions."
             )
         if self.num_register_tokens < 0:
@@ -262,11 +264,11 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if POOLING_PATTERN.fullmatch(self.pooling) is None:
             raise ValueError(
                 f"pooling ({self.pooling!r}) must be cls, mean, cls+mean, gem, or concat:n "
-                "as in concat:4."
+                "(for example concat:4)."
             )
         if self.num_class_blocks > self.num_hidden_layers:
             raise ValueError(
-                f"pooling ({self.pooling!r}) asks for more blocks than num_hidden_layers "
+                f"pooling ({self.pooling!r}) must not need more blocks than num_hidden_layers "
                 f"({self.num_hidden_layers}); use at most concat:{self.num_hidden_layers}."
             )
 

@@ -1,31 +1,18 @@
-"""The base of the objectives' sub-configurations."""
+"""Base class of the objectives' configurations."""
 
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
-class Knob(NamedTuple):
-    """A setting that can be turned against a collapse.
-
-    Args:
-        advice: which way to turn it, with the value it has.
-        suspect: whether that value is known to lead to the collapse.
-    """
-
-    advice: str
-    suspect: bool = False
-
-
 @strict
 class ObjectiveConfig(PreTrainedConfig):
-    """A sub-configuration that serializes its own fields only.
+    """Configuration of an objective, which serializes its own fields only.
 
-    `PreTrainedConfig.to_dict` also writes what every transformers model has (`id2label`, `dtype`,
-    ...), which means nothing for an objective and would double each of these entries in
-    config.json.
+    `PreTrainedConfig.to_dict` also writes the fields of every transformers model (`id2label`,
+    `dtype`, ...). They mean nothing for an objective and would appear twice in config.json.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,18 +23,9 @@ class ObjectiveConfig(PreTrainedConfig):
             for field in fields(self)
             if field.name not in inherited
         }
-        # `transformers_version` is what PreTrainedConfig.to_dict removes from every
-        # sub-configuration it nests.
+        # PreTrainedConfig.to_dict removes `transformers_version` from nested configurations, and
+        # fails if it is missing
         return {**own, "model_type": self.model_type, "transformers_version": None}
 
-    def knobs_against(self, kind: str) -> list[Knob]:
-        """Return what to turn if the outputs collapse, the likeliest first.
 
-        Args:
-            kind: "constant" (outputs no longer depend on the image) or "uniform" (every image is
-                assigned to all prototypes alike).
-        """
-        return []
-
-
-__all__ = ["Knob", "ObjectiveConfig"]
+__all__ = ["ObjectiveConfig"]

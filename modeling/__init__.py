@@ -1,1 +1,1 @@
-"""The encoder and the objectives: torch and transformers only."""
+"""The encoder and the objectives, which need torch and transformers only."""

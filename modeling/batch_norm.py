@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all processes, on any device."""
+"""Batch norm with statistics of all processes, on any device."""
 
 # B batch · D features
 
@@ -12,19 +12,19 @@ from .distributed import all_reduce_sum, several_processes
 
 
 class BatchNorm(nn.Module):
-    """Batch norm (arXiv 1502.03167) whose statistics are those of all processes' images together.
+    """Batch norm (arXiv 1502.03167) with the statistics of the images of all processes.
 
-    So the number of processes changes no result. torch's SyncBatchNorm does this on GPUs only. It
-    is computed in the dtype of its statistics, float32 under any autocast.
+    The result does not depend on the number of processes. Unlike torch's SyncBatchNorm, it also
+    works on CPUs. It computes in the dtype of its statistics, which is float32 under any autocast.
 
-    In training mode the batch's own statistics normalize it, and move the running ones, which
-    normalize in evaluation mode.
+    In training mode, the batch is normalized by its own statistics, which also update the running
+    statistics. In evaluation mode, it is normalized by the running statistics.
 
     Args:
-        num_features: D.
-        eps: added to the variance.
-        momentum: of the batch in the running statistics.
-        affine: whether a learned weight and bias follow.
+        num_features: Number of features (D).
+        eps: Value added to the variance.
+        momentum: Weight of a batch in the running statistics.
+        affine: Whether to apply a learned weight and bias.
     """
 
     running_mean: Tensor  # (D,)
@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
         """(B, D) -> (B, D), same dtype.
 
         Raises:
-            ValueError: in training mode, if all processes together have fewer than 2 rows.
+            ValueError: If all processes together have fewer than 2 rows in training mode.
         """
         rows = features.to(self.running_mean.dtype)
         if self.training and several_processes():
@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
         count = sums[-1].detach()
         self._check_count(int(count))
         centered = rows - sums[:-1] / count
-        # from the centered rows: a difference of mean squares would cancel
+        # from centered rows: a difference of mean squares loses precision
         variance = all_reduce_sum(centered.square().sum(dim=0)) / count
         with torch.no_grad():
             self.running_mean.lerp_(sums[:-1] / count, self.momentum)
@@ -83,8 +83,8 @@ class BatchNorm(nn.Module):
     def _check_count(self, count: int) -> None:
         if count < 2:
             raise ValueError(
-                f"batch norm compares the images of a batch and got {count}; give at least 2 in "
-                "each micro-batch (a larger batch_size, or fewer gradient_accumulation_steps)."
+                f"batch norm needs at least 2 images in each micro-batch and got {count}; use a "
+                "larger --batch-size or fewer --gradient-accumulation-steps."
             )
 
 

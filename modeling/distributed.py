@@ -1,4 +1,4 @@
-"""Collectives that are the identity without a process group."""
+"""Collectives that return their argument unchanged without a process group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _alone = False
 
 @contextmanager
 def without_others() -> Iterator[None]:
-    """Make the collectives the identity: for what this process tries by itself."""
+    """Turn the collectives into the identity, for computations of a single process."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -25,14 +25,14 @@ def without_others() -> Iterator[None]:
 
 
 def several_processes() -> bool:
-    """Say whether there are others to reduce with."""
+    """Return whether there is more than one process to reduce over."""
     if _alone or not (dist.is_available() and dist.is_initialized()):
         return False
     return dist.get_world_size() > 1
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Every process's output depends on every process's input, so gradients are summed as well."""
+    """Sum over processes. Each output depends on all inputs, so gradients are summed, too."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 class _AllGather(torch.autograd.Function):
-    """Every process has every part, so a part's gradient is the sum of what all make of it."""
+    """Concatenate over processes. Every process uses each part, so gradients are summed."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, dim: int) -> Tensor:
@@ -67,23 +67,24 @@ def _reduced(tensor: Tensor, operation: Any) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes; it stays as it is.
+    """Return the sum of `tensor` over all processes, without changing `tensor`.
 
-    Its gradient is that of the sum of all processes' losses. DistributedDataParallel then averages
-    parameters' gradients, which gives the gradient of the mean loss.
+    Its gradient is the gradient of the sum of the losses of all processes.
+    DistributedDataParallel averages the gradients of parameters, which yields the gradient of the
+    mean loss.
     """
     return _AllReduceSum.apply(tensor) if several_processes() else tensor
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
-    """Return the mean of `tensor` over all processes, without gradient; it stays as it is."""
+    """Return the mean of `tensor` over all processes, without gradient."""
     if not several_processes():
         return tensor.detach()
     return _reduced(tensor, dist.ReduceOp.SUM) / dist.get_world_size()
 
 
 def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
-    """Return log(sum(exp(tensor))) over all processes, with gradient; it stays as it is."""
+    """Return log(sum(exp(tensor))) over all processes, elementwise and with gradient."""
     if not several_processes():
         return tensor
     largest = _reduced(tensor, dist.ReduceOp.MAX)
@@ -91,14 +92,14 @@ def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
 
 
 def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
-    """Concatenate the `tensor` of all processes along `dim`; gradients flow back to each.
+    """Concatenate `tensor` of all processes along `dim`, with gradient.
 
     Args:
-        tensor: of one shape in all processes.
-        dim: axis along which they are concatenated, in the order of the processes.
+        tensor: Part of this process; has the same shape in all processes.
+        dim: Axis of the concatenation, in the order of ranks.
 
     Returns:
-        the whole, and where in it this process's own part begins.
+        The concatenated tensor, and the index at which the part of this process starts.
     """
     if not several_processes():
         return tensor, 0

@@ -1,4 +1,4 @@
-"""KoLeo: features spread evenly (arXiv 1806.03198; as in DINOv2, arXiv 2304.07193)."""
+"""KoLeo regularizer: spread features evenly (arXiv 1806.03198; as in DINOv2, arXiv 2304.07193)."""
 
 # V views · B images · M images of all processes · D hidden
 
@@ -10,24 +10,25 @@ from torch.nn import functional as F  # noqa: N812
 
 from .distributed import all_gather
 
-SMALLEST_DISTANCE = 1e-8  # of a feature to its nearest neighbor, so that the logarithm is finite
+SMALLEST_DISTANCE = 1e-8  # added to distances, so that the logarithm is finite
 
 
 def koleo_loss(features: Tensor) -> Tensor:
     """Return minus the mean log-distance of each feature to its nearest neighbor.
 
-    The Kozachenko-Leonenko estimate of the entropy of normalized features, sign reversed (DINOv2,
-    Sec. 4, "KoLeo regularizer"): low where they fill the sphere, high where a few directions
-    dominate. Neighbors are other images of the same view, in the (micro-)batches of all processes.
+    This is the negative Kozachenko-Leonenko estimate of the entropy of the normalized features
+    (DINOv2, Sec. 4, "KoLeo regularizer"). It is low if they fill the sphere and high if a few
+    directions dominate. Neighbors are other images of the same view in the (micro-)batches of all
+    processes.
 
     Args:
-        features: (V, B, D), of any norm; two images or more over all processes.
+        features: (V, B, D), not necessarily normalized; at least two images over all processes.
 
     Returns:
-        scalar, float32; mean over views and images.
+        Scalar, float32; mean over views and images.
 
     Raises:
-        ValueError: if there is no other image to be a neighbor.
+        ValueError: If all processes together have a single image.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = F.normalize(features.float(), dim=-1)
@@ -35,8 +36,8 @@ def koleo_loss(features: Tensor) -> Tensor:
         num_images = features.shape[1]
         if everyone.shape[1] < 2:
             raise ValueError(
-                f"KoLeo compares images with each other, and the batch has {everyone.shape[1]}; "
-                "use a batch of 2 or more, or koleo_weight 0."
+                f"KoLeo needs at least 2 images in the batch and got {everyone.shape[1]}; use a "
+                "larger --batch-size or --koleo-weight 0."
             )
         with torch.no_grad():
             similarities = features @ everyone.transpose(1, 2)  # (V, B, M)

@@ -1,11 +1,11 @@
-"""The parts of the encoder: from pixels to tokens, and a block.
+"""Layers of the encoder: patch embedding, attention, MLP and block.
 
-Pre-norm ViT (arXiv 2010.11929) with the semantics of timm and DINO, and transformers' own names of
-modules, so that PEFT targets, quantizers and stock ViT weights fit.
+Pre-norm ViT (arXiv 2010.11929) with the semantics of timm and DINO. Modules are named as in
+transformers, so that PEFT targets, quantizers and the weights of its ViT can be used unchanged.
 """
 
 # B batch · C channels · H, W pixels · P patch size · N patches · K patches kept
-# T tokens (class, registers, patches) · Q tokens that ask · D hidden · A attention heads
+# T tokens (class, registers, patches) · Q query tokens · D hidden · A attention heads
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .position_embeddings import interpolate_position_embeddings, sincos_positio
 
 
 class SelfViTPatchProjection(nn.Conv2d):
-    """The convolution of patches that do not overlap, which can leave patches out.
+    """Convolution over non-overlapping patches that can skip patches.
 
-    A module with a `forward` of its own for both, as what moves weights in just before they are
-    used (Accelerate's offloading, FSDP) does so where a module is called.
+    Both ways of computing it are in `forward`, because Accelerate's offloading and FSDP load the
+    weights when a module is called.
     """
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
@@ -41,9 +41,9 @@ class SelfViTPatchProjection(nn.Conv2d):
         cells = cells.permute(0, 2, 4, 1, 3, 5)  # (B, H/P, W/P, C, P, P), a view
         images = torch.arange(len(ids_keep), device=ids_keep.device).unsqueeze(1)
         num_columns = cells.shape[2]
-        # only the patches kept are copied
+        # copies the kept patches only
         patches = cells[images, ids_keep // num_columns, ids_keep % num_columns]
-        return F.linear(patches.flatten(2), self.weight.flatten(1), self.bias)  # of C*P*P numbers
+        return F.linear(patches.flatten(2), self.weight.flatten(1), self.bias)  # (B, K, C*P*P)
 
 
 class SelfViTPatchEmbeddings(nn.Module):
@@ -61,16 +61,16 @@ class SelfViTPatchEmbeddings(nn.Module):
         )
 
     def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
-        """Return (rows, columns) of patches.
+        """Return the grid size (rows, columns) in patches.
 
         Raises:
-            ValueError: if the shape is not (B, C, H, W) with H and W multiples of the patch size.
+            ValueError: If the shape is not (B, C, H, W) with H and W multiples of the patch size.
         """
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values must be (batch, {self.num_channels}, height, width), "
-                f"got {tuple(pixel_values.shape)}; gray images are converted by the image "
-                "processor (do_convert_rgb)."
+                f"got {tuple(pixel_values.shape)}; the image processor converts gray images "
+                "(do_convert_rgb=True)."
             )
         for name, size in (("height", pixel_values.shape[2]), ("width", pixel_values.shape[3])):
             if size < 1 or size % self.patch_size:
@@ -83,12 +83,12 @@ class SelfViTPatchEmbeddings(nn.Module):
         return pixel_values.shape[2] // self.patch_size, pixel_values.shape[3] // self.patch_size
 
     def forward(self, pixel_values: Tensor, ids_keep: Tensor | None = None) -> Tensor:
-        """Return (B, N, D), or (B, K, D) for `ids_keep` (B, K): the others are not computed."""
+        """Return (B, N, D), or (B, K, D) for the patches `ids_keep` (B, K) only."""
         return self.projection(pixel_values, ids_keep)
 
 
 class SelfViTEmbeddings(nn.Module):
-    """Class token, register tokens, and patches with their positions."""
+    """Class token, register tokens, and patches with position embeddings."""
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
@@ -129,8 +129,8 @@ class SelfViTEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError(
-                    "bool_masked_pos needs a mask token; "
-                    "set use_mask_token=True in the configuration."
+                    "bool_masked_pos needs a mask token, which the model does not have; set "
+                    "use_mask_token=True in the configuration."
                 )
             masked = bool_masked_pos.bool()
             if ids_keep is not None:
@@ -140,9 +140,8 @@ class SelfViTEmbeddings(nn.Module):
             patch_positions = gather_patches(patch_positions.expand(batch_size, -1, -1), ids_keep)
         prefix = [(self.cls_token + class_position).expand(batch_size, -1, -1)]
         if self.register_tokens is not None:
-            prefix.append(
-                self.register_tokens.expand(batch_size, -1, -1)
-            )  # registers have no position
+            # registers have no position embedding
+            prefix.append(self.register_tokens.expand(batch_size, -1, -1))
         return torch.cat([*prefix, patches + patch_positions], dim=1)
 
 
@@ -156,7 +155,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, for `output_attentions`; query, key, value are (B, A, T, D/A)."""
+    """Compute attention with explicit weights, which `output_attentions` needs.
+
+    query, key and value are (B, A, T, D/A), or (B, A, Q, D/A) for the query.
+    """
     weights = query @ key.transpose(2, 3) * scaling  # (B, A, T, T)
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -184,7 +186,7 @@ class SelfViTAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the tokens (B, Q, D) and, with eager attention, the weights (B, A, Q, T).
 
-        Q is `num_queries` (the first so many tokens ask), or all T.
+        Only the first Q = `num_queries` tokens are queries; all T if None.
         """
         queries = hidden_states[:, :num_queries]
 
@@ -208,7 +210,7 @@ class SelfViTAttention(nn.Module):
 
 
 class SelfViTMLP(nn.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation in between."""
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
@@ -222,7 +224,7 @@ class SelfViTMLP(nn.Module):
 
 
 class SelfViTLayerScale(nn.Module):
-    """A learned factor a channel on a residual branch (arXiv 2103.17239, Sec. 2)."""
+    """Learned scale per channel of a residual branch (arXiv 2103.17239, Sec. 2)."""
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
@@ -249,12 +251,12 @@ class SelfViTDropPath(nn.Module):
         return hidden_states * keep / keep_probability
 
     def extra_repr(self) -> str:
-        """Show the probability when the model is printed."""
+        """Return the probability, for printing the model."""
         return f"drop_probability={self.drop_probability:.3f}"
 
 
 class SelfViTLayer(GradientCheckpointingLayer):
-    """A pre-norm block: attention, then MLP, each on a residual branch."""
+    """Pre-norm block: attention and MLP, each on a residual branch."""
 
     def __init__(self, config: SelfViTConfig, drop_path_rate: float = 0.0):
         super().__init__()

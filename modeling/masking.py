@@ -1,6 +1,6 @@
-"""Which patches an encoder sees: a function of random numbers that the caller draws.
+"""Random masking of patches, as a function of noise that the caller draws.
 
-So a mask is as reproducible as its noise, whatever the device, the batch and the processes.
+A mask depends on its noise only, not on the device, the batch or the number of processes.
 """
 
 # B batch · N patches · K patches kept
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class PatchSplit(NamedTuple):
-    """Patches kept and removed.
+    """Indices of kept and removed patches.
 
     Args:
-        ids_keep: (B, K) indices of the patches kept, by rising noise.
-        ids_removed: (B, N - K) indices of the others, by rising noise.
-        ids_restore: (B, N); gathering `cat([kept, removed], dim=1)` by it gives the order of the
-            image back.
+        ids_keep: (B, K) indices of the kept patches, sorted by increasing noise.
+        ids_removed: (B, N - K) indices of the removed patches, sorted by increasing noise.
+        ids_restore: (B, N) inverse permutation; gathering `cat([kept, removed], dim=1)` with it
+            restores the order of the image.
         mask: (B, N) float32 in the order of the image; 0 is keep, 1 is remove.
     """
 
@@ -31,32 +31,34 @@ class PatchSplit(NamedTuple):
 
 
 def num_to_keep(num_patches: int, removed_ratio: float) -> int:
-    """Return how many patches stay when a fraction of them is removed.
+    """Return the number of patches that are kept if a fraction of them is removed.
 
-    Rounded down, as the authors of MAE and MSN do, but after forgiving the error of floating point:
-    a tenth of 10 patches is 1 here, where `int(10 * (1 - 0.9))` is 0.
+    It is rounded down, as in the code of MAE and MSN, but tolerates floating-point errors: a tenth
+    of 10 patches is 1, whereas `int(10 * (1 - 0.9))` is 0.
 
     Args:
-        num_patches: N, at least 1.
-        removed_ratio: fraction, 0 to 1.
+        num_patches: Number of patches (N), at least 1.
+        removed_ratio: Fraction of the patches to remove, 0 to 1.
     """
     return int(num_patches * (1 - removed_ratio) + 1e-6)
 
 
 def ids_to_keep(noise: Tensor, num_keep: int) -> PatchSplit:
-    """Keep the patches of smallest noise (MAE, arXiv 2111.06377, Sec. 3, "Simple implementation").
+    """Keep the patches with the smallest noise.
+
+    See MAE (arXiv 2111.06377), Sec. 3, "Simple implementation".
 
     Args:
-        noise: (B, N) random numbers; equal ones are told apart by their place in the image.
-        num_keep: K, 0 to N.
+        noise: (B, N) random numbers; ties are resolved by position in the image.
+        num_keep: Number of patches to keep (K), 0 to N.
 
     Raises:
-        ValueError: if the noise is not (B, N), or has fewer patches than are to be kept.
+        ValueError: If the noise is not (B, N), or N is smaller than `num_keep`.
     """
     if noise.dim() != 2 or not 0 <= num_keep <= noise.shape[1]:
         raise ValueError(
             f"noise must be (batch, patches) with at least the {num_keep} patches to keep, "
-            f"got {tuple(noise.shape)}."
+            f"got {tuple(noise.shape)}; pass one random number per patch."
         )
     order = noise.argsort(dim=1, stable=True)
     places = torch.arange(noise.shape[1], device=noise.device).expand_as(order)
@@ -70,7 +72,7 @@ def ids_to_keep(noise: Tensor, num_keep: int) -> PatchSplit:
 
 
 def gather_patches(patches: Tensor, ids: Tensor) -> Tensor:
-    """Pick patches by index: (B, N, D) and (B, K) to (B, K, D)."""
+    """Select patches by index: (B, N, D) and (B, K) -> (B, K, D)."""
     return patches.gather(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 

@@ -1,7 +1,7 @@
-"""DINO: a student learns to predict a momentum teacher's output for other views (arXiv 2104.14294).
+"""DINO: a student predicts the output of a momentum teacher for other views (arXiv 2104.14294).
 
-On top of the encoder: a projection head, a teacher of the same shape as the student, a center of
-the teacher's outputs.
+DINO adds to the encoder a projection head, a teacher with the architecture of the student, and a
+center of the teacher's outputs.
 """
 
 # B batch · G global views · V all views · K prototypes · D hidden
@@ -30,14 +30,14 @@ from .schedules import cosine_schedule, linear_schedule
 
 @dataclass
 class DINOOutput(ModelOutput):
-    """What a step of DINO gives.
+    """Output of SelfViTForDINO.
 
     Args:
-        loss: scalar, float32; cross-entropy in nats, mean over pairs of different views and over
-            images, plus `koleo_weight` times the regularizer.
-        teacher_entropy: scalar; entropy in nats of the teacher's output, mean over global views and
-            images. It goes to 0 if the teacher collapses to one prototype, to ln K if it becomes
-            uniform.
+        loss: Scalar, float32; cross-entropy in nats, mean over pairs of different views and over
+            images, plus `koleo_weight` times the KoLeo regularizer.
+        teacher_entropy: Scalar; entropy of the teacher's output in nats, mean over global views and
+            images. It approaches 0 if the teacher collapses to one prototype, and ln K if it
+            collapses to a uniform output.
     """
 
     loss: Tensor | None = None
@@ -47,8 +47,8 @@ class DINOOutput(ModelOutput):
 class DINOLastLayer(nn.Module):
     """Weight-normalized linear layer without bias (Sec. 3.2, Appendix C).
 
-    Logits are cosines (the inputs have norm 1) times a magnitude. The two factors are plain
-    tensors: transformers would rename torch's `weight_g` and `weight_v` while loading.
+    Logits are cosines (the inputs have norm 1) times a magnitude. Direction and magnitude are plain
+    tensors, because transformers renames torch's `weight_g` and `weight_v` while loading.
     """
 
     def __init__(self, in_features: int, out_features: int, train_magnitude: bool):
@@ -90,7 +90,7 @@ class DINOHead(nn.Module):
         for layer in self.layers[:-1]:
             features = F.gelu(layer(features))
         features = self.layers[-1](features)
-        # float32: under fp16 the squared norm can overflow, and epsilon 1e-12 is 0
+        # float32, because in fp16 the squared norm can overflow and epsilon (1e-12) is 0
         features = F.normalize(features.float(), dim=-1).to(features.dtype)
         return self.last_layer(features)
 
@@ -98,9 +98,9 @@ class DINOHead(nn.Module):
 class DINOLoss(nn.Module):
     """Cross-entropy between teacher and student over pairs of different views (Sec. 3.1, Alg. 1).
 
-    It owns the center, which moves once an optimizer step, in `update_center`, by all the teacher's
-    outputs since the last time: so micro-batches of one step see the same center, and their mean
-    loss is the loss of the whole batch.
+    The loss owns the center. `update_center` moves it once per optimizer step, by all outputs of
+    the teacher since the last update. The micro-batches of a step therefore use the same center,
+    and their mean loss is the loss of the whole batch.
     """
 
     center: Tensor  # (K,) float32
@@ -116,16 +116,16 @@ class DINOLoss(nn.Module):
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temperature: float
     ) -> DINOOutput:
-        """Compare the views and take note of the teacher's logits for the center.
+        """Compute the loss, and accumulate the teacher's logits for the center.
 
         Args:
-            student_logits: (V, B, K); the first G views are the global ones, in the teacher's
-                order.
+            student_logits: (V, B, K); the first G views are the global views, in the same order as
+                the teacher's.
             teacher_logits: (G, B, K); no gradient flows into them.
-            teacher_temperature: unitless, above 0; smaller is sharper.
+            teacher_temperature: Unitless, above 0; smaller is sharper.
 
         Raises:
-            ValueError: if no pair of different views is left, or the shapes do not fit.
+            ValueError: If there is no pair of different views, or the shapes do not match.
         """
         num_views, num_global_views = len(student_logits), len(teacher_logits)
         if (
@@ -134,25 +134,27 @@ class DINOLoss(nn.Module):
             or student_logits.shape[1:] != teacher_logits.shape[1:]
         ):
             raise ValueError(
-                "DINO compares different views: student_logits must be (views, batch, prototypes) "
-                "with at least 2 views, the teacher's global views first; got "
-                f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
+                "student_logits must be (views, batch, prototypes) with at least 2 views, and "
+                "teacher_logits the same for the global views, which come first; got "
+                f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. Pass at least "
+                "two global views, or one and local views."
             )
         with torch.autocast(student_logits.device.type, enabled=False):
             student_logits = student_logits.float() / self.student_temperature
             teacher_logits = teacher_logits.detach().float()
-            self._take_note(teacher_logits)
+            self._accumulate_for_center(teacher_logits)
             teacher_log_probabilities = self.teacher_log_probabilities(
                 teacher_logits, teacher_temperature
             )
             teacher_probabilities = teacher_log_probabilities.exp()  # (G, B, K)
 
-            # A teacher's row sums to 1, so its cross-entropy with view v is logsumexp(s_v) - <p,
-            # s_v>: the sum over the V - 1 other views needs no log-softmax of every pair.
+            # A teacher's row p sums to 1, so its cross-entropy with view v is
+            # logsumexp(s_v) - <p, s_v>. The sum over the V - 1 other views needs no log-softmax
+            # per pair.
             others = student_logits.sum(dim=0) - student_logits[:num_global_views]  # (G, B, K)
             agreement = (teacher_probabilities * others).sum(dim=(0, 2))  # (B,)
             log_normalizer = student_logits.logsumexp(dim=-1)  # (V, B)
-            # a global view is left out of the comparison with itself
+            # a global view is not compared with itself
             own = log_normalizer[:num_global_views].sum(dim=0)
             normalizers = num_global_views * log_normalizer.sum(dim=0) - own  # (B,)
             num_pairs = num_global_views * (num_views - 1)
@@ -161,11 +163,11 @@ class DINOLoss(nn.Module):
         return DINOOutput(loss=loss, teacher_entropy=entropy)
 
     def teacher_log_probabilities(self, teacher_logits: Tensor, temperature: float) -> Tensor:
-        """Center and sharpen (Eq. 1 and 4): (*, K) float32 -> (*, K), float32."""
+        """Center and sharpen logits (Eq. 1 and 4): (*, K) float32 -> (*, K) float32."""
         return F.log_softmax((teacher_logits - self.center) / temperature, dim=-1)
 
     @torch.no_grad()
-    def _take_note(self, teacher_logits: Tensor) -> None:
+    def _accumulate_for_center(self, teacher_logits: Tensor) -> None:
         if not self.training:
             return
         total = teacher_logits.sum(dim=(0, 1))
@@ -174,9 +176,9 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self) -> None:
-        """Move the center towards the teacher's mean logits since the last call (Eq. 4).
+        """Move the center towards the mean of the teacher's logits since the last call (Eq. 4).
 
-        The mean is over all processes.
+        The mean is taken over all processes.
         """
         if self._pending_sum is None:
             return
@@ -188,7 +190,7 @@ class DINOLoss(nn.Module):
 
 
 class DINONetwork(nn.Module):
-    """An encoder and its head; the student is one."""
+    """Encoder with projection head: the student."""
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
@@ -197,16 +199,15 @@ class DINONetwork(nn.Module):
 
 
 class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
-    """DINO, with a teacher and a student.
+    """DINO with a teacher and a student.
 
-    `vit` and `head` are the teacher, the network to take features from; `student` is what is
-    trained.
+    `vit` and `head` are the teacher, which embeds images; `student` is trained.
     """
 
     main_input_name = "global_views"
     objective_field = "dino_config"
     _no_split_modules = ["SelfViTPatchEmbeddings", "SelfViTEmbeddings", "SelfViTLayer", "DINOHead"]
-    _keep_in_fp32_modules_strict = ["loss"]  # the center: its moves are too small for bf16
+    _keep_in_fp32_modules_strict = ["loss"]  # the center: its updates are too small for bf16
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -216,15 +217,15 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         self.student = DINONetwork(config)
         self.loss = DINOLoss(dino.num_prototypes, dino.student_temperature, dino.center_momentum)
         self.post_init()
-        self.restart_teacher()
+        self.init_teacher_from_student()
         self.train()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize as the encoder does.
+        """Initialize one module, as in the encoder except for the following.
 
-        Last layer of the head: directions uniform in +-1/sqrt(bottleneck) (torch's own for a linear
-        layer), magnitudes 1. Center: 0.
+        Last layer of the head: directions uniform in +-1/sqrt(bottleneck) (torch's default for a
+        linear layer), magnitudes 1. Center: 0.
         """
         super()._init_weights(module)
         if isinstance(module, DINOLastLayer):
@@ -235,10 +236,10 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
             init.zeros_(module.center)
 
     def train(self, mode: bool = True) -> SelfViTForDINO:
-        """Set the student's mode; the teacher stays in evaluation mode and without gradient.
+        """Set the mode of the student. The teacher stays in evaluation mode, without gradients.
 
-        (So drop path is the student's alone. `from_pretrained` ends by calling this, and would
-        otherwise leave a loaded teacher asking for gradients.)
+        Drop path therefore applies to the student only. `from_pretrained` calls this last, which
+        disables the gradients of a loaded teacher.
         """
         super().train(mode)
         for teacher in (self.vit, self.head):
@@ -255,12 +256,12 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         """Compute the loss of one (micro-)batch of views.
 
         Args:
-            global_views: (G, B, C, H, W), the views that the teacher sees; the paper's G is 2.
-            local_views: (V - G, B, C, h, w), smaller crops that only the student sees, or None.
-            teacher_temperature: unitless; the configuration's final one if None.
+            global_views: (G, B, C, H, W) views for teacher and student; G is 2 in the paper.
+            local_views: (V - G, B, C, h, w) smaller crops for the student only, or None.
+            teacher_temperature: Unitless; `teacher_temperature` of the configuration if None.
 
         Returns:
-            loss and teacher_entropy.
+            Loss and teacher_entropy.
         """
         if teacher_temperature is None:
             teacher_temperature = self.config.dino_config.teacher_temperature
@@ -269,7 +270,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
             (teacher_features,) = self.vit.class_tokens(global_views.flatten(0, 1))
             teacher_logits = self.head(teacher_features)  # (G * B, K)
 
-        # crops of one size go through the encoder as one batch, all crops through the head as one
+        # one batch per size of crops for the encoder, one batch of all crops for the head
         crops = (
             [global_views]
             if local_views is None or len(local_views) == 0
@@ -283,8 +284,8 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         )
         if self.training and self.observations is not None:
             with torch.no_grad():
-                self.observations.note(
-                    teacher_features[:batch_size],  # one view of each image
+                self.observations.record(
+                    teacher_features[:batch_size],  # one view per image
                     self.loss.teacher_log_probabilities(
                         teacher_logits.float(), teacher_temperature
                     ),
@@ -299,11 +300,11 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         return outputs
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters of the student."""
+        """Return names and parameters of the student."""
         return self.student.named_parameters(prefix="student")
 
     def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
-        """Temperature of the teacher: a linear warm-up, then constant (Sec. 3.2)."""
+        """Return the teacher's temperature: a linear warm-up, then constant (Sec. 3.2)."""
         dino = self.config.dino_config
         num_warmup_steps = round(dino.teacher_temperature_warmup_ratio * num_steps)
         temperature = linear_schedule(
@@ -312,18 +313,18 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         return {"teacher_temperature": temperature}
 
     def before_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Hold the last layer still in the first steps (Appendix D, "Training stability")."""
+        """Freeze the last layer in the first steps (Appendix D, "Training stability")."""
         if step < round(self.config.dino_config.freeze_last_layer_ratio * num_steps):
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
-        """Move the teacher, momentum along a cosine (Sec. 3.1), and the center."""
+        """Update the teacher, with momentum along a cosine (Sec. 3.1), and the center."""
         dino = self.config.dino_config
         momentum = cosine_schedule(
             step, num_steps, dino.teacher_momentum, dino.teacher_momentum_end
         )
-        self.move_teacher(momentum)
+        self.update_teacher(momentum)
         self.loss.update_center()
         return {"teacher_momentum": momentum}
 

@@ -1,12 +1,12 @@
-"""MAE: an encoder sees a few patches, a decoder predicts the pixels of the others.
+"""MAE: a decoder predicts the pixels of patches that are hidden from the encoder.
 
-(arXiv 2111.06377.) On top of the encoder: a decoder with mask tokens, and a loss on pixels. The
-encoder runs on visible patches only; in training the decoder's last block and its prediction run
-for the masked patches only, as the loss asks for no others.
+Masked autoencoder, arXiv 2111.06377. MAE adds to the encoder a decoder with mask tokens and a loss
+on pixels. The encoder processes visible patches only. In training, the decoder's last block and its
+prediction are computed for masked patches only, because the loss needs no others.
 """
 
-# B batch · C channels · H, W pixels · P patch size · N patches · K patches visible
-# M patches masked · T prefix tokens (class, registers) · D hidden · E decoder's hidden
+# B batch · C channels · H, W pixels · P patch size · N patches · K visible patches
+# M masked patches · T prefix tokens (class, registers) · D hidden · E decoder hidden
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ VARIANCE_EPS = 1e-6  # models_mae.py, forward_loss
 
 @dataclass
 class MAEOutput(ModelOutput):
-    """What a step of MAE gives.
+    """Output of SelfViTForMAE.
 
     Args:
-        loss: scalar, float32; squared error, mean over the pixels of the masked patches.
-        prediction: (B, N, P*P*C) float32, in the order of the image; normalized by patch where
-            `norm_pix_loss`. None in training, unless asked for.
+        loss: Scalar, float32; squared error, mean over the pixels of the masked patches.
+        prediction: (B, N, P*P*C) float32 predicted pixels in the order of the image, normalized per
+            patch if `norm_pix_loss`. None in training, unless requested.
         mask: (B, N) float32; 0 is keep, 1 is remove.
         ids_restore: (B, N); see `PatchSplit`.
-        hidden_states: of the encoder, on visible patches: each (B, T + K, D). None unless asked
-            for.
-        attentions: of the encoder: each (B, heads, T + K, T + K). None unless asked for.
+        hidden_states: Hidden states of the encoder for visible patches, each (B, T + K, D). None
+            unless requested.
+        attentions: Attentions of the encoder, each (B, heads, T + K, T + K). None unless requested.
     """
 
     loss: Tensor | None = None
@@ -59,10 +59,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W); H and W are multiples of the patch size.
-        patch_size: pixels.
+        patch_size: Side of a patch in pixels.
 
     Returns:
-        (B, N, P*P*C); patches row by row, within one pixels row by row, channels last.
+        (B, N, P*P*C); patches row by row, pixels of a patch row by row, channels last.
     """
     cells = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
     cells = cells.permute(0, 2, 4, 3, 5, 1)  # (B, H/P, W/P, P, P, C)
@@ -70,11 +70,11 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid_size: tuple[int, int]) -> Tensor:
-    """Put patches together again, the inverse of `patchify`.
+    """Assemble images from patches, the inverse of `patchify`.
 
     Args:
         patches: (B, N, P*P*C).
-        patch_size: pixels.
+        patch_size: Side of a patch in pixels.
         grid_size: (rows, columns) of patches.
 
     Returns:
@@ -86,16 +86,16 @@ def unpatchify(patches: Tensor, patch_size: int, grid_size: tuple[int, int]) -> 
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (unbiased) of the pixels of each patch (Sec. 3, "target").
+    """Return mean and std (unbiased) of the pixels of each patch (Sec. 3, "target").
 
     Args:
         patches: (B, N, P*P*C).
 
     Returns:
-        mean (B, N, 1), and deviation (B, N, 1), which is 0.001 for a patch of one color.
+        Mean (B, N, 1) and std (B, N, 1). The std is 0.001 for a patch of one color.
     """
     mean = patches.mean(dim=-1, keepdim=True)
-    # in two steps: torch.var_mean takes ten times as long on a CPU
+    # in two steps, because torch.var_mean takes ten times as long on a CPU
     variance = (patches - mean).square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
     return mean, (variance + VARIANCE_EPS).sqrt()
 
@@ -104,44 +104,46 @@ def mae_loss(prediction: Tensor, patches: Tensor, norm_pix_loss: bool) -> Tensor
     """Return the mean squared error of predicted patches, in float32 (Sec. 3).
 
     Args:
-        prediction: (B, M, P*P*C), of the masked patches.
-        patches: (B, M, P*P*C), these patches' pixels.
-        norm_pix_loss: whether the prediction is of each patch normalized by its own statistics.
+        prediction: (B, M, P*P*C) predictions for the masked patches.
+        patches: (B, M, P*P*C) pixels of these patches.
+        norm_pix_loss: Whether the target is each patch normalized by its mean and std.
 
     Returns:
-        scalar; every image has as many masked patches, so it is the mean over images too.
+        Scalar. All images have the same number of masked patches, so it is the mean over images,
+        too.
     """
     with torch.autocast(prediction.device.type, enabled=False):
         target = patches.float()
         if norm_pix_loss:
-            mean, deviation = patch_statistics(target)
-            target = (target - mean) / deviation
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
         return F.mse_loss(prediction.float(), target)
 
 
 @torch.no_grad()
 def variance_between_images(patches: Tensor, norm_pix_loss: bool) -> Tensor:
-    """Return the loss of predicting, at each place, the mean of the images there.
+    """Return the loss of predicting the mean image of the batch.
 
-    A prediction that does not depend on the image can do no better. For one image it is 0.
+    This is the lowest loss of a prediction that does not depend on the image. It is 0 for one
+    image.
 
     Args:
-        patches: (B, N, P*P*C), all patches of the images.
-        norm_pix_loss: whether they are compared normalized by their own statistics.
+        patches: (B, N, P*P*C) all patches of the images.
+        norm_pix_loss: Whether to normalize each patch by its mean and std first.
 
     Returns:
-        scalar, float32; unbiased by the number of images.
+        Scalar, float32; unbiased with respect to the number of images.
     """
     patches = patches.float()
     if norm_pix_loss:
-        mean, deviation = patch_statistics(patches)
-        patches = (patches - mean) / deviation
+        mean, std = patch_statistics(patches)
+        patches = (patches - mean) / std
     centered = patches - patches.mean(dim=0)
     return centered.square().mean() * len(patches) / max(1, len(patches) - 1)
 
 
 class MAEDecoder(nn.Module):
-    """Predicts pixels from the visible patches' tokens and a mask token for every other patch."""
+    """Predict pixels from the tokens of visible patches and mask tokens for the others."""
 
     position_embeddings: Tensor  # (1, 1 + N, E), fixed
 
@@ -166,7 +168,7 @@ class MAEDecoder(nn.Module):
         self.register_buffer("position_embeddings", fixed)
         layers = [SelfViTLayer(geometry) for _ in range(geometry.num_hidden_layers)]
         for layer in layers:
-            # the model's, so that its attention implementation is the decoder's as well
+            # config of the model, so that its attention implementation applies to the decoder, too
             layer.attention.config = config
         self.layers = nn.ModuleList(layers)
         self.layernorm = nn.LayerNorm(geometry.hidden_size, eps=geometry.layer_norm_eps)
@@ -177,26 +179,28 @@ class MAEDecoder(nn.Module):
     def forward(
         self, latent: Tensor, split: PatchSplit, grid_size: tuple[int, int], masked_only: bool
     ) -> Tensor:
-        """Predict patches.
+        """Predict the pixels of patches.
 
-        Blocks don't know the order of tokens, only their positions. So masked patches come first:
-        the last block then runs for so many queries, and nothing needs to be unshuffled before.
+        Blocks depend on the position embeddings of tokens, not on their order. Masked patches
+        therefore come first: the last block computes only the first tokens as queries, and the
+        tokens need not be unshuffled before.
 
         Args:
-            latent: (B, T + K, D), the encoder's tokens.
-            split: which patches they are.
+            latent: (B, T + K, D) tokens of the encoder.
+            split: Indices of visible and masked patches.
             grid_size: (rows, columns) of patches of the images.
-            masked_only: leave out the visible patches' predictions.
+            masked_only: Whether to skip the predictions for visible patches.
 
         Returns:
-            (B, M, P*P*C) of the masked patches as in `split.ids_removed`, or (B, N, P*P*C) in the
-            order of the image.
+            (B, M, P*P*C) for the masked patches in the order of `split.ids_removed`, or
+            (B, N, P*P*C) in the order of the image.
         """
-        # as the encoder's, so that both mean the same place (2026-11-23: images enlarged twice cost
-        # 0.34 so and 1.40 with the larger grid's own positions; 0.46 at the size of training)
+        # interpolated as in the encoder, so that both encode the same place (2026-11-23: the loss
+        # on images enlarged by a factor of 2 is 0.34, but 1.40 with positions computed for the
+        # larger grid; it is 0.46 at the training size)
         positions = interpolate_position_embeddings(
             self.position_embeddings, self.grid_size, grid_size
-        )[0, 1:]  # (N, E); those of the class token and the registers are zero
+        )[0, 1:]  # (N, E); class token and registers have no position
         prefix, visible = self.embedding(latent).tensor_split([self.num_prefix_tokens], dim=1)
         masked = self.mask_token + positions[split.ids_removed]  # (B, M, E)
         visible = visible + positions[split.ids_keep]  # (B, K, E)
@@ -215,24 +219,25 @@ class MAEDecoder(nn.Module):
 
 
 class MAEPreTrainedModel(SelfViTPreTrainedModel):
-    """How MAE initializes, the encoder within included.
+    """Base class with the initialization of MAE, for the whole model and its encoder.
 
-    transformers asks a nested model for its own initialization, so both derive from this.
+    transformers initializes a nested model by its own `_init_weights`, so both derive from this
+    class.
     """
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize one module as the encoder does, but for these (Appendix A.1).
+        """Initialize one module, as in the encoder except for the following (Appendix A.1).
 
-        Linear weights: xavier-uniform, those of query, key and value each by itself; patch
-        projection's weight: the same, seen as a linear layer from P*P*C numbers. Mask token of the
-        decoder: normal, standard deviation `initializer_range`, as class and register tokens are.
-        The decoder's fixed positions: sine-cosine.
+        Linear weights: Xavier uniform, separately for query, key and value. Weight of the patch
+        projection: the same, as a linear layer with P*P*C inputs. Mask token of the decoder: normal
+        with std `initializer_range`, as class and register tokens. Fixed positions of the decoder:
+        sine-cosine.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.Conv2d):  # a view of the weight would lose "already loaded"
+        elif isinstance(module, nn.Conv2d):  # a view would lose the "already loaded" flag
             bound = math.sqrt(6 / (module.weight.shape[0] + module.weight[0].numel()))
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, MAEDecoder):
@@ -243,11 +248,11 @@ class MAEPreTrainedModel(SelfViTPreTrainedModel):
 
 
 class MAEEncoder(MAEPreTrainedModel, SelfViTModel):
-    """The encoder, initialized as MAE does."""
+    """Encoder with the initialization of MAE."""
 
 
 class SelfViTForMAE(MAEPreTrainedModel):
-    """MAE: `vit` is the encoder, the network to take features from; `decoder` is for training."""
+    """MAE: `vit` is the encoder, which embeds images; `decoder` is used in pretraining."""
 
     objective_field = "mae_config"
     _no_split_modules = [
@@ -261,14 +266,14 @@ class SelfViTForMAE(MAEPreTrainedModel):
         super().__init__(config)
         self.vit = MAEEncoder(config)
         self.decoder = MAEDecoder(config)
-        self.num_visible(math.prod(config.grid_size))  # an error now rather than at the first step
+        self.num_visible(math.prod(config.grid_size))  # fails here instead of at the first step
         self.post_init()
 
     def num_visible(self, num_patches: int) -> int:
-        """Return how many of so many patches the encoder sees.
+        """Return the number of visible patches.
 
         Raises:
-            ValueError: if none is left to see, or none to predict.
+            ValueError: If no patch is visible or no patch is masked.
         """
         mask_ratio = self.config.mae_config.mask_ratio
         num_keep = num_to_keep(num_patches, mask_ratio)
@@ -276,7 +281,7 @@ class SelfViTForMAE(MAEPreTrainedModel):
             return num_keep
         if num_patches < 2:
             fix = "use larger images or a smaller patch_size"
-        else:  # rounded to the safe side
+        else:  # rounded such that both limits are valid
             least, most = math.ceil(1e3 / num_patches), math.floor(1e3 * (1 - 1 / num_patches))
             fix = f"use {least / 1e3} to {most / 1e3}"
         raise ValueError(
@@ -295,15 +300,16 @@ class SelfViTForMAE(MAEPreTrainedModel):
         """Compute the loss of one (micro-)batch of images.
 
         Args:
-            pixel_values: (B, C, H, W), normalized; H and W are multiples of the patch size.
-            noise: (B, N); the patches of smallest noise are visible. Uniform in 0 to 1 if None.
-            output_prediction: whether to predict the visible patches too, and return all; outside
-                of training if None.
-            kwargs: as for `SelfViTModel`; the encoder's.
+            pixel_values: (B, C, H, W) normalized images; H and W are multiples of the patch size.
+            noise: (B, N) noise; the patches with the smallest noise are visible. Drawn uniformly
+                from 0 to 1 if None.
+            output_prediction: Whether to predict all patches, including the visible ones, and
+                return them. If None, only in evaluation mode.
+            kwargs: Arguments of the encoder, see `SelfViTModel`.
 
         Raises:
-            ValueError: if the mask ratio leaves no patch visible or none masked, or the noise does
-                not fit the images.
+            ValueError: If no patch is visible or none is masked, or the shape of the noise does not
+                match the images.
         """
         if output_prediction is None:
             output_prediction = not self.training
@@ -321,12 +327,12 @@ class SelfViTForMAE(MAEPreTrainedModel):
             self.config.mae_config.norm_pix_loss,
         )
         if self.training and self.observations is not None:
-            figures = {}
-            if len(all_patches) > 1:  # a single image has no mean to be compared with
+            metrics = {}
+            if len(all_patches) > 1:  # the mean of a single image is the image
                 norm_pix_loss = self.config.mae_config.norm_pix_loss
                 variance = variance_between_images(all_patches, norm_pix_loss)
-                figures["explained"] = 1 - loss.detach() / variance.clamp(min=VARIANCE_EPS)
-            self.observations.note(encoded.pooler_output, **figures)
+                metrics["explained"] = 1 - loss.detach() / variance.clamp(min=VARIANCE_EPS)
+            self.observations.record(encoded.pooler_output, **metrics)
         return MAEOutput(
             loss=loss,
             prediction=None if masked_only else prediction.float(),
@@ -342,8 +348,8 @@ class SelfViTForMAE(MAEPreTrainedModel):
             noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
         if noise.shape != (batch_size, num_patches):
             raise ValueError(
-                f"noise must be a number a patch, ({batch_size}, {num_patches}), "
-                f"got {tuple(noise.shape)}."
+                f"noise must be (batch, patches), ({batch_size}, {num_patches}), got "
+                f"{tuple(noise.shape)}; pass one random number per patch, or None."
             )
         return ids_to_keep(noise, self.num_visible(num_patches))
 
@@ -353,24 +359,24 @@ class SelfViTForMAE(MAEPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Fill in the masked patches.
 
-        With `norm_pix_loss` the decoder predicts no brightness and no contrast; each masked patch
-        gets those of the true one, as there are no others.
+        With `norm_pix_loss`, the decoder predicts neither brightness nor contrast, so each masked
+        patch gets mean and std of the original patch.
 
         Args:
-            pixel_values: (B, C, H, W), normalized.
-            noise: (B, N), as for `forward`.
+            pixel_values: (B, C, H, W) normalized images.
+            noise: (B, N) noise, see `forward`.
 
         Returns:
-            images (B, C, H, W) float32, normalized as `pixel_values`, the visible patches theirs;
-            mask (B, N), 1 where a patch was removed.
+            Images (B, C, H, W) float32, normalized as `pixel_values`, with the original visible
+            patches. Mask (B, N), 1 for removed patches.
         """
         output = self(pixel_values, noise, output_prediction=True)
         patch_size = self.config.patch_size
         patches = patchify(pixel_values.float(), patch_size)
         prediction = output.prediction
         if self.config.mae_config.norm_pix_loss:
-            mean, deviation = patch_statistics(patches)
-            prediction = prediction * deviation + mean
+            mean, std = patch_statistics(patches)
+            prediction = prediction * std + mean
         filled = torch.where(output.mask.bool().unsqueeze(-1), prediction, patches)
         grid_size = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
         return unpatchify(filled, patch_size, grid_size), output.mask

@@ -1,25 +1,28 @@
-"""MSN and PMSN: masked views are assigned to the clusters of the whole view.
+"""MSN and PMSN: predict the cluster assignment of a whole view from masked views.
 
 MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment towards the uniform
-distribution; PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) towards any prior. So MSN
-is PMSN with a uniform prior, and one class is both. On top of the encoder: a projection head with
-batch norm, prototypes, a momentum teacher. Sections are MSN's where no other paper is named.
+distribution, PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) towards any prior. MSN is
+therefore PMSN with a uniform prior, and one class implements both. It adds to the encoder a
+projection head with batch norm, prototypes, and a momentum teacher. Sections refer to MSN unless
+another paper is named.
 
-Where implementations differ, the papers' equations decide:
+Where implementations differ, this one follows the equations of the papers:
 
-- The regularizer is KL(mean || prior): with a uniform prior that is ln K - H(mean), the me-max of
-  Eq. 1 and of facebookresearch/msn. Lightly has KL(prior || mean) for its power law; `kl_direction`
-  gives either.
-- Prototypes are trained (Eq. 1), as in facebookresearch/msn; Lightly's examples leave them out of
-  the optimizer. Processes average their gradient, as that of every parameter; the reference sums.
-- Every image has a mask of its own (Sec. 3); the reference draws one for a whole batch. Focal views
-  are masks by themselves (Sec. 3, Fig. 4), so no patch of theirs is dropped: both agree.
-- The teacher's momentum grows linearly and its temperature is 0.025 (Appendix A.1); the reference
-  sharpens predictions at 0.1 by 0.25, which is the same.
+- The regularizer is KL(mean || prior). With a uniform prior it equals ln K - H(mean), the me-max
+  term of Eq. 1 and of facebookresearch/msn. Lightly computes KL(prior || mean) for its power law;
+  `kl_direction` selects one of them.
+- Prototypes are trained (Eq. 1), as in facebookresearch/msn; Lightly's examples do not pass them to
+  the optimizer. Their gradient is averaged over processes, like that of every parameter; the
+  reference sums it.
+- Every image has its own mask (Sec. 3); the reference draws one mask per batch. Patches of focal
+  views are not dropped, because such a view is a mask itself (Sec. 3, Fig. 4); both
+  implementations agree.
+- The teacher's momentum increases linearly, and its temperature is 0.025 (Appendix A.1). The
+  reference sharpens predictions at temperature 0.1 by 0.25, which is equivalent.
 """
 
 # B batch · R random views · F focal views · V anchor views, R + F · N patches
-# K prototypes · D hidden · E output of the head
+# K prototypes · D hidden · E head output
 
 from __future__ import annotations
 
@@ -47,16 +50,16 @@ from .schedules import linear_schedule
 
 @dataclass
 class PMSNOutput(ModelOutput):
-    """What a step of PMSN gives; all are scalars in float32, in nats.
+    """Output of SelfViTForPMSN. All values are float32 scalars in nats.
 
     Args:
-        loss: cross-entropy + regularization_weight * regularizer + entropy_weight * entropy.
-        cross_entropy: of the anchors' predictions under the targets', mean over anchor views and
-            images.
-        regularizer: divergence between mean prediction and prior.
-        entropy: of an anchor's prediction, mean over anchor views and images.
-        mean_entropy: of the mean prediction over all anchors and processes; its exponential is the
-            number of prototypes in use, and 0 is collapse.
+        loss: cross_entropy + regularization_weight * regularizer + entropy_weight * entropy.
+        cross_entropy: Cross-entropy between the targets and the predictions of the anchors, mean
+            over anchor views and images.
+        regularizer: Divergence between mean prediction and prior.
+        entropy: Entropy of the predictions of the anchors, mean over anchor views and images.
+        mean_entropy: Entropy of the mean prediction over all anchors and processes. Its exponential
+            is the number of prototypes in use; 0 means collapse.
     """
 
     loss: Tensor | None = None
@@ -67,10 +70,10 @@ class PMSNOutput(ModelOutput):
 
 
 def num_patches_kept(num_patches: int, patch_drop_ratio: float) -> int:
-    """Return how many patches of a random view are kept.
+    """Return the number of patches of a random view that are kept.
 
     Raises:
-        ValueError: if that is none.
+        ValueError: If no patch is kept.
     """
     num_kept = num_to_keep(num_patches, patch_drop_ratio)
     if num_kept < 1:
@@ -82,11 +85,11 @@ def num_patches_kept(num_patches: int, patch_drop_ratio: float) -> int:
 
 
 def sharpen(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """Raise probabilities to 1/temperature and renormalize, all of it in logarithms.
+    """Raise probabilities to 1/temperature and renormalize, in the log domain.
 
     Args:
-        log_probabilities: (*, K), or logits: their normalization cancels.
-        temperature: unitless, above 0; below 1 is sharper.
+        log_probabilities: (*, K) log-probabilities or logits; their normalization cancels.
+        temperature: Unitless, above 0; values below 1 sharpen.
 
     Returns:
         (*, K) log-probabilities, float32.
@@ -98,17 +101,17 @@ def sharpen(log_probabilities: Tensor, temperature: float) -> Tensor:
 def sinkhorn(log_probabilities: Tensor, num_iterations: int) -> Tensor:
     """Balance the assignments of a batch over the prototypes (SwAV, arXiv 2006.09882, Sec. 3.1).
 
-    Each iteration gives every prototype the same weight over the images of all processes, then
-    every image the weight 1. In logarithms: a prototype that no image is near has a weight that
-    float32 would round to 0, and the reference would divide by it.
+    Each iteration normalizes the total weight of every prototype over the images of all processes,
+    then the weight of every image to 1. It works in the log domain: the weight of a prototype that
+    is far from all images would be 0 in float32, and the reference would divide by it.
 
     Args:
         log_probabilities: (B, K), float32.
-        num_iterations: 0 changes nothing.
+        num_iterations: Number of iterations; 0 returns the argument.
 
     Returns:
-        (B, K) log-probabilities; rows sum to 1. For a single image they are uniform: balance leaves
-        it no choice.
+        (B, K) log-probabilities; probabilities of a row sum to 1. They are uniform for a single
+        image.
     """
     for _ in range(num_iterations):
         of_prototypes = all_reduce_logsumexp(log_probabilities.logsumexp(dim=0))
@@ -122,25 +125,25 @@ def power_law_prior(
     """Return 1 / k^exponent for k = 1 to K, normalized (PMSN, arXiv 2210.07277).
 
     Args:
-        num_prototypes: K.
-        exponent: unitless; 0 gives the uniform distribution.
-        device: where the prior is made.
+        num_prototypes: Number of prototypes (K).
+        exponent: Unitless; 0 gives the uniform distribution.
+        device: Device of the result.
 
     Returns:
-        (K,) log-probabilities, float32, in falling order.
+        (K,) log-probabilities, float32, in decreasing order.
     """
     ranks = torch.arange(1, num_prototypes + 1, dtype=torch.float32, device=device)
     return F.log_softmax(-exponent * ranks.log(), dim=0)
 
 
 def mean_prediction(log_probabilities: Tensor) -> Tensor:
-    """Return the mean over all rows of all processes (Sec. 3), as logarithm, with gradient.
+    """Return the log of the mean over all rows and processes (Sec. 3), with gradient.
 
     Args:
         log_probabilities: (*, K).
 
     Returns:
-        (K,) log-probabilities; finite, even where the mean itself is 0 in float32.
+        (K,) log-probabilities; finite even if the mean itself rounds to 0 in float32.
     """
     rows = log_probabilities.flatten(0, -2)
     count = all_reduce_sum(rows.new_tensor(len(rows)))
@@ -148,15 +151,15 @@ def mean_prediction(log_probabilities: Tensor) -> Tensor:
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p || q) in nats, of log-probabilities (K,)."""
+    """Return KL(p || q) in nats for two distributions, given as log-probabilities (K,)."""
     return (log_p.exp() * (log_p - log_q)).sum()
 
 
 class PMSNHead(nn.Module):
     """Projection head: three linear layers, batch norm and GELU after the first two (Appendix A.1).
 
-    No bias before a batch norm, which would take it away again. Each call normalizes its rows by
-    each other, in training.
+    Layers before a batch norm have no bias, because batch norm would cancel it. In training, batch
+    norm uses the statistics of the rows of one call.
     """
 
     def __init__(self, in_features: int, config: PMSNConfig):
@@ -176,7 +179,7 @@ class PMSNHead(nn.Module):
 
 
 class PMSNLoss(nn.Module):
-    """Cross-entropy between targets and anchors, and what draws their mean to the prior (Eq. 1)."""
+    """Cross-entropy between targets and anchors, plus the regularizer and an entropy (Eq. 1)."""
 
     def __init__(self, config: PMSNConfig):
         super().__init__()
@@ -186,13 +189,13 @@ class PMSNLoss(nn.Module):
         """Compare the anchor views of each image with its target.
 
         Args:
-            anchors: (V, B, E), the student's outputs.
-            targets: (B, E), the teacher's outputs; no gradient flows into them, nor through their
-                predictions into the prototypes.
+            anchors: (V, B, E) outputs of the student.
+            targets: (B, E) outputs of the teacher; no gradient flows into them, nor through them
+                into the prototypes.
             prototypes: (K, E).
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: If the shapes do not match.
         """
         if (
             anchors.dim() != 3
@@ -200,9 +203,9 @@ class PMSNLoss(nn.Module):
             or anchors.shape[-1] != prototypes.shape[-1]
         ):
             raise ValueError(
-                "PMSN compares anchors (views, batch, width) with targets (batch, width) by "
-                f"prototypes (number, width); got {tuple(anchors.shape)}, {tuple(targets.shape)} "
-                f"and {tuple(prototypes.shape)}."
+                "anchors must be (views, batch, width), targets (batch, width) and prototypes "
+                f"(number, width); got {tuple(anchors.shape)}, {tuple(targets.shape)} and "
+                f"{tuple(prototypes.shape)}."
             )
         config = self.config
         with torch.autocast(anchors.device.type, enabled=False):
@@ -211,7 +214,7 @@ class PMSNLoss(nn.Module):
             log_predictions = sharpen(cosines, config.student_temperature)
             log_targets = self.log_targets(targets, prototypes)
 
-            # an image's views share its target, so their mean is taken before the product
+            # the views of an image share its target, so average them before the product
             agreement = (log_targets.exp() * log_predictions.mean(dim=0)).sum(dim=-1)  # (B,)
             cross_entropy = -agreement.mean()
             log_mean = mean_prediction(log_predictions)
@@ -231,7 +234,7 @@ class PMSNLoss(nn.Module):
 
     @torch.no_grad()
     def log_targets(self, targets: Tensor, prototypes: Tensor) -> Tensor:
-        """Return the targets' log-probabilities, (B, K) float32, of (B, E) and (K, E)."""
+        """Return the log-probabilities of targets: (B, E) and (K, E) -> (B, K) float32."""
         prototypes = F.normalize(prototypes.float(), dim=-1)
         cosines = F.normalize(targets.float(), dim=-1) @ prototypes.T  # (B, K)
         log_targets = sharpen(cosines, self.config.teacher_temperature)
@@ -246,7 +249,7 @@ class PMSNLoss(nn.Module):
 
 
 class PMSNNetwork(nn.Module):
-    """An encoder and its head; the student is one."""
+    """Encoder with projection head: the student."""
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
@@ -255,10 +258,9 @@ class PMSNNetwork(nn.Module):
 
 
 class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
-    """MSN and PMSN, with a teacher (the target network) and a student (the anchor network).
+    """MSN and PMSN with a teacher (the target network) and a student (the anchor network).
 
-    `vit` and `head` are the teacher, the network to take features from; `student` and `prototypes`
-    are what is trained.
+    `vit` and `head` are the teacher, which embeds images; `student` and `prototypes` are trained.
     """
 
     main_input_name = "target_view"
@@ -269,22 +271,22 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
         pmsn = config.pmsn_config
-        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # or an error
+        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # check
         self.vit = SelfViTModel(config)
         self.head = PMSNHead(config.hidden_size, pmsn)
         self.student = PMSNNetwork(config)
         self.prototypes = nn.Parameter(torch.empty(pmsn.num_prototypes, pmsn.head_output_size))
         self.loss = PMSNLoss(pmsn)
-        self._figures: dict[str, Tensor] = {}  # of the last training step, for the log
+        self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
         self.post_init()
-        self.restart_teacher()
+        self.init_teacher_from_student()
         self.train()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize as the encoder does.
+        """Initialize one module, as in the encoder except for the following.
 
-        Prototypes: uniform in +-1/sqrt(E), as the reference.
+        Prototypes: uniform in +-1/sqrt(E), as in the reference.
         """
         super()._init_weights(module)
         if isinstance(module, SelfViTForPMSN):
@@ -292,11 +294,12 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             init.uniform_(module.prototypes, -bound, bound)
 
     def train(self, mode: bool = True) -> SelfViTForPMSN:
-        """Set the student's mode; the teacher stays without gradient, its encoder in evaluation.
+        """Set the mode of the student and of the teacher's head.
 
-        The teacher's head is in training mode with the student's, as in the reference: its batch
-        norm normalizes the targets by each other. Its running statistics are therefore of its own
-        features, and no average of the student's, which sees masked views.
+        The teacher has no gradients, and its encoder stays in evaluation mode. Its head follows the
+        student's mode, as in the reference: in training, its batch norm uses the statistics of the
+        targets. The running statistics of the teacher are therefore those of its own features, not
+        an average of the student's, which sees masked views.
         """
         super().train(mode)
         self.vit.train(False).requires_grad_(False)
@@ -315,38 +318,39 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         """Compute the loss of one (micro-)batch of views.
 
         Args:
-            target_view: (B, C, H, W), the view that the teacher sees, whole.
-            random_views: (R, B, C, H, W), anchor views that lose patches at random.
-            focal_views: (F, B, C, h, w), smaller crops, anchor views that are seen whole, or None.
-            noise: (R, B, N), float32: of each random view the patches of the largest numbers are
+            target_view: (B, C, H, W) whole views for the teacher.
+            random_views: (R, B, C, H, W) anchor views whose patches are dropped at random.
+            focal_views: (F, B, C, h, w) smaller crops, anchor views without dropped patches, or
+                None.
+            noise: (R, B, N) float32 noise; the patches of a random view with the largest noise are
                 dropped. Drawn uniformly if None.
 
         Returns:
-            loss, and the figures it is made of.
+            Loss and its terms.
 
         Raises:
-            ValueError: if shapes do not fit, no patch would be left, or, in training, the batch is
-                of one image and batch norm has nothing to compare.
+            ValueError: If shapes do not match, no patch is left, or the batch has a single image in
+                training, for which batch norm is undefined.
         """
         with torch.no_grad():
             (features,) = self.vit.class_tokens(target_view)
             targets = self.head(features)  # (B, E)
 
-        # views of one size are one batch, for the encoder and for the batch norm of the head
+        # one batch per size of views, for the encoder and for the batch norm of the head
         ids_keep = self._patches_to_keep(random_views, noise)
         anchors = [self._project(random_views, ids_keep)]
         if focal_views is not None and len(focal_views):
             anchors.append(self._project(focal_views))
         output = self.loss(torch.cat(anchors), targets, self.prototypes)
         if self.training:
-            self._figures = {
+            self._metrics = {
                 name: output[name].detach()
                 for name in ("cross_entropy", "regularizer", "mean_entropy")
             }
         if self.training and self.observations is not None:
             with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
                 log_targets = self.loss.log_targets(targets, self.prototypes)
-                self.observations.note(
+                self.observations.record(
                     features,
                     log_targets,
                     kl_teacher_student=output.cross_entropy - entropy(log_targets).mean(),
@@ -361,7 +365,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         return self.student.head(features).unflatten(0, (num_views, batch_size))
 
     def _patches_to_keep(self, views: Tensor, noise: Tensor | None) -> Tensor | None:
-        """Return ids_keep (R * B, K) for the random views, or None if none is dropped."""
+        """Return ids_keep (R * B, K) of the random views, or None if no patch is dropped."""
         ratio = self.config.pmsn_config.patch_drop_ratio
         if ratio == 0:
             return None
@@ -371,26 +375,26 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             noise = torch.rand(shape, device=views.device)
         elif noise.shape != shape:
             raise ValueError(
-                f"noise must hold a number for each patch of the random views, {shape}; "
-                f"got {tuple(noise.shape)}."
+                f"noise must be (random views, batch, patches), {shape}, got {tuple(noise.shape)}; "
+                "pass one random number per patch, or None."
             )
         return ids_to_keep(noise.flatten(0, 1), num_patches_kept(shape[-1], ratio)).ids_keep
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters of the student, and the prototypes unless they are frozen."""
+        """Return names and parameters of the student, and the prototypes unless frozen."""
         yield from self.student.named_parameters(prefix="student")
         if self.prototypes.requires_grad:
             yield "prototypes", self.prototypes
 
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
-        """Move the teacher, momentum along a line (Appendix A.1)."""
+        """Update the teacher, with linearly increasing momentum (Appendix A.1)."""
         pmsn = self.config.pmsn_config
         momentum = linear_schedule(
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
         )
-        self.move_teacher(momentum)
-        figures = {name: mean_over_processes(value) for name, value in self._figures.items()}
-        return {"teacher_momentum": momentum} | {name: x.item() for name, x in figures.items()}
+        self.update_teacher(momentum)
+        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
+        return {"teacher_momentum": momentum} | {name: x.item() for name, x in metrics.items()}
 
 
 __all__ = ["PMSNHead", "PMSNLoss", "PMSNOutput", "SelfViTForPMSN"]

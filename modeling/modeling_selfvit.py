@@ -1,15 +1,14 @@
-"""The vision transformer (arXiv 2010.11929): encoder, classifier and backbone.
+"""Vision transformer (arXiv 2010.11929): encoder, classifier and backbone.
 
-The encoder is deterministic: whoever wants patches masked hands in which ones to keep.
+The encoder is deterministic: for masking, the caller passes the indices of the patches to keep.
 """
 
-# B batch · C channels · H, W pixels · P patch size · N patches · K patches kept
+# B batch · C channels · H, W pixels · P patch size · N patches · K kept patches
 # T tokens (class, registers, patches) · D hidden · L classes · E embedding
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,20 +30,19 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
 from .checkpoints.pretrained import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
-from .observations import Observations
 from .pooling import pool
 from .position_embeddings import sincos_position_embeddings
+from .trainable import Trainable
 
 
-class SelfViTPreTrainedModel(CheckpointModel):
-    """What all selfvit models share: initialization, checkpoints, what the training loop asks."""
+class SelfViTPreTrainedModel(Trainable, CheckpointModel):
+    """Base of all selfvit models: initialization, checkpoints, interface to the training loop."""
 
     config: SelfViTConfig
-    vit: Any  # SelfViTModel; transformers evaluates annotations before that class exists
     config_class = SelfViTConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
-    input_modalities: Any = ("image",)  # a tuple, as transformers' own models have
+    input_modalities: Any = ("image",)  # a tuple, as in transformers' own models
     supports_gradient_checkpointing = True
     _no_split_modules = ["SelfViTPatchEmbeddings", "SelfViTEmbeddings", "SelfViTLayer"]
     _supports_sdpa = True
@@ -57,13 +55,14 @@ class SelfViTPreTrainedModel(CheckpointModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize one module, as DINO does.
+        """Initialize one module, as in DINO.
 
-        Linear weights, class, register and position embeddings: normal truncated at 2 (in absolute
-        terms, so in effect not at all), standard deviation `initializer_range`. Linear biases: 0.
-        Patch projection: uniform in +-1/sqrt(fan in), bias too (torch's own, which DINO leaves as
-        it is). LayerNorm: 1 and 0. Batch norm: the same, running mean 0 and variance 1. LayerScale:
-        `layerscale_value`. Mask token: 0. Fixed positions: sine-cosine.
+        Linear weights, class and register tokens, learned positions: normal with std
+        `initializer_range`, truncated at the absolute value 2 (which has no effect in practice).
+        Linear biases: 0. Patch projection, including its bias: uniform in +-1/sqrt(fan in), torch's
+        default, which DINO keeps. LayerNorm: weight 1, bias 0. Batch norm: the same, running mean
+        0, running variance 1. LayerScale: `layerscale_value`. Mask token: 0. Fixed positions:
+        sine-cosine.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -100,7 +99,7 @@ class SelfViTPreTrainedModel(CheckpointModel):
 
     @classmethod
     def auto_classes(cls) -> dict[str, type]:
-        """Return the classes that open what this one saves, by the Auto class that gives them."""
+        """Return the classes that open a checkpoint of this class, by Auto class."""
         classes: dict[str, type] = {
             "AutoConfig": SelfViTConfig,
             "AutoModel": SelfViTModel,
@@ -108,57 +107,21 @@ class SelfViTPreTrainedModel(CheckpointModel):
             "AutoBackbone": SelfViTBackbone,
         }
         if cls.objective_field is not None:
-            # not what was derived from it elsewhere: FSDP derives a class of its own, users may
+            # skip subclasses defined elsewhere: FSDP derives its own class, and users may do so
             folder = __name__.rpartition(".")[0]
             classes["AutoModelForPreTraining"] = next(
                 base for base in cls.__mro__ if base.__module__.rpartition(".")[0] == folder
             )
         return classes
 
-    # What the training loop asks of every model it trains. An objective overrides what it needs.
-
-    # Names of parameters that weight decay leaves alone, besides biases and other vectors.
-    undecayed_parameters: tuple[str, ...] = ()
-
-    # Where `forward` notes what the collapse monitors read; None in the steps that they leave out.
-    observations: Observations | None = None
-
-    @property
-    def trained_encoder(self) -> SelfViTModel:
-        """The encoder that the optimizer trains: the student's, where there is a teacher."""
-        return self.vit
-
-    def restart_from_encoder(self) -> None:
-        """Bring the other networks into line after pretrained weights were loaded into `vit`."""
-
-    def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimizer trains."""
-        return (
-            (name, parameter)
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad
-        )
-
-    def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
-        """Values of this step that `forward` takes as keyword arguments."""
-        return {}
-
-    def before_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Change gradients, after they were accumulated and before they are clipped."""
-
-    def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
-        """Update what the optimizer does not (teacher, center); return what is worth logging."""
-        return {}
-
 
 class SelfViTModel(SelfViTPreTrainedModel):
-    """The encoder.
+    """Encoder.
 
-    `pooler_output` is the image's embedding; there is no pooler with weights of its own.
+    `pooler_output` is the embedding of the image. The pooling has no weights.
     """
 
-    # A checkpoint of any objective opens as its encoder: what lies beside `vit.*` is known, and
-    # left out.
+    # Checkpoints of all objectives open as an encoder, without their other weights.
     _keys_to_ignore_on_load_unexpected = [
         r"^(head|student|decoder|loss|classifier(_norm)?|unused)\.",
         r"^prototypes$",
@@ -178,18 +141,18 @@ class SelfViTModel(SelfViTPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, network: str = "teacher", **kwargs: Any
     ):
-        """Load the encoder of any selfvit checkpoint, otherwise as transformers does.
+        """Load the encoder of a selfvit checkpoint of any class.
 
         Args:
-            pretrained_model_name_or_path: folder or Hub id.
-            args: as for transformers' `from_pretrained`.
-            network: "teacher" is the network to take features from (`vit.*`; where an objective has
-                no teacher, its only encoder). "student" is the one that the optimizer trained, of a
-                checkpoint that has both.
-            kwargs: as for transformers' `from_pretrained`.
+            pretrained_model_name_or_path: Checkpoint folder or Hub id.
+            args: Arguments of transformers' `from_pretrained`.
+            network: "teacher" loads the encoder that embeds images (`vit.*`), which is the only
+                encoder of objectives without a teacher. "student" loads the encoder that the
+                optimizer trained, from a checkpoint that has both.
+            kwargs: Keyword arguments of transformers' `from_pretrained`.
 
         Raises:
-            ValueError: for another network, or the student of a checkpoint that has none.
+            ValueError: If `network` is unknown, or the checkpoint has no student.
         """
         if network not in ("teacher", "student"):
             raise ValueError(f"network ({network!r}) must be 'teacher' or 'student'.")
@@ -203,8 +166,8 @@ class SelfViTModel(SelfViTPreTrainedModel):
         model, loading_info = loaded
         if loading_info["missing_keys"]:
             raise ValueError(
-                f"network ('student'): {pretrained_model_name_or_path} holds no student; "
-                "use network='teacher' for its encoder."
+                "network='student' needs a checkpoint with a student, and "
+                f"{pretrained_model_name_or_path} has none; use network='teacher' for its encoder."
             )
         return (model, loading_info) if with_loading_info else model
 
@@ -220,21 +183,21 @@ class SelfViTModel(SelfViTPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: (B, C, H, W), normalized; H and W are multiples of the patch size, else
-                any.
-            ids_keep: (B, K) indices of the patches to keep, row by row from the top left; the
-                others are left out before the first block.
-            bool_masked_pos: (B, N), True (1) is a patch to replace by the mask token, False (0) is
-                kept.
+            pixel_values: (B, C, H, W) normalized images; H and W are any multiples of the patch
+                size.
+            ids_keep: (B, K) indices of the patches to keep, counted row by row from the top left;
+                the others are removed before the first block.
+            bool_masked_pos: (B, N); patches with True (1) are replaced by the mask token, patches
+                with False (0) are kept.
             kwargs: `output_hidden_states`, `output_attentions` (with attn_implementation="eager"),
                 `return_dict`.
 
         Returns:
-            last_hidden_state (B, T, D), normalized; pooler_output (B, E) by `config.pooling`.
+            last_hidden_state (B, T, D), normalized; pooler_output (B, E), see `config.pooling`.
 
         Raises:
-            ValueError: if the patch size does not divide H or W, or the channels are others than
-                the model's.
+            ValueError: If H or W is not a multiple of the patch size, or the number of channels
+                does not match the model.
         """
         hidden_states = self._embed_tokens(pixel_values, ids_keep, bool_masked_pos)
         class_tokens = []
@@ -251,10 +214,10 @@ class SelfViTModel(SelfViTPreTrainedModel):
         )
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Return `pooler_output` alone, computing only what the pooling needs.
+        """Return `pooler_output` only, and compute only what the pooling needs.
 
         Args:
-            pixel_values: (B, C, H, W), as for `forward`.
+            pixel_values: (B, C, H, W) images, see `forward`.
 
         Returns:
             (B, E).
@@ -267,17 +230,17 @@ class SelfViTModel(SelfViTPreTrainedModel):
     def class_tokens(
         self, pixel_values: Tensor, num_blocks: int = 1, ids_keep: Tensor | None = None
     ) -> list[Tensor]:
-        """Return the normalized class tokens of the last blocks, without the patches' last ones.
+        """Return the normalized class tokens of the last blocks.
 
-        The last block runs for one query: patches still answer it, and are not computed themselves.
+        In the last block, only the class token is a query; patches are keys and values.
 
         Args:
-            pixel_values: (B, C, H, W), as for `forward`.
-            num_blocks: how many blocks, counted from the last.
-            ids_keep: (B, K) indices of the patches to keep, as for `forward`.
+            pixel_values: (B, C, H, W) images, see `forward`.
+            num_blocks: Number of blocks, counted from the last.
+            ids_keep: (B, K) indices of the patches to keep, see `forward`.
 
         Returns:
-            `num_blocks` tensors (B, D), the last block's last.
+            `num_blocks` tensors (B, D), in the order of the blocks.
         """
         hidden_states = self._embed_tokens(pixel_values, ids_keep)
         class_tokens = []
@@ -295,30 +258,30 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Cross-entropy with probabilities of the classes, in nats, mean over images, in float32.
+    """Return the cross-entropy with class probabilities in nats, mean over images, in float32.
 
     Args:
         logits: (B, L).
         probabilities: (B, L), rows sum to 1.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: If the shapes differ.
     """
     if probabilities.shape != logits.shape:
         raise ValueError(
-            f"labels {tuple(probabilities.shape)} of floats are probabilities of the classes, and "
-            f"must have the shape of the logits, {tuple(logits.shape)}; give class indices as "
-            "integers, (batch,)."
+            "float labels are class probabilities and must have the shape of the logits, "
+            f"{tuple(logits.shape)}; got {tuple(probabilities.shape)}. Pass class indices as "
+            "integers of shape (batch,)."
         )
     return F.cross_entropy(logits.float(), probabilities.to(logits.device).float())
 
 
 class SelfViTForImageClassification(SelfViTPreTrainedModel):
-    """The encoder with a linear layer on its embedding.
+    """Encoder with a linear layer on its embedding.
 
-    With `config.classifier_batch_norm` the embedding is standardized first, by a batch norm without
-    weights: of the batch in training, by running statistics in evaluation (MAE, arXiv 2111.06377,
-    Appendix A.1, "Linear probing").
+    With `config.classifier_batch_norm`, a batch norm without weights standardizes the embedding
+    first, by the statistics of the batch in training and by running statistics in evaluation (MAE,
+    arXiv 2111.06377, Appendix A.1, "Linear probing").
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\.", r"^prototypes$"]
@@ -328,7 +291,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         self.num_labels = config.num_labels
         self.vit = SelfViTModel(config)
         self.classifier_norm = (
-            # 1e-6: MAE, main_linprobe.py; features that vary little are standardized all the same
+            # 1e-6: MAE, main_linprobe.py; small enough for features of low variance
             BatchNorm(config.embedding_size, eps=1e-6, affine=False)
             if config.classifier_batch_norm
             else nn.Identity()
@@ -341,7 +304,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         self.post_init()
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        """(B, E) -> (B, L), logits."""
+        """Return logits: (B, E) -> (B, L)."""
         return self.classifier(self.classifier_norm(embeddings))
 
     @can_return_tuple
@@ -354,20 +317,20 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         """Classify images.
 
         Args:
-            pixel_values: (B, C, H, W).
-            labels: with them the output has a loss. (B,) int64: class indices, cross-entropy.
-                (B, L) floats, rows sum to 1: probabilities of the classes, as mixup, cutmix and
-                label smoothing give them; cross-entropy too. `config.problem_type` changes what
-                floats mean, as in transformers: "multi_label_classification" (B, L), a binary
-                cross-entropy for each class; "regression" (B, L), squared error, which is also
-                what a model of a single output does.
-            kwargs: as for `SelfViTModel`.
+            pixel_values: (B, C, H, W) images.
+            labels: Labels for the loss, or None. (B,) int64 are class indices, and (B, L) floats
+                whose rows sum to 1 are class probabilities, as from mixup, cutmix and label
+                smoothing; the loss is the cross-entropy. `config.problem_type` changes the meaning
+                of floats, as in transformers: "multi_label_classification" (B, L) uses a binary
+                cross-entropy per class, and "regression" (B, L) the squared error, which is also
+                used by a model with a single output.
+            kwargs: Arguments of `SelfViTModel`.
 
         Returns:
-            logits (B, L), loss (scalar) where there are labels.
+            Logits (B, L), and the loss (scalar) if labels are given.
 
         Raises:
-            ValueError: if probabilities are of another shape than the logits.
+            ValueError: If class probabilities do not have the shape of the logits.
         """
         outputs = self.vit(pixel_values, **kwargs)
         logits = self.classify(outputs.pooler_output)
@@ -384,7 +347,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
         )
 
     def _are_probabilities(self, labels: Tensor) -> bool:
-        # transformers takes floats for several labels an image where nothing is said
+        # without a problem_type, transformers treats floats as multi-label targets
         return (
             labels.is_floating_point()
             and (self.config.num_labels or 0) > 1
@@ -393,7 +356,7 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
 
 
 class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
-    """The encoder as a backbone: normalized feature maps of chosen blocks, for dense heads."""
+    """Encoder as a backbone: normalized feature maps of selected blocks, for dense heads."""
 
     _keys_to_ignore_on_load_unexpected = [
         r"^(head|student|decoder|loss|classifier(_norm)?)\.",
@@ -412,17 +375,17 @@ class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
         """Encode images to feature maps.
 
         Args:
-            pixel_values: (B, C, H, W).
-            kwargs: as for `SelfViTModel`.
+            pixel_values: (B, C, H, W) images.
+            kwargs: Arguments of `SelfViTModel`.
 
         Returns:
-            feature_maps: for each of `config.out_features`, (B, D, H/P, W/P); without
-            `config.reshape_hidden_states` class token and patches, (B, 1 + N, D). Register tokens
-            are left out.
+            feature_maps: (B, D, H/P, W/P) for each of `config.out_features`, or class token and
+            patches (B, 1 + N, D) without `config.reshape_hidden_states`. Register tokens are not
+            included.
         """
         outputs = self.vit(pixel_values, **kwargs)
         grid = self.vit.embeddings.patch_embeddings.grid_of(pixel_values)
-        feature_maps: list[Any] = []  # BackboneOutput is annotated as if it had one
+        feature_maps: list[Any] = []  # BackboneOutput is annotated as a tuple of one
         for stage, hidden_state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage in self.out_features:
                 tokens = self.vit.layernorm(hidden_state)

@@ -1,4 +1,4 @@
-"""The momentum teacher: an exponential moving average of the student."""
+"""Momentum teacher: an exponential moving average (EMA) of the student."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 @torch.no_grad()
 def copy_student(student: nn.Module, teacher: nn.Module) -> None:
-    """Make every parameter and buffer of `teacher` equal to the one of `student`."""
+    """Copy every parameter and buffer of `student` to `teacher`."""
     teacher.load_state_dict(student.state_dict())
 
 
 @torch.no_grad()
-def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
+def update_ema(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Move the teacher towards the student (DINO, arXiv 2104.14294, Sec. 3.1).
 
-    teacher = momentum * teacher + (1 - momentum) * student, for every parameter that is not one of
-    both: a frozen base is shared where adapters train.
+    teacher = momentum * teacher + (1 - momentum) * student
+
+    Parameters that both networks share are skipped: with LoRA, they share the frozen base.
 
     Args:
-        student: the network that the optimizer trains.
-        teacher: a network of the same parameters; changed in place.
-        momentum: unitless, in [0, 1]; 1 leaves the teacher as it is.
+        student: Network that the optimizer trains.
+        teacher: Network with the same parameters; changed in place.
+        momentum: Unitless, in [0, 1]; 1 leaves the teacher unchanged.
     """
     pairs = zip(teacher.parameters(), student.parameters(), strict=True)
     moving = [(average, value) for average, value in pairs if average is not value]
@@ -34,7 +35,7 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
 
 
 class MomentumTeacher:
-    """What models of a teacher (`vit`, `head`) and a `student` with the same two parts share."""
+    """Mixin for models with a teacher (`vit`, `head`) and a `student` with the same two parts."""
 
     vit: Any
     head: Any
@@ -45,23 +46,23 @@ class MomentumTeacher:
         """The student's encoder."""
         return self.student.vit
 
-    def restart_teacher(self) -> None:
-        """Make the teacher, head included, a copy of the student: how training starts."""
+    def init_teacher_from_student(self) -> None:
+        """Copy the student, including its head, to the teacher: the start of training."""
         copy_student(self.student.vit, self.vit)
         copy_student(self.student.head, self.head)
 
-    def restart_from_encoder(self) -> None:
-        """Make the student's encoder a copy of `vit`, after pretrained weights went there.
+    def init_student_from_teacher(self) -> None:
+        """Copy the teacher's encoder to the student after pretrained weights were loaded into it.
 
-        A bare encoder brings no head: the teacher's becomes a copy of the student's again.
+        An encoder checkpoint has no head, so the teacher's head becomes a copy of the student's.
         """
         copy_student(self.vit, self.student.vit)
         copy_student(self.student.head, self.head)
 
-    def move_teacher(self, momentum: float) -> None:
-        """Move the teacher, head included, towards the student."""
-        update_teacher(self.student.vit, self.vit, momentum)
-        update_teacher(self.student.head, self.head, momentum)
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher, including its head, towards the student."""
+        update_ema(self.student.vit, self.vit, momentum)
+        update_ema(self.student.head, self.head, momentum)
 
 
-__all__ = ["MomentumTeacher", "copy_student", "update_teacher"]
+__all__ = ["MomentumTeacher", "copy_student", "update_ema"]

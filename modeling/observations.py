@@ -1,7 +1,7 @@
-"""What a training step shows of itself: figures that tell whether the outputs still say anything.
+"""Statistics of a training step for the collapse monitors.
 
-A model notes them in its `forward` when it is asked to; no forward pass is run for them, no random
-number is drawn, and nothing is read back from the device before `figures`.
+A model records them in its `forward`, from values that it has computed anyway: no extra forward
+pass, no random numbers, and no copy from the device until `metrics` is called.
 """
 
 # M images of a micro-batch · R rows (views of images) · K prototypes · D hidden
@@ -17,53 +17,54 @@ from torch.nn import functional as F  # noqa: N812
 
 from .distributed import all_gather, all_reduce_sum, several_processes
 
-MAX_FEATURES = 256  # images; enough for a rank, and its singular values take milliseconds
+MAX_FEATURES = 256  # images; enough for a rank, and the singular values take milliseconds
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """Return the entropy in nats of each row: (*, K) -> (*)."""
+    """Return the entropy of each row in nats: (*, K) -> (*)."""
     return torch.special.entr(log_probabilities.exp()).sum(dim=-1)
 
 
 def mean_cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Return the cosine of the rows of two (R, D), mean over rows, in float32."""
+    """Return the mean cosine similarity between the rows of two (R, D) tensors, in float32."""
     return F.cosine_similarity(first.float(), second.float(), dim=-1).mean()
 
 
 class Observations:
-    """What one optimizer step showed, over its micro-batches and all processes."""
+    """Statistics of one optimizer step, over its micro-batches and all processes."""
 
     def __init__(self) -> None:
         self._features: list[Tensor] = []
         self._means: dict[str, list[Tensor]] = {}
-        self._probabilities: list[Tensor] = []  # each (1 + K,): number of rows, and their sum
+        self._probabilities: list[Tensor] = []  # each (1 + K,): number of rows, sum of the rows
 
     @torch.no_grad()
-    def note(
+    def record(
         self,
         features: Tensor,
         log_probabilities: Tensor | None = None,
-        **figures: Tensor,
+        **metrics: Tensor,
     ) -> None:
-        """Take note of a micro-batch.
+        """Record the statistics of one micro-batch.
 
         Args:
-            features: (M, D), a row an image, of the network to take features from.
-            log_probabilities: (*, K) of the targets, float32, where there are prototypes.
-            figures: scalars that the objective has computed anyway, or cheaply.
+            features: (M, D) features of the network that embeds images, one row per image.
+            log_probabilities: (*, K) log-probabilities of the targets, float32; None for an
+                objective without prototypes.
+            metrics: Scalars that are already computed, or cheap to compute.
         """
         self._features.append(features.detach().float())
         if log_probabilities is not None:
             rows = log_probabilities.flatten(0, -2)
             total = rows.exp().sum(dim=0)
             self._probabilities.append(torch.cat([total.new_tensor([len(rows)]), total]))
-            figures["teacher_entropy"] = entropy(rows).mean()
-        for name, value in figures.items():
+            metrics["teacher_entropy"] = entropy(rows).mean()
+        for name, value in metrics.items():
             self._means.setdefault(name, []).append(value.detach().float())
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was noted: a model that shows nothing of itself."""
+        """Whether nothing was recorded."""
         return not self._features
 
     @property
@@ -73,39 +74,47 @@ class Observations:
 
     @torch.no_grad()
     def features(self) -> Tensor:
-        """Return up to 256 images' features of all processes, (N, D) float32; collective."""
+        """Return the features of up to 256 images of all processes, (N, D) float32.
+
+        Collective: every process must call it.
+        """
         own = torch.cat(self._features)
         share = MAX_FEATURES // (dist.get_world_size() if several_processes() else 1)
         return all_gather(own[: max(1, share)], dim=0)[0]
 
     @torch.no_grad()
-    def figures(self) -> dict[str, float]:
-        """Return the figures, means over micro-batches and processes; collective.
+    def metrics(self) -> dict[str, float]:
+        """Return the mean of each metric over micro-batches and processes.
 
-        With prototypes, among them (in nats):
+        Collective: every process must call it. With prototypes, the metrics include (in nats unless
+        noted):
 
-        - teacher_entropy: of a target, on average. 0 is one prototype, ln K all of them alike.
-        - teacher_mean_entropy: of the mean target. 0: all images have the same prototype.
-        - teacher_information: their difference, what a target tells of its image, as a share of the
-          most it could, ln K or that of the number of rows (unitless). 0: nothing.
-        - prototypes_in_use: the exponential of teacher_mean_entropy.
+        - teacher_entropy: mean entropy of the targets. 0 means one prototype per target, ln K means
+          uniform targets.
+        - teacher_mean_entropy: entropy of the mean target. 0 means that all images share one
+          prototype.
+        - teacher_information: information that a target carries about its image, the difference of
+          the two above, as a fraction (unitless) of its maximum: ln K, or the logarithm of the
+          number of rows if that is smaller. 0 means none.
+        - prototypes_in_use: exponential of teacher_mean_entropy (a number of prototypes).
         """
         names = list(self._means)
         means = [torch.stack(self._means[name]).mean() for name in names]
-        values = torch.stack([self._features[0].new_ones(()), *means])  # counts the processes
+        # the leading 1 sums to the number of processes
+        values = torch.stack([self._features[0].new_ones(()), *means])
         if self._probabilities:
             values = torch.cat([values, torch.stack(self._probabilities).sum(dim=0)])
         values = all_reduce_sum(values)
         reduced = values[1 : 1 + len(names)] / values[0]
-        figures = dict(zip(names, reduced.tolist(), strict=True))
+        metrics = dict(zip(names, reduced.tolist(), strict=True))
         if self._probabilities:
             num_rows, total = values[1 + len(names)], values[2 + len(names) :]
             mean_entropy = torch.special.entr(total / num_rows).sum().item()
-            figures["teacher_mean_entropy"] = mean_entropy
-            most = math.log(max(2, min(len(total), num_rows.item())))
-            figures["teacher_information"] = (mean_entropy - figures["teacher_entropy"]) / most
-            figures["prototypes_in_use"] = math.exp(mean_entropy)
-        return figures
+            metrics["teacher_mean_entropy"] = mean_entropy
+            maximum = math.log(max(2, min(len(total), num_rows.item())))
+            metrics["teacher_information"] = (mean_entropy - metrics["teacher_entropy"]) / maximum
+            metrics["prototypes_in_use"] = math.exp(mean_entropy)
+        return metrics
 
 
 __all__ = ["MAX_FEATURES", "Observations", "entropy", "mean_cosine"]

@@ -1,4 +1,4 @@
-"""Pooling: from the tokens of an image to its embedding."""
+"""Pooling of the tokens of an image to its embedding."""
 
 # B batch · N patches · D hidden
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 def generalized_mean(patches: Tensor, power: float = 3.0, minimum: float = 1e-6) -> Tensor:
-    """GeM pooling (arXiv 1711.02512, Sec. 3.2), in float32.
+    """Return the generalized mean (GeM, arXiv 1711.02512, Sec. 3.2), computed in float32.
 
     Args:
         patches: (B, N, D).
-        power: 1 is the mean, infinity the maximum; the paper's learned values are close to 3.
-        minimum: tokens are clamped to it first, so that the power is defined.
+        power: Exponent; 1 is the mean, infinity the maximum. The paper's learned values are close
+            to 3.
+        minimum: Lower bound that values are clamped to, so that the power is defined.
 
     Returns:
         (B, D), same dtype.
@@ -27,11 +28,11 @@ def pool(class_tokens: list[Tensor], patches: Tensor | None, pooling: str) -> Te
     """Return the embedding that `SelfViTConfig.pooling` describes.
 
     Args:
-        class_tokens: normalized class tokens (B, D) of the last blocks, as many as the pooling
-            takes.
-        patches: normalized patch tokens (B, N, D), class and register tokens excluded; None where
-            the pooling takes class tokens only.
-        pooling: "cls", "mean", "cls+mean", "gem" or "concat:n".
+        class_tokens: Normalized class tokens (B, D) of the `SelfViTConfig.num_class_blocks` last
+            blocks.
+        patches: Normalized patch tokens (B, N, D), without class and register tokens. May be None
+            if the pooling uses class tokens only.
+        pooling: Kind of pooling: "cls", "mean", "cls+mean", "gem" or "concat:n".
 
     Returns:
         (B, E), with E = `SelfViTConfig.embedding_size`.

@@ -1,4 +1,4 @@
-"""Position embeddings of a grid of patches."""
+"""Position embeddings for a grid of patches."""
 
 # D hidden · H rows · W columns
 
@@ -12,16 +12,16 @@ from torch.nn import functional as F  # noqa: N812
 def sincos_position_embeddings(hidden_size: int, grid_size: tuple[int, int]) -> Tensor:
     """Return the fixed two-dimensional sine-cosine embeddings of MAE (arXiv 2111.06377).
 
-    The first half of the channels encodes the column, the second the row; within a half, sines come
-    before cosines, over hidden_size / 4 frequencies from 1 down to 1 / 10000.
+    The first half of the channels encodes the column, the second half the row. Within a half, sines
+    come before cosines, over hidden_size / 4 frequencies from 1 down to 1 / 10000.
 
     Args:
-        hidden_size: a multiple of 4.
-        grid_size: (rows, columns).
+        hidden_size: Width of the tokens; a multiple of 4.
+        grid_size: (rows, columns) of patches.
 
     Returns:
-        (1, 1 + rows * columns, hidden_size) in torch's default dtype, as parameters are; the class
-        token's are zero.
+        (1, 1 + rows * columns, hidden_size) in torch's default dtype, like parameters; zero for the
+        class token.
     """
     rows, columns = grid_size
     exponents = torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size / 4)
@@ -39,12 +39,13 @@ def sincos_position_embeddings(hidden_size: int, grid_size: tuple[int, int]) -> 
 def interpolate_position_embeddings(
     position_embeddings: Tensor, stored_grid: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
-    """Resize the patches' embeddings to another grid (bicubic, by size, in float32).
+    """Resize the embeddings of the patches to another grid (bicubic, by size, in float32).
 
     Args:
-        position_embeddings: (1, 1 + rows * columns, D); the first is the class token's and stays.
-        stored_grid: (rows, columns) of the argument.
-        grid: (rows, columns) wanted.
+        position_embeddings: (1, 1 + rows * columns, D); the first embedding belongs to the class
+            token and is not changed.
+        stored_grid: (rows, columns) of `position_embeddings`.
+        grid: (rows, columns) of the result.
 
     Returns:
         (1, 1 + rows * columns of `grid`, D), same dtype.

@@ -1,4 +1,4 @@
-"""Every model class of the package, by name."""
+"""Registry of the model classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .modeling_selfvit import SelfViTBackbone, SelfViTForImageClassification, Se
 
 ModelClass = type[PreTrainedModel]
 
-# One line an objective; transformers picks by `config.architectures`.
+# One class per objective; transformers selects one by `config.architectures`.
 PRETRAINING_CLASSES: tuple[ModelClass, ...] = (SelfViTForDINO, SelfViTForMAE, SelfViTForPMSN)
 
 TRAINABLE_CLASSES: dict[str, ModelClass] = {

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step, counted from 0."""
+"""Schedules as pure functions of the step, which is counted from 0."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import math
 def cosine_schedule(
     step: int, num_steps: int, start: float, end: float, *, num_warmup_steps: int = 0
 ) -> float:
-    """Rise linearly from 0 to `start` over the warm-up, then follow half a cosine towards `end`.
+    """Return the value of a linear warm-up from 0 to `start`, followed by half a cosine to `end`.
 
-    The value that facebookresearch/dino's `cosine_scheduler` has at this step: the warm-up reaches
-    `start` at its own last step, and the cosine would reach `end` at step `num_steps`.
+    The values are those of `cosine_scheduler` in facebookresearch/dino: the last step of the
+    warm-up has the value `start`, and the cosine would reach `end` at step `num_steps`.
 
     Args:
-        step: optimizer step, from 0 to `num_steps` - 1.
-        num_steps: optimizer steps of the whole run.
-        start: value after the warm-up.
-        end: value at the end.
-        num_warmup_steps: steps of the warm-up; 0 starts at `start`.
+        step: Index of the optimizer step, from 0 to `num_steps` - 1.
+        num_steps: Number of optimizer steps of the run.
+        start: Value after the warm-up.
+        end: Value at the end.
+        num_warmup_steps: Number of steps of the warm-up; 0 begins with `start`.
     """
     if step < num_warmup_steps:
         return start * step / max(1, num_warmup_steps - 1) if num_warmup_steps > 1 else start
@@ -27,7 +27,7 @@ def cosine_schedule(
 
 
 def linear_schedule(step: int, num_warmup_steps: int, start: float, end: float) -> float:
-    """Go linearly from `start` to `end` over `num_warmup_steps`, and stay there."""
+    """Return the value of a line from `start` to `end` over `num_warmup_steps`, then `end`."""
     if step >= num_warmup_steps - 1:
         return end
     return start + (end - start) * step / (num_warmup_steps - 1)

@@ -1,4 +1,4 @@
-"""Reference values: what the authors' code computes, in `tests/golden`."""
+"""Reference values from the code of the authors, stored in `tests/golden`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def load_golden(file_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of a file by name, and the configuration the reference ran with."""
+    """Return the tensors of a file by name, and the configuration of the reference."""
     with safe_open(FOLDER / f"{file_name}.safetensors", "pt") as file:
         names = file.keys()
         tensors = {name: file.get_tensor(name) for name in names}
@@ -22,7 +22,7 @@ def load_golden(file_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the reference's state dict, in its own names."""
+    """Return the state dict of the reference, with its own names."""
     return {
         name.removeprefix("weights."): tensor
         for name, tensor in tensors.items()

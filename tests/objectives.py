@@ -1,4 +1,4 @@
-"""The objectives whose contracts are tested: a new one joins by one entry of `OBJECTIVES`."""
+"""Tiny models of every objective. The contract tests run for each entry of `OBJECTIVES`."""
 
 # B batch · C channels · H, W pixels
 
@@ -24,7 +24,7 @@ from selfvit import (
 
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
-    """Return an encoder that runs in a millisecond: 4 x 4 patches, 3 blocks."""
+    """Return the configuration of a tiny encoder with 4 x 4 patches and 3 blocks."""
     geometry = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
@@ -36,13 +36,13 @@ def tiny_config(**overrides: Any) -> SelfViTConfig:
 
 
 def tiny_dino_config(**overrides: Any) -> DINOConfig:
-    """Return a small head."""
+    """Return the configuration of a small head."""
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     return DINOConfig(**{**sizes, **overrides})
 
 
 def tiny_pmsn_config(**overrides: Any) -> PMSNConfig:
-    """Return a small head; half of the patches of a random view are dropped."""
+    """Return the configuration of a small head; half of the patches are dropped."""
     sizes = {
         "num_prototypes": 24,
         "head_hidden_size": 32,
@@ -58,7 +58,7 @@ def anchor_and_target_views(
     num_random_views: int = 2,
     num_focal_views: int = 2,
 ) -> dict[str, Tensor]:
-    """Return target and random views of 32 pixels, the noise of their masks, focal ones of 16."""
+    """Return target and random views of 32 pixels, noise for masks, and focal views of 16."""
     views = {
         "target_view": torch.randn(batch_size, 3, 32, 32, generator=generator),
         "random_views": torch.randn(num_random_views, batch_size, 3, 32, 32, generator=generator),
@@ -74,7 +74,7 @@ def anchor_and_target_views(
 def random_views(
     generator: torch.Generator, batch_size: int, num_local_views: int = 2
 ) -> dict[str, Tensor]:
-    """Return 2 global views of 32 pixels and some local ones of 16."""
+    """Return 2 global views of 32 pixels and local views of 16 pixels."""
     views = {"global_views": torch.randn(2, batch_size, 3, 32, 32, generator=generator)}
     if num_local_views:
         views["local_views"] = torch.randn(
@@ -84,13 +84,13 @@ def random_views(
 
 
 def tiny_mae_config(**overrides: Any) -> MAEConfig:
-    """Return a decoder of two small blocks."""
+    """Return the configuration of a decoder with two small blocks."""
     sizes = {"decoder_hidden_size": 16, "decoder_num_layers": 2, "decoder_num_attention_heads": 2}
     return MAEConfig(**{**sizes, **overrides})
 
 
 def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
-    """Return images of 32 pixels and a number for each of their patches."""
+    """Return images of 32 pixels and noise for their patches."""
     return {
         "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
         "noise": torch.rand(batch_size, 16, generator=generator),
@@ -99,20 +99,27 @@ def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict
 
 @dataclass(frozen=True)
 class Objective:
-    """What the contract tests need to know of an objective."""
+    """Model class, configuration and inputs of an objective for the contract tests.
+
+    Args:
+        name: Name of the objective.
+        model_class: Class of the model.
+        config: Function that returns a configuration; keyword arguments override its fields.
+        inputs: Function that returns the arguments of `forward` for a generator and a batch size.
+    """
 
     name: str
     model_class: type[PreTrainedModel]
-    config: Callable[..., SelfViTConfig]  # takes other fields of the encoder by keyword
-    inputs: Callable[[torch.Generator, int], dict[str, Tensor]]  # of a batch size, for `forward`
+    config: Callable[..., SelfViTConfig]
+    inputs: Callable[[torch.Generator, int], dict[str, Tensor]]
 
 
 OBJECTIVES = [
     Objective(
         name="dino",
         model_class=SelfViTForDINO,
-        # 0.2 is about 1 / sqrt(width), as 0.02 is for real widths: 0.02 would shrink the features
-        # to 0.005 before they are normalized, and gradients would be in the hundreds
+        # 0.2 is about 1 / sqrt(width), as 0.02 is for real widths. With 0.02, features would be
+        # 0.005 before their normalization, and gradients in the hundreds
         config=lambda **overrides: tiny_config(
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
         ),
@@ -129,8 +136,8 @@ OBJECTIVES = [
     Objective(
         name="pmsn",
         model_class=SelfViTForPMSN,
-        # Batch norm over four images spreads them so far that at 0.025 a rounding to bf16 moves
-        # targets: 0.1 here
+        # Batch norm over four images spreads features so far that at temperature 0.025 rounding to
+        # bf16 changes the targets
         config=lambda **overrides: tiny_config(
             initializer_range=0.2,
             pmsn_config=tiny_pmsn_config(teacher_temperature=0.1),

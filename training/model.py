@@ -50,7 +50,7 @@ def _starting_model(run: RunConfig) -> Any:
     model: Any = model_class(run.model)
     encoder = load_strictly(SelfViTModel, checkpoint, config=run.model, dtype=torch.float32)
     model.vit.load_state_dict(encoder.state_dict())
-    model.restart_from_encoder()
+    model.init_student_from_teacher()
     return model
 
 

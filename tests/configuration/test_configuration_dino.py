@@ -1,4 +1,4 @@
-"""The configuration of DINO."""
+"""Configuration of DINO."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.objectives import tiny_config
         ("freeze_last_layer_ratio", -0.01, "between 0 and 1"),
     ],
 )
-def test_error_names_the_value_and_the_fix(name, value, fix):
+def test_an_error_names_value_and_fix(name, value, fix):
     with pytest.raises(StrictDataclassClassValidationError) as error:
         DINOConfig(**{name: value})
     assert f"{name} ({value})" in str(error.value)
@@ -45,12 +45,12 @@ def test_a_field_of_the_wrong_type_is_an_error():
         DINOConfig(normalize_last_layer="yes")
 
 
-def test_whole_numbers_are_ratios_too():
+def test_ratios_may_be_integers():
     config = DINOConfig(teacher_momentum=1, freeze_last_layer_ratio=0)
     assert (config.teacher_momentum, config.freeze_last_layer_ratio) == (1, 0)
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_from_the_paper():
     config = DINOConfig()
     assert config.num_prototypes == 65536
     assert (config.head_hidden_size, config.head_bottleneck_size) == (2048, 256)
@@ -59,7 +59,7 @@ def test_the_defaults_are_the_papers():
 
 
 def test_only_its_own_fields_are_written(tmp_path):
-    # `id2label`, `dtype` and the like of every PreTrainedConfig used to be repeated in here
+    # the fields of every PreTrainedConfig (`id2label`, `dtype`, ...) used to be repeated here
     tiny_config(dino_config=DINOConfig()).save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())["dino_config"]
     inherited = {field.name for field in fields(PreTrainedConfig)}
@@ -69,7 +69,7 @@ def test_only_its_own_fields_are_written(tmp_path):
     assert written["model_type"] == "selfvit_dino"
 
 
-def test_it_survives_saving_inside_and_alone(tmp_path):
+def test_a_round_trip_keeps_it_nested_and_alone(tmp_path):
     config = DINOConfig(num_prototypes=77, normalize_last_layer=False, teacher_momentum=0.9)
     config.save_pretrained(tmp_path / "alone")
     tiny_config(dino_config=config).save_pretrained(tmp_path / "inside")
@@ -79,13 +79,13 @@ def test_it_survives_saving_inside_and_alone(tmp_path):
     assert (inside.num_prototypes, inside.normalize_last_layer) == (77, False)
 
 
-def test_a_dictionary_becomes_the_configuration():
+def test_a_dictionary_becomes_a_configuration():
     config = SelfViTConfig(dino_config={"num_prototypes": 77})
     assert isinstance(config.dino_config, DINOConfig)
     assert config.dino_config.num_prototypes == 77
     assert config.dino_config.head_hidden_size == 2048
 
 
-def test_a_dictionary_is_checked():
+def test_a_dictionary_is_validated():
     with pytest.raises(StrictDataclassClassValidationError, match="num_prototypes"):
         SelfViTConfig(dino_config={"num_prototypes": 1})

@@ -1,4 +1,4 @@
-"""The configuration of MSN and PMSN."""
+"""Configuration of MSN and PMSN."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.objectives import tiny_config
         ("teacher_temperature", -0.1, "above 0; the paper uses 0.1"),
         ("teacher_momentum", 1.1, "between 0 and 1"),
         ("teacher_momentum_end", -0.5, "between 0 and 1"),
-        ("patch_drop_ratio", 1.0, "a patch has to be left"),
+        ("patch_drop_ratio", 1.0, "at least one patch is left"),
         ("patch_drop_ratio", -0.1, "at least 0 and below 1"),
     ],
 )
-def test_error_names_the_value_and_the_fix(name, value, fix):
+def test_an_error_names_value_and_fix(name, value, fix):
     with pytest.raises(StrictDataclassClassValidationError) as error:
         PMSNConfig(**{name: value})
     assert f"{name} ({value})" in str(error.value)
@@ -42,17 +42,17 @@ def test_error_names_the_value_and_the_fix(name, value, fix):
 
 
 @pytest.mark.parametrize(("name", "value"), [("prior", "normal"), ("kl_direction", "both")])
-def test_a_choice_that_does_not_exist_is_an_error(name, value):
+def test_an_unknown_choice_is_an_error(name, value):
     with pytest.raises(StrictDataclassFieldValidationError, match=name):
         PMSNConfig(**{name: value})
 
 
-def test_whole_numbers_are_ratios_and_weights_too():
+def test_ratios_and_weights_may_be_integers():
     config = PMSNConfig(teacher_momentum=1, patch_drop_ratio=0, regularization_weight=5)
     assert (config.teacher_momentum, config.patch_drop_ratio) == (1, 0)
 
 
-def test_the_defaults_are_the_papers():
+def test_defaults_are_from_the_paper():
     config = PMSNConfig()
     assert (config.prior, config.power_law_exponent) == ("power_law", 0.25)
     assert (config.num_prototypes, config.head_output_size) == (1024, 256)
@@ -72,7 +72,7 @@ def test_only_its_own_fields_are_written(tmp_path):
     assert content["dino_config"] is None
 
 
-def test_it_survives_saving_inside_and_alone(tmp_path):
+def test_a_round_trip_keeps_it_nested_and_alone(tmp_path):
     config = PMSNConfig(num_prototypes=77, prior="uniform", freeze_prototypes=True)
     config.save_pretrained(tmp_path / "alone")
     tiny_config(pmsn_config=config).save_pretrained(tmp_path / "inside")
@@ -82,7 +82,7 @@ def test_it_survives_saving_inside_and_alone(tmp_path):
     assert (inside.num_prototypes, inside.prior, inside.freeze_prototypes) == (77, "uniform", True)
 
 
-def test_a_dictionary_becomes_the_configuration_and_is_checked():
+def test_a_dictionary_becomes_a_validated_configuration():
     config = SelfViTConfig(pmsn_config={"num_prototypes": 77})
     assert isinstance(config.pmsn_config, PMSNConfig)
     assert config.pmsn_config.head_output_size == 256

@@ -1,3 +1,5 @@
+"""Format version of checkpoints."""
+
 import json
 
 import pytest
@@ -37,26 +39,26 @@ def rewrite(checkpoint, **changes):
     file.write_text(json.dumps(stored))
 
 
-def test_a_checkpoint_says_its_format_and_who_wrote_it(checkpoint):
+def test_a_checkpoint_stores_format_and_package_version(checkpoint):
     stored = json.loads((checkpoint / "config.json").read_text())
     assert stored["format_version"] == FORMAT_VERSION == 1
     assert stored["selfvit_version"] == __version__
 
 
-def test_a_checkpoint_from_before_there_were_formats_opens(checkpoint):
+def test_a_checkpoint_without_a_format_version_opens(checkpoint):
     rewrite(checkpoint, format_version="left out", selfvit_version="left out")
     assert type(AutoModel.from_pretrained(checkpoint)) is SelfViTModel
     assert type(load_strictly(SelfViTForDINO, checkpoint)) is SelfViTForDINO
 
 
-def test_saving_again_names_the_version_that_does_it(checkpoint, tmp_path):
+def test_saving_again_stores_the_current_version(checkpoint, tmp_path):
     rewrite(checkpoint, selfvit_version="0.0.1")
     AutoModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
     stored = json.loads((tmp_path / "again" / "config.json").read_text())
     assert stored["selfvit_version"] == __version__
 
 
-def test_a_configuration_may_be_built_from_what_is_stored(checkpoint):
+def test_a_configuration_can_be_built_from_config_json(checkpoint):
     stored = json.loads((checkpoint / "config.json").read_text())
     assert SelfViTConfig(**stored).to_diff_dict() == stored
     with pytest.raises(ValueError, match=r"format_version \(2\) is newer"):
@@ -80,25 +82,25 @@ OPENERS = {
 
 
 @pytest.mark.parametrize("opener", OPENERS)
-def test_a_newer_format_is_refused_naming_the_folder_and_the_version_to_install(opener, checkpoint):
-    # before any field is looked at: one of them may have another type
+def test_a_newer_format_is_an_error_that_names_folder_and_version(opener, checkpoint):
+    # before any field is validated: here one has a type that is wrong today
     rewrite(checkpoint, format_version=2, selfvit_version="1.2.0", patch_size=[8, 8])
     with pytest.raises(ValueError) as error:
         OPENERS[opener](checkpoint)
     message = str(error.value)
     assert f"format_version (2) in config.json of {str(checkpoint)!r} is newer" in message
-    assert f"selfvit {__version__} knows (up to 1)" in message
+    assert f"selfvit {__version__} can read (up to 1)" in message
     assert 'pip install "selfvit>=1.2.0"' in message
 
 
-def test_a_backbone_of_a_newer_format_is_refused_inside_another_model():
+def test_a_newer_format_is_an_error_in_a_nested_backbone():
     stored = {**tiny_config().to_dict(), "format_version": 2}
     with pytest.raises(ValueError, match=r"format_version \(2\) is newer"):
         AutoBackbone.from_config(SelfViTConfig(**stored))
 
 
 @pytest.mark.parametrize("writer", ["left out", '1.0"; rm -rf "$HOME', 7])
-def test_the_command_to_paste_holds_a_version_or_none(writer, checkpoint):
+def test_the_suggested_command_contains_only_a_version(writer, checkpoint):
     rewrite(checkpoint, format_version=2, selfvit_version=writer)
     with pytest.raises(ValueError, match="pip install") as error:
         AutoModel.from_pretrained(checkpoint)
@@ -110,7 +112,7 @@ def test_the_command_to_paste_holds_a_version_or_none(writer, checkpoint):
 
 
 @pytest.mark.parametrize("found", ["two", 1.5, 0, True, None])
-def test_what_is_no_format_is_refused(found, checkpoint):
+def test_an_invalid_format_version_is_an_error(found, checkpoint):
     rewrite(checkpoint, format_version=found)
-    with pytest.raises(ValueError, match="format_version .* must be a whole number from 1"):
+    with pytest.raises(ValueError, match="format_version .* must be an integer of at least 1"):
         AutoConfig.from_pretrained(checkpoint)

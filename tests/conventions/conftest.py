@@ -1,4 +1,4 @@
-"""Marks of transformers' own tests, which its configuration of pytest names and ours must too."""
+"""Register the markers of transformers' own tests with pytest."""
 
 MARKS = ("accelerate_tests", "order", "slow", "torch_compile_test") + tuple(
     f"flash_attn{version}_test" for version in ("", "_3", "_4")
@@ -7,4 +7,4 @@ MARKS = ("accelerate_tests", "order", "slow", "torch_compile_test") + tuple(
 
 def pytest_configure(config):
     for mark in MARKS:
-        config.addinivalue_line("markers", f"{mark}: of transformers' own tests")
+        config.addinivalue_line("markers", f"{mark}: marker of transformers' tests")

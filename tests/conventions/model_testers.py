@@ -1,4 +1,4 @@
-"""What transformers' common tests ask of a model: sizes by their names, a configuration, inputs."""
+"""Model testers for transformers' common tests: sizes, configuration and inputs of a model."""
 
 # B batch · C channels · H, W pixels
 
@@ -16,12 +16,12 @@ from tests.objectives import OBJECTIVES, tiny_config
 
 
 class ModelTester:
-    """The attributes and the methods that the common tests look for, of `tiny_config`'s encoder.
+    """Attributes and methods that the common tests need, for the encoder of `tiny_config`.
 
     Args:
-        config: makes the configuration, of two blocks: a common test allows no more.
-        inputs: makes the arguments of `forward`, for a batch size.
-        seq_length: tokens that the encoder sees.
+        config: Function that returns a configuration with two blocks, the maximum of a common test.
+        inputs: Function that returns the arguments of `forward` for a generator and a batch size.
+        seq_length: Number of tokens in the encoder.
     """
 
     is_training = True
@@ -31,8 +31,8 @@ class ModelTester:
     num_attention_heads = 2
     image_size = 32
     patch_size = 8
-    num_masks = 6  # patches masked, of
-    mask_length = 16
+    num_masks = 6  # masked patches
+    mask_length = 16  # patches
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ModelTester:
         self.seq_length = seq_length
 
     def prepare_config_and_inputs_for_common(self) -> tuple[SelfViTConfig, dict[str, Any]]:
-        """Return a new configuration, and the same inputs at every call."""
+        """Return a new configuration, and the same inputs in each call."""
         return self.get_config(), self._inputs(torch.Generator().manual_seed(0), self.batch_size)
 
 
@@ -55,15 +55,16 @@ def random_images(generator: torch.Generator, batch_size: int) -> dict[str, Tens
 
 
 def encoder_tester() -> ModelTester:
-    """Return what tests the encoder, its classifier and its backbone."""
+    """Return the tester of encoder, classifier and backbone."""
     config = partial(tiny_config, num_hidden_layers=2, num_labels=3)
     return ModelTester(config, random_images, seq_length=1 + 16)
 
 
 def full_encoder_tester() -> ModelTester:
-    """Return what tests them with all that is off by default, but for the mask token.
+    """Return the tester of encoder, classifier and backbone with all options enabled.
 
-    (That one gets no gradient from a classifier, and a common test wants one for every parameter.)
+    The mask token is an exception: it gets no gradient from a classifier, and a common test needs
+    a gradient for every parameter.
     """
     config = partial(
         tiny_config,
@@ -81,9 +82,9 @@ def full_encoder_tester() -> ModelTester:
 
 
 def objective_tester(name: str) -> ModelTester:
-    """Return what tests an objective's model."""
+    """Return the tester of an objective's model."""
     (objective,) = (entry for entry in OBJECTIVES if entry.name == name)
-    # the encoder of MAE sees a quarter of the patches
+    # a quarter of the patches is visible to the encoder of MAE
     seq_length = 1 + (4 if name == "mae" else 16)
     config = partial(objective.config, num_hidden_layers=2)
     return ModelTester(config, objective.inputs, seq_length)

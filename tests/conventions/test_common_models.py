@@ -1,7 +1,8 @@
-"""transformers' own tests of every model, configuration and backbone, on all classes of selfvit.
+"""transformers' common tests of models, configurations and backbones, for all selfvit classes.
 
-Not run are those of test_pipeline_mixin.py, whose helpers are no part of the source distribution;
-pipelines are tested in tests/modeling and tests/training. Exporters: test_compilers.py.
+The tests of test_pipeline_mixin.py are not run, because the source distribution lacks their
+helpers; tests/modeling and tests/training test pipelines. Exporters are tested in
+test_compilers.py.
 """
 
 from __future__ import annotations
@@ -38,37 +39,37 @@ ModelTesterMixin: Any = load("test_modeling_common").ModelTesterMixin
 ConfigTester: Any = load("test_configuration_common").ConfigTester
 BackboneTesterMixin: Any = load("test_backbone_common").BackboneTesterMixin
 
-# Tables of transformers' names by which its tests tell a base model from a classifier.
+# Tables by which the common tests distinguish a base model from a classifier.
 TABLES = {
     "MODEL_MAPPING_NAMES": "SelfViTModel",
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": "SelfViTForImageClassification",
     "MODEL_FOR_BACKBONE_MAPPING_NAMES": "SelfViTBackbone",
 }
 
-# Beginnings of the names of tests that would only be skipped, and why. Those that need a GPU stay,
-# and are skipped where there is none.
+# Prefixes of tests that would only be skipped, by reason. Tests that need a GPU are kept, and are
+# skipped without one.
 LEFT_OUT = {
-    "of text": ("resize_", "inputs_embeds", "causal_lm_", "encoder_decoder_", "sliding_window_"),
-    "of text, too": ("bc_cache_name_forward", "feed_forward_chunking"),
-    "of rotary positions": ("model_rope_", "vision_axial_rope"),
-    "of experts": ("eager_matches_batched_", "moe_", "output_router_"),
-    "of several modalities": ("multimodal_", "get_", "can_set_attention_dynamically_composite"),
-    "of models in models": ("attn_implementation_composite", "sdpa_can_dispatch_composite"),
-    "of packages that selfvit does not use": ("flash_attn_", "kernels_"),
-    "of a plan for tensor parallelism, which selfvit has none of": ("tp_plan_",),
-    "of weights renamed while loading, which selfvit's are not": (
+    "text": ("resize_", "inputs_embeds", "causal_lm_", "encoder_decoder_", "sliding_window_"),
+    "text, with other names": ("bc_cache_name_forward", "feed_forward_chunking"),
+    "rotary positions": ("model_rope_", "vision_axial_rope"),
+    "mixture of experts": ("eager_matches_batched_", "moe_", "output_router_"),
+    "several modalities": ("multimodal_", "get_", "can_set_attention_dynamically_composite"),
+    "composite models": ("attn_implementation_composite", "sdpa_can_dispatch_composite"),
+    "packages that selfvit does not use": ("flash_attn_", "kernels_"),
+    "tensor parallelism, which selfvit does not support": ("tp_plan_",),
+    "weights that are renamed while loading, which selfvit has none of": (
         "reverse_loading_mapping",
         "can_load_from_already_mapped_keys",
     ),
-    # its input layer must have a `weight`, and patch embeddings have none, as ViT's; instead:
-    # test_lora.py::test_adapters_learn_the_same_under_gradient_checkpointing
-    "of an embedding's weight": ("enable_input_require_grads_with_gradient_checkpointing",),
+    # it needs an input layer with a `weight`, which patch embeddings lack, as in ViT; instead:
+    # test_lora.py::test_adapters_learn_the_same_with_gradient_checkpointing
+    "weight of an embedding layer": ("enable_input_require_grads_with_gradient_checkpointing",),
 }
 
-# SelfViTForDINO and SelfViTForPMSN return a loss over pairs of views, and no features; those are
-# the encoder's, which is tested as such. Their attention: test_sdpa_gives_the_loss_of_eager.
+# SelfViTForDINO and SelfViTForPMSN return a loss over pairs of views and no features; the tests of
+# the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers attention.
 LEFT_OUT_WHERE_A_LOSS_IS_ALL = {
-    "of features": (
+    "features": (
         "hidden_states_output",
         "retain_grad_hidden_states_attentions",
         "attention_outputs",
@@ -76,12 +77,12 @@ LEFT_OUT_WHERE_A_LOSS_IS_ALL = {
         "can_capture_specific_layers_hidden_states",
         "eager_matches_sdpa_inference",
     ),
-    "of an image alone in its batch": ("batching_equivalence",),
+    "a single image": ("batching_equivalence",),
 }
 
 
 def leave_out(test_class: type, beginnings: dict[str, tuple[str, ...]]) -> None:
-    """Take tests out of a class; each beginning must be of a test that there is."""
+    """Remove tests from a class by prefix; every prefix must match a test."""
     for beginning in (name for names in beginnings.values() for name in names):
         found = [name for name in dir(test_class) if name.startswith(f"test_{beginning}")]
         assert found, beginning
@@ -103,14 +104,14 @@ def selfvit_in_the_tables():
 
 
 class ModelTests(ModelTesterMixin):
-    """The common tests; a subclass names its classes."""
+    """Common tests; a subclass sets `all_model_classes`."""
 
-    # there are no embeddings of a vocabulary to resize
+    # there is no vocabulary
     test_resize_embeddings = False
-    # it goes by the year in the license at a file's head, and ours have none
+    # the test reads the year from a license header, which our files do not have
     test_can_init_all_missing_weights_before_2023 = True
 
-    # the common one wants an nn.Embedding; ViT's own tests replace it as well
+    # the common test needs an nn.Embedding; ViT's own tests override it, too
     def test_model_get_set_embeddings(self):
         config = self.model_tester.get_config()
         for model_class in self.all_model_classes:
@@ -147,23 +148,23 @@ class TestMAE(ModelTests, unittest.TestCase):
 
 
 def gradients_of(model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the gradient of every parameter that is trained."""
+    """Return the gradient of every trained parameter."""
     model.zero_grad()
     model(**inputs).loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.trained_parameters()}
 
 
 class LossTests(ModelTests):
-    """Of models that return a loss alone."""
+    """Common tests of models that return a loss only."""
 
     has_attentions = False
 
-    # the common one watches the first block, which is the teacher's and has no gradient
+    # the common test uses the first block, which belongs to the teacher and has no gradient
     def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).train()
-            block = model.student.vit.layers[-1].layernorm_before  # of it, what is run again
+            block = model.student.vit.layers[-1].layernorm_before  # this part is recomputed
             runs: list[int] = []
             block.register_forward_hook(lambda *_, runs=runs: runs.append(1))
             gradients = gradients_of(model, inputs)
@@ -175,7 +176,7 @@ class LossTests(ModelTests):
             torch.testing.assert_close(gradients_of(model, inputs), gradients)
             assert len(runs) == num_runs + 2 * num_runs
 
-    # the common one asks for hidden states as well
+    # the common test also needs hidden states
     def test_model_outputs_equivalence(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
@@ -225,7 +226,7 @@ class TestBackbone(BackboneTesterMixin, unittest.TestCase):
 
 
 def nested(config) -> dict[str, Any]:
-    """Return a configuration as it stands within another."""
+    """Return a configuration as it is nested in another one."""
     return {
         name: value for name, value in config.to_dict().items() if name != "transformers_version"
     }

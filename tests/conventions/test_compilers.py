@@ -1,4 +1,4 @@
-"""torch.compile and torch.export take every class whole, and give the same."""
+"""torch.compile and torch.export capture every class as one graph with the same outputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model_and_inputs(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_model_compiles_into_one_graph_and_gives_the_same(name):
+def test_a_model_compiles_as_one_graph_with_the_same_outputs(name):
     model, inputs = model_and_inputs(name)
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_a_model_compiles_into_one_graph_and_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_model_exports_and_gives_the_same(name):
+def test_a_model_exports_with_the_same_outputs(name):
     model, inputs = model_and_inputs(name)
     program = torch.export.export(model, args=(), kwargs=inputs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The backbone under dense heads of transformers: UperNet takes its maps, DPT its tokens."""
+"""Backbone with dense heads of transformers: UperNet uses its feature maps, DPT its tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import (
 
 from tests.objectives import tiny_config
 
-STAGES = ["stem", "stage1", "stage2", "stage3"]  # the last one, too: every block gets a gradient
-HEIGHT, WIDTH = 32, 48  # 4 x 6 patches: rows and columns must not be confused
+STAGES = ["stem", "stage1", "stage2", "stage3"]  # with the last one, every block gets a gradient
+HEIGHT, WIDTH = 32, 48  # 4 x 6 patches, to detect swapped rows and columns
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def dpt(**overrides) -> DPTForDepthEstimation:
 
 
 def parameters_without_gradient(model) -> list[str]:
-    """Return those of the backbone whose gradient is absent or zero."""
+    """Return the names of parameters of the backbone without a gradient or with zero gradient."""
     return [
         name
         for name, parameter in model.backbone.named_parameters()
@@ -55,7 +55,7 @@ def parameters_without_gradient(model) -> list[str]:
     ]
 
 
-def test_upernet_segments_and_its_gradients_reach_every_weight_of_the_backbone(images):
+def test_upernet_segments_and_every_weight_of_the_backbone_gets_a_gradient(images):
     model = upernet()
     labels = torch.randint(5, (2, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(1))
     outputs = model(images, labels=labels)
@@ -81,12 +81,12 @@ def test_upernet_learns_which_patches_are_bright(images):
 
 
 @pytest.mark.parametrize("num_register_tokens", [0, 2])
-def test_dpt_estimates_depth_and_its_gradients_reach_every_weight_of_the_backbone(
+def test_dpt_estimates_depth_and_every_weight_of_the_backbone_gets_a_gradient(
     num_register_tokens, images
 ):
     model = dpt(num_register_tokens=num_register_tokens)
     depth = model(images).predicted_depth
-    assert depth.shape == (2, 2 * HEIGHT, 2 * WIDTH)  # its factors are for patches of 16 pixels
+    assert depth.shape == (2, 2 * HEIGHT, 2 * WIDTH)  # DPT assumes patches of 16 pixels
     depth.square().mean().backward()
     assert not parameters_without_gradient(model)
 

@@ -1,4 +1,4 @@
-"""How transformers places and casts what it loads: device_map, low memory, dtype."""
+"""Loading by transformers with device_map, low memory and dtype."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def first_output(model):
     inputs = TESTERS[type(model)].prepare_config_and_inputs_for_common()[1]
     with torch.no_grad():
         first = model(**inputs).to_tuple()[0]
-    return first[0] if isinstance(first, tuple) else first  # a backbone's maps
+    return first[0] if isinstance(first, tuple) else first  # feature maps of a backbone
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_device_map_gives_the_same(device_map, model, tmp_path):
+def test_device_map_gives_the_same_outputs(device_map, model, tmp_path):
     model.save_pretrained(tmp_path)
     placed = type(model).from_pretrained(tmp_path, device_map=device_map).eval()
     assert {value.device.type for value in placed.state_dict().values()} == {"cpu"}
     torch.testing.assert_close(first_output(placed), first_output(model))
 
 
-def test_weights_that_have_no_place_in_memory_are_read_from_disk(model, tmp_path):
+def test_weights_that_do_not_fit_into_memory_are_offloaded_to_disk(model, tmp_path):
     model.save_pretrained(tmp_path)
     placed = type(model).from_pretrained(
         tmp_path, device_map="auto", max_memory={"cpu": 1000}, offload_folder=tmp_path / "offload"
@@ -51,7 +51,7 @@ def test_weights_that_have_no_place_in_memory_are_read_from_disk(model, tmp_path
     torch.testing.assert_close(first_output(placed.eval()), first_output(model))
 
 
-def test_a_model_is_built_without_memory_and_filled_later(model, tmp_path):
+def test_a_model_is_built_on_the_meta_device_and_loaded_later(model, tmp_path):
     model.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = type(model)(model.config)
@@ -68,13 +68,13 @@ def test_weights_load_in_half_precision(dtype, model, tmp_path):
     loaded = type(model).from_pretrained(tmp_path, dtype=dtype).eval()
     assert loaded.dtype == loaded.config.dtype == torch.bfloat16
     others = {name for name, value in loaded.state_dict().items() if value.dtype != torch.bfloat16}
-    # the center's moves are too small for bfloat16
+    # the updates of the center are too small for bfloat16
     assert others == ({"loss.center"} if isinstance(model, SelfViTForDINO) else set())
     assert first_output(loaded).isfinite().all()
 
 
-def test_the_center_of_dino_is_float32_in_a_model_made_in_half_precision():
-    # it was bfloat16 where the model was made, and float32 where it was loaded
+def test_the_center_of_dino_is_float32_in_a_new_model_in_half_precision():
+    # it used to be bfloat16 in a new model, and float32 in a loaded one
     config = TESTERS[SelfViTForDINO].get_config()
     model = SelfViTForDINO._from_config(config, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Low-rank adapters of PEFT on the attention projections, which are named as transformers' are."""
+"""LoRA adapters of PEFT on the attention projections, which have the names of transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def classifier() -> SelfViTForImageClassification:
 
 
 def encoder(folder) -> SelfViTModel:
-    """Return what AutoModel opens."""
+    """Return an encoder loaded by AutoModel."""
     torch.manual_seed(0)
     SelfViTModel(tiny_config(initializer_range=0.2)).save_pretrained(folder)
     return AutoModel.from_pretrained(folder)
@@ -41,10 +41,10 @@ def classification_loss(model, images):
 
 
 def embedding_loss(model, images):
-    """Ask that the embeddings of a label be alike, those of different labels not."""
+    """Return a loss that is low if embeddings are similar for equal labels only."""
     embeddings = torch.nn.functional.normalize(model(pixel_values=images).pooler_output)
-    alike = (LABELS[:, None] == LABELS).float()
-    return (embeddings @ embeddings.T - alike).square().mean()
+    same_label = (LABELS[:, None] == LABELS).float()
+    return (embeddings @ embeddings.T - same_label).square().mean()
 
 
 def train(model, loss_of, images, num_steps=20) -> list[float]:
@@ -63,7 +63,7 @@ def train(model, loss_of, images, num_steps=20) -> list[float]:
 
 @pytest.fixture(params=["classifier", "encoder"])
 def case(request, tmp_path):
-    """(a new model, an adapter's configuration, the loss, what is compared)."""
+    """(new model, configuration of an adapter, loss, name of the output to compare)."""
     if request.param == "classifier":
         adapter = lora(modules_to_save=["classifier"])
         return classifier(), adapter, classification_loss, "logits"
@@ -103,8 +103,8 @@ def test_an_adapter_trains_saves_loads_and_merges(case, images, tmp_path):
         torch.testing.assert_close(opened(pixel_values=images)[compared], outputs, rtol=0, atol=0)
 
 
-def test_adapters_learn_the_same_under_gradient_checkpointing(images):
-    # a frozen encoder's input asks for no gradient: recomputed blocks must get theirs all the same
+def test_adapters_learn_the_same_with_gradient_checkpointing(images):
+    # the input of a frozen encoder has no gradient, but recomputed blocks need one
     losses = {}
     for checkpointing in (False, True):
         model = classifier()

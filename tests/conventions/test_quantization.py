@@ -1,7 +1,7 @@
-"""Weights in 8 bits by torchao, where it is installed, through transformers' own configuration.
+"""8-bit weights by torchao through TorchAoConfig of transformers, if torchao is installed.
 
-The extra `dev` leaves torchao out: transformers imports it with every model where it is installed,
-and 0.18.0 then prints warnings (2026-11-25, torch 2.14.1), which other tests refuse.
+The extra `dev` does not include torchao: transformers imports it with every model if it is
+installed, and version 0.18.0 prints warnings (2026-11-25, torch 2.14.1) that fail other tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def images():
 
 
 def save(model_class, folder):
-    """Save a model of random weights, wide enough for 8 bits to matter, and return it."""
+    """Save and return a model with random weights, wide enough for 8 bits to have an effect."""
     torch.manual_seed(0)
     config = SelfViTConfig(
         hidden_size=128,
@@ -47,7 +47,7 @@ def save(model_class, folder):
     ],
     ids=["encoder", "classifier"],
 )
-def test_weights_in_8_bits_give_nearly_the_same(
+def test_8_bit_weights_give_nearly_the_same_outputs(
     auto_class, model_class, compared, images, tmp_path
 ):
     model = save(model_class, tmp_path)
@@ -57,7 +57,7 @@ def test_weights_in_8_bits_give_nearly_the_same(
     ).eval()
     linear = [layer for layer in small.modules() if isinstance(layer, torch.nn.Linear)]
     in_8_bits = [layer for layer in linear if type(layer.weight.data) is not torch.Tensor]
-    assert len(in_8_bits) >= 4 * 6  # four blocks of q, k, v, o and the two of the MLP
+    assert len(in_8_bits) >= 4 * 6  # four blocks with q, k, v, o and two MLP layers
     with torch.no_grad():
         expected = model(images)[compared]
         outputs = small(images)[compared]

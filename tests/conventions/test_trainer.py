@@ -1,4 +1,4 @@
-"""transformers' Trainer fine-tunes the classifier on the sample that the project carries."""
+"""transformers' Trainer fine-tunes the classifier on the project's sample of images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from selfvit import SelfViTForImageClassification
 from tests.objectives import tiny_config
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_sample"
-CHANCE = 0.1  # ten kinds of clothes, equally many
+CHANCE = 0.1  # ten balanced classes of clothes
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """1,600 images to train on, 400 to test on."""
+    """1,600 training images and 400 test images."""
     files = {name: str(SAMPLE / f"{name}.parquet") for name in ("train", "test")}
     cache = tmp_path_factory.mktemp("datasets")
     data = load_dataset("parquet", data_files=files, cache_dir=str(cache))
@@ -43,8 +43,8 @@ def processor():
 
 @pytest.fixture(scope="module")
 def mapped(sample, processor):
-    """The sample with pixel values, made by `datasets.map`."""
-    # without the feature's type they would be nested lists, 6 ms an image to read
+    """The sample with pixel values, computed by `datasets.map`."""
+    # without a feature type they would be nested lists, which take 6 ms per image to read
     pixels = Array3D(shape=(3, 28, 28), dtype="float32")
     return sample.map(
         lambda batch: processor(batch["image"], return_tensors="np"),
@@ -54,7 +54,7 @@ def mapped(sample, processor):
     ).with_format("torch")
 
 
-def test_map_stores_what_the_processor_gives(sample, mapped, processor):
+def test_map_stores_the_output_of_the_processor(sample, mapped, processor):
     assert mapped["test"].column_names == ["label", "pixel_values"]
     images = sample["test"][:5]["image"]
     expected = processor(images, return_tensors="pt").pixel_values
@@ -110,13 +110,13 @@ def trainer(sample, mapped, processor, tmp_path_factory):
     return trainer
 
 
-def test_trainer_learns_the_clothes(trainer):
+def test_trainer_learns_to_classify_clothes(trainer):
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert losses[-1] < losses[0]
     assert trainer.evaluate()["eval_accuracy"] > 5 * CHANCE
 
 
-def test_the_folder_of_trainer_opens_in_the_pipeline(trainer, sample, tmp_path):
+def test_a_checkpoint_of_trainer_opens_in_the_pipeline(trainer, sample, tmp_path):
     trainer.save_model(str(tmp_path))
     opened = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert type(opened) is SelfViTForImageClassification

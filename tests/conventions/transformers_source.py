@@ -1,12 +1,12 @@
-"""transformers' own tests of what every model must keep, from its source distribution.
+"""transformers' own common tests of models, from its source distribution.
 
-They are no part of its wheel, and none of this project. `make test` brings those of the installed
-version into the virtual environment, once:
+Neither its wheel nor this project contains them. `make test` downloads those of the installed
+version into the virtual environment once:
 
     python -m tests.conventions.transformers_source
 
-Without network that is said, and what needs them is skipped. Where `CI` is set, as in .ci/run, it
-is an error.
+Without network, a message is printed, and tests that need them are skipped. If `CI` is set, as in
+.ci/run, their absence is an error.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FOLDER = Path(sys.prefix) / "share" / NAME
 PACKAGE = "transformers_common_tests"
 COMMAND = "python -m tests.conventions.transformers_source"
 
-# What the common tests import and the source distribution lacks: tests of exporters (ours are in
-# test_compilers.py), of generated text, and keywords that composite configurations are not asked.
+# Imports of the common tests that the source distribution lacks: tests of exporters (ours are in
+# test_compilers.py), of text generation, and keywords of composite configurations.
 ABSENT: dict[str, dict[str, Any]] = {
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
@@ -38,8 +38,8 @@ ABSENT: dict[str, dict[str, Any]] = {
 }
 
 
-def bring() -> None:
-    """Download the source distribution by pip, and keep its tests and license in `FOLDER`."""
+def download() -> None:
+    """Download the source distribution with pip, and keep its tests and license in `FOLDER`."""
     if FOLDER.is_dir():
         return
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
@@ -47,27 +47,27 @@ def bring() -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--no-binary", "transformers", "--dest", scratch, NAME.replace("-", "==")]
         if subprocess.run(command).returncode:
-            message = f"The source distribution of {NAME}, with its tests, could not be downloaded"
+            message = f"The source distribution of {NAME} could not be downloaded"
             if os.environ.get("CI"):
                 raise SystemExit(f"{message}.")
-            print(f"{message}; the tests that need it are skipped.", file=sys.stderr)
+            print(f"{message}; tests that need it are skipped.", file=sys.stderr)
             return
         with tarfile.open(Path(scratch) / f"{NAME}.tar.gz") as archive:
             wanted = (f"{NAME}/tests/", f"{NAME}/LICENSE")
             members = [member for member in archive if member.name.startswith(wanted)]
             archive.extractall(scratch, members, filter="data")
-        # test_configuration_common.py executes it, to get at transformers
+        # test_configuration_common.py executes it to import transformers
         (Path(scratch) / NAME / "tests" / "__init__.py").touch()
         (Path(scratch) / NAME).rename(FOLDER)
 
 
 def load(name: str) -> Any:
-    """Import a module of transformers' tests; without them, skip the module that asks for it.
+    """Import a module of transformers' tests, or skip the calling test module if it is absent.
 
-    In continuous integration, which sets `CI`, their absence is an error.
+    In continuous integration, which sets `CI`, its absence is an error.
     """
     if not FOLDER.is_dir():
-        reason = f"there is no {FOLDER}; `make test`, or `{COMMAND}`, downloads it"
+        reason = f"{FOLDER} does not exist; run `make test` or `{COMMAND}` to download it"
         if os.environ.get("CI"):
             raise FileNotFoundError(reason)
         pytest.skip(reason, allow_module_level=True)
@@ -88,4 +88,4 @@ def _add_package(name: str, path: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    bring()
+    download()

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes."""
+"""Batch norm with statistics of all processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def make_rows(seed: int = 0) -> Tensor:
-    """Return 7 rows of 3 features, not around 0."""
+    """Return 7 rows of 3 features with a mean far from 0."""
     return torch.randn(7, 3, generator=torch.Generator().manual_seed(seed)) * 0.5 + 3
 
 
 def loss_of(rows: Tensor) -> Tensor:
-    """Return a sum in which every row has a weight of its own, so that gradients are not 0."""
+    """Return a weighted sum with distinct weights, so that gradients are not 0."""
     return rows.square().mul(torch.arange(1.0, rows.numel() + 1).reshape(rows.shape)).sum()
 
 
@@ -30,7 +30,7 @@ def randomize(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_in_one_process_it_is_torchs(training, affine):
+def test_one_process_matches_torch_batch_norm(training, affine):
     ours = BatchNorm(3, affine=affine).train(training)
     theirs = nn.BatchNorm1d(3, affine=affine).train(training)
     if affine:
@@ -49,9 +49,9 @@ def test_half_precision_is_computed_in_the_dtype_of_the_weights():
     torch.testing.assert_close(normalized, BatchNorm(1)(rows.float()).half())
 
 
-def test_one_image_alone_is_an_error_in_training_only():
+def test_a_single_image_is_an_error_in_training_only():
     module = BatchNorm(3)
-    with pytest.raises(ValueError, match=r"got 1; give at least 2 .* larger batch_size"):
+    with pytest.raises(ValueError, match=r"at least 2 images .* got 1; use a larger --batch-size"):
         module(torch.ones(1, 3))
     assert module.eval()(torch.ones(1, 3)).isfinite().all()
 
@@ -61,7 +61,7 @@ def normalize_in_process(rank: int, store_file: str, result_file: str) -> None:
     module = BatchNorm(3)
     randomize(module)
     whole = make_rows()
-    part = whole[:3] if rank == 0 else whole[3:]  # of unequal size
+    part = whole[:3] if rank == 0 else whole[3:]  # unequal sizes
     part = part.clone().requires_grad_()
     normalized = module(part)
     offset = 0 if rank == 0 else 9
@@ -78,7 +78,7 @@ def normalize_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_all_rows(tmp_path):
+def test_two_processes_match_one_with_all_rows(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(normalize_in_process, arguments, nprocs=2)
     parts = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]

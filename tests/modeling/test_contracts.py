@@ -1,4 +1,4 @@
-"""What every objective must keep."""
+"""Contracts that every objective must keep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build(objective: Objective, seed: int = 0) -> PreTrainedModel:
 
 
 def train(model: PreTrainedModel, objective: Objective, num_steps: int) -> list[float]:
-    """Train as the loop does, on other random inputs at every step; return the losses."""
+    """Train like the training loop, on new random inputs in each step; return the losses."""
     generator = torch.Generator().manual_seed(1)
     parameters = [parameter for _, parameter in model.trained_parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
@@ -49,7 +49,7 @@ def train(model: PreTrainedModel, objective: Objective, num_steps: int) -> list[
 
 
 def fixed_loss(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """Return the loss with the same random numbers at every call."""
+    """Return the loss, with the same random numbers in each call."""
     torch.manual_seed(11)
     return model(**inputs).loss
 
@@ -78,7 +78,7 @@ def test_a_round_trip_is_bit_exact(objective, tmp_path):
     assert torch.equal(fixed_loss(loaded.train(), inputs), fixed_loss(model, inputs))
 
 
-def test_a_loaded_model_trains_on_as_if_nothing_happened(objective, tmp_path):
+def test_a_loaded_model_continues_training_exactly(objective, tmp_path):
     model = build(objective)
     train(model, objective, 2)
     model.save_pretrained(tmp_path)
@@ -125,7 +125,7 @@ with torch.no_grad():
 
 
 def embed_in_a_new_process(folder: Path, network: str, images: Tensor) -> tuple[Tensor, str]:
-    """Return the embedding that AutoModel computes there, and what was printed."""
+    """Return the embedding that AutoModel computes in a new process, and its output."""
     image_file, embedding_file = folder / "images.pt", folder / f"{network}.pt"
     torch.save(images, image_file)
     command = [sys.executable, "-W", "error::UserWarning", "-c", OPEN_IN_A_NEW_PROCESS]
@@ -139,7 +139,7 @@ def embed_in_a_new_process(folder: Path, network: str, images: Tensor) -> tuple[
     return torch.load(embedding_file), result.stdout + result.stderr
 
 
-def test_a_new_process_opens_it_silently_and_computes_the_same(objective, tmp_path):
+def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(objective, tmp_path):
     model = build(objective)
     train(model, objective, 3)
     model.eval()

@@ -1,4 +1,4 @@
-"""Collectives without a process group; with one, in the tests of training."""
+"""Collectives, without a process group and over processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch.distributed as dist
 from selfvit.modeling.distributed import all_reduce_logsumexp, all_reduce_sum
 
 
-def test_without_a_process_group_it_is_the_identity():
+def test_collectives_are_the_identity_without_a_process_group():
     tensor = torch.randn(3)
     assert all_reduce_sum(tensor) is tensor
     assert all_reduce_logsumexp(tensor) is tensor
 
 
-def test_with_one_process_it_is_the_identity(tmp_path):
+def test_collectives_are_the_identity_with_one_process(tmp_path):
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -33,7 +33,7 @@ def sum_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_get_the_sum_and_keep_their_argument(tmp_path):
+def test_two_processes_get_the_sum_and_do_not_change_their_argument(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(sum_in_process, arguments, nprocs=2)
     for rank in range(2):
@@ -47,13 +47,13 @@ def differentiate_in_process(rank: int, store_file: str, result_file: str) -> No
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     tensor = (torch.tensor([1.0, -2000.0]) * (rank + 1)).requires_grad_()
     total = all_reduce_logsumexp(tensor)
-    # another loss in each process; the whole one is their sum
+    # the processes have different losses; the total loss is their sum
     (total * torch.tensor([1.0, 2.0]) * (rank + 1)).sum().backward()
     torch.save((total.detach(), tensor.grad), f"{result_file}{rank}")
     dist.destroy_process_group()
 
 
-def test_logsumexp_over_two_processes_has_the_gradient_of_one(tmp_path):
+def test_logsumexp_over_two_processes_has_the_gradient_of_one_process(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(differentiate_in_process, arguments, nprocs=2)
     rows = torch.tensor([[1.0, -2000.0], [2.0, -4000.0]], requires_grad=True)

@@ -1,4 +1,4 @@
-"""The regularizer that spreads features: by hand, by its gradient, and over two processes."""
+"""KoLeo regularizer: hand-computed values, gradients, and two processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_minus_the_mean_log_distance_to_the_nearest_neighbor():
+def test_the_loss_is_minus_the_mean_log_distance_to_the_nearest_neighbor():
     # on the circle: 0 and 90 degrees are sqrt(2) apart, 180 degrees is sqrt(2) from 90
     features = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]])
     assert koleo_loss(features).item() == pytest.approx(-math.log(math.sqrt(2)))
 
 
-def test_neighbors_are_of_the_same_view():
+def test_neighbors_are_in_the_same_view():
     view = random_features(1, 6, 8)
-    both = koleo_loss(torch.cat([view, view]))  # a neighbor in the other view would be at 0
+    both = koleo_loss(torch.cat([view, view]))  # the copy in the other view has distance 0
     torch.testing.assert_close(both, koleo_loss(view))
 
 
-def test_it_is_lower_where_features_fill_more_directions():
+def test_the_loss_is_lower_if_features_fill_more_directions():
     features = random_features(1, 32, 8)
     flat = features * torch.tensor([1.0, 1.0] + [0.01] * 6)
     assert koleo_loss(features) < koleo_loss(flat)
@@ -49,7 +49,7 @@ def test_a_step_against_the_gradient_moves_neighbors_apart():
     assert koleo_loss(features - 0.01 * features.grad) < before
 
 
-def test_it_is_computed_in_float32_under_autocast():
+def test_the_loss_is_float32_under_autocast():
     features = random_features(2, 8, 16)
     with torch.autocast("cpu", torch.bfloat16):
         loss = koleo_loss(features)
@@ -57,8 +57,8 @@ def test_it_is_computed_in_float32_under_autocast():
     torch.testing.assert_close(loss, koleo_loss(features))
 
 
-def test_an_image_alone_is_an_error_that_says_what_to_do():
-    with pytest.raises(ValueError, match="batch of 2 or more"):
+def test_a_single_image_is_an_error():
+    with pytest.raises(ValueError, match="at least 2 images in the batch and got 1"):
         koleo_loss(torch.ones(2, 1, 8))
 
 
@@ -76,7 +76,7 @@ def half_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_find_the_neighbors_and_gradients_that_one_finds(tmp_path):
+def test_two_processes_have_loss_and_gradients_of_one(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(half_in_process, arguments, nprocs=2)
     halves = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
@@ -86,7 +86,7 @@ def test_two_processes_find_the_neighbors_and_gradients_that_one_finds(tmp_path)
     torch.testing.assert_close(torch.cat([half[1] for half in halves], dim=1) / 2, gradient)
 
 
-def test_dino_adds_it_with_its_weight_and_trains_the_student_by_it():
+def test_dino_adds_the_weighted_loss_on_the_students_features():
     losses = []
     for weight in (0.0, 0.1, 0.3):
         torch.manual_seed(0)

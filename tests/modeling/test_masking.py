@@ -1,4 +1,4 @@
-"""Which patches an encoder sees."""
+"""Random masking of patches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def random_noise(batch_size: int = 3, num_patches: int = 16, seed: int = 0) -> T
     return torch.rand(batch_size, num_patches, generator=generator)
 
 
-def test_the_smallest_noise_is_kept_by_hand():
+def test_the_patches_with_the_smallest_noise_are_kept():
     split = ids_to_keep(torch.tensor([[0.9, 0.1, 0.5, 0.3]]), 2)
     assert split.ids_keep.tolist() == [[1, 3]]
     assert split.ids_removed.tolist() == [[2, 0]]
-    assert split.ids_restore.tolist() == [[3, 0, 2, 1]]  # of (1, 3, 2, 0): where 0, 1, 2, 3 lie
+    assert split.ids_restore.tolist() == [[3, 0, 2, 1]]  # positions of 0, 1, 2, 3 in (1, 3, 2, 0)
     assert split.mask.tolist() == [[1.0, 0.0, 1.0, 0.0]]  # 1 is remove
 
 
-def test_the_mask_is_the_references():
+def test_the_mask_matches_the_reference():
     golden, _ = load_golden("mae")
     split = ids_to_keep(golden["noise"], 4)
     assert torch.equal(split.mask, golden["mask"])
@@ -48,13 +48,13 @@ def test_restoring_undoes_the_split():
     assert torch.equal(gather_patches(torch.cat(parts, dim=1), split.ids_restore), patches)
 
 
-def test_equal_noise_keeps_the_order_of_the_image():
-    # torch's sort isn't stable unless asked to be: long rows of ties came in any order
+def test_ties_keep_the_order_of_the_image():
+    # torch's sort is not stable by default: long rows of ties came in any order
     split = ids_to_keep(torch.zeros(2, 5000), 3000)
     assert torch.equal(split.ids_keep, torch.arange(3000).expand(2, -1))
 
 
-def test_the_noise_is_left_alone_and_decides_everything():
+def test_the_split_depends_on_the_noise_only_and_does_not_change_it():
     noise = random_noise()
     before = noise.clone()
     first, again = ids_to_keep(noise, 5), ids_to_keep(noise, 5)
@@ -62,7 +62,7 @@ def test_the_noise_is_left_alone_and_decides_everything():
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-def test_every_patch_is_kept_as_often_as_any_other():
+def test_all_patches_are_kept_equally_often():
     mask = ids_to_keep(random_noise(batch_size=4000), 4).mask
     standard_error = (0.25 * 0.75 / 4000) ** 0.5
     assert ((mask.mean(dim=0) - 0.75).abs() < 5 * standard_error).all()
@@ -72,19 +72,19 @@ def test_every_patch_is_kept_as_often_as_any_other():
     ("num_patches", "removed_ratio", "num_keep"),
     [(196, 0.75, 49), (16, 0.75, 4), (196, 0, 196), (196, 1, 0), (49, 0.75, 12), (196, 0.15, 166)],
 )
-def test_the_number_kept_is_rounded_down(num_patches, removed_ratio, num_keep):
+def test_the_number_of_kept_patches_is_rounded_down(num_patches, removed_ratio, num_keep):
     assert num_to_keep(num_patches, removed_ratio) == num_keep
-    assert int(num_patches * (1 - removed_ratio)) == num_keep  # the references'
+    assert int(num_patches * (1 - removed_ratio)) == num_keep  # as in the references
 
 
-def test_the_number_kept_forgives_floating_point():
-    # 10 * (1 - 0.9) is 0.9999999999999998, which left no patch
+def test_the_number_of_kept_patches_tolerates_floating_point_errors():
+    # 10 * (1 - 0.9) is 0.9999999999999998, which used to keep no patch
     for tenths in range(11):
         assert num_to_keep(10, tenths / 10) == 10 - tenths
 
 
 @pytest.mark.parametrize(("shape", "num_keep"), [((16,), 4), ((2, 3), 4), ((2, 3, 4), 1)])
-def test_noise_that_does_not_fit_is_an_error_that_names_its_shape(shape, num_keep):
+def test_noise_of_a_wrong_shape_is_an_error_that_names_it(shape, num_keep):
     with pytest.raises(ValueError, match=rf"the {num_keep} patches") as error:
         ids_to_keep(torch.rand(shape), num_keep)
     assert str(shape) in str(error.value)

@@ -1,4 +1,4 @@
-"""DINO: head, loss, and the model with its teacher."""
+"""DINO: head, loss, and model with teacher."""
 
 # B batch · G global views · V all views · K prototypes · D hidden
 
@@ -33,14 +33,14 @@ def make_views(batch_size: int = 3, num_local_views: int = 2, seed: int = 1) -> 
 
 
 def make_loss(num_prototypes: int = 5, seed: int = 0) -> DINOLoss:
-    """Return a loss with a center that isn't zero."""
+    """Return a loss with a nonzero center."""
     loss = DINOLoss(num_prototypes, student_temperature=0.1, center_momentum=0.9)
     loss.center.copy_(torch.randn(num_prototypes, generator=torch.Generator().manual_seed(seed)))
     return loss
 
 
 def teacher_and_student(model: SelfViTForDINO) -> list[tuple[str, Tensor, Tensor]]:
-    """Return names, the teacher's tensors and the student's."""
+    """Return names, tensors of the teacher and tensors of the student."""
     state = model.state_dict()
     return [
         (name, state[name], state[f"student.{name}"])
@@ -52,7 +52,7 @@ def teacher_and_student(model: SelfViTForDINO) -> list[tuple[str, Tensor, Tensor
 # The head
 
 
-def test_the_head_is_the_references():
+def test_the_head_matches_the_reference():
     golden, reference = load_golden("dino_head")
     config = tiny_config(
         hidden_size=48,
@@ -68,7 +68,7 @@ def test_the_head_is_the_references():
     weights = {
         re.sub(
             r"mlp\.(\d)", lambda match: f"layers.{int(match[1]) // 2}", name
-        )  # an activation lies between two layers
+        )  # the reference counts activations, too
         .replace("weight_v", "direction")
         .replace("weight_g", "magnitude"): tensor
         for name, tensor in weights_of(golden).items()
@@ -82,7 +82,7 @@ def test_the_head_is_the_references():
     torch.testing.assert_close(features.grad, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_logits_are_cosines_when_the_magnitude_is_one():
+def test_logits_are_cosines_if_the_magnitude_is_one():
     model = make_model()
     features = torch.randn(4, 32) * 100
     logits = model.head(features)
@@ -98,20 +98,20 @@ def test_logits_are_cosines_when_the_magnitude_is_one():
 
 
 @pytest.mark.parametrize("num_head_layers", [1, 2, 4])
-def test_the_head_has_as_many_layers_as_asked_for(num_head_layers):
+def test_the_head_has_the_configured_number_of_layers(num_head_layers):
     head = make_model(dino={"num_head_layers": num_head_layers}).head
     assert len(head.layers) == num_head_layers
     assert head(torch.randn(3, 32)).shape == (3, 24)
 
 
-def test_the_head_survives_the_smallest_and_largest_features_of_half_precision():
+def test_the_head_is_finite_for_extreme_features_in_half_precision():
     head = make_model().head.half()
     for scale in (0.0, 1e-4, 3e4):
         assert head(torch.full((2, 32), scale, dtype=torch.float16)).isfinite().all()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_the_magnitude_is_trained_only_if_it_is_not_normalized(normalize, tmp_path):
+def test_the_magnitude_is_trained_unless_the_last_layer_is_normalized(normalize, tmp_path):
     model = make_model(dino={"normalize_last_layer": normalize})
     name = "student.head.last_layer.magnitude"
     assert (name in dict(model.named_buffers())) == normalize
@@ -127,7 +127,7 @@ def test_the_magnitude_is_trained_only_if_it_is_not_normalized(normalize, tmp_pa
 
 
 def golden_views(golden: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
-    """Return the student's (V, B, K) and the teacher's (G, B, K) logits of a step."""
+    """Return the logits of student (V, B, K) and teacher (G, B, K) in a step."""
     return (
         golden[f"step{step}.student"].unflatten(0, (6, -1)),
         golden[f"step{step}.teacher"].unflatten(0, (2, -1)),
@@ -135,7 +135,7 @@ def golden_views(golden: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("name", "num_steps"), [("dino_loss", 5), ("dino_loss_lightly", 3)])
-def test_consecutive_steps_are_the_references(name, num_steps):
+def test_consecutive_steps_match_the_reference(name, num_steps):
     inputs, config = load_golden("dino_loss")
     golden = load_golden(name)[0]
     loss = DINOLoss(config["out_dim"], config["student_temp"], config["center_momentum"])
@@ -154,7 +154,7 @@ def test_consecutive_steps_are_the_references(name, num_steps):
             torch.testing.assert_close(student.grad.flatten(0, 1), gradient, **close)
 
 
-def test_two_views_of_one_image_by_hand():
+def test_two_views_of_one_image_match_hand_computed_values():
     # teacher temperature 0.5, student temperature 0.1, center (0.5, 0)
     loss = DINOLoss(2, student_temperature=0.1, center_momentum=0.9)
     loss.center.copy_(torch.tensor([0.5, 0.0]))
@@ -165,8 +165,8 @@ def test_two_views_of_one_image_by_hand():
     def log_sigmoid(value: float) -> float:
         return -math.log1p(math.exp(-value))
 
-    # softmax of two is the sigmoid of their difference, after centering and the temperature
-    first, second = 1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(3.0))  # teacher: of prototype 0
+    # a softmax over two logits is the sigmoid of their difference, centered and sharpened
+    first, second = 1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(3.0))  # prototype 0, teacher
     cross_entropies = [
         -(first * log_sigmoid(-2.0) + (1 - first) * log_sigmoid(2.0)),  # student's second view
         -(second * log_sigmoid(1.0) + (1 - second) * log_sigmoid(-1.0)),  # student's first view
@@ -193,13 +193,13 @@ def test_the_loss_is_the_mean_cross_entropy_over_pairs_of_different_views():
     torch.testing.assert_close(loss(student, teacher, 0.05).loss, torch.stack(pairs).mean())
 
 
-def test_uniform_outputs_cost_ln_k():
+def test_the_loss_of_uniform_outputs_is_ln_k():
     output = DINOLoss(24, 0.1, 0.9)(torch.zeros(4, 3, 24), torch.zeros(2, 3, 24), 0.04)
     assert output.loss.item() == pytest.approx(math.log(24), rel=1e-6)
     assert output.teacher_entropy.item() == pytest.approx(math.log(24), rel=1e-6)
 
 
-def test_adding_the_center_to_the_teacher_cancels_it():
+def test_the_center_is_subtracted_from_the_teachers_logits():
     student, teacher = torch.randn(3, 2, 5), torch.randn(2, 2, 5)
     loss = make_loss()
     uncentered = DINOLoss(5, 0.1, 0.9)
@@ -216,21 +216,21 @@ def test_no_gradient_flows_into_the_teacher():
     assert (student.grad.abs().sum(dim=-1) > 0).all()
 
 
-def test_the_center_is_the_mean_over_all_micro_batches():
+def test_the_center_moves_to_the_mean_over_all_micro_batches():
     loss, start = make_loss(), make_loss().center
     batches = [torch.randn(2, size, 5) for size in (1, 4, 3)]
     for teacher in batches:
         loss(torch.randn(3, teacher.shape[1], 5), teacher, 0.07)
-        assert torch.equal(loss.center, start)  # it moves once a step
+        assert torch.equal(loss.center, start)  # it moves once per step
     loss.update_center()
     mean = torch.cat(batches, dim=1).mean(dim=(0, 1))
     torch.testing.assert_close(loss.center, 0.9 * start + 0.1 * mean)
     moved = loss.center.clone()
-    loss.update_center()  # nothing new was seen
+    loss.update_center()  # there are no new logits
     assert torch.equal(loss.center, moved)
 
 
-def test_evaluation_leaves_the_center_alone():
+def test_evaluation_does_not_move_the_center():
     loss = make_loss().eval()
     loss(torch.randn(3, 2, 5), torch.randn(2, 2, 5), 0.07)
     loss.update_center()
@@ -247,13 +247,13 @@ def test_evaluation_leaves_the_center_alone():
         ((3, 2, 5), (2, 2, 6)),
     ],
 )
-def test_views_that_cannot_be_compared_are_an_error_that_names_the_shapes(student, teacher):
+def test_views_without_pairs_are_an_error_that_names_the_shapes(student, teacher):
     with pytest.raises(ValueError, match="at least 2 views") as error:
         make_loss()(torch.zeros(student), torch.zeros(teacher), 0.07)
     assert f"{student} and {teacher}" in str(error.value)
 
 
-def test_sharp_logits_stay_finite():
+def test_large_logits_give_a_finite_loss_and_gradient():
     student = (torch.randn(4, 2, 5) * 1e4).requires_grad_()
     output = make_loss()(student, torch.randn(2, 2, 5) * 1e4, 0.04)
     output.loss.backward()
@@ -265,7 +265,7 @@ def test_sharp_logits_stay_finite():
 # The model
 
 
-def test_without_a_configuration_of_dino_is_an_error():
+def test_a_missing_dino_config_is_an_error():
     with pytest.raises(ValueError, match=r"dino_config=DINOConfig\(\)"):
         SelfViTForDINO(tiny_config())
 
@@ -311,16 +311,16 @@ def test_the_teacher_starts_as_a_copy_of_the_student():
         assert teacher.data_ptr() != student.data_ptr(), name
 
 
-def test_a_pretrained_encoder_reaches_the_student(tmp_path):
+def test_a_pretrained_encoder_is_copied_to_the_student(tmp_path):
     torch.manual_seed(5)
     encoder = SelfViTModel(tiny_config())
     encoder.save_pretrained(tmp_path)
     config = tiny_config(dino_config=tiny_dino_config())
     model = SelfViTForDINO.from_pretrained(tmp_path, config=config)
-    model.restart_from_encoder()
+    model.init_student_from_teacher()
     for name, value in encoder.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], value), name
-    # the heads, which the checkpoint lacks, used to be left at two different random values
+    # the heads, which the checkpoint lacks, used to keep two different random values
     for name, teacher, student in teacher_and_student(model):
         assert torch.equal(teacher, student), name
 
@@ -385,7 +385,7 @@ def test_the_forward_pass_is_the_loss_of_student_and_teacher():
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_final_temperature_is_the_default():
+def test_the_default_temperature_is_the_final_one():
     model, views = make_model(dino={"teacher_temperature": 0.06}), make_views()
     assert torch.equal(model(**views).loss, model(**views, teacher_temperature=0.06).loss)
     assert not torch.equal(model(**views).loss, model(**views, teacher_temperature=0.04).loss)
@@ -401,19 +401,19 @@ def test_any_number_of_local_views_works(num_local_views):
         assert torch.equal(model(**views, local_views=empty).loss, loss)
 
 
-def test_one_global_view_alone_is_an_error():
+def test_a_single_global_view_is_an_error():
     with pytest.raises(ValueError, match="at least 2 views"):
         make_model()(torch.randn(1, 2, 3, 32, 32))
 
 
-def test_a_tuple_holds_the_same_values():
+def test_a_tuple_has_the_same_values():
     model, views = make_model(), make_views()
     values = model(**views, return_dict=False)
     assert isinstance(values, tuple)
     assert torch.equal(values[0], model(**views).loss)
 
 
-def test_micro_batches_are_one_batch():
+def test_micro_batches_are_equivalent_to_one_batch():
     whole, parts, views = make_model(), make_model(), make_views(batch_size=8)
     for model in (whole, parts):
         torch.manual_seed(7)
@@ -438,7 +438,7 @@ def test_micro_batches_are_one_batch():
     assert not torch.equal(whole.loss.center, torch.linspace(-0.1, 0.1, 24))
 
 
-# What the training loop calls
+# Hooks of the training loop
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -458,7 +458,7 @@ def test_the_last_layer_moves_only_after_the_frozen_steps(normalize):
             assert torch.equal(value, before[name]) == frozen, (step, name)
 
 
-def test_the_teacher_update_by_hand():
+def test_a_teacher_update_matches_hand_computed_values():
     model = make_model(dino={"teacher_momentum": 0.9, "teacher_momentum_end": 1.0})
     with torch.no_grad():
         for parameter in model.student.parameters():
@@ -473,7 +473,7 @@ def test_the_teacher_update_by_hand():
         torch.testing.assert_close(state[name], 0.9 * teacher + 0.1 * student)
 
 
-def test_momentum_is_the_references_at_every_step():
+def test_momentum_matches_the_reference_at_every_step():
     golden = load_golden("schedules")[0]["momentum"]
     model = make_model()
     ours = [
@@ -483,7 +483,7 @@ def test_momentum_is_the_references_at_every_step():
     torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), golden, rtol=1e-12, atol=0)
 
 
-def test_teacher_temperature_is_the_references_at_every_step():
+def test_teacher_temperature_matches_the_reference_at_every_step():
     golden, config = load_golden("dino_loss")
     model = make_model(
         dino={
@@ -515,8 +515,8 @@ def test_the_center_stays_in_float32_under_autocast():
     assert not torch.equal(center, center.bfloat16().float())
 
 
-def test_the_center_is_loaded_in_float32_whatever_the_dtype(tmp_path):
-    # it used to be rounded, and `update_center` then raised for the dtypes' difference
+def test_the_center_is_loaded_in_float32_for_every_dtype(tmp_path):
+    # it used to be rounded, and `update_center` then failed because the dtypes differ
     model = make_model()
     model.loss.center.normal_()
     model.save_pretrained(tmp_path)
@@ -528,7 +528,7 @@ def test_the_center_is_loaded_in_float32_whatever_the_dtype(tmp_path):
     assert not torch.equal(loaded.loss.center, model.loss.center)
 
 
-def test_a_model_cast_to_bfloat16_still_moves_its_center():
+def test_a_model_cast_to_bfloat16_moves_its_center():
     model = make_model().to(torch.bfloat16)
     model(**make_views()).loss.backward()
     model.after_optimizer_step(0, 10)

@@ -1,6 +1,6 @@
-"""MAE: patches, loss, decoder, and the model."""
+"""MAE: patches, loss, decoder, and model."""
 
-# B batch · C channels · P patch size · N patches · K patches visible · D hidden
+# B batch · C channels · P patch size · N patches · K visible patches · D hidden
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def masked_patches(images: Tensor, mask: Tensor, patch_size: int = 8) -> Tensor:
 # Patches
 
 
-def test_patches_by_hand():
+def test_patches_match_hand_computed_values():
     # 2 channels, 2 x 4 pixels, patches of 2: the second channel is the first plus 100
     first = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
     patches = patchify(torch.stack([first, first + 100]).unsqueeze(0), 2)
@@ -61,7 +61,7 @@ def test_patches_by_hand():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 40), (48, 16)])
-def test_images_are_put_together_again(height, width):
+def test_unpatchify_inverts_patchify(height, width):
     images = torch.randn(2, 3, height, width)
     patches = patchify(images, 8)
     assert patches.shape == (2, height * width // 64, 192)
@@ -77,16 +77,16 @@ def test_patches_are_in_the_order_of_the_encoders_tokens():
 # The loss
 
 
-def test_the_loss_by_hand():
+def test_the_loss_matches_hand_computed_values():
     prediction = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]])
     patches = torch.tensor([[[1.0, 4.0], [3.0, 1.0]]])
     assert mae_loss(prediction, patches, False).item() == (0 + 4 + 9 + 1) / 4
-    # of (3, 5): mean 4, unbiased deviation sqrt(2), so normalized (-1, 1) / sqrt(2)
+    # (3, 5) has mean 4 and unbiased std sqrt(2), and is normalized to (-1, 1) / sqrt(2)
     normalized = mae_loss(torch.zeros(1, 1, 2), torch.tensor([[[3.0, 5.0]]]), True)
     assert normalized.item() == pytest.approx(0.5, rel=1e-5)
 
 
-def test_brightness_and_contrast_of_a_patch_are_not_asked_for_when_pixels_are_normalized():
+def test_normalized_targets_ignore_brightness_and_contrast_of_a_patch():
     prediction, patches = torch.randn(2, 5, 48), torch.randn(2, 5, 48)
     gain, shift = torch.rand(2, 5, 1) + 0.5, torch.randn(2, 5, 1)
     close = {"rtol": 1e-4, "atol": 1e-5}
@@ -137,7 +137,7 @@ def rename_mae_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def golden_model(name: str) -> tuple[SelfViTForMAE, dict[str, Tensor]]:
-    """Return our model with the reference's weights, and the reference's values."""
+    """Return our model with the weights of the reference, and the reference values."""
     golden, reference = load_golden(name)
     config = SelfViTConfig(
         hidden_size=reference["embed_dim"],
@@ -162,7 +162,7 @@ def golden_model(name: str) -> tuple[SelfViTForMAE, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("name", ["mae", "mae_norm_pix"])
-def test_outputs_and_loss_are_the_references(name):
+def test_outputs_and_loss_match_the_reference(name):
     model, golden = golden_model(name)
     ids_keep = ids_to_keep(golden["noise"], 4).ids_keep
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_outputs_and_loss_are_the_references(name):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["mae", "mae_norm_pix"])
-def test_gradients_are_the_references(name, training):
+def test_gradients_match_the_reference(name, training):
     model, golden = golden_model(name)
     output = model.train(training)(golden["images"], golden["noise"])
     torch.testing.assert_close(output.loss, golden["loss"][0], rtol=1e-5, atol=0)
@@ -218,7 +218,7 @@ def stock_of(model: SelfViTForMAE) -> ViTMAEForPreTraining:
             norm_pix_loss=mae.norm_pix_loss,
         )
     ).eval()
-    replacements = {  # positions go along: a fresh stock model has none but zeros
+    replacements = {  # positions, too: they are zero in a new stock model
         "decoder.embedding.": "decoder.decoder_embed.",
         "decoder.position_embeddings": "decoder.decoder_pos_embed",
         "decoder.layers.": "decoder.decoder_layers.",
@@ -234,7 +234,7 @@ def stock_of(model: SelfViTForMAE) -> ViTMAEForPreTraining:
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.5])
-def test_it_is_the_stock_mae_with_weights_copied_by_name(mask_ratio, norm_pix_loss):
+def test_outputs_match_transformers_vit_mae(mask_ratio, norm_pix_loss):
     model = make_model(mae={"mask_ratio": mask_ratio, "norm_pix_loss": norm_pix_loss})
     stock, inputs = stock_of(model), make_inputs()
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_it_is_the_stock_mae_with_weights_copied_by_name(mask_ratio, norm_pix_lo
 
 @pytest.mark.parametrize("decoder_num_layers", [1, 2])
 @pytest.mark.parametrize("num_register_tokens", [0, 2])
-def test_training_computes_less_and_gives_the_same_loss_and_gradients(
+def test_predicting_masked_patches_only_keeps_loss_and_gradients(
     num_register_tokens, decoder_num_layers
 ):
     mae = {"decoder_num_layers": decoder_num_layers}
@@ -270,7 +270,7 @@ def test_training_computes_less_and_gives_the_same_loss_and_gradients(
         torch.testing.assert_close(ours, theirs, **GRADIENTS_CLOSE)
 
 
-def test_the_decoders_masked_predictions_are_those_of_all():
+def test_masked_predictions_equal_those_among_all_predictions():
     model, inputs = make_model(), make_inputs()
     split = ids_to_keep(inputs["noise"], 4)
     latent = model.vit(inputs["pixel_values"], ids_keep=split.ids_keep).last_hidden_state
@@ -279,7 +279,7 @@ def test_the_decoders_masked_predictions_are_those_of_all():
     torch.testing.assert_close(some, gather_patches(everything, split.ids_removed), **CLOSE)
 
 
-def test_the_prediction_comes_in_evaluation_or_when_asked_for():
+def test_predictions_are_returned_in_evaluation_or_on_request():
     model, inputs = make_model(), make_inputs()
     assert model(**inputs).prediction.shape == (2, 16, 192)
     assert model(**inputs, output_prediction=False).prediction is None
@@ -287,10 +287,10 @@ def test_the_prediction_comes_in_evaluation_or_when_asked_for():
     assert model(**inputs, output_prediction=True).prediction.shape == (2, 16, 192)
 
 
-# What influences what
+# Influence of pixels and masks
 
 
-def test_masked_pixels_reach_the_loss_as_a_target_only():
+def test_masked_pixels_affect_the_loss_as_target_only():
     model, inputs = make_model(mae={"norm_pix_loss": False}), make_inputs()
     output = model(**inputs)
     other = patchify(inputs["pixel_values"], 8)
@@ -300,7 +300,7 @@ def test_masked_pixels_reach_the_loss_as_a_target_only():
     assert not torch.equal(changed.loss, output.loss)
 
 
-def test_every_masked_patch_costs_the_same_and_visible_ones_nothing():
+def test_the_loss_is_the_mean_over_masked_patches_only():
     model, inputs = make_model(mae={"norm_pix_loss": False}), make_inputs()
     output = model(**inputs)
     target = masked_patches(inputs["pixel_values"], output.mask)
@@ -308,7 +308,7 @@ def test_every_masked_patch_costs_the_same_and_visible_ones_nothing():
     torch.testing.assert_close(output.loss, error)
 
 
-def test_masks_are_drawn_where_none_are_given_and_follow_the_seed():
+def test_masks_are_drawn_from_the_seed_if_no_noise_is_given():
     model, images = make_model(), make_inputs()["pixel_values"]
     torch.manual_seed(3)
     first, second = model(images), model(images)
@@ -318,7 +318,7 @@ def test_masks_are_drawn_where_none_are_given_and_follow_the_seed():
     assert torch.equal(first.mask.sum(dim=1), torch.full((2,), 12.0))
 
 
-def test_a_checkpoint_opens_as_an_encoder_that_masks_nothing(tmp_path):
+def test_a_checkpoint_opens_as_an_encoder_without_masking(tmp_path):
     trained, images = make_model(), make_inputs()["pixel_values"]
     trained.save_pretrained(tmp_path)
     encoder, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -339,7 +339,7 @@ def test_a_checkpoint_opens_as_an_encoder_that_masks_nothing(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(48, 16), (16, 40)])
 @pytest.mark.parametrize("configured", [True, False])
-def test_images_that_are_not_square_are_trained_and_filled_in(height, width, configured):
+def test_rectangular_images_can_be_trained_on_and_reconstructed(height, width, configured):
     model = make_model(image_size=(height, width) if configured else 32)
     inputs = make_inputs(height, width)
     output = model.train()(**inputs)
@@ -350,13 +350,13 @@ def test_images_that_are_not_square_are_trained_and_filled_in(height, width, con
     assert images.isfinite().all()
 
 
-def test_the_decoders_positions_are_of_the_grid_rows_first():
+def test_the_decoders_positions_use_rows_then_columns():
     model = make_model(image_size=(48, 16))
     assert torch.equal(model.decoder.position_embeddings, sincos_position_embeddings(16, (6, 2)))
 
 
-def test_at_another_size_encoder_and_decoder_mean_the_same_places():
-    # positions of the larger grid itself would lie where the decoder never trained
+def test_encoder_and_decoder_interpolate_positions_alike():
+    # positions computed for the larger grid would be outside the range of training
     model, inputs = make_model(), make_inputs(48, 64)
     output = model(**inputs)
     larger = make_model(image_size=(48, 64))
@@ -366,8 +366,8 @@ def test_at_another_size_encoder_and_decoder_mean_the_same_places():
     torch.testing.assert_close(larger(**inputs).prediction, output.prediction, **CLOSE)
 
 
-def test_positions_decide_the_places_of_predictions():
-    # a decoder that took (columns, rows) for (rows, columns) would predict at wrong places
+def test_positions_determine_the_places_of_predictions():
+    # a decoder that swaps rows and columns would predict at wrong places
     model = make_model(image_size=(48, 16), mae={"norm_pix_loss": False})
     inputs = make_inputs(48, 16)
     order = torch.arange(12).unflatten(0, (6, 2)).flip(0).flatten()
@@ -377,15 +377,15 @@ def test_positions_decide_the_places_of_predictions():
     assert torch.equal(changed.mask, plain.mask[:, order])
     assert not torch.allclose(changed.prediction, plain.prediction[:, order], atol=1e-3)
     for positions in (model.vit.embeddings.position_embeddings, model.decoder.position_embeddings):
-        positions[:, 1:] = positions[:, 1:][:, order]  # turned along, nothing changes
+        positions[:, 1:] = positions[:, 1:][:, order]  # permuted alike
     turned = model(unpatchify(flipped, 8, (6, 2)), inputs["noise"][:, order])
     torch.testing.assert_close(turned.prediction, plain.prediction[:, order], **CLOSE)
 
 
-# Ratios at the edge
+# Extreme mask ratios
 
 
-def test_a_ratio_that_leaves_no_patch_visible_is_an_error_with_a_ratio_that_works():
+def test_a_ratio_without_visible_patches_is_an_error_that_suggests_valid_ratios():
     with pytest.raises(ValueError, match=r"mask_ratio \(0.95\) leaves none of 16 patches visible"):
         make_model(mae={"mask_ratio": 0.95})
     with pytest.raises(ValueError, match=r"use 0.063 to 0.937\."):
@@ -395,7 +395,7 @@ def test_a_ratio_that_leaves_no_patch_visible_is_an_error_with_a_ratio_that_work
         assert model(**make_inputs()).mask.sum().item() == 2 * num_masked
 
 
-def test_a_ratio_that_masks_no_patch_is_an_error():
+def test_a_ratio_without_masked_patches_is_an_error():
     with pytest.raises(ValueError, match=r"leaves none of 16 patches to predict; use 0.063"):
         make_model(mae={"mask_ratio": 1e-9})
 
@@ -408,12 +408,12 @@ def test_an_image_of_one_patch_is_an_error():
 
 
 @pytest.mark.parametrize("shape", [(2, 15), (1, 16), (16,)])
-def test_noise_that_does_not_fit_the_images_is_an_error(shape):
-    with pytest.raises(ValueError, match=r"noise must be a number a patch, \(2, 16\)"):
+def test_noise_of_a_wrong_shape_is_an_error(shape):
+    with pytest.raises(ValueError, match=r"noise must be \(batch, patches\), \(2, 16\)"):
         make_model()(make_inputs()["pixel_values"], torch.rand(shape))
 
 
-def test_without_a_configuration_of_mae_is_an_error():
+def test_a_missing_mae_config_is_an_error():
     with pytest.raises(ValueError, match=r"mae_config=MAEConfig\(\)"):
         SelfViTForMAE(tiny_config())
 
@@ -423,7 +423,7 @@ def test_without_a_configuration_of_mae_is_an_error():
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 16)])
-def test_reconstruction_keeps_visible_patches_and_fills_the_others(height, width, norm_pix_loss):
+def test_reconstruction_keeps_visible_patches_and_replaces_the_others(height, width, norm_pix_loss):
     model = make_model(mae={"norm_pix_loss": norm_pix_loss}, image_size=(height, width))
     inputs = make_inputs(height, width)
     images, mask = model.reconstruct(**inputs)
@@ -434,12 +434,12 @@ def test_reconstruction_keeps_visible_patches_and_fills_the_others(height, width
     assert ((ours - given).abs().amax(dim=-1)[mask.bool()] > 0).all()
 
 
-def test_a_perfect_prediction_of_normalized_pixels_gives_the_image_back():
+def test_a_perfect_prediction_of_normalized_pixels_restores_the_image():
     model, inputs = make_model(), make_inputs()
     images = inputs["pixel_values"] * 3 + 1
     patches = patchify(images, 8)
-    mean, deviation = patch_statistics(patches)
-    perfect = (patches - mean) / deviation  # as the loss makes its target
+    mean, std = patch_statistics(patches)
+    perfect = (patches - mean) / std  # the target of the loss
     split = ids_to_keep(inputs["noise"], 4)
 
     def predict(module: Any, arguments: Any, output: Tensor) -> Tensor:
@@ -453,7 +453,7 @@ def test_a_perfect_prediction_of_normalized_pixels_gives_the_image_back():
     torch.testing.assert_close(filled, images, rtol=0, atol=1e-5)
 
 
-def test_without_normalization_the_prediction_is_the_pixels():
+def test_without_normalization_predictions_are_pixels():
     model, inputs = make_model(mae={"norm_pix_loss": False}), make_inputs()
     images, mask = model.reconstruct(**inputs)
     prediction = model(**inputs).prediction
@@ -482,7 +482,7 @@ def test_every_parameter_and_buffer_is_initialized_as_documented(initializer_ran
             assert torch.equal(value, sincos_position_embeddings(64, (4, 4)))
         elif name.endswith(("cls_token", "register_tokens", "mask_token")):
             assert_statistics(name, value, 0.0, initializer_range)
-        elif name.endswith("projection.bias"):  # as the encoder's
+        elif name.endswith("projection.bias"):  # as in the encoder
             assert_statistics(name, value, 0.0, 1 / 192**0.5 / 3**0.5)
         elif re.search(r"layernorm\w*\.weight$", name):
             assert (value == 1).all(), name
@@ -495,7 +495,7 @@ def test_every_parameter_and_buffer_is_initialized_as_documented(initializer_ran
             assert matrix.abs().max() <= std * 3**0.5, name
 
 
-def test_fixed_positions_are_buffers_that_nothing_trains():
+def test_fixed_positions_are_not_trained():
     model = make_model()
     names = dict(model.trained_parameters())
     assert not any("position_embeddings" in name for name in names)
@@ -503,7 +503,7 @@ def test_fixed_positions_are_buffers_that_nothing_trains():
     assert not model.decoder.position_embeddings.requires_grad
 
 
-def test_an_encoder_alone_starts_a_model_whose_decoder_is_new(tmp_path):
+def test_an_encoder_checkpoint_gets_a_new_decoder(tmp_path):
     encoder = SelfViTModel(tiny_config(position_embedding_type="sincos", initializer_range=0.2))
     encoder.save_pretrained(tmp_path)
     config = make_model().config
@@ -516,12 +516,12 @@ def test_an_encoder_alone_starts_a_model_whose_decoder_is_new(tmp_path):
     assert model(**make_inputs()).loss.isfinite()
 
 
-# The rest of transformers
+# Features of transformers
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_the_attention_implementation_is_the_decoders_too(implementation):
+def test_the_attention_implementation_applies_to_the_decoder(implementation):
     model, inputs = make_model(), make_inputs()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         expected = model(**inputs).prediction
@@ -531,13 +531,13 @@ def test_the_attention_implementation_is_the_decoders_too(implementation):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_compiles_as_one_graph(training):
+def test_the_model_compiles_as_one_graph(training):
     model, inputs = make_model().train(training), make_inputs()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs).loss, model(**inputs).loss, **CLOSE)
 
 
-def test_a_tuple_holds_the_same_values():
+def test_a_tuple_has_the_same_values():
     model, inputs = make_model(), make_inputs()
     values = model(**inputs, return_dict=False)
     assert isinstance(values, tuple)
@@ -552,7 +552,7 @@ def test_gray_images_of_one_channel_work():
     assert model.reconstruct(images)[0].shape == images.shape
 
 
-def test_weights_in_bfloat16_reconstruct_in_float32():
+def test_bfloat16_weights_reconstruct_in_float32():
     model, inputs = make_model(), make_inputs()
     expected, _ = model.reconstruct(**inputs)
     images, _ = model.to(torch.bfloat16).reconstruct(**inputs)

@@ -1,6 +1,6 @@
-"""MSN and PMSN: pure functions, head, loss, and the model with its teacher."""
+"""MSN and PMSN: pure functions, head, loss, and model with teacher."""
 
-# B batch · R random views · F focal views · V anchor views · K prototypes · E output of the head
+# B batch · R random views · F focal views · V anchor views · K prototypes · E head output
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def random_log_probabilities(*shape: int, seed: int = 0) -> Tensor:
 
 
 def teacher_and_student(model: SelfViTForPMSN) -> list[tuple[str, Tensor, Tensor]]:
-    """Return names, the teacher's tensors and the student's."""
+    """Return names, tensors of the teacher and tensors of the student."""
     state = model.state_dict()
     return [
         (name, state[name], state[f"student.{name}"])
@@ -60,19 +60,19 @@ def teacher_and_student(model: SelfViTForPMSN) -> list[tuple[str, Tensor, Tensor
 # Pure functions
 
 
-def test_sharpening_is_the_power_renormalized():
+def test_sharpening_is_a_renormalized_power():
     probabilities = torch.tensor([[0.5, 0.3, 0.2]])
     expected = probabilities**4 / (probabilities**4).sum()
     torch.testing.assert_close(sharpen(probabilities.log(), 0.25).exp(), expected)
 
 
-def test_a_sharpened_prediction_is_one_at_the_product_of_the_temperatures():
+def test_sharpening_multiplies_temperatures():
     cosines = torch.linspace(-1, 1, 7)
     both = sharpen(sharpen(cosines, 0.1), 0.25)
     torch.testing.assert_close(both, sharpen(cosines, 0.025))
 
 
-def test_the_power_law_by_hand():
+def test_the_power_law_matches_hand_computed_values():
     # 1, 1/2, 1/3, 1/4 for an exponent of 1
     expected = torch.tensor([12.0, 6.0, 4.0, 3.0]) / 25
     torch.testing.assert_close(power_law_prior(4, 1.0).exp(), expected)
@@ -92,7 +92,7 @@ def test_sinkhorn_balances_prototypes_and_keeps_rows():
     torch.testing.assert_close(balanced.sum(dim=0), torch.full((5,), 8.0), rtol=1e-4, atol=1e-4)
 
 
-def test_sinkhorn_is_the_alternate_division_of_rows_and_columns():
+def test_sinkhorn_normalizes_columns_and_rows_in_turn():
     probabilities = random_log_probabilities(6, 4).exp()
     expected = probabilities
     for _ in range(3):
@@ -101,7 +101,7 @@ def test_sinkhorn_is_the_alternate_division_of_rows_and_columns():
     torch.testing.assert_close(sinkhorn(probabilities.log(), 3).exp(), expected)
 
 
-def test_sinkhorn_leaves_a_single_image_no_choice():
+def test_sinkhorn_of_a_single_image_is_uniform():
     balanced = sinkhorn(random_log_probabilities(1, 4), 3)
     torch.testing.assert_close(balanced.exp(), torch.full((1, 4), 0.25))
 
@@ -111,8 +111,8 @@ def test_sinkhorn_without_iterations_changes_nothing():
     assert torch.equal(sinkhorn(log_probabilities, 0), log_probabilities)
 
 
-def test_sinkhorn_survives_a_prototype_that_no_image_is_near():
-    # its probability is 0 in float32; divided by, as the reference does, it gives not-a-number
+def test_sinkhorn_is_finite_for_a_prototype_far_from_all_images():
+    # its probability is 0 in float32; the reference divides by it and gets NaN
     log_probabilities = torch.tensor([[0.0, -500.0, -1.0], [-1.0, -700.0, 0.0]])
     assert sinkhorn(log_probabilities, 3).exp().isfinite().all()
 
@@ -123,7 +123,7 @@ def test_the_mean_prediction_is_the_mean():
     torch.testing.assert_close(mean_prediction(log_probabilities).exp(), expected)
 
 
-def test_the_divergence_from_uniform_is_ln_k_less_the_entropy():
+def test_the_divergence_from_uniform_is_ln_k_minus_the_entropy():
     log_p = random_log_probabilities(6)
     entropy = -(log_p.exp() * log_p).sum()
     divergence = kl_divergence(log_p, power_law_prior(6, 0.0))
@@ -134,13 +134,13 @@ def test_the_divergence_from_uniform_is_ln_k_less_the_entropy():
     ("num_patches", "ratio", "kept"),
     [(196, 0.15, 166), (10, 0.9, 1), (10, 0.3, 7), (16, 0.0, 16), (2, 0.5, 1)],
 )
-def test_dropped_patches_are_counted_as_the_reference_does(num_patches, ratio, kept):
+def test_the_number_of_kept_patches_matches_the_reference(num_patches, ratio, kept):
     assert num_patches_kept(num_patches, ratio) == kept
 
 
-def test_a_ratio_that_leaves_no_patch_is_an_error_with_one_that_does():
+def test_a_ratio_without_kept_patches_is_an_error_that_suggests_a_ratio():
     with pytest.raises(ValueError, match=r"patch_drop_ratio \(0.95\) .* use at most 0.937"):
-        make_model(pmsn={"patch_drop_ratio": 0.95})  # of 16 patches
+        make_model(pmsn={"patch_drop_ratio": 0.95})  # 16 patches
     assert num_patches_kept(16, 0.937) == 1
     with pytest.raises(ValueError, match="leaves none of the 1 patches"):
         make_model()(torch.randn(2, 3, 8, 8), torch.randn(1, 2, 3, 8, 8))
@@ -163,14 +163,14 @@ def make_loss(**fields: Any) -> PMSNLoss:
 
 
 def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Return anchors (V, B, E), targets (B, E), prototypes (K, E), all asking for gradients."""
+    """Return anchors (V, B, E), targets (B, E) and prototypes (K, E), all with gradients."""
     golden = load_golden("msn_loss")[0]
     anchors = golden["anchors"].unflatten(0, (3, 6)).requires_grad_()
     return anchors, golden["targets"].requires_grad_(), golden["prototypes"].requires_grad_()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_losses_and_gradients_are_the_references(name):
+def test_losses_and_gradients_match_the_reference(name):
     golden = load_golden("msn_loss")[0]
     anchors, targets, prototypes = golden_inputs()
     output = make_loss(**GOLDEN[name])(anchors, targets, prototypes)
@@ -183,7 +183,7 @@ def test_losses_and_gradients_are_the_references(name):
     assert targets.grad is None
 
 
-def test_each_term_is_the_authors():
+def test_each_term_matches_the_authors_code():
     golden = load_golden("msn_loss_reference")[0]
     plain = make_loss(prior="uniform")(*golden_inputs())
     balanced = make_loss(prior="uniform", sinkhorn_iterations=3)(*golden_inputs())
@@ -197,9 +197,9 @@ def test_each_term_is_the_authors():
         torch.testing.assert_close(value.detach(), golden[name][0], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_the_prior_of_the_paper_draws_the_mean_towards_it_from_the_other_side():
-    # PMSN has KL(mean || prior), as MSN's me-max is for the uniform prior; the golden values of
-    # `pmsn` are Lightly's, KL(prior || mean)
+def test_the_default_divergence_is_that_of_the_paper_and_not_of_lightly():
+    # PMSN uses KL(mean || prior), which is MSN's me-max for the uniform prior; the golden values of
+    # `pmsn` are from Lightly, which uses KL(prior || mean)
     anchors, targets, prototypes = golden_inputs()
     mean = (F.normalize(anchors, dim=-1) @ F.normalize(prototypes, dim=-1).T / 0.1).softmax(dim=-1)
     mean = mean.mean(dim=(0, 1))
@@ -218,8 +218,8 @@ def test_a_power_law_of_exponent_0_is_msn():
     assert torch.equal(make_loss(power_law_exponent=0.0)(*inputs).loss, uniform)
 
 
-def test_two_images_and_two_prototypes_by_hand():
-    # prototypes along the axes; anchors at 45 degrees and on the first axis, targets on the axes
+def test_two_images_and_two_prototypes_match_hand_computed_values():
+    # prototypes and targets on the axes; anchors at 45 degrees and on the first axis
     anchors = torch.tensor([[[3.0, 3.0], [2.0, 0.0]]])
     targets = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
     loss = make_loss(
@@ -237,7 +237,7 @@ def test_two_images_and_two_prototypes_by_hand():
     def entropy_of(p: float) -> float:
         return -(p * math.log(p) + (1 - p) * math.log(1 - p))
 
-    # of two, the first prototype's probability is the sigmoid of the cosines' difference
+    # the probability of the first of two prototypes is the sigmoid of the difference of cosines
     anchor_predictions, target_predictions = (0.5, sigmoid(1.0)), (sigmoid(2.0), sigmoid(-2.0))
     cross_entropies = [
         -(t * math.log(p) + (1 - t) * math.log(1 - p))
@@ -256,7 +256,7 @@ def test_two_images_and_two_prototypes_by_hand():
     assert output.loss.item() == pytest.approx(total, rel=1e-5)
 
 
-def test_the_length_of_any_vector_is_nothing():
+def test_the_loss_does_not_depend_on_the_norm_of_vectors():
     anchors, targets, prototypes = golden_inputs()
     loss = make_loss()
     scaled = loss(anchors * 3, targets * 0.1, prototypes * torch.linspace(0.5, 9, 48)[:, None])
@@ -271,8 +271,8 @@ def test_the_length_of_any_vector_is_nothing():
         ((4, 2, 5), (2, 5), (3, 6)),
     ],
 )
-def test_shapes_that_do_not_fit_are_an_error_that_names_them(anchors, targets, prototypes):
-    with pytest.raises(ValueError, match="PMSN compares anchors") as error:
+def test_shapes_that_do_not_match_are_an_error_that_names_them(anchors, targets, prototypes):
+    with pytest.raises(ValueError, match="anchors must be") as error:
         make_loss()(torch.zeros(anchors), torch.zeros(targets), torch.zeros(prototypes))
     assert str(anchors) in str(error.value) and str(prototypes) in str(error.value)
 
@@ -312,7 +312,7 @@ def loss_in_process(rank: int, store_file: str, result_file: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_mean_prediction_targets_and_gradients_of_one(tmp_path):
+def test_two_processes_have_losses_and_gradients_of_one(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
     torch.multiprocessing.spawn(loss_in_process, arguments, nprocs=2)
     values, anchors_grads, prototypes_grads = zip(
@@ -321,13 +321,13 @@ def test_two_processes_have_the_mean_prediction_targets_and_gradients_of_one(tmp
     anchors, targets, prototypes = golden_inputs()
     whole = make_loss(sinkhorn_iterations=3, entropy_weight=0.5)(anchors, targets, prototypes)
     whole.loss.backward()
-    for name in ("regularizer", "mean_entropy"):  # of all images, in both processes
+    for name in ("regularizer", "mean_entropy"):  # over all images, in both processes
         for value in values:
             torch.testing.assert_close(value[name], whole[name].detach(), msg=name)
     for name in ("loss", "cross_entropy", "entropy"):
         mean = (values[0][name] + values[1][name]) / 2
         torch.testing.assert_close(mean, whole[name].detach(), msg=name)
-    # as DistributedDataParallel does: gradients averaged over the processes
+    # DistributedDataParallel averages gradients over the processes
     close = {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(sum(prototypes_grads) / 2, prototypes.grad, **close)
     torch.testing.assert_close(sum(anchors_grads) / 2, anchors.grad, **close)
@@ -337,11 +337,11 @@ def test_two_processes_have_the_mean_prediction_targets_and_gradients_of_one(tmp
 
 
 def stock_names(name: str) -> str:
-    """Return our name of a parameter of transformers' ViTMSNModel."""
+    """Return our name for a parameter of transformers' ViTMSNModel."""
     return name.replace("embeddings.position_embedding.", "embeddings.position_embeddings.")
 
 
-def test_the_encoder_is_transformers_vit_msn():
+def test_the_encoder_matches_transformers_vit_msn():
     torch.manual_seed(0)
     config = ViTMSNConfig(
         hidden_size=32,
@@ -367,7 +367,7 @@ def test_the_encoder_is_transformers_vit_msn():
     torch.testing.assert_close(class_tokens, expected[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_class_tokens_of_kept_patches_are_the_encoders():
+def test_class_tokens_of_kept_patches_match_the_forward_pass():
     vit = make_model(initializer_range=0.2).vit
     images, ids_keep = torch.randn(2, 3, 32, 32), torch.tensor([[3, 0, 9], [15, 2, 4]])
     (class_tokens,) = vit.class_tokens(images, ids_keep=ids_keep)
@@ -378,7 +378,7 @@ def test_class_tokens_of_kept_patches_are_the_encoders():
 # The model
 
 
-def test_without_a_configuration_of_pmsn_is_an_error():
+def test_a_missing_pmsn_config_is_an_error():
     with pytest.raises(ValueError, match=r"pmsn_config=PMSNConfig\(\)"):
         SelfViTForPMSN(tiny_config())
 
@@ -410,18 +410,18 @@ def test_the_teacher_starts_as_a_copy_of_the_student():
         assert teacher.data_ptr() != student.data_ptr(), name
 
 
-def test_a_pretrained_encoder_reaches_the_student(tmp_path):
+def test_a_pretrained_encoder_is_copied_to_the_student(tmp_path):
     torch.manual_seed(5)
     encoder = SelfViTModel(tiny_config())
     encoder.save_pretrained(tmp_path)
     config = tiny_config(pmsn_config=tiny_pmsn_config())
     model = SelfViTForPMSN.from_pretrained(tmp_path, config=config)
-    model.restart_from_encoder()
+    model.init_student_from_teacher()
     for name, value in encoder.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], value), name
     for name, teacher, student in teacher_and_student(model):
         assert torch.equal(teacher, student), name
-    assert model.prototypes.abs().max() > 0  # initialized, though the checkpoint lacks them
+    assert model.prototypes.abs().max() > 0  # initialized, because the checkpoint lacks them
 
 
 def test_the_teacher_never_receives_a_gradient(tmp_path):
@@ -437,7 +437,7 @@ def test_the_teacher_never_receives_a_gradient(tmp_path):
             assert parameter.grad is not None, name
 
 
-def test_prototypes_receive_gradient_and_do_not_decay():
+def test_prototypes_receive_gradient_and_no_weight_decay():
     model = make_model()
     model(**make_views()).loss.backward()
     assert (model.prototypes.grad.abs().sum(dim=1) > 0).all()
@@ -447,7 +447,7 @@ def test_prototypes_receive_gradient_and_do_not_decay():
     assert sorted(names) == sorted(expected)
 
 
-def test_frozen_prototypes_stay_as_they_are(tmp_path):
+def test_frozen_prototypes_do_not_change(tmp_path):
     model = make_model(pmsn={"freeze_prototypes": True})
     model.save_pretrained(tmp_path)
     for candidate in (model, SelfViTForPMSN.from_pretrained(tmp_path).train()):
@@ -472,7 +472,7 @@ def test_the_forward_pass_is_the_loss_of_student_and_teacher():
     def project(network: Any, images: Tensor, ids: Tensor | None = None) -> Tensor:
         return network.head(network.vit(images, ids_keep=ids).last_hidden_state[:, 0])
 
-    # each size of views is a batch of its own for batch norm
+    # batch norm treats each size of views as a separate batch
     random_views = project(
         model.student, views["random_views"].flatten(0, 1), ids_keep.flatten(0, 1)
     )
@@ -483,7 +483,7 @@ def test_the_forward_pass_is_the_loss_of_student_and_teacher():
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mask_is_a_function_of_the_noise():
+def test_the_mask_depends_on_the_order_of_the_noise():
     model, views = make_model(initializer_range=0.2), make_views()
     loss = model(**views).loss
     assert torch.equal(model(**views).loss, loss)
@@ -498,7 +498,7 @@ def test_the_mask_is_a_function_of_the_noise():
     assert torch.equal(model(**views).loss, drawn)
 
 
-def test_dropped_patches_are_not_seen():
+def test_dropped_patches_have_no_influence():
     model, views = make_model(initializer_range=0.2), make_views(num_focal_views=0)
     loss = model(**views).loss
     dropped = views["noise"].argsort(dim=-1)[..., 8:]
@@ -508,10 +508,10 @@ def test_dropped_patches_are_not_seen():
     assert torch.equal(model(**changed).loss, loss)
 
 
-def test_noise_of_another_shape_is_an_error_that_names_both():
+def test_noise_of_a_wrong_shape_is_an_error_that_names_both_shapes():
     views = make_views()
     views["noise"] = views["noise"][:1]
-    with pytest.raises(ValueError, match=r"\(2, 3, 16\); got \(1, 3, 16\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 16\), got \(1, 3, 16\)"):
         make_model()(**views)
 
 
@@ -526,7 +526,7 @@ def test_any_number_of_focal_views_works(num_focal_views):
         assert torch.equal(model(**views, focal_views=empty).loss, loss)
 
 
-def test_without_dropping_no_noise_is_needed_and_images_may_be_oblong():
+def test_without_dropping_no_noise_is_drawn_for_rectangular_images():
     model = make_model(pmsn={"patch_drop_ratio": 0.0}, image_size=(32, 48))
     images = torch.randn(2, 3, 32, 48)
     torch.manual_seed(0)
@@ -535,17 +535,17 @@ def test_without_dropping_no_noise_is_needed_and_images_may_be_oblong():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_batch_of_one_image_is_an_error_in_training_only():
+def test_a_single_image_is_an_error_in_training_only():
     model, views = make_model(), make_views(batch_size=1)
-    with pytest.raises(ValueError, match="give at least 2"):
+    with pytest.raises(ValueError, match="at least 2 images in each micro-batch"):
         model(**views)
     assert model.eval()(**views).loss.isfinite()
 
 
-# What the training loop calls
+# Hooks of the training loop
 
 
-def test_the_teachers_head_normalizes_by_the_batch_and_its_encoder_does_not_drop():
+def test_the_teachers_head_follows_the_training_mode_and_its_encoder_does_not():
     model = make_model(drop_path_rate=0.5)
     assert model.student.training and model.head.training
     assert not any(module.training for module in model.vit.modules())
@@ -561,7 +561,7 @@ def test_the_teachers_head_normalizes_by_the_batch_and_its_encoder_does_not_drop
     assert torch.equal(model.student.head.norm1.running_mean, means[1])
 
 
-def test_the_teacher_update_by_hand():
+def test_a_teacher_update_matches_hand_computed_values():
     model = make_model(pmsn={"teacher_momentum": 0.9, "teacher_momentum_end": 1.0})
     with torch.no_grad():
         for parameter in model.student.parameters():
@@ -572,19 +572,19 @@ def test_the_teacher_update_by_hand():
     assert model.after_optimizer_step(0, 10) == {"teacher_momentum": 0.9}
     state = model.state_dict()
     for name, teacher, student in before:
-        if "running" in name:  # the teacher's own
+        if "running" in name:  # statistics of the teacher
             assert torch.equal(state[name], teacher), name
         else:
             torch.testing.assert_close(state[name], 0.9 * teacher + 0.1 * student)
 
 
-def test_momentum_grows_linearly_to_its_end():
+def test_momentum_increases_linearly_to_its_end():
     model = make_model(pmsn={"teacher_momentum": 0.9, "teacher_momentum_end": 1.0})
     momenta = [model.after_optimizer_step(step, 4)["teacher_momentum"] for step in range(4)]
     assert momenta == pytest.approx([0.9, 0.925, 0.95, 0.975])
 
 
-def test_the_figures_of_the_last_step_are_logged():
+def test_the_metrics_of_the_last_step_are_logged():
     model, views = make_model(), make_views()
     output = model(**views)
     logged = model.after_optimizer_step(0, 10)
@@ -592,15 +592,15 @@ def test_the_figures_of_the_last_step_are_logged():
         assert logged[name] == output[name].item()
 
 
-def test_a_tuple_holds_the_same_values():
+def test_a_tuple_has_the_same_values():
     model, views = make_model(), make_views()
     values = model(**views, return_dict=False)
     assert isinstance(values, tuple)
     assert torch.equal(values[0], model(**views).loss)
 
 
-def test_micro_batches_are_close_to_one_batch_and_no_more():
-    # batch norm and the mean prediction are of a micro-batch: not the whole batch's
+def test_micro_batches_are_close_but_not_equal_to_one_batch():
+    # batch norm and the mean prediction see one micro-batch, not the whole batch
     model, views = make_model(initializer_range=0.2), make_views(batch_size=16)
     whole = model(**views)
     parts = []

@@ -1,4 +1,4 @@
-"""The encoder, the classifier and the backbone."""
+"""Encoder, classifier and backbone."""
 
 # B batch · N patches · T tokens · D hidden · A attention heads
 
@@ -46,7 +46,7 @@ def random_images(batch_size: int = 2, height: int = 32, width: int = 32, seed: 
 
 
 def random_ids(num_kept: int, num_patches: int = 16, batch_size: int = 2) -> Tensor:
-    """Return a different order of patches for every image, cut to the first `num_kept`."""
+    """Return the first `num_kept` indices of a random order of patches per image."""
     generator = torch.Generator().manual_seed(2)
     return torch.rand(batch_size, num_patches, generator=generator).argsort(dim=1)[:, :num_kept]
 
@@ -82,7 +82,7 @@ def golden() -> dict[str, Tensor]:
 
 
 def golden_model(golden: dict[str, Tensor], image_size: Any, positions: Tensor) -> SelfViTModel:
-    """Return our encoder with the reference's weights and the given positions."""
+    """Return our encoder with the weights of the reference and the given positions."""
     config = tiny_config(
         hidden_size=48,
         num_hidden_layers=4,
@@ -98,7 +98,7 @@ def golden_model(golden: dict[str, Tensor], image_size: Any, positions: Tensor) 
 
 
 def resize_as_dino_does(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize by scale factors with 0.1 added, as facebookresearch/dino does."""
+    """Resize by scale factors with an offset of 0.1, as in facebookresearch/dino."""
     side = math.isqrt(positions.shape[1] - 1)
     patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
@@ -107,7 +107,7 @@ def resize_as_dino_does(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-def test_tokens_of_every_block_are_the_references(golden):
+def test_tokens_of_every_block_match_the_reference(golden):
     model = golden_model(golden, 64, golden["weights.pos_embed"])
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_tokens_of_every_block_are_the_references(golden):
 
 
 @pytest.mark.parametrize(("name", "size"), [("small", (32, 32)), ("rect", (96, 48))])
-def test_other_sizes_are_the_references_given_its_positions(golden, name, size):
+def test_other_sizes_match_the_reference_given_its_positions(golden, name, size):
     grid = (size[0] // 16, size[1] // 16)
     positions = resize_as_dino_does(golden["weights.pos_embed"], grid)
     model = golden_model(golden, size, positions)
@@ -132,7 +132,7 @@ def test_other_sizes_are_the_references_given_its_positions(golden, name, size):
 
 
 @pytest.mark.parametrize("name", ["small", "rect"])
-def test_our_interpolation_is_close_to_the_references(golden, name):
+def test_our_interpolation_is_close_to_that_of_the_reference(golden, name):
     model = golden_model(golden, 64, golden["weights.pos_embed"])
     with torch.no_grad():
         embedding = model(golden[f"images_{name}"]).pooler_output
@@ -144,7 +144,7 @@ def test_our_interpolation_is_close_to_the_references(golden, name):
 # transformers' stock ViT
 
 
-def test_it_is_the_stock_vit_with_weights_copied_by_name():
+def test_the_encoder_matches_transformers_vit():
     model = make_model()
     stock = ViTModel(
         ViTConfig(
@@ -175,7 +175,7 @@ def test_it_is_the_stock_vit_with_weights_copied_by_name():
 def test_attention_implementations_agree(implementation, pooling):
     model = make_model(num_register_tokens=2, pooling=pooling)
     images = random_images()
-    # flex attention would compile C++ for a minute: its eager form computes the same
+    # flex attention compiles C++ code for a minute; its eager form computes the same
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model.set_attn_implementation("sdpa")
         forward, embedding = model(images).last_hidden_state, model.embed(images)
@@ -195,7 +195,7 @@ def test_rows_of_the_attention_sum_to_one():
         torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 19))
 
 
-def test_hidden_states_are_the_embeddings_and_every_block():
+def test_hidden_states_are_the_embeddings_and_the_output_of_every_block():
     model = make_model(num_register_tokens=2)
     images = random_images()
     outputs = model(images, output_hidden_states=True)
@@ -205,7 +205,7 @@ def test_hidden_states_are_the_embeddings_and_every_block():
     assert model(images).hidden_states is None
 
 
-def test_a_tuple_holds_the_same_values():
+def test_a_tuple_has_the_same_values():
     model = make_model()
     images = random_images()
     outputs, values = model(images), model(images, return_dict=False)
@@ -219,11 +219,11 @@ def test_a_tuple_holds_the_same_values():
 
 @pytest.mark.parametrize("num_register_tokens", [0, 4])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_pooler_output_by_hand(pooling, num_register_tokens):
+def test_pooler_output_matches_the_definition_of_the_pooling(pooling, num_register_tokens):
     model = make_model(pooling=pooling, num_register_tokens=num_register_tokens)
     outputs = model(random_images(), output_hidden_states=True)
     tokens = outputs.last_hidden_state
-    patches = tokens[:, 1 + num_register_tokens :]  # registers never enter a mean
+    patches = tokens[:, 1 + num_register_tokens :]  # means exclude registers
     assert patches.shape[1] == 16
     if pooling.startswith("concat:"):
         blocks = outputs.hidden_states[-int(pooling[-1]) :]
@@ -254,7 +254,7 @@ def test_embed_equals_the_pooler_output(pooling, implementation):
 
 @pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40), (64, 64), (40, 8)])
-def test_any_size_that_the_patch_divides_is_encoded(height, width, position_embedding_type):
+def test_any_multiple_of_the_patch_size_is_encoded(height, width, position_embedding_type):
     model = make_model(position_embedding_type=position_embedding_type)
     tokens = model(random_images(height=height, width=width)).last_hidden_state
     assert tokens.shape == (2, 1 + height * width // 64, 32)
@@ -269,21 +269,21 @@ def test_any_size_that_the_patch_divides_is_encoded(height, width, position_embe
         (5, 32, r"height \(5\) must be a multiple of patch_size \(8\); .* to 8 pixels"),
     ],
 )
-def test_another_size_is_an_error_that_names_the_nearest(height, width, message):
+def test_another_size_is_an_error_that_names_the_nearest_valid_size(height, width, message):
     with pytest.raises(ValueError, match=message):
         make_model()(random_images(height=height, width=width))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (3, 32, 32)])
-def test_images_of_another_shape_are_an_error_that_names_it(shape):
+def test_images_of_a_wrong_shape_are_an_error_that_names_it(shape):
     with pytest.raises(ValueError, match=re.escape(f"got {shape}")):
         make_model()(torch.randn(shape))
 
 
-# Leaving out and masking patches
+# Dropping and masking patches
 
 
-def test_kept_patches_are_embedded_as_the_convolution_does():
+def test_embeddings_of_kept_patches_match_the_convolution():
     embeddings = make_model(image_size=(32, 48)).embeddings.patch_embeddings
     images, ids_keep = random_images(width=48), random_ids(7, num_patches=24)
     expected = embeddings(images).gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, 32))
@@ -301,7 +301,7 @@ def test_keeping_all_patches_changes_nothing():
     )
 
 
-def test_the_order_of_kept_patches_only_orders_the_tokens():
+def test_the_order_of_kept_patches_only_permutes_the_tokens():
     model, images = make_model(num_register_tokens=2), random_images()
     order = random_ids(16)
     tokens, ordered = (
@@ -314,7 +314,7 @@ def test_the_order_of_kept_patches_only_orders_the_tokens():
     torch.testing.assert_close(ordered[:, 3:], expected, **close)
 
 
-def test_patches_left_out_have_no_influence():
+def test_dropped_patches_have_no_influence():
     model, images, ids_keep = make_model(), random_images(), random_ids(5)
     tokens = model(images, ids_keep=ids_keep).last_hidden_state
     assert tokens.shape == (2, 6, 32)
@@ -324,7 +324,7 @@ def test_patches_left_out_have_no_influence():
     assert not torch.allclose(model(erased).last_hidden_state, model(images).last_hidden_state)
 
 
-def test_the_mask_token_stands_in_for_masked_patches():
+def test_the_mask_token_replaces_masked_patches():
     model, images = make_model(use_mask_token=True), random_images()
     nn.init.normal_(model.embeddings.mask_token)
     masked = torch.zeros(2, 16, dtype=torch.bool)
@@ -338,8 +338,8 @@ def test_the_mask_token_stands_in_for_masked_patches():
     assert torch.equal(model.embeddings(images, bool_masked_pos=masked.long())[:, 1:], tokens)
 
 
-def test_masking_and_leaving_out_go_together():
-    # the mask used to be laid over the kept patches as if they were all of them
+def test_masking_and_dropping_can_be_combined():
+    # the mask used to be applied to the kept patches as if they were all patches
     model, images = make_model(use_mask_token=True), random_images()
     nn.init.normal_(model.embeddings.mask_token)
     masked, ids_keep = torch.rand(2, 16) < 0.5, random_ids(9)
@@ -359,7 +359,7 @@ def test_masking_without_a_mask_token_is_an_error():
 
 ANY_PROJECTION = r"(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
 PATCH_BOUND = 1 / math.sqrt(3 * 8 * 8)
-INITIALIZATION = {  # kind: (names, what to expect of the values)
+INITIALIZATION = {  # kind: (pattern of names, std or value)
     "normal": (rf"{ANY_PROJECTION}\.weight|cls_token|register_tokens", 0.02),
     "positions": (r"embeddings\.position_embeddings", 0.02),
     "uniform": (r"projection\.(weight|bias)", PATCH_BOUND / math.sqrt(3)),
@@ -370,7 +370,7 @@ INITIALIZATION = {  # kind: (names, what to expect of the values)
 
 
 def assert_statistics(name: str, value: Tensor, mean: float, std: float) -> None:
-    """Compare mean and standard deviation within 5 standard errors."""
+    """Check mean and std within 5 standard errors."""
     value = value.detach()
     assert abs(value.mean().item() - mean) < 5 * std / math.sqrt(value.numel()), name
     assert abs(value.std().item() / std - 1) < 5 / math.sqrt(2 * value.numel()), name
@@ -404,12 +404,12 @@ def test_every_parameter_and_buffer_is_initialized_as_documented(position_embedd
     assert set(seen) == set(INITIALIZATION)
 
 
-def test_initializer_range_sets_the_spread():
+def test_initializer_range_is_the_std():
     model = make_model(hidden_size=128, initializer_range=0.1)
     assert_statistics("fc1", model.layers[0].mlp.fc1.weight, 0.0, 0.1)
 
 
-def test_fixed_positions_are_a_buffer_and_survive_the_meta_device(tmp_path):
+def test_fixed_positions_are_a_buffer_and_are_loaded_on_the_meta_device(tmp_path):
     model = make_model(position_embedding_type="sincos")
     assert "embeddings.position_embeddings" not in dict(model.named_parameters())
     model.save_pretrained(tmp_path)
@@ -419,7 +419,7 @@ def test_fixed_positions_are_a_buffer_and_survive_the_meta_device(tmp_path):
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-def test_fixed_positions_are_made_where_a_checkpoint_lacks_them(tmp_path):
+def test_fixed_positions_are_computed_if_a_checkpoint_lacks_them(tmp_path):
     model = make_model(position_embedding_type="sincos")
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -435,14 +435,14 @@ def test_an_unknown_network_is_an_error(tmp_path):
         SelfViTModel.from_pretrained(tmp_path, network="both")
 
 
-def test_the_student_of_a_checkpoint_without_one_is_an_error(tmp_path):
-    # it used to come back with random weights
+def test_a_checkpoint_without_a_student_is_an_error_for_the_student(tmp_path):
+    # it used to be returned with random weights
     SelfViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds no student; use network='teacher'"):
+    with pytest.raises(ValueError, match="has none; use network='teacher'"):
         SelfViTModel.from_pretrained(tmp_path, network="student")
 
 
-def test_copies_and_pickles_compute_the_same():
+def test_copies_and_pickles_give_the_same_output():
     model, images = make_model(layerscale_value=0.1), random_images()
     expected = model(images).pooler_output
     assert torch.equal(copy.deepcopy(model)(images).pooler_output, expected)
@@ -462,7 +462,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert abs(dropped[:, 0, 0].mean().item() - 1) < 5 * standard_error
 
 
-def test_drop_path_acts_in_training_only_and_grows_with_depth():
+def test_drop_path_is_active_in_training_only_and_increases_with_depth():
     model, images = make_model(drop_path_rate=0.5), random_images()
     assert [layer.drop_path.drop_probability for layer in model.layers] == [0.0, 0.25, 0.5]
     assert torch.equal(model(images).pooler_output, model(images).pooler_output)
@@ -492,7 +492,7 @@ def test_every_parameter_receives_a_gradient():
     masked[:, 0] = True
     model(random_images(), bool_masked_pos=masked).pooler_output.square().sum().backward()
     for name, parameter in model.named_parameters():
-        if not name.endswith("k_proj.bias"):  # softmax doesn't see it: its gradient is zero
+        if not name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is zero
             assert parameter.grad.abs().max() > 0, name
 
 
@@ -501,7 +501,7 @@ def test_every_parameter_receives_a_gradient():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.01), (torch.float16, 0.001)])
 @pytest.mark.parametrize("pooling", ["cls+mean", "gem"])
-def test_half_precision_is_close_to_full(dtype, tolerance, pooling):
+def test_half_precision_is_close_to_full_precision(dtype, tolerance, pooling):
     model, images = make_model(pooling=pooling), random_images()
     expected = model(images).pooler_output
     outputs = copy.deepcopy(model).to(dtype)(images)  # float32 images are converted
@@ -511,7 +511,7 @@ def test_half_precision_is_close_to_full(dtype, tolerance, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "cls+mean", "concat:2"])
-def test_it_compiles_as_one_graph(pooling):
+def test_the_encoder_compiles_as_one_graph(pooling):
     model, images = make_model(pooling=pooling), random_images()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled_embed = torch.compile(model.embed, backend="aot_eager", fullgraph=True)
@@ -522,7 +522,7 @@ def test_it_compiles_as_one_graph(pooling):
         torch.testing.assert_close(compiled_embed(images), expected, **close)
 
 
-def test_it_compiles_as_one_graph_with_patches_left_out():
+def test_the_encoder_compiles_as_one_graph_with_dropped_patches():
     model, images, ids_keep = make_model(), random_images(), random_ids(5)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -534,7 +534,7 @@ def test_it_compiles_as_one_graph_with_patches_left_out():
         )
 
 
-def test_it_exports_with_any_batch_size():
+def test_the_encoder_exports_with_any_batch_size():
     model = make_model(num_register_tokens=1)
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
@@ -556,7 +556,7 @@ def test_it_exports_with_any_batch_size():
 # The classifier
 
 
-def test_the_classifier_has_logits_and_cross_entropy():
+def test_the_classifier_returns_logits_and_cross_entropy():
     labels = {0: "cat", 1: "dog", 2: "owl"}
     config = tiny_config(pooling="cls+mean", id2label=labels)
     model = SelfViTForImageClassification(config).eval()
@@ -570,7 +570,7 @@ def test_the_classifier_has_logits_and_cross_entropy():
     assert model(images).loss is None
 
 
-def test_the_labels_survive_saving(tmp_path):
+def test_a_round_trip_keeps_the_labels(tmp_path):
     names = ["cat", "dog", "owl"]
     config = tiny_config(
         id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
@@ -583,13 +583,13 @@ def test_the_labels_survive_saving(tmp_path):
     assert torch.equal(loaded(random_images()).logits, model(random_images()).logits)
 
 
-def test_a_classifier_without_labels_passes_the_embedding_through():
+def test_a_classifier_without_labels_returns_the_embedding():
     model = SelfViTForImageClassification(tiny_config(num_labels=0)).eval()
     images = random_images()
     assert torch.equal(model(images).logits, model.vit(images).pooler_output)
 
 
-def test_the_classifier_gives_a_tuple_on_request():
+def test_the_classifier_returns_a_tuple_on_request():
     model = SelfViTForImageClassification(tiny_config(num_labels=3)).eval()
     images = random_images()
     values = model(images, labels=torch.tensor([0, 1]), return_dict=False)
@@ -608,7 +608,7 @@ SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
 
 
 def test_float_labels_are_probabilities_and_their_loss_is_cross_entropy():
-    # transformers would take them for several labels an image
+    # transformers treats them as multi-label targets
     model, images = classifier(), random_images()
     outputs = model(images, labels=SOFT)
     expected = -(SOFT * outputs.logits.log_softmax(dim=-1)).sum(dim=-1).mean()
@@ -616,12 +616,12 @@ def test_float_labels_are_probabilities_and_their_loss_is_cross_entropy():
     hard = model(images, labels=torch.tensor([1, 2])).loss
     one_hot = model(images, labels=F.one_hot(torch.tensor([1, 2]), 3).float()).loss
     torch.testing.assert_close(one_hot, hard)
-    # transformers notes the kind of the first labels in the configuration; soft ones still go
+    # transformers stores the kind of the first labels in the configuration; soft ones still work
     assert model.config.problem_type == "single_label_classification"
     assert torch.equal(model(images, labels=SOFT).loss, outputs.loss)
 
 
-def test_a_named_problem_type_decides_what_float_labels_mean():
+def test_problem_type_determines_the_meaning_of_float_labels():
     images = random_images()
     several = classifier(problem_type="multi_label_classification")
     outputs = several(images, labels=SOFT)
@@ -637,7 +637,7 @@ def test_a_named_problem_type_decides_what_float_labels_mean():
 
 
 @pytest.mark.parametrize("labels", [torch.ones(2), torch.ones(2, 4)])
-def test_probabilities_of_another_shape_than_the_logits_are_an_error(labels):
+def test_probabilities_of_a_wrong_shape_are_an_error(labels):
     with pytest.raises(ValueError, match=r"must have the shape of the logits, \(2, 3\)"):
         classifier()(random_images(), labels=labels)
 
@@ -658,7 +658,7 @@ def probe_after_some_batches(**overrides: Any) -> SelfViTForImageClassification:
     return model.eval()
 
 
-def test_the_batch_norm_standardises_a_batch_and_has_no_weights():
+def test_the_batch_norm_standardizes_a_batch_and_has_no_weights():
     model = classifier(classifier_batch_norm=True, pooling="cls+mean").train()
     assert not list(model.classifier_norm.parameters())
     images = random_images(batch_size=6)
@@ -671,7 +671,7 @@ def test_the_batch_norm_standardises_a_batch_and_has_no_weights():
     torch.testing.assert_close(model(images).logits, model.classifier(standardized))
 
 
-def test_in_evaluation_the_batch_norm_takes_its_running_statistics():
+def test_the_batch_norm_uses_running_statistics_in_evaluation():
     model, images = probe_after_some_batches(), random_images(batch_size=4)
     norm = model.classifier_norm
     embedding = model.vit(images).pooler_output
@@ -681,7 +681,7 @@ def test_in_evaluation_the_batch_norm_takes_its_running_statistics():
     assert not torch.equal(norm.running_mean, torch.zeros(32))
 
 
-def test_the_batch_norm_survives_saving_bit_for_bit(tmp_path):
+def test_a_round_trip_of_the_batch_norm_is_bit_exact(tmp_path):
     model, images = probe_after_some_batches(), random_images(batch_size=3)
     model.save_pretrained(tmp_path)
     for opened in (
@@ -699,8 +699,8 @@ def test_the_batch_norm_survives_saving_bit_for_bit(tmp_path):
     SelfViTBackbone.from_pretrained(tmp_path)
 
 
-def test_a_new_batch_norm_on_an_encoder_starts_at_mean_zero_and_variance_one(tmp_path):
-    # built on the meta device, its buffers would come back as whatever lay in memory
+def test_a_new_batch_norm_starts_with_mean_zero_and_variance_one(tmp_path):
+    # its buffers come from the meta device: uninitialized memory without `_init_weights`
     make_model().save_pretrained(tmp_path)
     model = load_strictly(
         SelfViTForImageClassification,
@@ -717,7 +717,7 @@ def test_a_new_batch_norm_on_an_encoder_starts_at_mean_zero_and_variance_one(tmp
         )
 
 
-def test_a_classifier_without_a_batch_norm_has_the_weights_it_had():
+def test_a_classifier_without_batch_norm_has_no_other_weights():
     names = set(classifier().state_dict())
     assert {name for name in names if not name.startswith("vit.")} == {
         "classifier.weight",
@@ -728,7 +728,7 @@ def test_a_classifier_without_a_batch_norm_has_the_weights_it_had():
 # The backbone
 
 
-def test_feature_maps_are_the_normalized_patches_of_their_blocks():
+def test_feature_maps_are_the_normalized_patches_of_their_block():
     config = tiny_config(num_register_tokens=2, out_features=["stem", "stage1", "stage3"])
     model = SelfViTBackbone(config).eval()
     images = random_images(height=48, width=24)
@@ -743,7 +743,7 @@ def test_feature_maps_are_the_normalized_patches_of_their_blocks():
         torch.testing.assert_close(feature_map[:, :, 4, 1], patches[:, 4 * 3 + 1])
 
 
-def test_the_backbone_defaults_to_the_last_block_and_gives_tuples():
+def test_the_backbone_defaults_to_the_last_block_and_returns_tuples():
     model = AutoBackbone.from_config(tiny_config()).eval()
     assert type(model) is SelfViTBackbone
     images = random_images()

@@ -1,4 +1,4 @@
-"""The momentum teacher."""
+"""Momentum teacher."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfvit.modeling.momentum_teacher import copy_student, update_teacher
+from selfvit.modeling.momentum_teacher import copy_student, update_ema
 
 
 def make_pair() -> tuple[nn.Module, nn.Module]:
@@ -17,24 +17,24 @@ def make_pair() -> tuple[nn.Module, nn.Module]:
     )
 
 
-def test_an_update_by_hand():
+def test_an_update_matches_hand_computed_values():
     student, teacher = nn.Linear(1, 1), nn.Linear(1, 1)
     with torch.no_grad():
         student.weight.fill_(2.0)
         student.bias.fill_(-1.0)
         teacher.weight.fill_(1.0)
         teacher.bias.fill_(0.0)
-    update_teacher(student, teacher, 0.9)
+    update_ema(student, teacher, 0.9)
     torch.testing.assert_close(teacher.weight.detach(), torch.tensor([[1.1]]))
     torch.testing.assert_close(teacher.bias.detach(), torch.tensor([-0.1]))
     assert student.weight.item() == 2.0
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
-def test_the_extremes_are_the_student_and_the_old_teacher(momentum):
+def test_momentum_0_copies_the_student_and_1_keeps_the_teacher(momentum):
     student, teacher = make_pair()
     expected = [p.detach().clone() for p in (teacher if momentum else student).parameters()]
-    update_teacher(student, teacher, momentum)
+    update_ema(student, teacher, momentum)
     for parameter, value in zip(teacher.parameters(), expected, strict=True):
         assert torch.equal(parameter, value)
 
@@ -42,30 +42,30 @@ def test_the_extremes_are_the_student_and_the_old_teacher(momentum):
 def test_many_updates_converge_to_the_student():
     student, teacher = make_pair()
     for _ in range(60):
-        update_teacher(student, teacher, 0.7)
+        update_ema(student, teacher, 0.7)
     for ours, target in zip(teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(ours, target)
 
 
-def test_what_both_networks_share_stays_as_it_is():
+def test_shared_parameters_are_not_changed():
     student, teacher = make_pair()
     teacher[0].weight = student[0].weight
     shared, own = student[0].weight.detach().clone(), teacher[0].bias.detach().clone()
-    update_teacher(student, teacher, 0.7)
+    update_ema(student, teacher, 0.7)
     assert torch.equal(student[0].weight, shared)
     torch.testing.assert_close(teacher[0].bias, 0.7 * own + 0.3 * student[0].bias)
 
 
-def test_an_update_works_on_networks_that_ask_for_gradients():
+def test_an_update_works_on_networks_with_gradients():
     student, teacher = make_pair()
     assert all(parameter.requires_grad for parameter in teacher.parameters())
-    update_teacher(student, teacher, 0.5)
+    update_ema(student, teacher, 0.5)
     assert all(parameter.grad_fn is None for parameter in teacher.parameters())
 
 
-def test_a_copy_takes_parameters_and_buffers_and_stays_separate():
+def test_a_copy_includes_buffers_and_shares_no_memory():
     student, teacher = make_pair()
-    student(torch.randn(8, 3))  # moves the running statistics
+    student(torch.randn(8, 3))  # updates the running statistics
     copy_student(student, teacher)
     for name, value in student.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], value), name

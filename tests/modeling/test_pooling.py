@@ -1,4 +1,4 @@
-"""Pooling of tokens."""
+"""Pooling of the tokens of an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from selfvit.modeling.pooling import generalized_mean, pool
 
 
-def test_generalized_mean_by_hand():
+def test_generalized_mean_matches_hand_computed_values():
     # one image, two patches, one channel: ((1 + 27) / 2) ** (1 / 3) = 14 ** (1 / 3)
     patches = torch.tensor([[[1.0], [3.0]]])
     torch.testing.assert_close(generalized_mean(patches), torch.tensor([[14 ** (1 / 3)]]))
@@ -34,7 +34,7 @@ def test_negative_tokens_are_clamped():
 
 
 def test_generalized_mean_does_not_overflow_in_half_precision():
-    patches = torch.full((1, 4, 2), 100.0, dtype=torch.float16)  # 100 ** 3 is above fp16's maximum
+    patches = torch.full((1, 4, 2), 100.0, dtype=torch.float16)  # 100 ** 3 overflows fp16
     pooled = generalized_mean(patches)
     assert pooled.dtype == torch.float16
     torch.testing.assert_close(pooled, torch.full((1, 2), 100.0, dtype=torch.float16))
@@ -50,7 +50,7 @@ def test_the_order_of_patches_does_not_matter(pooling):
     )
 
 
-def test_parts_are_concatenated_class_tokens_first():
+def test_class_tokens_come_first_in_the_concatenation():
     patches, first, second = torch.randn(2, 6, 4), torch.randn(2, 4), torch.randn(2, 4)
     assert torch.equal(pool([first], None, "cls"), first)
     assert torch.equal(pool([], patches, "mean"), patches.mean(dim=1))

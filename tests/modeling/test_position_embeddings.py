@@ -1,4 +1,4 @@
-"""Position embeddings, fixed and resized."""
+"""Position embeddings: fixed ones, and interpolation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selfvit.modeling.position_embeddings import (
 )
 
 
-def test_sincos_by_hand():
+def test_sincos_matches_hand_computed_values():
     # 4 channels: one frequency, 1; sine and cosine of the column, then of the row
     embeddings = sincos_position_embeddings(4, (2, 3))
     expected = [[0.0, 0.0, 0.0, 0.0]] + [
@@ -38,7 +38,7 @@ def test_sincos_embeddings_differ_between_all_patches():
     assert distances.min() > 0.1
 
 
-def test_the_stored_grid_is_returned_as_it_is():
+def test_the_stored_grid_needs_no_interpolation():
     embeddings = torch.randn(1, 13, 8)
     assert interpolate_position_embeddings(embeddings, (3, 4), (3, 4)) is embeddings
 
@@ -53,7 +53,7 @@ def test_resizing_keeps_the_class_token_and_constants(grid):
 
 
 def test_rows_and_columns_are_not_swapped():
-    # channel 0 grows with the row, channel 1 with the column; so they do after resizing
+    # channel 0 increases with the row, channel 1 with the column, and so after resizing
     row, column = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
     patches = torch.stack([row, column], dim=-1).flatten(0, 1)
     embeddings = torch.cat([torch.zeros(1, 2), patches]).unsqueeze(0)
@@ -68,7 +68,7 @@ def test_rows_and_columns_are_not_swapped():
     torch.testing.assert_close(resized[..., 1], resized[:1, :, 1].expand(8, 3), rtol=1e-4, atol=0)
 
 
-def test_resizing_keeps_the_dtype_and_lets_the_gradient_through():
+def test_resizing_keeps_the_dtype_and_the_gradient():
     embeddings = torch.randn(1, 17, 8, dtype=torch.bfloat16, requires_grad=True)
     resized = interpolate_position_embeddings(embeddings, (4, 4), (3, 5))
     assert resized.dtype == torch.bfloat16

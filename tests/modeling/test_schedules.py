@@ -1,4 +1,4 @@
-"""Schedules, step by step against the reference."""
+"""Schedules, compared with the reference at every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.golden import load_golden
     ("name", "start", "end", "num_warmup_steps"),
     [("lr", 5e-4, 1e-6, 21), ("weight_decay", 0.04, 0.4, 0), ("momentum", 0.996, 1.0, 0)],
 )
-def test_cosine_is_the_references_at_every_step(name, start, end, num_warmup_steps):
+def test_cosine_matches_the_reference_at_every_step(name, start, end, num_warmup_steps):
     golden = load_golden("schedules")[0][name]
     ours = [
         cosine_schedule(step, len(golden), start, end, num_warmup_steps=num_warmup_steps)
@@ -32,7 +32,7 @@ def test_warm_up_starts_at_zero_and_ends_at_the_start_value():
     assert all(later <= earlier for earlier, later in zip(values[3:], values[4:], strict=False))
 
 
-def test_a_warm_up_of_one_step_is_none():
+def test_a_warm_up_of_one_step_has_no_effect():
     assert cosine_schedule(0, 10, 2.0, 0.0, num_warmup_steps=1) == 2.0
 
 
@@ -40,23 +40,23 @@ def test_a_cosine_is_halfway_in_the_middle():
     assert cosine_schedule(5, 10, 1.0, 0.0) == pytest.approx(0.5)
 
 
-def test_a_run_that_is_all_warm_up_stays_finite():
+def test_a_run_with_warm_up_only_stays_finite():
     assert cosine_schedule(3, 4, 1.0, 0.0, num_warmup_steps=4) == 1.0
 
 
 @pytest.mark.parametrize("num_warmup_steps", [2, 3, 30])
-def test_linear_is_linspace_and_then_constant(num_warmup_steps):
+def test_linear_matches_linspace_then_stays_constant(num_warmup_steps):
     reference = np.concatenate([np.linspace(0.04, 0.07, num_warmup_steps), np.full(5, 0.07)])
     ours = [linear_schedule(s, num_warmup_steps, 0.04, 0.07) for s in range(num_warmup_steps + 5)]
     np.testing.assert_allclose(ours, reference, rtol=1e-12)
 
 
 @pytest.mark.parametrize("num_warmup_steps", [0, 1])
-def test_without_a_warm_up_linear_is_its_end(num_warmup_steps):
+def test_linear_without_a_warm_up_is_the_end_value(num_warmup_steps):
     assert linear_schedule(0, num_warmup_steps, 0.04, 0.07) == 0.07
 
 
-def test_linear_is_the_temperature_of_the_references_loss():
+def test_linear_matches_the_temperatures_of_the_reference():
     golden, config = load_golden("dino_loss")
     for epoch in range(5):
         temperature = linear_schedule(

@@ -84,7 +84,7 @@ def test_shards_hold_what_one_file_holds(objective, whole):
 
 
 def test_the_student_comes_out_of_shards_as_well(objective, whole):
-    if not hasattr(objective.model_class, "restart_teacher"):
+    if not hasattr(objective.model_class, "init_teacher_from_student"):
         for opener in (SelfViTModel.from_pretrained, partial(load_strictly, SelfViTModel)):
             with pytest.raises(ValueError, match="no student"):
                 opener(whole / "shards", network="student")

@@ -33,11 +33,11 @@ COLLAPSING = {
     ),
     ("pmsn", "uniform"): ("--teacher_temperature", 0.5, "--base_learning_rate", 0.02),
 }
-KNOBS = {
-    ("dino", "constant"): "center_momentum (1 now)",
-    ("dino", "uniform"): "teacher temperature (0.5 to 0.5 now)",
-    ("pmsn", "constant"): "regularization_weight (0 now)",
-    ("pmsn", "uniform"): "teacher_temperature (0.5 now)",
+SUGGESTIONS = {
+    ("dino", "constant"): "--center-momentum (now 1)",
+    ("dino", "uniform"): "--teacher-temperature (now 0.5 and 0.5)",
+    ("pmsn", "constant"): "--regularization-weight (now 0)",
+    ("pmsn", "uniform"): "--teacher-temperature (now 0.5)",
 }
 CONSTANT = COLLAPSING["dino", "constant"]
 
@@ -69,8 +69,8 @@ def test_a_run_made_to_collapse_is_caught_within_100_steps(
     main(arguments(objective, images, tmp_path / "out", *options))
     (alarm,) = alarms_of(tmp_path / "out")  # one, though the collapse lasts
     assert alarm["collapse"] == kind
-    knobs = alarm["advice"].partition("likeliest first: ")[2]
-    assert KNOBS[objective, kind] in knobs.partition(";")[0]
+    suggestions = alarm["advice"].partition("likeliest first: ")[2]
+    assert SUGGESTIONS[objective, kind] in suggestions.partition(";")[0]
     printed = capfd.readouterr().out
     assert printed.count(f"warning: {alarm['advice']}") == 1
     # the value is known to be a bad one, so it was named before the first step, too
@@ -131,7 +131,7 @@ def test_stop_ends_the_run_with_what_was_seen_what_to_turn_and_what_is_left(imag
     command = arguments("dino", images, out, *options, "--save_total_limit", 99)
     result = CliRunner().invoke(app, ["train", *command])
     assert result.exit_code == 2
-    assert "constant output" in result.output and "a lower center_momentum (1 now)" in result.output
+    assert "constant output" in result.output and "lower --center-momentum (now 1)" in result.output
     onset = int(alarms_of(out)[0]["advice"].partition("since step ")[2].partition(")")[0])
     kept = out / "checkpoints" / f"step-{onset - 5:08d}"
     assert kept.is_dir() and f"The last checkpoint from before is {kept}" in result.output

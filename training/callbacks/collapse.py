@@ -160,7 +160,7 @@ class CollapseMonitor(Callback):
         if observations is None or observations.empty:
             return
         features = observations.features()
-        metrics = observations.figures()
+        metrics = observations.metrics()
         messages = [""]
         if self.accelerator.is_main_process:
             if len(features) > 1:

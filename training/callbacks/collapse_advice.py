@@ -1,46 +1,172 @@
-"""Suggest which settings to change against representation collapse."""
+"""Suggest which settings to change against representation collapse.
+
+Each objective registers its suggestions for its configuration class. A new objective does so in a
+file of its own, for example next to its recipes:
+
+    @collapse_suggestions.register
+    def my_suggestions(config: MyConfig, kind: str) -> list[Suggestion]:
+        return [Suggestion(f"lower --my-weight (now {config.my_weight})")]
+"""
 
 from __future__ import annotations
 
+from functools import singledispatch
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
+
+from ...configuration.configuration_dino import DINOConfig
+from ...configuration.configuration_mae import MAEConfig
+from ...configuration.configuration_pmsn import PMSNConfig
 from ..config.run_config import RunConfig
 
-SMALL_BATCH = 64  # images; DINO trains with 128 (Table 9), below that it takes more care
-
+SMALL_BATCH = 64  # images; DINO trains with 128 (Table 9), smaller batches need more care
 
 WHAT_HAPPENS = {
     "constant": "the outputs no longer depend on the image: constant output",
-    "uniform": "every image is assigned to all prototypes alike: uniform output, loss at ln K",
+    "uniform": "every image is assigned to all prototypes equally: uniform output, loss at ln K",
 }
 
 
+class Suggestion(NamedTuple):
+    """A change of a setting against a collapse.
+
+    Args:
+        advice: Change to make, with the current value.
+        suspect: Whether the current value is known to cause the collapse.
+    """
+
+    advice: str
+    suspect: bool = False
+
+
+@singledispatch
+def collapse_suggestions(config: PreTrainedConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestions of an objective against a collapse, the most likely one first.
+
+    Args:
+        config: Configuration of the objective. Its class selects the registered function; the list
+            is empty for classes without one.
+        kind: "constant" (outputs no longer depend on the image) or "uniform" (every image is
+            assigned to all prototypes equally).
+    """
+    return []
+
+
+@collapse_suggestions.register
+def dino_suggestions(config: DINOConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestions for DINO: centering and sharpening balance each other (Sec. 5.3)."""
+    first, last = config.warmup_teacher_temperature, config.teacher_temperature
+    if kind == "uniform":
+        return [
+            Suggestion(
+                "lower --warmup-teacher-temperature and --teacher-temperature (now "
+                f"{first} and {last}): start at 0.6 times --student-temperature (now "
+                f"{config.student_temperature}) or below",
+                # Appendix D, "Sharpening": above 0.06, with the student's 0.1, it collapses
+                suspect=first > 0.6 * config.student_temperature,
+            ),
+            Suggestion(
+                f"lower --num-prototypes (now {config.num_prototypes}) if there are few images"
+            ),
+            Suggestion(f"raise --freeze-last-layer-ratio (now {config.freeze_last_layer_ratio})"),
+        ]
+    return [
+        Suggestion(
+            f"lower --center-momentum (now {config.center_momentum}) to between 0.9 and 0.99",
+            suspect=config.center_momentum >= 0.999,  # Appendix D, "Online centering"
+        ),
+        Suggestion(
+            f"raise --teacher-momentum (now {config.teacher_momentum}) to between 0.99 and 0.9995, "
+            "higher for smaller batches",
+            suspect=config.teacher_momentum < 0.9,  # Sec. 5.2: a copy of the student collapses
+        ),
+        Suggestion(
+            f"raise --warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
+        ),
+        Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1 or more"),
+    ]
+
+
+@collapse_suggestions.register
+def mae_suggestions(config: MAEConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestion for MAE if predictions do not depend on the image."""
+    if kind != "constant":
+        return []
+    # Fig. 5: it works from 0.4 to 0.8, and gets worse at 0.9
+    advice = f"lower --mask-ratio (now {config.mask_ratio}) to between 0.5 and 0.8"
+    return [Suggestion(advice, suspect=config.mask_ratio > 0.95)]
+
+
+@collapse_suggestions.register
+def pmsn_suggestions(config: PMSNConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestions for MSN and PMSN.
+
+    The regularizer spreads the targets over the prototypes; the teacher's temperature sharpens
+    them.
+    """
+    if kind == "uniform":
+        return [
+            Suggestion(
+                f"lower --teacher-temperature (now {config.teacher_temperature}) to a quarter of "
+                f"--student-temperature (now {config.student_temperature})",
+                # Sec. 3: sharper targets are what makes single predictions confident
+                suspect=config.teacher_temperature >= config.student_temperature,
+            ),
+            Suggestion(f"lower --regularization-weight (now {config.regularization_weight})"),
+            Suggestion(
+                f"lower --num-prototypes (now {config.num_prototypes}) if there are few images"
+            ),
+        ]
+    return [
+        Suggestion(
+            f"raise --regularization-weight (now {config.regularization_weight}) to between 1 "
+            "and 5",
+            # Eq. 1: the regularizer keeps the mean prediction spread; Sinkhorn does so too
+            suspect=config.regularization_weight == 0 and config.sinkhorn_iterations == 0,
+        ),
+        Suggestion(
+            f"raise --teacher-momentum (now {config.teacher_momentum}) to between 0.98 and 0.9995, "
+            "higher for smaller batches",
+            suspect=config.teacher_momentum < 0.9,
+        ),
+        Suggestion(f"raise --teacher-temperature (now {config.teacher_temperature})"),
+    ]
+
+
 def advice_against(kind: str, run: RunConfig) -> list[str]:
-    """Return what to turn against a kind of collapse, with the values it has, likeliest first."""
-    knobs = [knob for part in run.objectives().values() for knob in part.knobs_against(kind)]
-    suspects = [knob.advice for knob in knobs if knob.suspect]
-    return suspects + _general_advice(run) + [k.advice for k in knobs if not k.suspect]
+    """Return the changes to make against a kind of collapse, the most likely one first."""
+    suggestions = [
+        suggestion
+        for config in run.objectives().values()
+        for suggestion in collapse_suggestions(config, kind)
+    ]
+    suspects = [suggestion.advice for suggestion in suggestions if suggestion.suspect]
+    others = [suggestion.advice for suggestion in suggestions if not suggestion.suspect]
+    return suspects + _training_advice(run) + others
 
 
-def _general_advice(run: RunConfig) -> list[str]:
+def _training_advice(run: RunConfig) -> list[str]:
     advice = []
     if run.schedule.batch_size < SMALL_BATCH:
-        advice.append(f"a larger batch_size ({run.schedule.batch_size} now)")
-    advice.append(f"a lower base_learning_rate ({run.schedule.base_learning_rate:g} now)")
+        advice.append(f"raise --batch-size (now {run.schedule.batch_size})")
+    advice.append(f"lower --base-learning-rate (now {run.schedule.base_learning_rate:g})")
     if run.schedule.warmup_ratio < 0.1:
-        advice.append(f"a longer warmup_ratio ({run.schedule.warmup_ratio:g} now)")
+        advice.append(f"raise --warmup-ratio (now {run.schedule.warmup_ratio:g})")
     if run.optimizer.max_gradient_norm is None:
-        advice.append("max_gradient_norm 3")
+        advice.append("set --max-gradient-norm 3")
     return advice
 
 
 def settings_at_risk(run: RunConfig) -> list[str]:
-    """Return a sentence for each setting that is known to lead to a collapse."""
+    """Return a warning for each setting that is known to cause a collapse."""
     return [
-        f"this run risks a {kind} output; the papers have {knob.advice}."
-        for part in run.objectives().values()
+        f"this run risks a {kind} output; to use values from the papers, {suggestion.advice}."
+        for config in run.objectives().values()
         for kind in WHAT_HAPPENS
-        for knob in part.knobs_against(kind)
-        if knob.suspect
+        for suggestion in collapse_suggestions(config, kind)
+        if suggestion.suspect
     ]
 
 
-__all__ = ["advice_against", "settings_at_risk"]
+__all__ = ["Suggestion", "advice_against", "collapse_suggestions", "settings_at_risk"]

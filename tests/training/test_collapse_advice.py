@@ -1,0 +1,72 @@
+"""Suggestions against collapse, by objective, and which of them come first."""
+
+import pytest
+from transformers import PreTrainedConfig
+
+from selfvit import DINOConfig, MAEConfig, PMSNConfig
+from selfvit.training.callbacks.collapse_advice import (
+    WHAT_HAPPENS,
+    Suggestion,
+    advice_against,
+    collapse_suggestions,
+    settings_at_risk,
+)
+from selfvit.training.recipes import RECIPES
+
+BAD_SETTINGS = [
+    (DINOConfig(warmup_teacher_temperature=0.07), "uniform", "--warmup-teacher-temperature"),
+    (DINOConfig(center_momentum=1), "constant", "--center-momentum (now 1)"),
+    (DINOConfig(teacher_momentum=0.5), "constant", "--teacher-momentum (now 0.5)"),
+    (MAEConfig(mask_ratio=0.97), "constant", "--mask-ratio (now 0.97)"),
+    (PMSNConfig(teacher_temperature=0.1), "uniform", "--teacher-temperature (now 0.1)"),
+    (PMSNConfig(regularization_weight=0), "constant", "--regularization-weight (now 0)"),
+    (PMSNConfig(teacher_momentum=0.5), "constant", "--teacher-momentum (now 0.5)"),
+]
+
+
+@pytest.mark.parametrize(("config", "kind", "setting"), BAD_SETTINGS)
+def test_a_value_known_to_cause_the_collapse_is_suspect(config, kind, setting):
+    (suspect,) = [entry for entry in collapse_suggestions(config, kind) if entry.suspect]
+    assert setting in suspect.advice
+
+
+@pytest.mark.parametrize("kind", WHAT_HAPPENS)
+@pytest.mark.parametrize("config_class", [DINOConfig, MAEConfig, PMSNConfig])
+def test_no_default_is_suspect(config_class, kind):
+    assert not any(entry.suspect for entry in collapse_suggestions(config_class(), kind))
+
+
+def test_balanced_targets_need_no_regularizer():
+    config = PMSNConfig(regularization_weight=0, sinkhorn_iterations=3)
+    assert not any(entry.suspect for entry in collapse_suggestions(config, "constant"))
+
+
+def test_mae_has_no_uniform_collapse():
+    assert collapse_suggestions(MAEConfig(mask_ratio=0.97), "uniform") == []
+
+
+def test_an_objective_without_suggestions_gets_none():
+    assert collapse_suggestions(PreTrainedConfig(), "constant") == []
+
+
+def test_a_new_objective_registers_its_own_suggestions():
+    class NewConfig(PreTrainedConfig):
+        weight = 2
+
+    @collapse_suggestions.register
+    def _(config: NewConfig, kind: str) -> list[Suggestion]:
+        return [Suggestion(f"lower --weight (now {config.weight})")]
+
+    assert collapse_suggestions(NewConfig(), "constant") == [("lower --weight (now 2)", False)]
+
+
+def test_suspects_come_first_then_training_settings_then_other_suggestions():
+    run = RECIPES["dino_demo"](None, None).with_options(
+        {"center_momentum": 1, "batch_size": 8, "base_learning_rate": 0.5}
+    )
+    advice = advice_against("constant", run)
+    assert advice[0].startswith("lower --center-momentum (now 1)")
+    assert advice[1:3] == ["raise --batch-size (now 8)", "lower --base-learning-rate (now 0.5)"]
+    assert advice[-1].startswith("raise --koleo-weight")
+    (risk,) = settings_at_risk(run)
+    assert "constant output" in risk and "--center-momentum (now 1)" in risk
