@@ -1,4 +1,4 @@
-"""Weights in from other projects, and out to them."""
+"""Convert weights to selfvit checkpoints, export them to other libraries, and audit them."""
 
 from .audit.audit import audit
 from .convert import convert

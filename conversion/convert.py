@@ -1,8 +1,9 @@
-"""Weights in: `selfvit convert SOURCE OUT`.
+"""Convert weights of other projects to a selfvit checkpoint.
 
-The kind of the source is detected from its tensors, never from a file's name; its table names what
-becomes of each. Every tensor of the source is used or a known extra, every tensor of the model is
-filled or named as new; anything else is an error, and nothing is written.
+The format of the source is detected from its tensors, never from its file name. The key mapping of
+the format assigns each tensor to one of the model. Every tensor of the source is used or known to
+be unnecessary, and every tensor of the model is filled or reported as new. Anything else is an
+error, and nothing is written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..atomic_output import atomic_output, check_output
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -21,13 +23,11 @@ from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, Provenance, read_provenance, shown_name
-from .match_weights import build_model, draft_model
+from ..sharing.provenance import CARD, CONVERSION, Provenance, read_provenance, shown_name
+from .match_weights import build_model, match_weights
 from .read_weights import read_source
-from .report import CREATED_BY, Conversion, card_contents, describe
+from .report import CREATED_BY, Conversion, build_card_contents, build_report
 from .weight_format import STATISTICS, Draft, Options
-
-REPORT, PROCESSOR = "conversion.json", "preprocessor_config.json"
 
 
 def convert(
@@ -44,33 +44,35 @@ def convert(
     save_code: bool = True,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert a source of weights to a selfvit checkpoint.
+    """Convert weights to a selfvit checkpoint.
 
     Args:
-        source: file (`.pth`, `.pt`, `.ckpt`, `.safetensors`), folder, Hub id or timm model.
-        output: the folder; must not exist, or be empty, or hold an earlier conversion.
-        num_heads: attention heads; from the source's config.json or width / 64 if None.
-        decoder_num_heads: attention heads of MAE's decoder; 16 if None.
-        image_size: pixels, one number or (height, width), whose positions the source stores; a
-            square if None.
-        pooling: as for `SelfViTConfig`; the source's own if None.
-        norm_pix_loss: whether MAE's decoder predicts normalized pixels, which no tensor tells.
-        statistics: "imagenet" or "half" (0.5), mean and deviation of the preprocessing; what the
-            source stores, or its convention, if None.
-        dtype: "float32", "float16" or "bfloat16", to which all weights are cast; the source's if
-            None.
-        save_code: whether the model's code lies beside the weights, so that they open without
-            selfvit, too.
-        overwrite: whether an earlier conversion is replaced, once the new one is whole.
+        source: File (`.pth`, `.pt`, `.ckpt`, `.safetensors`), folder, Hub id or timm model.
+        output: Folder to write. It must be missing or empty, or hold an earlier conversion.
+        num_heads: Number of attention heads. Default: from the source's config.json, or width / 64.
+        decoder_num_heads: Number of attention heads of the MAE decoder. Default: from the source's
+            config.json, or 16.
+        image_size: Image size in pixels, one number or (height, width), of the stored position
+            embeddings. Default: a square.
+        pooling: Pooling of the embedding, as for `SelfViTConfig`. Default: the source's.
+        norm_pix_loss: Whether the MAE decoder predicts normalized pixels, which no tensor reveals.
+            Default: as in the source's configuration, or False.
+        statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5). Default: those
+            that the source stores, or the convention of its format.
+        dtype: Data type that all weights are cast to: "float32", "float16" or "bfloat16". Default:
+            the source's.
+        save_code: Whether to add the model code to the checkpoint, so that it opens without
+            selfvit.
+        overwrite: Whether to replace an earlier conversion, once the new one is complete.
 
     Returns:
-        What was done; `print` it.
+        Result of the conversion. Print it to see the origin of each field.
 
     Raises:
-        FileNotFoundError: if there is no such source.
-        FileExistsError: if `output` is in the way.
-        ValueError: if the source cannot be read safely, is of no known kind, or its tensors do not
-            fit; the message names them. Nothing is written.
+        FileNotFoundError: If the source does not exist.
+        FileExistsError: If `output` must not be replaced.
+        ValueError: If the source cannot be read safely, has no known format, or its tensors do not
+            match; the message lists them. Nothing is written.
     """
     output = Path(output)
     _check_folder(output, overwrite)
@@ -84,53 +86,54 @@ def convert(
         dtype=dtype,
     )
     _check_options(options)
-    file = read_source(source)
-    draft = draft_model(file, options)
+    return _convert(match_weights(read_source(source), options), source, output, save_code)
+
+
+def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) -> Conversion:
+    """Write the checkpoint of a matched draft."""
     model, config = build_model(draft)
-    processor, processed_by = _processor(draft, config)
-    provenance = _provenance(draft)
+    processor, processor_origin = _choose_processor(draft, config)
+    provenance = _find_provenance(draft)
     conversion = Conversion(
         kind=draft.kind,
         architecture=draft.architecture,
         config=config,
-        fields={name: (value, draft.where_from[name]) for name, value in draft.fields.items()},
-        preprocessing=processed_by,
+        fields={name: (value, draft.field_origins[name]) for name, value in draft.fields.items()},
+        preprocessing=processor_origin,
         left_out=draft.left_out,
         new=draft.new,
         differences=draft.differences,
+    )
+    report = build_report(conversion, draft.file, draft.license_note, provenance)
+    card = build_card_contents(
+        conversion,
+        name=output.resolve().name,
+        source=shown_name(source),
+        model=model,
+        processor=processor,
+        license_note=draft.license_note,
+        provenance=provenance,
+        has_code=save_code,
     )
     with atomic_output(output) as folder:
         folder.mkdir()
         model.save_pretrained(folder, save_code=save_code)
         processor.save_pretrained(folder)
-        report = describe(conversion, file, draft.license_note, provenance)
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        card = render_model_card(
-            card_contents(
-                conversion,
-                name=output.resolve().name,
-                source=shown_name(source),
-                model=model,
-                processor=processor,
-                license_note=draft.license_note,
-                provenance=provenance,
-                has_code=save_code,
-            )
-        )
-        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CONVERSION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(render_model_card(card), encoding="utf-8")
     return conversion
 
 
-def _provenance(draft: Draft) -> Provenance:
-    """Return license and base model: the source's own card goes before what its kind tells."""
+def _find_provenance(draft: Draft) -> Provenance:
+    """Return license and base model; the card of the source takes precedence over its format."""
     file = draft.file
     stored = Provenance() if file.folder is None else read_provenance(file.folder)
     base_model = file.repository or stored.base_model
-    where = shown_name(file.repository or file.description)
     if stored.license is not None:
-        return replace(stored, base_model=base_model, origin=f"the card of {where}")
-    kind = "" if draft.license_id is None else f"the kind of the source, {draft.kind}"
-    return Provenance(draft.license_id, base_model=base_model, origin=kind)
+        name = shown_name(file.repository or file.description)
+        return replace(stored, base_model=base_model, origin=f"the card of {name}")
+    origin = "" if draft.license_id is None else f"the detected weight format, {draft.kind}"
+    return Provenance(draft.license_id, base_model=base_model, origin=origin)
 
 
 def _check_options(options: Options) -> None:
@@ -149,18 +152,18 @@ def _check_options(options: Options) -> None:
 def _check_folder(output: Path, overwrite: bool) -> None:
     """Check that the output folder is new, empty or an earlier conversion that may be replaced."""
     code = [path.name for path in code_files(output)]
-    files = [REPORT, PROCESSOR, "config.json", CARD, "model*", *code]
-    check_output(output, REPORT, overwrite, files=files, created_by=CREATED_BY)
+    files = [CONVERSION, IMAGE_PROCESSOR_NAME, CONFIG_NAME, CARD, "model*", *code]
+    check_output(output, CONVERSION, overwrite, files=files, created_by=CREATED_BY)
 
 
-def _processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:
-    """Return the source's own image processor, or one by its convention; and which."""
+def _choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:
+    """Return the image processor of the source or of its format's convention, and its origin."""
     folder = draft.file.folder
     statistics = draft.options.statistics
-    if folder is not None and (folder / PROCESSOR).is_file() and statistics is None:
+    if folder is not None and (folder / IMAGE_PROCESSOR_NAME).is_file() and statistics is None:
         stored = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         _check_processor(stored, config)
-        return stored, f"{PROCESSOR} of the source"
+        return stored, f"{IMAGE_PROCESSOR_NAME} of the source"
     wanted = draft.preprocessing
     mean, std = STATISTICS[statistics] if statistics else (wanted.mean, wanted.std)
     processor: Any = build_processor(
@@ -171,13 +174,14 @@ def _processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor,
 
 
 def _check_processor(processor: BaseImageProcessor, config: SelfViTConfig) -> None:
+    """Check that the patch size divides the size of the processed images."""
     image = Image.new("RGB", (300, 200))
-    pixels = processor(image, return_tensors="pt")["pixel_values"]
-    if any(size % config.patch_size for size in pixels.shape[-2:]):
+    height, width = processor(image, return_tensors="pt")["pixel_values"].shape[-2:]
+    if height % config.patch_size or width % config.patch_size:
         raise ValueError(
-            f"{PROCESSOR} of the source makes images of {pixels.shape[-2]} x {pixels.shape[-1]} "
-            f"pixels, which the patch size ({config.patch_size}) does not divide; correct its "
-            "size, or take the file away for the convention."
+            f"{IMAGE_PROCESSOR_NAME} of the source must give images whose sides are multiples of "
+            f"the patch size ({config.patch_size}), but it gives {height} x {width} pixels. "
+            "Correct its size, or remove the file to use the convention of the format."
         )
 
 

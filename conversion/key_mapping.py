@@ -1,8 +1,8 @@
-"""Tables of names: from the tensors of a source to those of selfvit.
+"""Key mappings: from the tensor names of a source to those of selfvit.
 
-A table maps templates of names. In both of its sides `#` stands for the number of a block and `*`
-for `weight` or `bias`; `{q,k,v}` on the right side splits a fused tensor into equal parts along its
-first dimension.
+A mapping holds templates of names. On both sides `#` stands for the index of a block and `*` for
+`weight` or `bias`. `{q,k,v}` on the right side splits a fused tensor into three equal parts along
+its first dimension.
 """
 
 from __future__ import annotations
@@ -13,90 +13,96 @@ from functools import lru_cache
 
 from torch import Tensor
 
-Names = Mapping[str, str]
+KeyMapping = Mapping[str, str]  # source template -> target template
 
 FUSED = "{q,k,v}"
 
 
-def prefixed(names: Names, source: str = "", target: str = "") -> dict[str, str]:
-    """Return a table whose names begin with `source` and `target`."""
-    return {source + theirs: target + ours for theirs, ours in names.items()}
+def add_prefixes(mapping: KeyMapping, source: str = "", target: str = "") -> dict[str, str]:
+    """Return the mapping with `source` before its source names and `target` before its targets."""
+    return {source + theirs: target + ours for theirs, ours in mapping.items()}
 
 
 @lru_cache(maxsize=4096)
-def _pattern(template: str) -> re.Pattern[str]:
+def _compile(template: str) -> re.Pattern[str]:
     pattern = re.escape(template).replace(r"\#", "([0-9]+)").replace(r"\*", "(weight|bias)")
     return re.compile(pattern)
 
 
-def _filled(template: str, values: Iterable[str]) -> str:
+def _fill_template(template: str, values: Iterable[str]) -> str:
     for value in values:
         template = template.replace("#" if value.isdigit() else "*", value, 1)
     return template
 
 
-def target_names(name: str, names: Names) -> list[str]:
-    """Return what a source's tensor becomes: none, one, or the three parts of a fused one."""
-    for theirs, ours in names.items():
-        match = _pattern(theirs).fullmatch(name)
-        if match is not None:
-            target = _filled(ours, match.groups())
-            return (
-                [target.replace(FUSED, part) for part in ("q", "k", "v")]
-                if (FUSED in target)
-                else [target]
-            )
+def find_target_names(name: str, mapping: KeyMapping) -> list[str]:
+    """Return the target names of a source tensor: none, one, or three if it is a fused one."""
+    for theirs, ours in mapping.items():
+        match = _compile(theirs).fullmatch(name)
+        if match is None:
+            continue
+        target = _fill_template(ours, match.groups())
+        if FUSED in target:
+            return [target.replace(FUSED, part) for part in ("q", "k", "v")]
+        return [target]
     return []
 
 
-def source_names(target: str, names: Names, known: Iterable[str]) -> list[str]:
-    """Return what the tensors are called in the source that would fill `target`.
+def find_source_names(target: str, mapping: KeyMapping, known: Iterable[str]) -> list[str]:
+    """Return the names of the source tensors that can fill `target`.
 
     Args:
-        target: name in the model.
-        names: the table.
-        known: names that the source has. Where a table has several spellings, its is taken.
+        target: Name of the tensor in the model.
+        mapping: Key mapping of the source.
+        known: Names of the tensors that the source has. If the mapping has several spellings, the
+            one that matches these names is returned.
     """
-    plain = re.sub(r"\b[qkv]_proj\b", FUSED + "_proj", target)
+    fused_target = re.sub(r"\b[qkv]_proj\b", FUSED + "_proj", target)
     found = []
-    for theirs, ours in names.items():
-        match = _pattern(ours).fullmatch(plain if FUSED in ours else target)
+    for theirs, ours in mapping.items():
+        match = _compile(ours).fullmatch(fused_target if FUSED in ours else target)
         if match is not None:
-            found.append((theirs, _filled(theirs, match.groups())))
-    used = [name for theirs, name in found if any(_pattern(theirs).fullmatch(k) for k in known)]
+            found.append((theirs, _fill_template(theirs, match.groups())))
+    used = [name for theirs, name in found if any(_compile(theirs).fullmatch(k) for k in known)]
     return used or [name for _, name in found]
 
 
-def rename(
-    tensors: Mapping[str, Tensor], names: Names
+def rename_tensors(
+    tensors: Mapping[str, Tensor], mapping: KeyMapping
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Give the tensors of a source the names of selfvit, and split the fused ones.
+    """Rename the tensors of a source to selfvit's names and split the fused ones.
 
     Returns:
-        tensors by target name; source name by target name; source names that the table has not.
+        Tensors by target name; source name by target name; source names that match no template.
 
     Raises:
-        ValueError: if two tensors would become the same one, or a fused one cannot be split.
+        ValueError: If two tensors map to the same name, or a fused tensor cannot be split.
     """
     renamed: dict[str, Tensor] = {}
-    origins: dict[str, str] = {}
+    source_names: dict[str, str] = {}
     unknown = []
     for name, tensor in tensors.items():
-        targets = target_names(name, names)
+        targets = find_target_names(name, mapping)
         if not targets:
             unknown.append(name)
             continue
         if len(targets) > 1 and (tensor.dim() < 1 or len(tensor) % len(targets)):
             raise ValueError(
-                f"{name} should hold query, key and value one below the other, but its shape "
-                f"{tuple(tensor.shape)} has no three equal parts."
+                f"{name} must hold query, key and value stacked along the first dimension, but its "
+                f"shape {tuple(tensor.shape)} cannot be split into three equal parts."
             )
         parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
         for target, part in zip(targets, parts, strict=True):
             if target in renamed:
-                raise ValueError(f"{origins[target]} and {name} are both {target} by their names.")
-            renamed[target], origins[target] = part, name
-    return renamed, origins, unknown
+                raise ValueError(f"{source_names[target]} and {name} both map to {target}.")
+            renamed[target], source_names[target] = part, name
+    return renamed, source_names, unknown
 
 
-__all__ = ["Names", "prefixed", "rename", "source_names", "target_names"]
+__all__ = [
+    "KeyMapping",
+    "add_prefixes",
+    "find_source_names",
+    "find_target_names",
+    "rename_tensors",
+]

@@ -1,4 +1,4 @@
-"""From what was read to a model whose every tensor is accounted for."""
+"""Match the tensors of a source with a selfvit model: every tensor is used or reported."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -13,27 +14,27 @@ from ..errors import shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
 from .formats import dino, lightly, mae, msn, timm, torchvision, transformers
-from .infer_config import read_geometry
-from .key_mapping import rename, target_names
+from .infer_config import infer_config
+from .key_mapping import find_target_names, rename_tensors
 from .read_weights import SourceFile
-from .weight_format import Draft, Options, Source
+from .weight_format import Draft, Options, WeightFormat
 
-# In the order of preference where several explain as many names.
-SOURCES: tuple[Source, ...] = (
+# If several formats match the same number of names, the first one is chosen.
+FORMATS: tuple[WeightFormat, ...] = (
     dino.BACKBONE,
-    timm.SOURCE,
-    torchvision.SOURCE,
-    transformers.SOURCE,
+    timm.FORMAT,
+    torchvision.FORMAT,
+    transformers.FORMAT,
     transformers.MAE,
-    mae.SOURCE,
+    mae.FORMAT,
     dino.CHECKPOINT,
-    msn.SOURCE,
-    *lightly.SOURCES,
+    msn.FORMAT,
+    *lightly.FORMATS,
 )
 
 
-# What the encoder cannot express, by names that give it away.
-REASONS = {
+# Features that the encoder does not have, by a part of a tensor name that reveals them.
+UNSUPPORTED_FEATURES = {
     "norm_pre.": "a norm before the first block",
     ".q_norm.": "normalized queries and keys",
     ".k_norm.": "normalized queries and keys",
@@ -47,108 +48,115 @@ REASONS = {
     "rel_pos": "relative positions",
     "relative_position": "relative positions",
     "rope": "rotary positions",
-    "q_bias": "biases of query and value alone",
+    "q_bias": "biases for queries and values only",
     "conv_proj.": "a convolutional stem",
     "patch_embed.backbone.": "a convolutional stem",
     "patch_embed.stem.": "a convolutional stem",
 }
 
 
-def detect(file: SourceFile) -> Source:
-    """Return the kind of source that explains the most tensors by their names.
+def detect_format(file: SourceFile) -> WeightFormat:
+    """Return the weight format that matches the most tensor names of a source.
 
     Raises:
-        ValueError: if none explains half of them.
+        ValueError: If no format matches more than half of the names.
     """
     if file.config.get("model_type") == "selfvit":
-        raise ValueError(f"{file.description!r} is a selfvit checkpoint already.")
-    explained = {
-        source.name: sum(bool(target_names(name, source.names)) for name in file.tensors)
-        for source in SOURCES
-    }
-    best = max(SOURCES, key=lambda source: explained[source.name])
-    if 2 * explained[best.name] <= len(file.tensors):
         raise ValueError(
-            f"{file.description!r} is of no known kind: its {len(file.tensors)} tensors are called "
-            f"{shorten(list(file.tensors), 6)}.{_reasons(file.tensors)} Known are the "
-            "encoders and checkpoints of facebookresearch's dino, mae and msn, timm, torchvision, "
-            "Lightly and transformers (ViT, ViTMAE, ViTMSN, Dinov2)."
+            f"{file.description!r} is a selfvit checkpoint already and needs no conversion."
+        )
+    num_matches = {
+        format.name: sum(bool(find_target_names(name, format.key_mapping)) for name in file.tensors)
+        for format in FORMATS
+    }
+    best = max(FORMATS, key=lambda format: num_matches[format.name])
+    if 2 * num_matches[best.name] <= len(file.tensors):
+        raise ValueError(
+            f"{file.description!r} must have a known weight format. Known are the encoders and "
+            "checkpoints of facebookresearch's dino, mae and msn, timm, torchvision, Lightly and "
+            "transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
+            f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
+            f"{_list_unsupported(file.tensors)}."
         )
     return best
 
 
-def draft_model(file: SourceFile, options: Options) -> Draft:
-    """Account for every tensor of a source and of the model that it becomes.
+def match_weights(file: SourceFile, options: Options) -> Draft:
+    """Assign every tensor of a source to a tensor of the model, or report why not.
 
     Raises:
-        ValueError: if the kind is not known, or tensors are not known, missing, or of another
-            shape or precision; the message names them.
+        ValueError: If the format is unknown, or tensors are unknown, missing, or have an unexpected
+            shape or precision. The message lists them.
     """
-    source = detect(file)
-    extras = {name: why for name in file.tensors if (why := source.reason_to_leave_out(name))}
-    wanted = {name: tensor for name, tensor in file.tensors.items() if name not in extras}
-    weights, origins, unknown = rename(wanted, source.names)
-    draft = Draft(
-        file=file,
-        source=source,
-        options=options,
-        weights=weights,
-        origins=origins,
-        kind=source.name,
-        architecture=source.architecture,
-        pooling=source.pooling,
-        preprocessing=source.preprocessing,
-        license_note=source.license_note,
-        license_id=source.license_id,
-        left_out={
-            **{name: "state of the training, not of a network" for name in file.training_state},
-            **extras,
-        },
-    )
-    if source.difference:
-        draft.differences.append(source.difference)
-    named = [file.original_names[name] for name in unknown]
+    draft, unknown = _start_draft(file, detect_format(file), options)
+    listed = f"{shorten(unknown)}{_list_unsupported(unknown)}"
     try:
-        _check_numbers(draft)
-        read_geometry(draft)
-        if source.adapt is not None:
-            source.adapt(draft)
+        _check_dtypes(draft)
+        infer_config(draft)
+        if draft.format.adapt is not None:
+            draft.format.adapt(draft)
     except ValueError as error:
-        if not named:
-            raise ValueError(f"{draft.kind}: {error}") from error
-        raise ValueError(f"{draft.kind}: {error} Not known: {shorten(named, 8)}.") from error
-    problems = [f"not known: {shorten(named, 8)}{_reasons(named)}"] if named else []
+        suffix = f" Unknown tensors: {listed}." if unknown else ""
+        raise ValueError(f"{draft.kind}: {error}{suffix}") from error
     _choose_pooling(draft)
-    problems += _fit(draft)
+    problems = [f"unknown: {listed}"] if unknown else []
+    problems += _find_mismatches(draft)
     if problems:
         raise ValueError(
-            f"{file.description!r} was taken for {draft.kind}, but its tensors do not fit: "
+            f"{file.description!r} was detected as {draft.kind}, but its tensors do not match: "
             + "; ".join(problems)
             + ". Nothing was written."
         )
     return draft
 
 
-def _check_numbers(draft: Draft) -> None:
-    """Check that all weights are floating-point numbers of one precision."""
+def _start_draft(
+    file: SourceFile, format: WeightFormat, options: Options
+) -> tuple[Draft, list[str]]:
+    """Return a draft with the renamed tensors, and the names in the file of unknown tensors."""
+    extras = {name: why for name in file.tensors if (why := format.reason_to_leave_out(name))}
+    wanted = {name: tensor for name, tensor in file.tensors.items() if name not in extras}
+    weights, source_names, unknown = rename_tensors(wanted, format.key_mapping)
+    training_state = dict.fromkeys(file.training_state, "training state, not part of a network")
+    draft = Draft(
+        file=file,
+        format=format,
+        options=options,
+        weights=weights,
+        source_names=source_names,
+        kind=format.name,
+        architecture=format.architecture,
+        pooling=format.pooling,
+        preprocessing=format.preprocessing,
+        license_note=format.license_note,
+        license_id=format.license_id,
+        left_out={**training_state, **extras},
+        differences=[format.difference] if format.difference else [],
+    )
+    return draft, [file.original_names[name] for name in unknown]
+
+
+def _check_dtypes(draft: Draft) -> None:
+    """Check that all weights are floating-point numbers of the same precision."""
     dtypes: dict[torch.dtype, list[str]] = {}
     for name, tensor in draft.weights.items():
-        # a center is float32 beside weights of any precision
+        # The center of the loss is float32 for weights of any precision.
         if not (name.startswith("loss.") and tensor.dtype == torch.float32):
-            dtypes.setdefault(tensor.dtype, []).append(draft.origins[name])
-    usual = max(dtypes, key=lambda dtype: len(dtypes[dtype]))
+            dtypes.setdefault(tensor.dtype, []).append(draft.source_names[name])
+    majority = max(dtypes, key=lambda dtype: len(dtypes[dtype]))
     for dtype, names in dtypes.items():
-        which = shorten(sorted(set(names)))
+        listed = shorten(sorted(set(names)))
         if not dtype.is_floating_point:
-            raise ValueError(f"weights must be floating-point numbers, but {dtype}: {which}.")
-        if draft.options.dtype is None and dtype != usual:
+            raise ValueError(f"weights must be floating-point numbers, got {dtype}: {listed}.")
+        if draft.options.dtype is None and dtype != majority:
             raise ValueError(
-                f"most weights are {usual}, but {dtype}: {which}. If that is as it should be, "
-                "give --dtype to cast all of them."
+                f"all weights must have the same precision; most are {majority}, but these are "
+                f"{dtype}: {listed}. If this is intended, give --dtype to cast all of them."
             )
         if draft.options.dtype is None and dtype not in DTYPES.values():
             raise ValueError(
-                f"weights in {dtype} are not kept as they are: {which}; give --dtype float32."
+                f"weights must be {', '.join(DTYPES)}, got {dtype}: {listed}. Give "
+                "--dtype float32 to cast them."
             )
 
 
@@ -156,15 +164,16 @@ def _choose_pooling(draft: Draft) -> None:
     wanted = draft.options.pooling
     if wanted is None or wanted == draft.pooling:
         origin = "the source's" if wanted is None else "option"
-        draft.set("pooling", draft.pooling, origin)
+        draft.set_field("pooling", draft.pooling, origin)
         return
-    draft.set("pooling", wanted, "option")
+    draft.set_field("pooling", wanted, "option")
     if draft.architecture == "SelfViTForImageClassification":
         draft.architecture = "SelfViTModel"
-        draft.leave_out(r"classifier\.", f"the head reads {draft.pooling}, not {wanted}")
+        reason = f"the classifier was trained on pooling {draft.pooling}, not {wanted}"
+        draft.leave_out(r"classifier\.", reason)
 
 
-def _config(draft: Draft) -> SelfViTConfig:
+def _build_config(draft: Draft) -> SelfViTConfig:
     fields = dict(draft.fields)
     if draft.architecture == "SelfViTForImageClassification":
         num_labels = _num_labels(draft)
@@ -180,60 +189,67 @@ def _config(draft: Draft) -> SelfViTConfig:
 
 def _num_labels(draft: Draft) -> int:
     sizes = {
-        f"{draft.called(name)} {tuple(draft.weights[name].shape)}": len(draft.weights[name])
+        f"{draft.source_name(name)} {tuple(draft.weights[name].shape)}": len(draft.weights[name])
         for name in ("classifier.weight", "classifier.bias")
         if name in draft.weights
     }
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{draft.kind}: {' and '.join(sizes)} are not of as many classes.")
+        raise ValueError(
+            f"{draft.kind}: {' and '.join(sizes)} must have the same number of classes."
+        )
     return max(sizes.values())
 
 
-def _fit(draft: Draft) -> list[str]:
-    """Return what is missing or of another shape, in the source's names; note what is new."""
-    missing = [draft.called(name) for name in draft.source.needed if name not in draft.origins]
-    if draft.architecture == "SelfViTModel":
-        draft.weights = {name.removeprefix("vit."): t for name, t in draft.weights.items()}
-        draft.origins = {name.removeprefix("vit."): n for name, n in draft.origins.items()}
-    with torch.device("meta"):
-        wanted = MODEL_CLASSES[draft.architecture](_config(draft)).state_dict()
+def _find_mismatches(draft: Draft) -> list[str]:
+    """Return missing, unused and misshapen tensors by source name, and record the new ones."""
+    missing = [
+        draft.source_name(name) for name in draft.format.required if name not in draft.source_names
+    ]
     prefix = "vit." if draft.architecture == "SelfViTModel" else ""
+    draft.weights = {name.removeprefix(prefix): t for name, t in draft.weights.items()}
+    draft.source_names = {name.removeprefix(prefix): n for name, n in draft.source_names.items()}
+    with torch.device("meta"):
+        wanted = MODEL_CLASSES[draft.architecture](_build_config(draft)).state_dict()
     for name in wanted.keys() - draft.weights.keys():
-        why = next(
-            (why for pattern, why in draft.source.new.items() if re.search(pattern, name)), None
-        )
-        if why is None:
-            missing.append(draft.called(prefix + name))
+        reasons = (why for pattern, why in draft.format.new.items() if re.search(pattern, name))
+        reason = next(reasons, None)
+        if reason is None:
+            missing.append(draft.source_name(prefix + name))
         else:
-            draft.new[name] = why
-    left = sorted(draft.origins[name] for name in draft.weights.keys() - wanted.keys())
-    shapes = {}
-    for name in sorted(wanted.keys() & draft.weights.keys()):
-        ours, origin = draft.weights[name], draft.origins[name]
-        if ours.shape != wanted[name].shape:
-            stored = tuple(draft.file.tensors[origin].shape)
-            shapes[origin] = (
-                f"{origin} {stored}, from which {name} would be {tuple(ours.shape)} "
-                f"instead of {tuple(wanted[name].shape)}"
-            )
-    found = {
+            draft.new[name] = reason
+    unused = {draft.source_names[name] for name in draft.weights.keys() - wanted.keys()}
+    problems = {
         "missing": sorted(set(missing)),
-        "of no use": left,
-        "of another shape": list(shapes.values()),
+        "unused": sorted(unused),
+        "unexpected shape": _describe_shapes(draft, wanted),
     }
-    return [f"{kind}: {shorten(names, 8)}" for kind, names in found.items() if names]
+    return [f"{problem}: {shorten(names)}" for problem, names in problems.items() if names]
+
+
+def _describe_shapes(draft: Draft, wanted: dict[str, Tensor]) -> list[str]:
+    """Return a description of each source tensor whose shape does not fit the model."""
+    described = {}
+    for name in sorted(wanted.keys() & draft.weights.keys()):
+        shape, expected = tuple(draft.weights[name].shape), tuple(wanted[name].shape)
+        if shape != expected:
+            source = draft.source_names[name]
+            stored = tuple(draft.file.tensors[source].shape)
+            described[source] = (
+                f"{source} {stored}, which gives {name} the shape {shape} instead of {expected}"
+            )
+    return list(described.values())
 
 
 def build_model(draft: Draft) -> tuple[PreTrainedModel, SelfViTConfig]:
-    """Return the model with the weights of the draft, and its configuration."""
-    config = _config(draft)
+    """Return a model with the weights of the draft, and its configuration."""
+    config = _build_config(draft)
     model = MODEL_CLASSES[draft.architecture](config)
     dtype = DTYPES.get(draft.options.dtype or "")
     if dtype is None:
         dtype = next(t.dtype for name, t in draft.weights.items() if not name.startswith("loss."))
     state = {**model.state_dict(), **draft.weights}
     state = {
-        # clones: parts of one tensor may not share memory in a file
+        # Copies, because safetensors does not store tensors that share memory.
         name: tensor.to(torch.float32 if name.startswith("loss.") else dtype, copy=True)
         for name, tensor in state.items()
     }
@@ -241,9 +257,14 @@ def build_model(draft: Draft) -> tuple[PreTrainedModel, SelfViTConfig]:
     return model.eval(), config
 
 
-def _reasons(names: Iterable[str]) -> str:
-    found = {why for name in names for part, why in REASONS.items() if part in f"{name}."}
-    return f" (the encoder has none of: {', '.join(sorted(found))})" if found else ""
+def _list_unsupported(names: Iterable[str]) -> str:
+    found = {
+        feature
+        for name in names
+        for part, feature in UNSUPPORTED_FEATURES.items()
+        if part in f"{name}."
+    }
+    return f" (not supported by the encoder: {', '.join(sorted(found))})" if found else ""
 
 
-__all__ = ["SOURCES", "build_model", "detect", "draft_model"]
+__all__ = ["FORMATS", "build_model", "detect_format", "match_weights"]

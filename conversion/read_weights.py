@@ -1,8 +1,8 @@
-"""Reading weights of others, without executing anything in them.
+"""Read weight files of other projects without executing code in them.
 
-A `.pth` is a pickle, which can name any function to be called while it is read. Here it may hold
-tensors, containers, numbers, strings and the arguments of a command (`argparse.Namespace`);
-anything else is refused before it runs.
+A `.pth` file is a pickle, which can name any function to be called while it is read. Only tensors,
+containers, numbers, strings and command-line arguments (`argparse.Namespace`) are accepted; a file
+with anything else is refused before it runs.
 """
 
 from __future__ import annotations
@@ -23,38 +23,41 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..errors import one_line
+from ..errors import one_line, shorten
 from ..modeling.checkpoints.weight_files import INDEXES, SINGLE_FILES, shard_names
+from ..sharing.provenance import CARD
 
-# In the order in which they are looked for; an index names the shards.
+# In search order; an index lists the shards.
 WEIGHTS = tuple(name for pair in zip(SINGLE_FILES, INDEXES, strict=True) for name in pair)
-SIDE_FILES = ("config.json", "preprocessor_config.json", "README.md")
+SIDE_FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CARD)
 
-# Parts of a training checkpoint that no network needs, by the first part of a tensor's name.
+# Parts of a training checkpoint that belong to no network: the first part of a tensor's name.
 TRAINING_STATE = {
     "optimizer", "optimizers", "optimizer_states", "opt", "lr_scheduler", "lr_schedulers",
     "scheduler", "scaler", "amp_scaler", "fp16_scaler", "loss_scaler", "callbacks", "loops",
 }  # fmt: skip
-WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # around a network
-INSIDE = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # DistributedDataParallel, compile
+WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # keys around a network
+# Prefixes that DistributedDataParallel and torch.compile add anywhere in a name.
+MODULE_PREFIX = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
 
 @dataclass
 class SourceFile:
-    """Tensors of a source and what lies beside them.
+    """Tensors of a source, and the files that accompany them.
 
     Args:
-        tensors: by name; parts of a nested file are joined by dots, wrappers removed.
-        original_names: as the file has them, by the names above.
-        wrappers: what was around the network, from the outside: `model`, `state_dict`.
-        training_state: names of tensors that belong to no network: an optimizer's, for instance.
-        config: `config.json` beside the weights, or {}.
-        arguments: of the command that trained them, where the file holds them, or {}.
-        folder: where `preprocessor_config.json` may lie, or None.
-        description: what was read.
-        repository: of the Hub, that it was read from, or None.
-        sha256: of the file, or of the index of the shards.
+        tensors: Tensors by name. Nested names are joined by dots, and wrappers are removed.
+        original_names: Name in the file, by the names in `tensors`.
+        wrappers: Keys around the network, outermost first, such as `model` or `state_dict`.
+        training_state: Names of tensors that belong to no network, such as optimizer state.
+        config: Content of the `config.json` next to the weights, or {}.
+        arguments: Command-line arguments of the training run, if the file stores them, or {}.
+        folder: Folder that may hold `preprocessor_config.json`, or None.
+        description: Source as the user named it.
+        repository: Hub repository that the source was read from, or None.
+        sha256: SHA-256 of the file, or of the index of the shards.
     """
 
     tensors: dict[str, Tensor]
@@ -70,30 +73,30 @@ class SourceFile:
 
 
 def read_source(source: str | Path) -> SourceFile:
-    """Read a file, a folder, a Hub id or the name of a timm model.
+    """Read a file, a folder, a Hub repository or the weights of a timm model.
 
     Args:
-        source: `.safetensors`, or anything that `torch.save` wrote; a folder with
-            `model.safetensors` or `pytorch_model.bin`, whole or in shards, and perhaps
-            `config.json`; else a Hub id, or a timm model's name, whose files are taken from the
-            cache of the Hub or downloaded.
+        source: File (`.safetensors`, or any file that `torch.save` wrote); folder with
+            `model.safetensors` or `pytorch_model.bin`, in one piece or in shards, and optionally
+            `config.json`; Hub id; or name of a timm model. Files from the Hub are taken from the
+            cache or downloaded.
 
     Raises:
-        FileNotFoundError: if there is no such source, or no weights in it.
-        ValueError: if it cannot be read, or holds other objects than tensors and plain values.
+        FileNotFoundError: If the source does not exist or has no weights.
+        ValueError: If the source cannot be read, or holds objects other than tensors and plain
+            values.
     """
     path, repository = Path(source).expanduser(), None
     if not path.exists():
-        path, repository = _from_hub(str(source))
-    file = _weights_in(path) if path.is_dir() else path
-    content, arguments = _read(file)
-    folder = path if path.is_dir() else path.parent
-    # what lies beside a single file may be another model's
-    config = _json(folder / "config.json") if path.is_dir() else {}
-    tensors = {name: tensor for name, tensor in _flat(content) if isinstance(tensor, Tensor)}
+        path, repository = _download(str(source))
+    file = _find_weights(path) if path.is_dir() else path
+    content, arguments = _read_weights(file)
+    # The config.json next to a single file may belong to another model.
+    config = _read_json(path / CONFIG_NAME) if path.is_dir() else {}
+    tensors = {name: tensor for name, tensor in _flatten(content) if isinstance(tensor, Tensor)}
     if not tensors:
-        raise ValueError(f"{str(file)!r} holds no tensors, so there is nothing to convert.")
-    plain, original_names, wrappers, training_state = _unwrapped(tensors)
+        raise ValueError(f"{str(file)!r} must hold tensors, but it has none.")
+    plain, original_names, wrappers, training_state = _unwrap(tensors)
     return SourceFile(
         tensors=plain,
         original_names=original_names,
@@ -101,7 +104,7 @@ def read_source(source: str | Path) -> SourceFile:
         training_state=training_state,
         config=config,
         arguments=arguments,
-        folder=folder if path.is_dir() else None,
+        folder=path if path.is_dir() else None,
         description=str(source),
         repository=repository,
         sha256=_sha256(file),
@@ -116,32 +119,34 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _weights_in(folder: Path) -> Path:
+def _find_weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    held = shorten(sorted(entry.name for entry in folder.iterdir())) or "nothing"
     raise FileNotFoundError(
-        f"{str(folder)!r} has none of {', '.join(WEIGHTS)}; it holds {holds}. Give the file itself."
+        f"{str(folder)!r} must hold {' or '.join(WEIGHTS)}; it holds {held}. Give the path of the "
+        "weight file instead."
     )
 
 
-def _from_hub(name: str) -> tuple[Path, str]:
-    """Return the folder of a repository of the Hub, and its id."""
+def _download(name: str) -> tuple[Path, str]:
+    """Return the local folder of a Hub repository, and its id."""
     if name.startswith((".", "/", "~")) or re.search(r"\.(pth|pt|bin|ckpt|tar|safetensors)$", name):
         raise FileNotFoundError(f"there is no file or folder {name!r}.")
-    repository = name if "/" in name else _repository_of_timm_model(name)
+    repository = name if "/" in name else _timm_repository(name)
     try:
         patterns = [*WEIGHTS, *SIDE_FILES, "*-of-*"]
         return Path(snapshot_download(repository, allow_patterns=patterns)), repository
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{name!r} is no file or folder here, and the Hub's {repository!r} is neither in the "
-            f"cache nor to be had ({type(error).__name__}). Download it, or give a path."
+            f"{name!r} is not a local file or folder, and the Hub repository {repository!r} is "
+            f"neither in the cache nor could it be downloaded ({type(error).__name__}). Check the "
+            "name, or give the path of a file or folder."
         ) from error
 
 
-def _repository_of_timm_model(name: str) -> str:
+def _timm_repository(name: str) -> str:
     missing = f"there is no file or folder {name!r}, and no such model in timm"
     try:
         from timm.models import get_pretrained_cfg
@@ -152,47 +157,37 @@ def _repository_of_timm_model(name: str) -> str:
     except RuntimeError:
         found = None
     if found is None or not found.hf_hub_id:
-        raise FileNotFoundError(f"{missing} with weights on the Hub. Give a path.")
+        raise FileNotFoundError(f"{missing} that has weights on the Hub. Give a path.")
     repository = found.hf_hub_id
     return repository if "/" in repository and repository != "timm/" else f"timm/{name}"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}.") from error
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} should hold an object, not a {type(content).__name__}.")
+        raise ValueError(
+            f"{str(path)!r} must hold a JSON object, but it holds a {type(content).__name__}."
+        )
     return content
 
 
-def _shards(index: Path) -> list[str]:
-    try:
-        return shard_names(index)
-    except ValueError as error:
-        raise ValueError(f"{str(index)!r} cannot be read: {error}.") from error
-
-
-def _read(file: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the content of one file, or of the shards that an index names, and arguments."""
+def _read_weights(file: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the content of a file, or of the shards that an index lists, and its arguments."""
     if file.name.endswith(".index.json"):
-        content: dict[str, Any] = {}
-        for shard in _shards(file):
-            if Path(shard).name != shard or not (file.parent / shard).is_file():
-                raise FileNotFoundError(f"{str(file)!r} names {shard!r}, which does not lie there.")
-            content.update(_read(file.parent / shard)[0])
-        return content, {}
+        return _read_shards(file), {}
     with open(file, "rb") as opened:
         start = opened.read(16)
-    # by content: a safetensors file begins with the length of its header, and "{"
+    # Detected by content: a safetensors file starts with 8 bytes for the header size, then "{".
     if start[8:9] == b"{" and start[:2] not in (b"PK", b"\x80\x02"):
         try:
             return load_file(file), {}
         except SafetensorError as error:
-            raise ValueError(f"{str(file)!r} is damaged, or not whole: {error}.") from error
+            raise ValueError(f"{str(file)!r} is damaged or incomplete: {error}.") from error
     content = _unpickle(file)
     arguments: dict[str, Any] = {}
     for key in ("args", "hyper_parameters"):
@@ -202,9 +197,25 @@ def _read(file: Path) -> tuple[Any, dict[str, Any]]:
     return content, arguments
 
 
+def _read_shards(index: Path) -> dict[str, Any]:
+    try:
+        shards = shard_names(index)
+    except ValueError as error:
+        raise ValueError(f"{str(index)!r} cannot be read: {error}.") from error
+    content: dict[str, Any] = {}
+    for shard in shards:
+        if Path(shard).name != shard or not (index.parent / shard).is_file():
+            raise FileNotFoundError(
+                f"{str(index)!r} lists {shard!r}, which is not in its folder. Copy or download the "
+                "missing file."
+            )
+        content.update(_read_weights(index.parent / shard)[0])
+    return content
+
+
 def _unpickle(file: Path) -> Any:
     try:
-        # opened here, for torch.load would go by the name of the file
+        # An open file, because torch.load would choose the reader by the file name.
         with open(file, "rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -214,38 +225,47 @@ def _unpickle(file: Path) -> Any:
             other = re.search(r"(?:GLOBAL|global|class) ([\w]+(?:\.[\w]+)+)", reason)
         if other is not None:
             raise ValueError(
-                f"{str(file)!r} is refused: besides tensors it holds {other[1]}, which reading it "
-                "would call. Nothing was executed. If you trust the file, save its tensors alone, "
-                "as .safetensors, where it was made."
+                f"{str(file)!r} is refused: besides tensors it holds {other[1]}, which would be "
+                "called while the file is read. Nothing was executed. If you trust the file, save "
+                "only its tensors as .safetensors, in the environment that wrote it."
             ) from error
         raise ValueError(
-            f"{str(file)!r} is refused: it is no safetensors file and no plain pickle of tensors "
-            f"({one_line(error)[:200]}). Nothing was executed."
+            f"{str(file)!r} is refused: it must be a safetensors file or a pickle that holds only "
+            f"tensors and plain values ({one_line(error)[:200]}). Nothing was executed."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = one_line(error)[:200]
         raise ValueError(f"{str(file)!r} cannot be read as weights: {reason}.") from error
 
 
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dicts and lists, with their keys joined by dots."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
     elif isinstance(content, list | tuple):
         for position, value in enumerate(content):
-            yield from _flat(value, f"{prefix}{position}.")
+            yield from _flatten(value, f"{prefix}{position}.")
     else:
         yield prefix.removesuffix("."), content
 
 
-def _unwrapped(
+def _unwrap(
     tensors: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str], list[str]]:
-    """Remove what is around a network, from names, and the state of its training."""
+    """Remove wrappers from the names, and separate the training state from the network.
+
+    Returns:
+        Tensors of the network; their names in the file; removed wrappers; names of the training
+        state.
+
+    Raises:
+        ValueError: If two tensors have the same name without their wrappers.
+    """
     training_state = [name for name in tensors if name.split(".")[0] in TRAINING_STATE]
     original_names = {name: name for name in tensors if name not in set(training_state)}
     if "state_dict_ema" in {name.split(".")[0] for name in original_names}:
-        # timm's trainer: the average is what its own loader takes
+        # Files of timm's training script: timm loads the averaged weights, too.
         for name in [name for name in original_names if name.startswith("state_dict.")]:
             training_state.append(original_names.pop(name))
         original_names = {name.removeprefix("state_dict_ema."): name for name in original_names}
@@ -261,9 +281,9 @@ def _unwrapped(
     plain: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, original in original_names.items():
-        short = INSIDE.sub("", name)
+        short = MODULE_PREFIX.sub("", name)
         if short in plain:
-            raise ValueError(f"{names[short]} and {original} are the same tensor by their names.")
+            raise ValueError(f"{names[short]} and {original} are both named {short}.")
         plain[short], names[short] = tensors[original], original
     return plain, names, wrappers, training_state
 

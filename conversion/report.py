@@ -1,7 +1,8 @@
-"""What a conversion did: printed, as JSON, and as the card of its result."""
+"""Report of a conversion: as printed text, as JSON, and as a model card."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,17 @@ CREATED_BY = "selfvit convert"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted, and how.
+    """Result of a conversion.
 
     Args:
-        kind: the source's.
-        architecture: class of the result.
-        config: of the result.
-        fields: configuration by field: value and where it is from.
-        preprocessing: where mean, deviation and sizes are from.
-        left_out: the source's tensors that are not in the result, and why.
-        new: tensors of the result that the source has not, and why.
-        differences: what the result does otherwise than the source.
+        kind: Detected format of the source.
+        architecture: Class name of the converted model.
+        config: Configuration of the converted model.
+        fields: Configuration fields that were inferred: value and origin, by name.
+        preprocessing: Origin of image size, mean and std.
+        left_out: Source tensors that are not in the result, with the reason.
+        new: Tensors of the result that the source lacks, with the reason.
+        differences: Differences in behavior between the source and the result.
     """
 
     kind: str
@@ -44,25 +45,30 @@ class Conversion:
     def __str__(self) -> str:
         rows = [f"source        {self.kind}", f"model         {self.architecture}"]
         for name, (value, origin) in self.fields.items():
-            rows.append(f"  {name} = {_short(value)}  [{origin}]")
+            rows.append(f"  {name} = {_truncate(value)}  [{origin}]")
         rows.append(f"preprocessing {self.preprocessing}")
         for title, entries in (("left out", self.left_out), ("new", self.new)):
-            for why in dict.fromkeys(entries.values()):
-                names = [name for name, reason in entries.items() if reason == why]
-                rows.append(f"{title:13} {shorten(names, 4)}: {why}")
+            for reason, names in _group_by_reason(entries):
+                rows.append(f"{title:13} {shorten(names, 4)}: {reason}")
         rows += [f"difference    {difference}" for difference in self.differences]
         return "\n".join(rows)
 
 
-def _short(value: Any, limit: int = 100) -> str:
+def _truncate(value: Any, limit: int = 100) -> str:
     text = str(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def describe(
+def _group_by_reason(entries: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (reason, names) for names that map to their reason."""
+    for reason in dict.fromkeys(entries.values()):
+        yield reason, [name for name, other in entries.items() if other == reason]
+
+
+def build_report(
     conversion: Conversion, file: SourceFile, license_note: str, provenance: Provenance
 ) -> dict[str, Any]:
-    """Return what `conversion.json` holds."""
+    """Return the content of `conversion.json`."""
     from .. import __version__
 
     return {
@@ -86,7 +92,7 @@ def describe(
     }
 
 
-def card_contents(
+def build_card_contents(
     conversion: Conversion,
     *,
     name: str,
@@ -97,34 +103,34 @@ def card_contents(
     provenance: Provenance,
     has_code: bool,
 ) -> CardContents:
-    """Return what the card says.
+    """Return the contents of the model card.
 
     Args:
-        conversion: what was converted, and how.
-        name: of the result.
-        source: what was converted, without the folders it lies in.
-        model: the result.
-        processor: its image processor.
-        license_note: what is known of the source's, in words.
-        provenance: its license and base model.
-        has_code: whether the model's code lies beside the weights.
+        conversion: Result of the conversion.
+        name: Name of the converted checkpoint.
+        source: Name of the source, without the folders that contain it.
+        model: Converted model.
+        processor: Image processor of the converted model.
+        license_note: Note on the license of the source.
+        provenance: License and base model of the source.
+        has_code: Whether the checkpoint includes the model code.
     """
-    notes = []
-    for entries, what in ((conversion.left_out, "left out"), (conversion.new, "new")):
-        for why in dict.fromkeys(entries.values()):
-            count = sum(reason == why for reason in entries.values())
-            notes.append(f"{count} {what}: {why}")
+    notes = [
+        f"{len(names)} {title}: {reason}"
+        for title, entries in (("left out", conversion.left_out), ("new", conversion.new))
+        for reason, names in _group_by_reason(entries)
+    ]
+    config = conversion.config
     return CardContents(
         name=name,
         architecture=conversion.architecture,
-        config=conversion.config,
+        config=config,
         num_parameters=sum(parameter.numel() for parameter in model.base_model.parameters()),
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         provenance=provenance,
         has_code=has_code,
-        has_teacher=conversion.config.dino_config is not None
-        or conversion.config.pmsn_config is not None,
+        has_teacher=config.dino_config is not None or config.pmsn_config is not None,
         conversion=ConversionFacts(
             source=source,
             kind=conversion.kind,
@@ -137,4 +143,4 @@ def card_contents(
     )
 
 
-__all__ = ["CREATED_BY", "Conversion", "card_contents", "describe"]
+__all__ = ["CREATED_BY", "Conversion", "build_card_contents", "build_report"]

@@ -1,14 +1,15 @@
-"""What a source says of itself, and the model that is drafted from it."""
+"""Description of a weight format, and the draft of the checkpoint that is converted from it."""
 
 # D hidden · N patches · R registers
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from PIL.Image import Resampling
 from torch import Tensor
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -17,25 +18,25 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_STD,
 )
 
-from .key_mapping import Names, source_names
+from .key_mapping import KeyMapping, find_source_names
 from .read_weights import SourceFile
 
-BICUBIC, BILINEAR = 3, 2  # of PIL.Image.Resampling, as preprocessor_config.json stores them
+BICUBIC, BILINEAR = int(Resampling.BICUBIC), int(Resampling.BILINEAR)
 
-ENCODERS = ("vit.", "student.vit.")  # where encoders lie in the models that have one or two
+ENCODER_PREFIXES = ("vit.", "student.vit.")  # encoders of the models that have one or two
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become pixel values.
+    """Preprocessing of images to pixel values.
 
     Args:
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
-        resize: "shortest_edge" and a crop of the center, or "square".
+        mean: Mean per channel, for values in [0, 1].
+        std: Standard deviation per channel, for values in [0, 1].
+        resize: "shortest_edge" (followed by a center crop) or "square".
         resample: `BICUBIC` or `BILINEAR`.
-        crop_ratio: shorter side before the crop, as a multiple of the crop's.
-        origin: why these.
+        crop_ratio: Length of the shorter side before the crop, as a multiple of the crop size.
+        origin: Source of these values, in words.
     """
 
     mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN)
@@ -43,27 +44,27 @@ class Preprocessing:
     resize: Literal["shortest_edge", "square"] = "shortest_edge"
     resample: int = BICUBIC
     crop_ratio: float = 256 / 224
-    origin: str = "convention: ImageNet statistics, as the paper's evaluation"
+    origin: str = "convention: ImageNet mean and std, as in the paper's evaluation"
 
 
 STATISTICS = {
     "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "half": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),  # 0.5 everywhere
+    "half": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),  # 0.5 for every channel
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller decides; None leaves it to the source or the convention.
+    """Options of a conversion. None means: use the value of the source or the convention.
 
     Args:
-        num_heads: attention heads of the encoder.
-        decoder_num_heads: attention heads of MAE's decoder.
-        image_size: pixels, (height, width), whose positions the source stores.
-        pooling: as for `SelfViTConfig`.
-        norm_pix_loss: whether MAE's decoder predicts normalized pixels.
-        statistics: "imagenet" or "half" (0.5), of the preprocessing.
-        dtype: "float32", "float16" or "bfloat16" of the result.
+        num_heads: Number of attention heads of the encoder.
+        decoder_num_heads: Number of attention heads of the MAE decoder.
+        image_size: Image size in pixels, (height, width), of the stored position embeddings.
+        pooling: Pooling of the embedding, as for `SelfViTConfig`.
+        norm_pix_loss: Whether the MAE decoder predicts normalized pixels.
+        statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5).
+        dtype: Data type of the result: "float32", "float16" or "bfloat16".
     """
 
     num_heads: int | None = None
@@ -76,77 +77,79 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A kind of source: its names, and what else is known of it.
+class WeightFormat:
+    """A format that weights are published in: its tensor names and its conventions.
 
     Args:
-        name: as printed.
-        names: the source's names to those of the pretraining model: `vit.*`, `student.vit.*`, ...
-        architecture: class of the result.
-        extras: patterns of names that are left out, and why.
-        needed: templates of our names that the source always has, beside an encoder's.
-        new: patterns of our names that the source may lack, and why; they are initialized.
-        adapt: what the table cannot say: changes the draft.
-        read_config: fields from the source's `config.json`.
-        pooling: of the result.
-        layer_norm_eps: where no config.json says otherwise.
-        positions: what stored positions cover: "class" (class token and patches), "prefix"
-            (registers too), "patches".
-        preprocessing: where none is stored.
-        license_note: what is known of it, or "".
-        license_id: as the Hub writes it, or None.
-        difference: what the result does otherwise than the source, or "".
+        name: Name of the format, as printed.
+        key_mapping: Mapping from the source's tensor names to those of the pretraining model
+            (`vit.*`, `student.vit.*`, ...).
+        architecture: Class name of the converted model.
+        extras: Patterns of source tensors that are left out, with the reason.
+        required: Names of target tensors that the source must provide, in addition to an encoder.
+        new: Patterns of target tensors that the source may lack, with the reason. They are
+            initialized.
+        adapt: Function that changes the draft where the key mapping is not enough.
+        read_config: Function that returns configuration fields from the source's `config.json`.
+        pooling: Pooling of the converted model.
+        layer_norm_eps: LayerNorm epsilon if there is no config.json.
+        position_layouts: Tokens that the stored position embeddings may cover: "class" (class token
+            and patches), "prefix" (class token, registers and patches) or "patches".
+        preprocessing: Preprocessing if the source stores none.
+        license_note: Note on the license of published weights, or "".
+        license_id: License identifier of the Hub, or None.
+        difference: Difference in behavior between the source and the converted model, or "".
     """
 
     name: str
-    names: Names
+    key_mapping: KeyMapping
     architecture: str = "SelfViTModel"
     extras: Mapping[str, str] = field(default_factory=dict)
-    needed: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
     new: Mapping[str, str] = field(default_factory=dict)
     adapt: Callable[[Draft], None] | None = None
     read_config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     pooling: str = "cls"
     layer_norm_eps: float = 1e-6
-    positions: tuple[str, ...] = ("class",)
+    position_layouts: tuple[str, ...] = ("class",)
     preprocessing: Preprocessing = Preprocessing()
     license_note: str = ""
     license_id: str | None = None
     difference: str = ""
 
     def reason_to_leave_out(self, name: str) -> str | None:
-        """Return why a tensor is a known extra, or None if it is none."""
+        """Return the reason to leave out a source tensor, or None if it is to be converted."""
         return next((why for pattern, why in self.extras.items() if re.search(pattern, name)), None)
 
 
 @dataclass
 class Draft:
-    """The result in the making.
+    """Draft of a converted checkpoint, completed step by step.
 
     Args:
-        file: what was read.
-        source: its kind.
-        options: what the caller decided.
-        weights: tensors by our names.
-        origins: the source's names by ours.
-        kind: the kind as printed; `source.name` unless `adapt` knows better.
-        architecture: class of the result.
-        pooling: of the result.
-        preprocessing: of the result, where the source stores none.
-        license_note: see `Source`.
-        license_id: see `Source`.
-        fields: of the configuration.
-        where_from: origin of each field: "weights", "config.json", "option", "convention".
-        left_out: source's names and why.
-        new: our names and why.
-        differences: what the result does otherwise than the source.
+        file: Source that was read.
+        format: Detected weight format.
+        options: Options of the conversion.
+        weights: Tensors by target name.
+        source_names: Source name of each tensor, by target name.
+        kind: Format as printed; `format.name`, unless `adapt` refines it.
+        architecture: Class name of the converted model.
+        pooling: Pooling of the converted model.
+        preprocessing: Preprocessing if the source stores none.
+        license_note: See `WeightFormat`.
+        license_id: See `WeightFormat`.
+        fields: Fields of the configuration.
+        field_origins: Origin of each field: "weights", "config.json", "option" or "convention".
+        left_out: Source tensors that are left out, with the reason.
+        new: Target tensors that are initialized, with the reason.
+        differences: Differences in behavior between the source and the converted model.
     """
 
     file: SourceFile
-    source: Source
+    format: WeightFormat
     options: Options
     weights: dict[str, Tensor]
-    origins: dict[str, str]
+    source_names: dict[str, str]
     kind: str = ""
     architecture: str = ""
     pooling: str = ""
@@ -154,42 +157,50 @@ class Draft:
     license_note: str = ""
     license_id: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
-    where_from: dict[str, str] = field(default_factory=dict)
+    field_origins: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
 
-    def set(self, name: str, value: Any, origin: str) -> None:
-        """Set a field of the configuration, and say where it is from."""
-        self.fields[name], self.where_from[name] = value, origin
+    def set_field(self, name: str, value: Any, origin: str) -> None:
+        """Set a field of the configuration and record its origin."""
+        self.fields[name], self.field_origins[name] = value, origin
 
-    def encoders(self) -> list[str]:
-        """Return the prefixes of the encoders that there are."""
-        return [
-            prefix for prefix in ENCODERS if any(name.startswith(prefix) for name in self.weights)
-        ]
+    def encoder_prefixes(self) -> list[str]:
+        """Return the prefixes of the encoders that the draft has."""
+        return [prefix for prefix in ENCODER_PREFIXES if self.has_weights(prefix)]
 
-    def leave_out(self, pattern: str, why: str) -> None:
-        """Take tensors out again, by a pattern of our names, and note why."""
+    def has_weights(self, prefix: str) -> bool:
+        """Return whether the target name of any tensor starts with `prefix`."""
+        return any(name.startswith(prefix) for name in self.weights)
+
+    def check_weights(self, required: Iterable[str]) -> None:
+        """Check that the draft has the required tensors, given by their target names."""
+        missing = [self.source_name(name) for name in required if name not in self.weights]
+        if missing:
+            raise ValueError(f"missing tensors: {', '.join(missing)}.")
+
+    def leave_out(self, pattern: str, reason: str) -> None:
+        """Remove the tensors whose target names match `pattern`, and record the reason."""
         for name in [name for name in self.weights if re.match(pattern, name)]:
             del self.weights[name]
-            self.left_out[self.origins[name]] = why
+            self.left_out[self.source_names[name]] = reason
 
-    def called(self, name: str) -> str:
-        """Return what the source calls, or would call, one of our tensors."""
-        if name in self.origins:
-            return self.origins[name]
-        found = source_names(name, self.source.names, self.file.tensors)
-        return " or ".join(found) or name
+    def source_name(self, target: str) -> str:
+        """Return the name that a target tensor has, or would have, in the source."""
+        if target in self.source_names:
+            return self.source_names[target]
+        found = find_source_names(target, self.format.key_mapping, self.file.tensors)
+        return " or ".join(found) or target
 
 
 __all__ = [
     "BICUBIC",
     "BILINEAR",
-    "ENCODERS",
+    "ENCODER_PREFIXES",
     "STATISTICS",
     "Draft",
     "Options",
     "Preprocessing",
-    "Source",
+    "WeightFormat",
 ]

@@ -1,1 +1,1 @@
-"""Checks for silent faults in a checkpoint."""
+"""Audit of checkpoints for silent faults."""

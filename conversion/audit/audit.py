@@ -1,7 +1,8 @@
-"""What is silently wrong with a folder of image model weights, and what to do about it.
+"""Find silent faults in a folder of image model weights, and suggest fixes.
 
-Libraries open such folders without an error: what is missing is drawn at random, what is left over
-is dropped, and images are normalized as a file says. All of that shows only in the results.
+Libraries open such folders without an error. Missing tensors are initialized at random, unexpected
+ones are dropped, and images are normalized as a file specifies, right or wrong. The effect shows
+only in the results.
 """
 
 # B batch · C channels · H, W pixels · T tokens · D hidden
@@ -21,13 +22,14 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ...configuration.format_version import check_format
 from ...errors import one_line, shorten
 from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.checkpoints.weight_files import stored_tensors
 from ...modeling.registry import MODEL_CLASSES
-from ..exporters.export import FACTS
+from ..exporters.export import EXPORT_FILE
 from .image_statistics import are_close, expected_statistics
 
 POSITIONS = re.compile(r"(^|[._])pos(ition)?_embed(ding)?s?(\.weight)?$")
@@ -35,13 +37,13 @@ POSITIONS = re.compile(r"(^|[._])pos(ition)?_embed(ding)?s?(\.weight)?$")
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault.
+    """Fault of a checkpoint.
 
     Args:
-        fault: its kind, a word or two.
-        what: was found.
-        why: it matters.
-        fix: what to do.
+        fault: Name of the fault, in a few words.
+        what: Observation that reveals the fault.
+        why: Consequence for users of the checkpoint.
+        fix: Suggested fix.
     """
 
     fault: str
@@ -52,13 +54,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of a checkpoint.
+    """Result of an audit.
 
     Args:
-        checkpoint: the folder.
-        kind: its model_type, or "timm".
-        findings: its faults; none if it is sound.
-        notes: what could not be checked, and why.
+        checkpoint: Folder of the checkpoint.
+        kind: `model_type` of the checkpoint, or "timm".
+        findings: Faults of the checkpoint; empty if there are none.
+        notes: Checks that could not be made, with the reason.
     """
 
     checkpoint: str
@@ -68,17 +70,17 @@ class Audit:
 
 
 def audit(checkpoint: Path) -> Audit:
-    """Look for silent faults in a folder of transformers, timm or selfvit.
+    """Find silent faults in a checkpoint of transformers, timm or selfvit.
 
-    No code that comes with the checkpoint is executed: pickles are read with `weights_only`.
+    No code of the checkpoint is executed; pickles are read with `weights_only`.
 
     Args:
-        checkpoint: a folder with config.json and weights.
+        checkpoint: Folder with config.json and weights.
 
     Raises:
-        FileNotFoundError: if it is no such folder.
-        ValueError: if config.json is no JSON, of a model that neither library knows, or of a
-            selfvit newer than this one.
+        FileNotFoundError: If the folder or its config.json does not exist.
+        ValueError: If config.json is not valid JSON, describes a model that no library knows, or
+            was written by a newer version of selfvit.
     """
     config = _read_config(checkpoint)
     findings: list[Finding] = []
@@ -95,21 +97,23 @@ def audit(checkpoint: Path) -> Audit:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is no folder with a config.json, as transformers, timm and selfvit "
-            "write them. A model on the Hub: hf download NAME --local-dir FOLDER first."
+            f"{str(folder)!r} must be a folder with a {CONFIG_NAME}, as transformers, timm and "
+            "selfvit write it. To audit a model of the Hub, download it first: hf download NAME "
+            "--local-dir FOLDER."
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"config.json of {str(folder)!r} is not JSON ({error}); copy or download it again."
+            f"{CONFIG_NAME} of {str(folder)!r} is not valid JSON ({error}). Copy or download it "
+            "again."
         ) from error
     if "model_type" not in config and "architecture" not in config:
         raise ValueError(
-            f"config.json of {str(folder)!r} has neither model_type (transformers, selfvit) nor "
-            "architecture (timm), so the model is not known."
+            f"{CONFIG_NAME} of {str(folder)!r} must have model_type (transformers, selfvit) or "
+            "architecture (timm), but it has neither. Copy or download it again."
         )
     return config
 
@@ -122,10 +126,10 @@ def _check_finite(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Finding]:
     ]
     if broken:
         yield Finding(
-            "values that are not finite",
-            f"NaN or infinity in {shorten(broken, 6)}",
-            "every vector that passes through them is NaN",
-            "take an earlier checkpoint; a training that diverged wrote this one",
+            "non-finite values",
+            f"{shorten(broken, 6)} contain NaN or infinity",
+            "every embedding becomes NaN",
+            "use an earlier checkpoint; the training run that wrote this one has diverged",
         )
 
 
@@ -139,8 +143,8 @@ def _check_transformers(
         model_class: Any = AutoModel._model_mapping[type(known)]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"model_type ({config['model_type']!r}) is not one that transformers or selfvit has a "
-            "model for; code that comes with a checkpoint is not run, so this one is not audited."
+            f"model_type ({config['model_type']!r}) must be one of transformers or selfvit. The "
+            "audit does not run code of a checkpoint, so it cannot open this one."
         ) from error
     if isinstance(model_class, tuple):
         model_class = model_class[0]
@@ -149,7 +153,7 @@ def _check_transformers(
     pooler = sorted(name for name in missing if "pooler" in name)
     if pooler:
         yield _random_pooler(model, pooler)
-    own_class = _class_named(config) or model_class
+    own_class = _saved_class(config) or model_class
     own = info if own_class is model_class else _load(own_class, folder)[1]
     absent = (missing | set(own["missing_keys"])) - set(pooler)
     yield from _check_names(absent, set(own["unexpected_keys"]), own["mismatched_keys"])
@@ -157,8 +161,8 @@ def _check_transformers(
     yield from _check_deterministic(model, notes)
 
 
-def _class_named(config: dict[str, Any]) -> type[PreTrainedModel] | None:
-    """Return the class that wrote a checkpoint; None if it isn't known."""
+def _saved_class(config: dict[str, Any]) -> type[PreTrainedModel] | None:
+    """Return the class that wrote a checkpoint, or None if it is unknown."""
     name = (config.get("architectures") or ["none"])[0]
     found = MODEL_CLASSES.get(name) or getattr(transformers, name, None)
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
@@ -166,7 +170,7 @@ def _class_named(config: dict[str, Any]) -> type[PreTrainedModel] | None:
 
 
 def _load(model_class: Any, folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
-    # Drawing what is missing at random is what is audited; it leaves the global state as it was.
+    # Missing tensors are initialized at random, which must not change the global random state.
     with quiet_loading(), torch.random.fork_rng(devices=[]):
         return model_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
@@ -176,11 +180,12 @@ def _load(model_class: Any, folder: Path) -> tuple[PreTrainedModel, dict[str, An
 def _random_pooler(model: PreTrainedModel, pooler: list[str]) -> Finding:
     return Finding(
         "random pooler",
-        f"the file has no {shorten(pooler, 6)}, which {type(model).__name__} draws at random",
-        "pooler_output, which is what pipeline(..., pool=True) gives, is another random projection "
-        "each time the model is opened",
-        "take last_hidden_state[:, 0], the class token, or open it with add_pooling_layer=False; "
-        "`selfvit convert` writes a checkpoint whose pooler_output is the class token",
+        f"the file lacks {shorten(pooler, 6)}, which {type(model).__name__} initializes at random",
+        "pooler_output, and so pipeline(..., pool=True), is a different random projection each "
+        "time the model is loaded",
+        "use the class token, last_hidden_state[:, 0], or load the model with "
+        "add_pooling_layer=False; `selfvit convert` writes a checkpoint whose pooler_output is the "
+        "class token",
     )
 
 
@@ -188,26 +193,27 @@ def _check_names(missing: set[str], unexpected: set[str], mismatched: Any) -> It
     if unexpected:
         yield Finding(
             "tensors not in the model",
-            f"{shorten(sorted(unexpected), 6)}: in the file and not in the model",
-            "they are dropped without an error, so the model is not the one that was trained",
-            "correct architectures and the fields of config.json, or the names in the file",
+            f"the model lacks {shorten(sorted(unexpected), 6)}, which the file has",
+            "they are dropped without an error, so the loaded model is not the trained one",
+            "correct architectures and the other fields of config.json, or the names in the file",
         )
     if missing:
         yield Finding(
             "tensors missing in the file",
-            f"{shorten(sorted(missing), 6)}: in the model and not in the file",
-            "they are drawn at random each time the model is opened",
+            f"the file lacks {shorten(sorted(missing), 6)}, which the model has",
+            "they are initialized at random each time the model is loaded",
             "correct the fields of config.json, or the names in the file; `selfvit convert` lists "
-            "what fits and what does not",
+            "the tensors that do not match",
         )
     if mismatched:
         named = [
-            f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in mismatched
+            f"{name} {tuple(stored)} instead of {tuple(wanted)}"
+            for name, stored, wanted in mismatched
         ]
         yield Finding(
-            "tensors of another shape",
-            shorten(sorted(named), 6),
-            "they are not loaded",
+            "tensors with unexpected shapes",
+            f"the file has {shorten(sorted(named), 6)}",
+            "they are not loaded but initialized at random",
             "correct the sizes in config.json",
         )
 
@@ -217,17 +223,17 @@ def _check_positions(tensors: dict[str, Tensor], missing: set[str]) -> Iterator[
     zero = [name for name in named if name not in missing and not tensors[name].any()]
     if zero:
         yield Finding(
-            "positions that are all zero",
-            f"{shorten(zero, 6)} {'is' if len(zero) == 1 else 'are'} zero throughout",
-            "the encoder cannot tell where in the image a patch is",
-            "take the weights from their source again; `selfvit convert` computes fixed "
-            "sine-cosine positions anew",
+            "zero position embeddings",
+            f"all values of {shorten(zero, 6)} are zero",
+            "the encoder does not know the position of a patch in the image",
+            "get the weights from their source again; `selfvit convert` recomputes fixed "
+            "sine-cosine positions",
         )
 
 
 def _check_deterministic(model: PreTrainedModel, notes: list[str]) -> Iterator[Finding]:
     if model.main_input_name != "pixel_values":
-        notes.append(f"{type(model).__name__} takes more than images, so it was not run.")
+        notes.append(f"{type(model).__name__} needs inputs other than images, so it was not run.")
         return
     size = getattr(model.config, "image_size", None) or 224
     height, width = (size, size) if isinstance(size, int) else size
@@ -239,37 +245,45 @@ def _check_deterministic(model: PreTrainedModel, notes: list[str]) -> Iterator[F
             first, second = (model.eval()(pixel_values)[0] for _ in range(2))  # (B, T, D)
     except (RuntimeError, TypeError, ValueError) as error:
         notes.append(
-            f"it could not be run on {height} x {width} pixels ({_first_sentence(error)})."
+            f"the model could not be run on {height} x {width} pixels ({_first_sentence(error)})."
         )
         return
-    first, second = first.mean(dim=1), second.mean(dim=1)  # whatever the order of the patches
+    first, second = first.mean(dim=1), second.mean(dim=1)  # independent of the order of the patches
     if torch.allclose(first, second, atol=1e-4) or first.isnan().any():
         return
     ratio = getattr(model.config, "mask_ratio", None)
-    hides = f", mask_ratio {ratio}: it hides so much of every image at random" if ratio else ""
-    yield Finding(
-        "masking encoder",
-        f"{type(model).__name__} gives two different outputs for one image{hides}",
-        "vectors are random, and of a part of the image",
-        "`selfvit convert` it to an encoder that masks only what it is told to, or set mask_ratio "
-        "to 0 in config.json: class token and mean are right then, the patches' order is random"
-        if ratio
-        else "find out which of its layers draws at random outside of training",
-    )
+    name = type(model).__name__
+    if ratio:
+        yield Finding(
+            "masking encoder",
+            f"{name} masks patches at random (mask_ratio {ratio}), so its output differs between "
+            "two runs on the same image",
+            "embeddings are random and describe only a part of the image",
+            "use `selfvit convert`, which writes an encoder without random masking, or set "
+            "mask_ratio to 0 in config.json: class token and mean are correct then, but the order "
+            "of the patches is random",
+        )
+    else:
+        yield Finding(
+            "random outputs",
+            f"the output of {name} differs between two runs on the same image",
+            "embeddings are random",
+            "find the layer that is random in evaluation mode, and disable it",
+        )
 
 
 def _check_timm(folder: Path, config: dict[str, Any], notes: list[str]) -> Iterator[Finding]:
     try:
         import timm
     except ImportError:
-        notes.append("timm is not installed, so the names of the tensors were not checked.")
+        notes.append("timm is not installed, so the tensor names were not checked.")
         return
     try:
         model = timm.create_model(f"local-dir:{folder}", num_classes=config.get("num_classes", 0))
     except RuntimeError as error:
         raise ValueError(
-            f"architecture ({config['architecture']!r}) is not one that timm {timm.__version__} "
-            f"can make ({error})."
+            f"architecture ({config['architecture']!r}) must be one that timm {timm.__version__} "
+            f"can build ({error})."
         ) from error
     wanted = model.state_dict()
     stored = dict(stored_tensors(folder))
@@ -290,17 +304,17 @@ def _check_preprocessing(
         processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         yield Finding(
-            "no preprocessor",
-            f"no image processor can be opened ({_first_sentence(error)})",
-            "whoever uses the model has to guess its size, mean and standard deviation",
-            "write preprocessor_config.json with the numbers the model was trained with",
+            "missing image processor",
+            f"no image processor can be loaded ({_first_sentence(error)})",
+            "users of the model have to guess its image size, mean and std",
+            f"write {IMAGE_PROCESSOR_NAME} with the values that the model was trained with",
         )
         return
     expectation = expected_statistics(folder, config)
-    if config.get("model_type") == "selfvit" or (folder / FACTS).is_file():
-        return  # whoever trained it chose them
+    if config.get("model_type") == "selfvit" or (folder / EXPORT_FILE).is_file():
+        return  # a model of the user may have been trained with any statistics
     if expectation is None:
-        notes.append("nothing tells the family of the weights, so mean and std were not checked.")
+        notes.append("the model family is unknown, so mean and std were not checked.")
         return
     found = _statistics_of(processor)
     if found is None:
@@ -315,15 +329,15 @@ def _check_preprocessing(
     right = expectation.statistics[0]
     yield Finding(
         "wrong mean and std",
-        f"{what}; {expectation.family} was trained with {right} (known from: "
+        f"{what}, but {expectation.family} was trained with {right} (identified by: "
         f"{expectation.evidence})",
-        "the colors are not those the weights know: vectors are worse, and no error says so",
+        "the model was trained on other pixel values, so its embeddings get worse without an error",
         f"set image_mean to {list(right.mean)} and image_std to {list(right.std)}",
     )
 
 
 def _statistics_of(processor: Any) -> tuple[list[float], list[float]] | None:
-    data_config = getattr(processor, "data_config", None)  # of timm
+    data_config = getattr(processor, "data_config", None)  # timm
     if data_config is not None:
         return list(data_config["mean"]), list(data_config["std"])
     if not processor.do_normalize:
@@ -333,10 +347,10 @@ def _statistics_of(processor: Any) -> tuple[list[float], list[float]] | None:
 
 def _unreadable(error: Exception) -> Finding:
     return Finding(
-        "weights that cannot be read",
+        "unreadable weights",
         f"{type(error).__name__}: {_first_sentence(error)}",
-        "nothing can be loaded; a pickle with other content than tensors was not executed",
-        "copy or download the file again, as model.safetensors from a source you trust",
+        "the model cannot be loaded; a pickle that holds more than tensors was not executed",
+        "copy or download the file again, if possible as model.safetensors from a source you trust",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which mean and standard deviation a model's images need, and how that is known."""
+"""Expected mean and std of the preprocessing, by model family."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
 )
 
+from ...sharing.provenance import CARD
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation per channel, of values in [0, 1]."""
+    """Mean and standard deviation per channel, for values in [0, 1]."""
 
     name: str
     mean: tuple[float, ...]
@@ -34,12 +36,12 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a checkpoint's images need.
+    """Expected preprocessing statistics of a checkpoint.
 
     Args:
-        statistics: one of them is right.
-        family: of models.
-        evidence: where the family is known from, as part of a sentence.
+        statistics: Acceptable statistics; one of them is correct.
+        family: Model family.
+        evidence: Evidence for the family, such as "model_type is 'dinov2'".
     """
 
     statistics: tuple[Statistics, ...]
@@ -50,10 +52,10 @@ class Expectation:
 IMAGENET = Statistics("ImageNet's", tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD))
 HALF = Statistics("0.5", tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD))
 CLIP = Statistics("CLIP's", tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
-# facebook/dinov3-*-sat493m: satellite images
+# facebook/dinov3-*-sat493m, trained on satellite images.
 SATELLITE = Statistics("DINOv3's for satellite", (0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 
-# By model_type: what the authors' checkpoints on the Hub store.
+# By model_type: family, and the statistics of the authors' checkpoints on the Hub.
 BY_TYPE = {
     "dinov2": ("DINOv2", (IMAGENET,)),
     "dinov2_with_registers": ("DINOv2", (IMAGENET,)),
@@ -64,7 +66,7 @@ BY_TYPE = {
     "siglip": ("SigLIP", (HALF,)),
 }
 
-# Types that weights of several families are stored as: the names tell, whole words only.
+# Types that several families share. The family is identified by names, as whole words.
 SHARED_TYPES = ("vit", "timm", "timm_wrapper")
 BY_NAME = (
     (r"dino|ibot|dinov2", "DINO", (IMAGENET,)),
@@ -75,11 +77,11 @@ BY_NAME = (
 
 
 def expected_statistics(folder: Path, config: dict[str, Any]) -> Expectation | None:
-    """Return what the images of a checkpoint need; None if nothing tells its family.
+    """Return the expected statistics of a checkpoint, or None if its family is unknown.
 
     Args:
-        folder: of the checkpoint.
-        config: its config.json.
+        folder: Folder of the checkpoint.
+        config: Content of its config.json.
     """
     model_type = config.get("model_type", "timm")
     if model_type in BY_TYPE:
@@ -95,14 +97,14 @@ def expected_statistics(folder: Path, config: dict[str, Any]) -> Expectation | N
 
 
 def are_close(found: Sequence[float], expected: Sequence[float]) -> bool:
-    """Whether two statistics are the same but for rounding."""
+    """Return whether two statistics are equal up to rounding."""
     return len(found) == len(expected) and all(
         abs(one - other) < 0.006 for one, other in zip(found, expected, strict=True)
     )
 
 
 def _names(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give where a name stands, and the name."""
+    """Yield the location of each name that may identify the family, and the name."""
     for key in ("_name_or_path", "architecture"):
         yield f"{key} in config.json", str(config.get(key) or "")
     for key in ("tag", "hf_hub_id", "architecture"):
@@ -114,19 +116,19 @@ def _names(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for tag in card.tags or []:
         yield "a tag of the model card", str(tag)
     absolute = folder.absolute()
-    yield "the folder's name", absolute.name
+    yield "the folder name", absolute.name
     for part in absolute.parts:
-        if part.startswith("models--"):  # the cache of the Hub
-            yield "the folder in the Hub's cache", part
+        if part.startswith("models--"):
+            yield "the folder in the Hub cache", part
 
 
 def _card_of(folder: Path) -> ModelCardData:
-    if not (folder / "README.md").is_file():
+    if not (folder / CARD).is_file():
         return ModelCardData()
     try:
-        return ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
+        return ModelCard.load(folder / CARD, ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):
-        return ModelCardData()  # a broken card tells nothing
+        return ModelCardData()  # an unreadable card does not identify the family
 
 
 __all__ = ["Expectation", "Statistics", "are_close", "expected_statistics"]

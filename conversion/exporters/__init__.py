@@ -1,1 +1,1 @@
-"""Export of checkpoints to other libraries, each compared with selfvit."""
+"""Export checkpoints to other libraries and compare the results with selfvit."""

@@ -1,4 +1,4 @@
-"""A selfvit checkpoint for those who have no selfvit: the formats it can be written in."""
+"""Export the encoder of a checkpoint to the format of another library."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .timm import check_timm, write_timm
 from .transformers import check_transformers, write_transformers
 
 FORMATS = ("transformers", "timm", "onnx", "sentence-transformers")
-CAN_NORMALIZE = ("onnx", "sentence-transformers")  # the others have no place for it
-FACTS = "selfvit_export.json"
+CAN_NORMALIZE = ("onnx", "sentence-transformers")  # the others cannot store normalization
+EXPORT_FILE = "selfvit_export.json"
 CREATED_BY = "selfvit export"
 FILES = (  # names that an export may contain, as patterns
-    FACTS,
+    EXPORT_FILE,
     "config.json",
     "preprocessor_config.json",
     "model*",
@@ -43,12 +43,12 @@ FILES = (  # names that an export may contain, as patterns
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """Result of an export.
 
     Args:
-        output: the folder.
-        pooling: what its vectors are, as for `SelfViTConfig`.
-        fidelity: how close it is to the encoder.
+        output: Folder of the export.
+        pooling: Pooling of its vectors, as for `SelfViTConfig`.
+        fidelity: Comparison with the encoder.
     """
 
     output: Path
@@ -67,32 +67,31 @@ def export(
     int8: Int8 | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write the encoder of a checkpoint in the format of another project.
+    """Export the encoder of a checkpoint to the format of another library.
 
-    What was written is opened again and compared with the encoder before the folder appears, as a
-    whole or not at all. `selfvit_export.json` in it says where it is from, and under which license.
-    The weights are float32;
-    an objective's head, and a classifier, are left out.
+    The export is opened and compared with the encoder before the output folder appears; if it
+    differs, nothing is written. Weights are float32. The head of an objective and the classifier
+    are left out. `selfvit_export.json` in the folder records the checkpoint and its license.
 
     Args:
-        checkpoint: folder, Hub id or USER/NAME@REVISION of any selfvit checkpoint.
-        output: folder to write.
-        to: one of `FORMATS`.
+        checkpoint: Folder, Hub id or USER/NAME@REVISION of a selfvit checkpoint.
+        output: Folder to write.
+        to: One of `FORMATS`.
         network: "teacher" or "student", as for `SelfViTModel.from_pretrained`.
-        pooling: what a vector is, as for `SelfViTConfig`; None for the checkpoint's own.
-        normalize: whether vectors are scaled to length 1, where the format has a place for it.
-        int8: a graph in 8 bits, too (onnx only).
-        overwrite: whether an earlier export in `output` may be replaced.
+        pooling: Pooling of the vectors, as for `SelfViTConfig`. Default: the checkpoint's.
+        normalize: Whether to scale vectors to length 1 (onnx and sentence-transformers only).
+        int8: Settings of an additional 8-bit graph (onnx only), or None.
+        overwrite: Whether to replace an earlier export in `output`.
 
     Raises:
-        FileExistsError: if `output` holds something that may not be replaced.
-        FileNotFoundError: if there is no such checkpoint, or it has no image processor.
-        ImportError: if the format needs a package that is not installed.
-        ValueError: if the checkpoint is unsound, or the format cannot express it; the message says
-            what it can.
+        FileExistsError: If `output` must not be replaced.
+        FileNotFoundError: If there is no such checkpoint, or it has no image processor.
+        ImportError: If the format needs a package that is not installed.
+        ValueError: If the checkpoint is invalid, or the format cannot express it; the message names
+            alternatives.
     """
     _check_arguments(to, normalize, int8)
-    check_output(output, FACTS, overwrite, files=FILES, created_by=CREATED_BY)
+    check_output(output, EXPORT_FILE, overwrite, files=FILES, created_by=CREATED_BY)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
     opened = resolve_checkpoint(checkpoint)
     config = AutoConfig.from_pretrained(opened, **overrides)
@@ -104,19 +103,19 @@ def export(
         folder.mkdir()
         fidelity = _write(to, encoder, processor, folder, normalize, int8)
         if "SelfViTForImageClassification" in (config.architectures or ()):
-            left_out = "the classifier is left out: an export gives vectors."
+            left_out = "the classifier is left out, because an export computes embeddings."
             fidelity = replace(fidelity, notes=(*fidelity.notes, left_out))
         report = ExportReport(output, encoder.config.pooling, fidelity)
-        facts = {
-            **_facts(report, normalize),
+        content = {
+            **_describe(report, normalize),
             "checkpoint": str(checkpoint),
             "license": provenance.license,
             "base_model": provenance.base_model,
             "network": network,
             "to": to,
         }
-        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-        (folder / FACTS).write_text(text, encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / EXPORT_FILE).write_text(text, encoding="utf-8")
     return report
 
 
@@ -125,17 +124,17 @@ def _check_arguments(to: str, normalize: bool, int8: Int8 | None) -> None:
         raise ValueError(f"to ({to!r}) must be one of {', '.join(FORMATS)}.")
     if normalize and to not in CAN_NORMALIZE:
         raise ValueError(
-            f"normalize cannot be expressed in {to}: its models have no place for it. Normalize "
-            f"the vectors yourself, or use {' or '.join(CAN_NORMALIZE)}."
+            f"normalize cannot be expressed in {to}: its models cannot store it. Normalize the "
+            f"vectors after embedding, or use --to {' or --to '.join(CAN_NORMALIZE)}."
         )
     if int8 is not None and to != "onnx":
-        raise ValueError(f"int8 is for --to onnx, not for {to}; leave it out.")
+        raise ValueError(f"int8 is for --to onnx, not for --to {to}. Leave --int8 out.")
 
 
 def _check_format(to: str, config: SelfViTConfig) -> None:
-    """Refuse what cannot be expressed before weights are read."""
+    """Check that a format can express a checkpoint, before its weights are read."""
     if config.model_type != SelfViTConfig.model_type:
-        return  # `load_strictly` has the words for it
+        return  # `load_strictly` raises the error
     checks: dict[str, Callable[[SelfViTConfig], None]] = {
         "transformers": check_transformers,
         "timm": check_timm,
@@ -150,8 +149,8 @@ def _load_processor(checkpoint: str | os.PathLike[str]) -> BaseImageProcessor:
         return AutoImageProcessor.from_pretrained(checkpoint)
     except OSError as error:
         raise FileNotFoundError(
-            f"{str(checkpoint)!r} has no image processor, so nobody could know the preprocessing "
-            "of an export. Write one: selfvit.embedding.preprocessing.build_processor(config)"
+            f"{str(checkpoint)!r} has no image processor, so the export would have no "
+            "preprocessing. Write one: selfvit.embedding.preprocessing.build_processor(config)"
             ".save_pretrained(checkpoint)."
         ) from error
 
@@ -173,7 +172,7 @@ def _write(
     return write_sentence_transformers(encoder, processor, folder, normalize=normalize)
 
 
-def _facts(report: ExportReport, normalize: bool) -> dict[str, Any]:
+def _describe(report: ExportReport, normalize: bool) -> dict[str, Any]:
     from ... import __version__
 
     return {
@@ -186,4 +185,4 @@ def _facts(report: ExportReport, normalize: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["FACTS", "FORMATS", "ExportReport", "export"]
+__all__ = ["EXPORT_FILE", "FORMATS", "ExportReport", "export"]

@@ -1,4 +1,4 @@
-"""How close an exported model is to its encoder: measured, before it is handed out."""
+"""Measure how closely an exported model reproduces its encoder."""
 
 # B batch · C channels · H, W pixels · N images · E embedding
 
@@ -13,19 +13,19 @@ from torch.nn import functional as F  # noqa: N812
 
 from ...modeling.modeling_selfvit import SelfViTModel
 
-# Largest difference that rounding in another order of operations explains, as a fraction of the
-# largest value: an order above what ViT-S/16 shows (1e-6 to 1e-5), two below a wrong activation.
+# Largest difference that rounding can explain, as a fraction of the largest value. It is ten times
+# the difference of ViT-S/16 (1e-6 to 1e-5) and a hundredth of that of a wrong activation.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What is known of an export.
+    """Comparison of an export with its encoder.
 
     Args:
-        max_difference: largest absolute difference from the encoder's `pooler_output`; None if the
+        max_difference: Largest absolute difference from the encoder's `pooler_output`. None if the
             library that opens the export is not installed, so that nothing was measured.
-        notes: where the export and the encoder differ, a sentence each.
+        notes: Known differences between the export and the encoder, one sentence each.
     """
 
     max_difference: float | None
@@ -42,13 +42,13 @@ def measure_difference(
     """Return the largest difference between the encoder and its export on random images.
 
     Args:
-        encoder: in float32.
-        embed: the export, from (B, C, H, W) to (B, E).
-        sizes: (height, width) in pixels to measure at; the encoder's own by default.
-        normalize: whether the export scales vectors to length 1.
+        encoder: Encoder in float32.
+        embed: Exported model, a function from (B, C, H, W) to (B, E).
+        sizes: Image sizes to measure at, (height, width) in pixels. Default: the encoder's.
+        normalize: Whether the export scales vectors to length 1.
 
     Raises:
-        ValueError: if they differ by more than rounding explains.
+        ValueError: If they differ by more than rounding can explain.
     """
     config = encoder.config
     generator = torch.Generator().manual_seed(0)
@@ -62,18 +62,18 @@ def measure_difference(
         limit = TOLERANCE * max(1.0, expected.abs().max().item())
         if not difference <= limit:
             raise ValueError(
-                f"the exported model differs from the encoder by {difference:.2g} at {height} x "
-                f"{width} pixels, more than rounding does ({limit:.2g}), so nothing was written; "
-                "the installed version of its library may compute something else."
+                f"the exported model must match the encoder within {limit:.2g}, but it differs by "
+                f"{difference:.2g} at {height} x {width} pixels, so nothing was written. The "
+                "installed version of its library may be incompatible."
             )
         largest = max(largest, difference)
     return largest
 
 
 def centered_cosines(reference: Tensor, other: Tensor) -> Tensor:
-    """Return the cosine of each image's two vectors, with the mean of the reference subtracted.
+    """Return the cosine of the two vectors of each image, after subtracting the reference mean.
 
-    Vectors of an encoder share a large mean, so that plain cosines are close to 1 whatever happens.
+    Vectors of an encoder share a large mean, so plain cosines are close to 1 in any case.
 
     Args:
         reference: (N, E).
@@ -83,11 +83,11 @@ def centered_cosines(reference: Tensor, other: Tensor) -> Tensor:
         (N,).
 
     Raises:
-        ValueError: for fewer than two images, of which nothing is left beside the mean.
+        ValueError: If there are fewer than two images.
     """
     if len(reference) < 2:
         raise ValueError(
-            f"images ({len(reference)}) must be at least 2 to be told from their mean."
+            f"images ({len(reference)}) must be at least 2, because their mean is subtracted."
         )
     mean = reference.mean(dim=0)
     return F.cosine_similarity(reference - mean, other - mean, dim=-1)

@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX graph, checked with ONNX Runtime, in 8 bits too if asked."""
+"""Export to an ONNX graph, checked with ONNX Runtime, and optionally to an 8-bit graph."""
 
 # B batch · C channels · H, W pixels · P patch size · N images · E embedding
 
@@ -23,27 +23,28 @@ from .fidelity import Fidelity, centered_cosines, measure_difference
 
 MODEL, INT8_MODEL = "model.onnx", "model_int8.onnx"
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
-NUM_RANDOM_IMAGES = 16  # enough to tell images from their mean
-# A protobuf message ends at 2 GiB: larger weights go to a file beside it.
+NUM_RANDOM_IMAGES = 16  # enough for a meaningful mean
+# A protobuf message is limited to 2 GiB; larger weights go to a separate file.
 LARGEST_GRAPH = 1.9 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
 class Int8:
-    """How to make and to judge the graph in 8 bits.
+    """Settings of the 8-bit graph.
 
     Args:
-        min_cosine: smallest mean cosine, with the mean subtracted, at which it is kept; -1 keeps it
-            whatever it is.
-        pixel_values: (N, C, H, W), preprocessed images to measure it on; None for random ones.
+        min_cosine: Smallest mean centered cosine with the float32 vectors; the export fails below
+            it. -1 accepts any graph.
+        pixel_values: Preprocessed images to measure the cosine on, (N, C, H, W). Default: random
+            images.
     """
 
     min_cosine: float
     pixel_values: Tensor | None = None
 
 
-class _Embedding(nn.Module):
-    """`pixel_values` to one tensor, which a graph can return."""
+class _EmbeddingModule(nn.Module):
+    """Encoder that returns only the embedding, as a graph needs it."""
 
     def __init__(self, encoder: SelfViTModel, normalize: bool):
         super().__init__()
@@ -66,16 +67,17 @@ def write_onnx(
     """Write `model.onnx`, from `pixel_values` (B, C, H, W) to `embedding` (B, E), any B, H and W.
 
     Args:
-        encoder: in float32.
-        processor: of the checkpoint; its file lies beside the graph.
-        folder: exists, and is empty.
-        normalize: whether the graph scales vectors to length 1.
-        int8: write `model_int8.onnx`, too: linear layers in 8 bits, quantized dynamically.
+        encoder: Encoder in float32.
+        processor: Image processor of the checkpoint, saved next to the graph.
+        folder: Existing, empty folder.
+        normalize: Whether the graph scales vectors to length 1.
+        int8: Settings of `model_int8.onnx`, whose linear layers are dynamically quantized to 8
+            bits; None to leave it out.
 
     Raises:
-        ImportError: if one of the packages of the extra `onnx` is missing.
-        ValueError: if ONNX Runtime computes something else, or the cosine of the 8-bit graph is
-            below the smallest allowed.
+        ImportError: If a package of the extra `onnx` is missing.
+        ValueError: If ONNX Runtime gives different vectors, or the cosine of the 8-bit graph is
+            too low.
     """
     check_onnx()
     config = encoder.config
@@ -84,7 +86,7 @@ def write_onnx(
     height, width = config.image_height_width
     other = (height + config.patch_size, width + 2 * config.patch_size)
     difference = measure_difference(
-        encoder, _session(folder / MODEL), sizes=[(height, width), other], normalize=normalize
+        encoder, _open_graph(folder / MODEL), sizes=[(height, width), other], normalize=normalize
     )
     if int8 is None:
         return Fidelity(difference)
@@ -92,22 +94,22 @@ def write_onnx(
 
 
 def check_onnx() -> None:
-    """Check that everything is installed.
+    """Check that the packages of the extra `onnx` are installed.
 
     Raises:
-        ImportError: if not; the message says what to install.
+        ImportError: If one is missing; the message contains the install command.
     """
     missing = [name for name in REQUIRED if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f'--to onnx needs {", ".join(missing)}: pip install "selfvit[onnx]" installs it.'
+            f'--to onnx needs {", ".join(missing)}. Install with pip install "selfvit[onnx]".'
         )
 
 
 def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
     config = encoder.config
     patch = config.patch_size
-    # Sizes that occur nowhere else, so that none of them is taken for a constant.
+    # Unusual sizes, so that the exporter takes none of them for a constant of the model.
     example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch)
     sizes = {
         0: torch.export.Dim("batch", min=1),
@@ -115,9 +117,9 @@ def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
         3: patch * torch.export.Dim("columns", min=1),
     }
     num_bytes = sum(weight.numel() * 4 for weight in encoder.state_dict().values())
-    with _quiet():
+    with _silence_logging():
         program: Any = torch.onnx.export(
-            _Embedding(encoder, normalize).eval(),
+            _EmbeddingModule(encoder, normalize).eval(),
             (example,),
             dynamo=True,
             dynamic_shapes={"pixel_values": sizes},
@@ -126,31 +128,31 @@ def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
             verbose=False,
         )
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces, with the folders of who exported it
+            node.metadata_props.clear()  # stack traces, which contain local paths
         program.save(path, external_data=num_bytes > LARGEST_GRAPH)
 
 
 def _write_int8(encoder: SelfViTModel, folder: Path, int8: Int8) -> str:
-    """Write the 8-bit graph, and return what it was measured to be."""
+    """Write the 8-bit graph and return a note with its measured quality."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with _silence_logging():
         quantize_dynamic(
             folder / MODEL,
             folder / INT8_MODEL,
-            op_types_to_quantize=["MatMul", "Gemm"],  # patch projection and norms stay as they are
+            op_types_to_quantize=["MatMul", "Gemm"],  # patch projection and norms stay float32
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-    images, on = int8.pixel_values, "the given images"
+    images, description = int8.pixel_values, "the given images"
     if images is None:
         height, width = encoder.config.image_height_width
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(
             NUM_RANDOM_IMAGES, encoder.config.num_channels, height, width, generator=generator
         )
-        on = "random pixels, no photographs: give --data to measure on yours"
-    full, quantized = _session(folder / MODEL), _session(folder / INT8_MODEL)
+        description = "random pixels; give --data to measure on your images"
+    full, quantized = _open_graph(folder / MODEL), _open_graph(folder / INT8_MODEL)
     batches = images.split(NUM_RANDOM_IMAGES)
     cosines = centered_cosines(
         torch.cat([full(batch) for batch in batches]),
@@ -159,18 +161,20 @@ def _write_int8(encoder: SelfViTModel, folder: Path, int8: Int8) -> str:
     mean, smallest = cosines.mean().item(), cosines.min().item()
     sizes = [(folder / name).stat().st_size / 2**20 for name in (MODEL, INT8_MODEL)]
     measured = (
-        f"{INT8_MODEL} ({sizes[1]:.1f} MiB for {sizes[0]:.1f}): centered cosine with the float32 "
-        f"vectors {mean:.4f} on average, {smallest:.4f} at least, over {len(images)} images ({on})"
+        f"{INT8_MODEL} ({sizes[1]:.1f} MiB instead of {sizes[0]:.1f}): centered cosine with the "
+        f"float32 vectors {mean:.4f} on average, {smallest:.4f} at least, over {len(images)} "
+        f"images ({description})"
     )
     if not mean >= int8.min_cosine:
         raise ValueError(
             f"{measured}; the average must be at least {int8.min_cosine}, so nothing was written. "
-            "Leave out --int8, or lower --min-cosine to take it."
+            "Leave --int8 out, or lower --min-cosine to accept this graph."
         )
     return measured + "."
 
 
-def _session(path: Path) -> Callable[[Tensor], Tensor]:
+def _open_graph(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs a graph in ONNX Runtime, from (B, C, H, W) to (B, E)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -185,8 +189,8 @@ def _session(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what exporter and quantizer log of themselves: the check says whether it worked."""
+def _silence_logging() -> Iterator[None]:
+    """Silence the exporter and the quantizer; the comparison detects failures."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

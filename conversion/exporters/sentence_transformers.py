@@ -1,8 +1,8 @@
-"""A checkpoint as a folder of sentence-transformers: `SentenceTransformer(folder).encode(images)`.
+"""Export to a folder of sentence-transformers: `SentenceTransformer(folder).encode(images)`.
 
-Its first module is the checkpoint as stock transformers opens it, then come its own modules:
-Pooling, Dense where the pooling is more than the class token, Normalize if asked. No code of ours
-is in it.
+The first module is the checkpoint as a stock model of transformers. Stock modules of
+sentence-transformers follow: Pooling, Dense if the pooling is not the class token, and optionally
+Normalize. The folder contains no code of selfvit.
 """
 
 # N patches · D hidden · E embedding
@@ -25,7 +25,7 @@ from ...modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 from .transformers import check_transformers, write_transformers
 
-# Names of classes and fields as version 6.2 writes them.
+# Class and field names as in sentence-transformers 6.2.
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 DENSE = "sentence_transformers.base.modules.dense.Dense"
@@ -39,22 +39,22 @@ def write_sentence_transformers(
     *,
     normalize: bool = False,
 ) -> Fidelity:
-    """Write a folder that sentence-transformers loads, offline and without remote code.
+    """Write a folder that sentence-transformers loads offline and without remote code.
 
     Args:
-        encoder: in float32; its `config.pooling` is "cls", or, without register tokens, "mean" or
-            "cls+mean".
-        processor: of the checkpoint.
-        folder: exists, and is empty.
-        normalize: whether vectors are scaled to length 1.
+        encoder: Encoder in float32. Its `config.pooling` must be "cls", or "mean" or "cls+mean" if
+            it has no register tokens.
+        processor: Image processor of the checkpoint.
+        folder: Existing, empty folder.
+        normalize: Whether to scale vectors to length 1.
 
     Raises:
-        ValueError: if the encoder or its pooling cannot be expressed.
+        ValueError: If the encoder or its pooling cannot be expressed.
     """
     config = encoder.config
     check_sentence_transformers(config)
     pooling = config.pooling
-    class_token = copy.copy(encoder)  # shares the weights, and pools by the class token
+    class_token = copy.copy(encoder)  # shares the weights, but pools by the class token
     class_token.config = copy.deepcopy(config)
     class_token.config.pooling = "cls"
     notes = write_transformers(class_token, processor, folder).notes
@@ -64,8 +64,8 @@ def write_sentence_transformers(
         _write_dense(config, folder / modules[-1][0])
         height, width = config.image_height_width
         notes += (
-            f"{pooling} is computed from the class token and the mean of all tokens, which holds "
-            f"for images of {height} x {width} pixels, as the processor makes them.",
+            f"{pooling} is computed from the class token and the mean of all tokens. This is exact "
+            f"only for images of {height} x {width} pixels, the output size of the processor.",
         )
     if normalize:
         modules.append((f"{len(modules)}_Normalize", NORMALIZE))
@@ -73,7 +73,7 @@ def write_sentence_transformers(
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        unchecked = "sentence-transformers is not installed, so the export was not opened with it."
+        unchecked = "sentence-transformers is not installed, so the export was not checked."
         return Fidelity(None, (*notes, unchecked))
     with quiet_loading():
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
@@ -88,9 +88,9 @@ def check_sentence_transformers(config: SelfViTConfig) -> None:
     """Check that stock modules can express an encoder and its pooling.
 
     Raises:
-        ValueError: if not.
+        ValueError: If they cannot; the message names alternatives.
     """
-    nearest = "Use --pooling cls for the nearest, or --to onnx for exactly this."
+    nearest = "Use --pooling cls for the nearest result, or --to onnx for the exact one."
     if config.pooling not in ("cls", "mean", "cls+mean"):
         raise ValueError(
             f"pooling ({config.pooling!r}) cannot be expressed: sentence-transformers has modules "
@@ -99,7 +99,7 @@ def check_sentence_transformers(config: SelfViTConfig) -> None:
     if config.pooling != "cls" and config.num_register_tokens:
         raise ValueError(
             f"pooling ({config.pooling!r}) cannot be expressed for an encoder with register "
-            f"tokens: the means of sentence-transformers include them. {nearest}"
+            f"tokens, because the means of sentence-transformers include them. {nearest}"
         )
     as_class_token = copy.deepcopy(config)
     as_class_token.pooling = "cls"
@@ -107,10 +107,10 @@ def check_sentence_transformers(config: SelfViTConfig) -> None:
 
 
 def _write_dense(config: SelfViTConfig, folder: Path) -> None:
-    """Write the linear layer that takes the class token out of the mean of all tokens.
+    """Write the linear layer that removes the class token from the mean of all tokens.
 
-    Of (c, m), with m = (c + sum of patches) / (1 + N), the mean of the patches is
-    ((1 + N) m - c) / N.
+    Its input is (c, m), with class token c and m = (c + sum of patches) / (1 + N). The mean of the
+    patches is ((1 + N) m - c) / N.
     """
     rows, columns = config.grid_size
     num_patches = rows * columns

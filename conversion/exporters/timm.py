@@ -1,4 +1,4 @@
-"""A checkpoint as a folder of timm: `VisionTransformer`, as its hub folders are."""
+"""Export to a folder of timm, in the layout of its Hub repositories: `VisionTransformer`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...modeling.modeling_selfvit import SelfViTModel
+from ..weight_format import BICUBIC, BILINEAR
 from .fidelity import Fidelity, measure_difference
 
-# By hidden_size: the name of a timm architecture; its own numbers are all overridden.
+# Name of a timm architecture by hidden_size; `model_args` override all of its settings.
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224",
     384: "vit_small_patch16_224",
@@ -24,7 +26,7 @@ ARCHITECTURES = {
     1024: "vit_large_patch16_224",
 }
 POOLINGS = {"cls": "token", "mean": "avg"}
-LAYER_NORM_EPS = 1e-6  # timm's LayerNorm; no string in a config.json names another
+LAYER_NORM_EPS = 1e-6  # fixed in timm; its config.json cannot change it
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -32,8 +34,8 @@ ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-RENAMED = (
+RESAMPLING = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
+REPLACEMENTS = (  # selfvit, timm
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.register_tokens", "reg_token"),
     ("embeddings.position_embeddings", "pos_embed"),
@@ -51,12 +53,12 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
 
     Args:
-        encoder: in float32; its `config.pooling` is "cls" or "mean".
-        processor: of the checkpoint.
-        folder: exists, and is empty.
+        encoder: Encoder in float32. Its `config.pooling` must be "cls" or "mean".
+        processor: Image processor of the checkpoint.
+        folder: Existing, empty folder.
 
     Raises:
-        ValueError: if timm cannot express the encoder, its pooling or its preprocessing.
+        ValueError: If timm cannot express the encoder, its pooling or its preprocessing.
     """
     check_timm(encoder.config)
     config: dict[str, Any] = {
@@ -67,7 +69,7 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
         "model_args": _model_args(encoder.config),
         "pretrained_cfg": _preprocessing(encoder.config, processor),
     }
-    save_file(_renamed(encoder), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_rename_weights(encoder), folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     height, width = encoder.config.image_height_width
@@ -78,7 +80,7 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
     try:
         import timm
     except ImportError:
-        notes.append("timm is not installed, so the export was not opened with it.")
+        notes.append("timm is not installed, so the export was not checked.")
         return Fidelity(None, tuple(notes))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return Fidelity(measure_difference(encoder, model), tuple(notes))
@@ -88,23 +90,24 @@ def check_timm(config: SelfViTConfig) -> None:
     """Check that timm can express an encoder and its pooling.
 
     Raises:
-        ValueError: if not.
+        ValueError: If it cannot; the message names alternatives.
     """
     if config.pooling not in POOLINGS:
         nearest = "mean" if config.pooling == "gem" else "cls"
         raise ValueError(
             f"pooling ({config.pooling!r}) cannot be expressed: timm's vision transformer pools by "
-            f"cls or mean. Use --pooling {nearest} for the nearest, or --to onnx for exactly this."
+            f"cls or mean. Use --pooling {nearest} for the nearest result, or --to onnx for the "
+            "exact one."
         )
     if config.layer_norm_eps != LAYER_NORM_EPS:
         raise ValueError(
-            f"layer_norm_eps ({config.layer_norm_eps}) must be {LAYER_NORM_EPS}, timm's own, which "
-            "its config.json cannot change. Use --to transformers or --to onnx."
+            f"layer_norm_eps ({config.layer_norm_eps}) must be {LAYER_NORM_EPS}, timm's fixed "
+            "value. Use --to transformers or --to onnx."
         )
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(
-            f"hidden_act ({config.hidden_act!r}) must be one of {', '.join(ACTIVATIONS)}, which "
-            "timm has. Use --to transformers or --to onnx."
+            f"hidden_act ({config.hidden_act!r}) must be one of {', '.join(ACTIVATIONS)}, the "
+            "activations of timm. Use --to transformers or --to onnx."
         )
 
 
@@ -122,18 +125,18 @@ def _model_args(config: SelfViTConfig) -> dict[str, Any]:
         "reg_tokens": config.num_register_tokens,
         "act_layer": ACTIVATIONS[config.hidden_act],
         "global_pool": POOLINGS[config.pooling],
-        "fc_norm": False,  # the norm comes before the mean, as here
+        "fc_norm": False,  # the norm is applied before the mean, as in selfvit
         "dynamic_img_size": True,
     }
 
 
-def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
-    """Return the encoder's weights in timm's names: query, key and value in one tensor."""
+def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
+    """Return the encoder's weights with timm's names; query, key and value are one tensor."""
     weights = {}
     for name, tensor in encoder.state_dict().items():
         if name == "embeddings.mask_token":
-            continue  # timm has none; it takes part in training only
-        for ours, theirs in RENAMED:
+            continue  # used in training only; timm has none
+        for ours, theirs in REPLACEMENTS:
             name = name.replace(ours, theirs)
         weights[name.replace("layers.", "blocks.")] = tensor
     for query in [name for name in weights if ".q_proj." in name]:
@@ -141,42 +144,43 @@ def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
         fused = torch.cat([weights.pop(name) for name in names])
         weights[query.replace("attention.q_proj", "attn.qkv")] = fused
     num_registers = encoder.config.num_register_tokens
-    if num_registers:  # timm's positions are of every token; registers have none
+    if num_registers:  # timm's positions cover all tokens; those of the registers are zero
         class_position, patches = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
-        none = class_position.new_zeros(1, num_registers, class_position.shape[-1])
-        weights["pos_embed"] = torch.cat([class_position, none, patches], dim=1)
+        zeros = class_position.new_zeros(1, num_registers, class_position.shape[-1])
+        weights["pos_embed"] = torch.cat([class_position, zeros, patches], dim=1)
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
 def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
-    """Return what timm's `create_transform` needs for the pixels of the processor.
+    """Return the settings with which timm's `create_transform` gives the processor's pixels.
 
-    Where the margins of a crop are odd, timm's lies a pixel beside transformers'.
+    If the margins of a crop are odd, timm's crop is shifted by one pixel against transformers'.
 
     Raises:
-        ValueError: if the processor does what timm's transforms don't.
+        ValueError: If timm's transforms cannot express the processor.
     """
     height, width = config.image_height_width
     size, resample = dict(processor.size), int(processor.resample)
     if resample not in RESAMPLING:
         raise ValueError(
-            f"the image processor resamples by {processor.resample}; timm takes "
-            f"{' or '.join(RESAMPLING.values())}. Set resample in preprocessor_config.json."
+            f"resample ({processor.resample}) of the image processor must be "
+            f"{' or '.join(RESAMPLING.values())} for timm. Change it in {IMAGE_PROCESSOR_NAME}."
         )
     crops = processor.do_center_crop
     last = dict(processor.crop_size) if crops else size
     fits = (last.get("height"), last.get("width")) == (height, width)
     if fits and crops and size.get("shortest_edge"):
         ratio = height / size["shortest_edge"]
-        if int(height / ratio) < size["shortest_edge"]:  # as timm computes the edge from the ratio
+        if int(height / ratio) < size["shortest_edge"]:  # timm rounds down
             ratio = math.nextafter(ratio, 0)
         crop = {"crop_pct": ratio, "crop_mode": "center"}
     elif fits and not crops:
         crop = {"crop_pct": 1.0, "crop_mode": "squash"}
     else:
         raise ValueError(
-            f"the image processor's size ({size}) must be the shortest edge, before a center crop "
-            f"of {height} x {width}, or that itself without a crop; timm's transforms do no other."
+            f"size ({size}) of the image processor must be a shortest edge, followed by a center "
+            f"crop of {height} x {width}, or {height} x {width} without a crop; timm's transforms "
+            f"have no other mode. Change it in {IMAGE_PROCESSOR_NAME}."
         )
     return {
         "input_size": [config.num_channels, height, width],

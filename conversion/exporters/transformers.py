@@ -1,7 +1,7 @@
-"""A checkpoint as one of transformers' own: `dinov2`, or `dinov2_with_registers`.
+"""Export to a stock model of transformers: `dinov2`, or `dinov2_with_registers`.
 
-Their pooled output is the normalized class token, without a pooler's weights. Everything else that
-an encoder has fits too: LayerScale (ones, where there is none), epsilon, positions.
+The pooled output of these models is the normalized class token, without a pooler. They can express
+everything else that an encoder has, too: LayerScale (ones if there is none), epsilon, positions.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 
-RENAMED = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))  # ours, theirs
-EXACT = {  # by pooling: what can express it
-    "mean": "--to timm (transformers opens such a folder, too, where timm is installed)",
-    "cls+mean": "--to sentence-transformers, or --to onnx,",
+REPLACEMENTS = (("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."))  # selfvit, dinov2
+EXACT_FORMATS = {  # options of `selfvit export` that can express a pooling
+    "mean": "--to timm (transformers opens such a folder, too, if timm is installed)",
+    "cls+mean": "--to sentence-transformers or --to onnx",
 }
 
 
 def write_transformers(
     encoder: SelfViTModel, processor: BaseImageProcessor, folder: Path
 ) -> Fidelity:
-    """Write a folder that stock transformers opens, and compare the two.
+    """Write a folder that stock transformers opens, and compare the models.
 
     Args:
-        encoder: in float32; its `config.pooling` is "cls".
-        processor: of the checkpoint; a stock class.
-        folder: exists, and is empty.
+        encoder: Encoder in float32. Its `config.pooling` must be "cls".
+        processor: Image processor of the checkpoint, a stock class.
+        folder: Existing, empty folder.
 
     Raises:
-        ValueError: if the encoder has something that these models lack; the message says what does
-            not and what to do.
+        ValueError: If these models cannot express the encoder; the message names alternatives.
     """
     check_transformers(encoder.config)
-    model = _model_for(encoder.config)
-    model.load_state_dict(_renamed(encoder), strict=True)
+    model = _build_model(encoder.config)
+    model.load_state_dict(_rename_weights(encoder), strict=True)
     with quiet_loading():
         model.eval().save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -72,28 +71,28 @@ def check_transformers(config: SelfViTConfig) -> None:
     """Check that a stock model can express an encoder and its pooling.
 
     Raises:
-        ValueError: if not.
+        ValueError: If it cannot; the message names alternatives.
     """
     if config.pooling != "cls":
-        exact = EXACT.get(config.pooling, "--to onnx")
+        exact = EXACT_FORMATS.get(config.pooling, "--to onnx")
         raise ValueError(
             f"pooling ({config.pooling!r}) cannot be expressed: the pooled output of dinov2 is the "
-            f"class token. Use --pooling cls for the nearest, or {exact} for exactly this."
+            f"class token. Use --pooling cls for the nearest result, or {exact} for the exact one."
         )
     height, width = config.image_height_width
     if height != width:
         raise ValueError(
-            f"image_size ({height} x {width}) must be square: dinov2 takes the positions it stores "
-            "for those of a square. Use --to timm or --to onnx."
+            f"image_size ({height} x {width}) must be square, because dinov2 stores positions of a "
+            "square. Use --to timm or --to onnx."
         )
     if config.mlp_ratio != int(config.mlp_ratio):
         raise ValueError(
-            f"mlp_ratio ({config.mlp_ratio}) must be a whole number: dinov2's is. Use --to timm or "
+            f"mlp_ratio ({config.mlp_ratio}) must be a whole number for dinov2. Use --to timm or "
             "--to onnx."
         )
 
 
-def _model_for(config: SelfViTConfig) -> Dinov2Model | Dinov2WithRegistersModel:
+def _build_model(config: SelfViTConfig) -> Dinov2Model | Dinov2WithRegistersModel:
     fields: dict[str, Any] = {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -115,17 +114,17 @@ def _model_for(config: SelfViTConfig) -> Dinov2Model | Dinov2WithRegistersModel:
     return Dinov2Model(Dinov2Config(**fields))
 
 
-def _renamed(encoder: SelfViTModel) -> dict[str, Tensor]:
-    """Return the encoder's weights in the names of dinov2."""
+def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
+    """Return the encoder's weights with dinov2's names."""
     config = encoder.config
     weights = {}
     for name, tensor in encoder.state_dict().items():
-        for ours, theirs in RENAMED:
+        for ours, theirs in REPLACEMENTS:
             name = name.replace(ours, theirs)
         if name.startswith("layers."):
             name = f"encoder.layer.{name.removeprefix('layers.')}"
         weights[name] = tensor
-    stored = weights.get("embeddings.mask_token")  # (1, 1, D), theirs is (1, D)
+    stored = weights.get("embeddings.mask_token")  # (1, 1, D); dinov2 stores (1, D)
     weights["embeddings.mask_token"] = (
         torch.zeros(1, config.hidden_size) if stored is None else stored.flatten(1)
     )

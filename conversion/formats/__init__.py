@@ -1,1 +1,1 @@
-"""Weight formats that can be converted: names of tensors, geometry, preprocessing."""
+"""Weight formats that can be converted: tensor names, geometry and preprocessing."""

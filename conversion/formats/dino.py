@@ -1,68 +1,69 @@
-"""facebookresearch/dino: backbone files and whole checkpoints.
+"""facebookresearch/dino: backbone files and full checkpoints.
 
-A whole checkpoint holds `student`, `teacher` (each with backbone and head) and `dino_loss`.
+A full checkpoint holds `student` and `teacher`, each with backbone and head, and `dino_loss`.
 """
 
 from __future__ import annotations
 
 import re
 
-from ..infer_config import usual
-from ..key_mapping import Names, prefixed
-from ..weight_format import Draft, Source
-from . import timm
+from ..infer_config import most_common
+from ..key_mapping import KeyMapping, add_prefixes
+from ..weight_format import Draft, WeightFormat
+from . import mae, timm
 from .timm import ENCODER
 
-LICENSE_NOTE = "DINO's published weights are Apache-2.0; if these are, the result is too"
+LICENSE_NOTE = (
+    "DINO's published weights are Apache-2.0; if the source is one of them, so is the result"
+)
 INTERPOLATION = (
-    "at other image sizes, facebookresearch/dino scales positions by a factor (0.1 patches off); "
-    "selfvit scales them to the size itself"
+    "at other image sizes, facebookresearch/dino interpolates positions by a scale factor (with an "
+    "offset of 0.1 patches); selfvit interpolates them to the exact size"
 )
 
 NETWORKS = ("", "student.")
 
 
-def head_names(layers: str) -> Names:
-    """Return the names of a projection head whose linear layers lie at 0, 2, 4, ... of `layers`."""
+def map_head(layers: str) -> KeyMapping:
+    """Return the key mapping of a projection head with linear layers 0, 2, 4, ... in `layers`."""
     return {
         **{f"{layers}.{2 * index}.*": f"layers.{index}.*" for index in range(8)},
-        f"{layers}.*": "layers.0.*",  # of a single layer
+        f"{layers}.*": "layers.0.*",  # a head with a single layer
         "last_layer.weight_g": "last_layer.magnitude",
         "last_layer.weight_v": "last_layer.direction",
-        # what torch's newer weight normalization writes
+        # Names of torch.nn.utils.parametrizations.weight_norm.
         "last_layer.parametrizations.weight.original0": "last_layer.magnitude",
         "last_layer.parametrizations.weight.original1": "last_layer.direction",
     }
 
 
 def read_objective(draft: Draft) -> None:
-    """Read the head's geometry off its weights, and give the center its shape (K,).
+    """Infer the size of the head from its weights, and reshape the center to (K,).
 
     Raises:
-        ValueError: if a tensor of the head is missing.
+        ValueError: If a tensor of the head is missing.
     """
     weights = draft.weights
-    wanted = [
+    draft.check_weights(
         f"{network}head.{name}"
         for network in NETWORKS
         for name in ("last_layer.direction", "last_layer.magnitude", "layers.0.weight")
-    ]
-    missing = [draft.called(name) for name in wanted if name not in weights]
-    if missing:
-        raise ValueError(f"missing: {', '.join(missing)}.")
+    )
     last = max(
         int(match[1]) for name in weights if (match := re.search(r"head\.layers\.(\d+)\.", name))
     )
 
     def sizes(name: str, dimension: int = 0) -> list[int]:
-        """Sizes of the same tensor in both networks, where there is such a dimension."""
+        """Return the sizes of a tensor of the head in both networks, if it has the dimension."""
         found = [weights.get(f"{network}head.{name}") for network in NETWORKS]
         return [t.shape[dimension] for t in found if t is not None and t.dim() > dimension]
 
     magnitude = weights["student.head.last_layer.magnitude"]
     objective = {
-        "num_prototypes": usual(sizes("last_layer.direction") + sizes("last_layer.magnitude")),
-        "head_bottleneck_size": usual(
+        "num_prototypes": most_common(
+            sizes("last_layer.direction") + sizes("last_layer.magnitude")
+        ),
+        "head_bottleneck_size": most_common(
             sizes("last_layer.direction", 1)
             + sizes(f"layers.{last}.weight")
             + sizes(f"layers.{last}.bias")
@@ -71,54 +72,51 @@ def read_objective(draft: Draft) -> None:
         "normalize_last_layer": bool((magnitude == 1).all()),
     }
     if last:
-        objective["head_hidden_size"] = usual(sizes("layers.0.weight") + sizes("layers.0.bias"))
-    draft.set("dino_config", objective, "weights; its schedules by convention")
+        hidden = sizes("layers.0.weight") + sizes("layers.0.bias")
+        objective["head_hidden_size"] = most_common(hidden)
+    draft.set_field("dino_config", objective, "weights; schedules by convention")
     if "loss.center" in weights:
         weights["loss.center"] = weights["loss.center"].flatten().float()
 
 
 def adapt_backbone(draft: Draft) -> None:
-    """A headless encoder in timm's names: MAE's, if its positions are fixed sines and cosines."""
-    if draft.file.config:  # DINO and MAE write none, timm does
+    """Distinguish the encoders without a head that share timm's names.
+
+    A config.json means timm, fixed sine-cosine positions mean MAE, anything else means DINO.
+    """
+    if draft.file.config:
         timm.adapt(draft)
     elif draft.fields.get("position_embedding_type") == "sincos":
         draft.kind = "facebookresearch/mae encoder (timm's names, sine-cosine positions)"
         draft.pooling = "mean"
-        draft.license_note = (
-            "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
-        )
-        draft.license_id = "cc-by-nc-4.0"
+        draft.license_note, draft.license_id = mae.LICENSE_NOTE, mae.LICENSE_ID
     else:
         draft.differences.append(INTERPOLATION)
 
 
-BACKBONE = Source(
+BACKBONE = WeightFormat(
     name="facebookresearch/dino backbone (timm's names, no head)",
-    names={
-        theirs: ours
-        for theirs, ours in prefixed(ENCODER, target="vit.").items()
-        if "reg_token" not in theirs and ".ls" not in theirs
-    },
+    key_mapping=add_prefixes(timm.PLAIN_ENCODER, target="vit."),
     adapt=adapt_backbone,
     read_config=timm.read_config,
-    positions=("class", "patches"),
+    position_layouts=("class", "patches"),
     license_note=LICENSE_NOTE,
 )
 
-CHECKPOINT = Source(
+CHECKPOINT = WeightFormat(
     name="facebookresearch/dino checkpoint (student, teacher, heads, center)",
-    names={
-        **prefixed(ENCODER, "teacher.backbone.", "vit."),
-        **prefixed(head_names("mlp"), "teacher.head.", "head."),
-        **prefixed(ENCODER, "student.backbone.", "student.vit."),
-        **prefixed(head_names("mlp"), "student.head.", "student.head."),
+    key_mapping={
+        **add_prefixes(ENCODER, "teacher.backbone.", "vit."),
+        **add_prefixes(map_head("mlp"), "teacher.head.", "head."),
+        **add_prefixes(ENCODER, "student.backbone.", "student.vit."),
+        **add_prefixes(map_head("mlp"), "student.head.", "student.head."),
         "dino_loss.center": "loss.center",
     },
     architecture="SelfViTForDINO",
-    needed=("loss.center",),
+    required=("loss.center",),
     adapt=read_objective,
     license_note=LICENSE_NOTE,
     difference=INTERPOLATION,
 )
 
-__all__ = ["BACKBONE", "CHECKPOINT", "head_names", "read_objective"]
+__all__ = ["BACKBONE", "CHECKPOINT", "map_head", "read_objective"]

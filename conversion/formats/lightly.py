@@ -1,7 +1,7 @@
-"""Lightly: `MaskedVisionTransformer`s, students and teachers, and Lightning modules around them.
+"""Lightly: `MaskedVisionTransformer`, students and teachers, and Lightning modules around them.
 
-An encoder may be facebookresearch/dino's, timm's or torchvision's, each by itself, or in one of
-Lightly's `MaskedVisionTransformer`s, which call it `vit` and add a mask token. `MAEBackbone` has
+An encoder may be one of facebookresearch/dino, timm or torchvision. It may be used directly, or
+inside a `MaskedVisionTransformer`, which calls it `vit` and adds a mask token. `MAEBackbone` has
 torchvision's names; see `torchvision.py`.
 """
 
@@ -9,75 +9,74 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..key_mapping import Names, prefixed
-from ..weight_format import Draft, Source
+from ..key_mapping import KeyMapping, add_prefixes
+from ..weight_format import Draft, WeightFormat
 from . import timm, torchvision
-from .dino import head_names, read_objective
+from .dino import map_head, read_objective
 
 MASK_TOKEN = "embeddings.mask_token"
-LIBRARIES: dict[str, tuple[Names, Source]] = {
-    "timm": (timm.ENCODER, timm.SOURCE),
-    "torchvision": (torchvision.ENCODER, torchvision.SOURCE),
+LIBRARIES: dict[str, tuple[KeyMapping, WeightFormat]] = {
+    "timm": (timm.ENCODER, timm.FORMAT),
+    "torchvision": (torchvision.ENCODER, torchvision.FORMAT),
 }
 
-# What a Lightning module around a backbone holds besides.
+# Other parts of a Lightning module that holds a backbone.
 AROUND_BACKBONE = {
-    r"^(decoder|mask_token)(\.|$)": "Lightly's decoder, of which only the encoder is taken",
-    r"^(projection_head|prediction_head|head|criterion)\.": "of the objective, not the encoder",
+    r"^(decoder|mask_token)(\.|$)": "Lightly's decoder; only the encoder is converted",
+    r"^(projection_head|prediction_head|head|criterion)\.": "part of the objective",
 }
-UNUSED_HEADS = {
-    r"^(student|teacher)_backbone\.(vit\.)?heads?\.": "an encoder's own classifier, which Lightly "
-    "does not use"
-}
-# Without one of its own, the loss starts at zero, as a run does.
-NEW_CENTER = {r"^loss\.center$": "the file has no center; it starts at zero, as a run does"}
+OWN_CLASSIFIER = "the encoder's own classifier, which Lightly does not use"
+UNUSED_HEADS = {r"^(student|teacher)_backbone\.(vit\.)?heads?\.": OWN_CLASSIFIER}
+# In a new run the center starts at zero, too.
+NEW_CENTER = {r"^loss\.center$": "the file has no center; it starts at zero, as in a new run"}
 
 
-def _encoders() -> Iterator[tuple[str, str, Names, Source]]:
-    """Yield (kind, prefix, names, library's source), plain encoders and masked ones."""
-    for library, (names, source) in LIBRARIES.items():
-        yield f"{library} or facebookresearch/dino ViT", "", names, source
-        masked = {**prefixed(names, "vit."), "mask_token": MASK_TOKEN}
-        yield f"MaskedVisionTransformer of {library}", "vit.", masked, source
+def _encoders() -> Iterator[tuple[str, str, KeyMapping, WeightFormat]]:
+    """Yield (kind, prefix, key mapping, the library's format) of plain and masked encoders."""
+    for library, (mapping, format) in LIBRARIES.items():
+        yield f"{library} or facebookresearch/dino ViT", "", mapping, format
+        masked = {**add_prefixes(mapping, "vit."), "mask_token": MASK_TOKEN}
+        yield f"MaskedVisionTransformer of {library}", "vit.", masked, format
 
 
 def _adapt_encoder(draft: Draft) -> None:
-    heads = "the encoder's own classifier, which Lightly does not use"
-    draft.leave_out(r"(classifier|fc_norm)\.", heads)
+    draft.leave_out(r"(classifier|fc_norm)\.", OWN_CLASSIFIER)
 
 
-def _sources() -> Iterator[Source]:
-    for kind, prefix, names, library in _encoders():
-        head = {
+def _formats() -> Iterator[WeightFormat]:
+    for kind, prefix, mapping, library in _encoders():
+        classifier = {
             prefix + theirs: ours
-            for theirs, ours in library.names.items()
+            for theirs, ours in library.key_mapping.items()
             if ours.startswith("classifier.")
         }
         masked = prefix == "vit."
         if masked:
-            yield Source(
+            yield WeightFormat(
                 name=f"Lightly {kind}",
-                names={**prefixed(names, target="vit."), **head},
-                needed=(f"vit.{MASK_TOKEN}",),
+                key_mapping={**add_prefixes(mapping, target="vit."), **classifier},
+                required=(f"vit.{MASK_TOKEN}",),
                 adapt=_adapt_encoder,
-                positions=library.positions,
-                preprocessing=torchvision.Preprocessing(),
+                position_layouts=library.position_layouts,
             )
-        yield Source(
+        yield WeightFormat(
             name=f"Lightning module with a backbone: {kind}",
-            names={**prefixed(names, "backbone.", "vit."), **prefixed(head, "backbone.")},
+            key_mapping={
+                **add_prefixes(mapping, "backbone.", "vit."),
+                **add_prefixes(classifier, "backbone."),
+            },
             extras=AROUND_BACKBONE,
-            needed=(f"vit.{MASK_TOKEN}",) if masked else (),
+            required=(f"vit.{MASK_TOKEN}",) if masked else (),
             adapt=_adapt_encoder,
-            positions=library.positions,
+            position_layouts=library.position_layouts,
         )
-        yield Source(
+        yield WeightFormat(
             name=f"Lightly DINO module (student, teacher, heads): {kind}",
-            names={
-                **prefixed(names, "teacher_backbone.", "vit."),
-                **prefixed(head_names("layers"), "teacher_head.", "head."),
-                **prefixed(names, "student_backbone.", "student.vit."),
-                **prefixed(head_names("layers"), "student_head.", "student.head."),
+            key_mapping={
+                **add_prefixes(mapping, "teacher_backbone.", "vit."),
+                **add_prefixes(map_head("layers"), "teacher_head.", "head."),
+                **add_prefixes(mapping, "student_backbone.", "student.vit."),
+                **add_prefixes(map_head("layers"), "student_head.", "student.head."),
                 "criterion.center": "loss.center",
                 "criterion.center.center": "loss.center",
             },
@@ -85,8 +84,8 @@ def _sources() -> Iterator[Source]:
             extras=UNUSED_HEADS,
             new=NEW_CENTER,
             adapt=read_objective,
-            positions=library.positions,
+            position_layouts=library.position_layouts,
         )
 
 
-SOURCES = tuple(_sources())
+FORMATS = tuple(_formats())

@@ -1,4 +1,4 @@
-"""facebookresearch/mae: pre-training files that hold the decoder.
+"""facebookresearch/mae: pretraining files that hold the decoder.
 
 Its encoder files and fine-tuned files have timm's names; see `dino.py` and `timm.py`.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 
-from ..infer_config import exact_ratio, usual
-from ..key_mapping import prefixed
-from ..weight_format import Draft, Source
-from .timm import ENCODER
+from ..infer_config import exact_mlp_ratio, most_common
+from ..key_mapping import add_prefixes
+from ..weight_format import Draft, WeightFormat
+from .timm import PLAIN_ENCODER
 
-LICENSE_NOTE = "MAE's published weights are CC BY-NC 4.0; if these are, the result is too"
 LICENSE_ID = "cc-by-nc-4.0"
+LICENSE_NOTE = (
+    "MAE's published weights are CC BY-NC 4.0; if the source is one of them, so is the result"
+)
 
 DECODER = {
     "mask_token": "decoder.mask_token",
@@ -21,23 +23,20 @@ DECODER = {
     "decoder_embed.*": "decoder.embedding.*",
     **{
         f"decoder_{theirs}": f"decoder.{ours}"
-        for theirs, ours in ENCODER.items()
-        if theirs.startswith("blocks.#.") and ".ls" not in theirs
+        for theirs, ours in PLAIN_ENCODER.items()
+        if theirs.startswith("blocks.#.")
     },
     "decoder_norm.*": "decoder.layernorm.*",
     "decoder_pred.*": "decoder.prediction.*",
 }
 
-# models_mae.py, mae_vit_*_patch16_dec512d8b: whatever the encoder
-USUAL_WIDTH, USUAL_HEADS = 512, 16
+# models_mae.py, mae_vit_*_patch16_dec512d8b: the same decoder for every encoder.
+USUAL_WIDTH, USUAL_NUM_HEADS = 512, 16
 
 
 def read_objective(draft: Draft) -> None:
-    """Read the decoder's geometry off its weights; its heads and target are no tensors."""
-    read_decoder(
-        draft,
-        norm_pix_loss=draft.file.arguments.get("norm_pix_loss"),
-    )
+    """Infer the size of the decoder; no tensor determines its heads and its target."""
+    read_decoder(draft, norm_pix_loss=draft.file.arguments.get("norm_pix_loss"))
 
 
 def read_decoder(
@@ -46,66 +45,79 @@ def read_decoder(
     """Set `mae_config`.
 
     Args:
-        draft: with the decoder's weights.
-        num_heads: of the decoder, as the source's own configuration says; None if it does not.
-        norm_pix_loss: the same.
+        draft: Draft with the weights of the decoder.
+        num_heads: Number of attention heads of the decoder in the source's own configuration, or
+            None.
+        norm_pix_loss: Value of `norm_pix_loss` in the source's own configuration, or None.
 
     Raises:
-        ValueError: if a tensor that tells the geometry is missing or has another shape, or the
-            number of heads is not known.
+        ValueError: If a tensor needed for this is missing or has an unexpected shape, or the number
+            of attention heads is unknown.
     """
-    weights, options = draft.weights, draft.options
+    weights = draft.weights
 
     def sizes(pattern: str) -> list[int]:
         return [len(t) for name, t in weights.items() if re.fullmatch(pattern, name) and t.dim()]
 
     embedding, hidden = r"decoder\.embedding\..*", r"decoder\.layers\.\d+\.mlp\.fc1\..*"
     if not sizes(embedding) or not sizes(hidden):
-        raise ValueError("the decoder has no embedding, or no block with an MLP.")
-    width = usual(sizes(embedding) + sizes(r"decoder\.layernorm\..*"))
+        raise ValueError("the decoder must have an embedding and a block with an MLP.")
+    width = most_common(sizes(embedding) + sizes(r"decoder\.layernorm\..*"))
     positions = weights.get("decoder.position_embeddings")
     if positions is not None and positions.dim() == 3 and positions[:, 0].any():
         raise ValueError(
-            f"{draft.called('decoder.position_embeddings')} moves the class token, which has no "
-            "position in selfvit's decoder; convert the encoder alone."
+            f"{draft.source_name('decoder.position_embeddings')} must be zero for the class token, "
+            "which has no position in selfvit's decoder. Remove the decoder from the file to "
+            "convert only the encoder."
         )
-    heads, heads_from = options.decoder_num_heads, "option"
-    if heads is None:
-        heads, heads_from = num_heads, "the source's configuration"
-    if heads is None and width == USUAL_WIDTH:
-        heads, heads_from = USUAL_HEADS, "convention"
-    if heads is None or width % heads:
-        raise ValueError(
-            f"the number of the decoder's heads is in no tensor, and {heads or 'the usual 16'} "
-            f"is not for a width of {width}; give --decoder-num-heads."
-        )
-    target_from = "option" if options.norm_pix_loss is not None else "the source's configuration"
-    if options.norm_pix_loss is not None:
-        norm_pix_loss = options.norm_pix_loss
-    if norm_pix_loss is None:
-        norm_pix_loss, target_from = False, "convention"  # main_pretrain.py: off unless asked for
+    num_heads, heads_origin = _choose_num_heads(draft, num_heads, width)
+    norm_pix_loss, target_origin = _choose_target(draft, norm_pix_loss)
     indices = [int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers.")]
     objective = {
         "norm_pix_loss": norm_pix_loss,
-        "decoder_num_attention_heads": heads,
+        "decoder_num_attention_heads": num_heads,
         "decoder_hidden_size": width,
         "decoder_num_layers": max(indices) + 1,
-        "decoder_mlp_ratio": exact_ratio(usual(sizes(hidden)), width),
+        "decoder_mlp_ratio": exact_mlp_ratio(most_common(sizes(hidden)), width),
     }
-    origin = f"weights; heads by {heads_from}, norm_pix_loss by {target_from}"
-    draft.set("mae_config", objective, origin)
+    origin = f"weights; heads by {heads_origin}, norm_pix_loss by {target_origin}"
+    draft.set_field("mae_config", objective, origin)
 
 
-SOURCE = Source(
-    name="facebookresearch/mae pre-training (encoder and decoder)",
-    names={
-        **{
-            theirs: ours
-            for theirs, ours in prefixed(ENCODER, target="vit.").items()
-            if "reg_token" not in theirs and ".ls" not in theirs
-        },
-        **DECODER,
-    },
+def _choose_num_heads(draft: Draft, stored: int | None, width: int) -> tuple[int, str]:
+    """Return the number of attention heads of the decoder and the origin of this number."""
+    if draft.options.decoder_num_heads is not None:
+        num_heads, origin = draft.options.decoder_num_heads, "option"
+    elif stored is not None:
+        num_heads, origin = stored, "the source's configuration"
+    elif width == USUAL_WIDTH:
+        num_heads, origin = USUAL_NUM_HEADS, "convention"
+    else:
+        raise ValueError(
+            "the number of attention heads of the decoder is not stored in the weights, and the "
+            f"convention ({USUAL_NUM_HEADS} for width {USUAL_WIDTH}) does not cover width {width}. "
+            "Give --decoder-num-heads."
+        )
+    if width % num_heads:
+        raise ValueError(
+            f"decoder_num_heads ({num_heads}, from: {origin}) must divide the width of the decoder "
+            f"({width}). Give another number with --decoder-num-heads."
+        )
+    return num_heads, origin
+
+
+def _choose_target(draft: Draft, stored: bool | None) -> tuple[bool, str]:
+    """Return `norm_pix_loss` and the origin of this value."""
+    if draft.options.norm_pix_loss is not None:
+        return draft.options.norm_pix_loss, "option"
+    if stored is not None:
+        return stored, "the source's configuration"
+    return False, "convention"  # the default of main_pretrain.py
+
+
+FORMAT = WeightFormat(
+    name="facebookresearch/mae pretraining (encoder and decoder)",
+    key_mapping={**add_prefixes(PLAIN_ENCODER, target="vit."), **DECODER},
     architecture="SelfViTForMAE",
     adapt=read_objective,
     pooling="mean",
@@ -113,4 +125,4 @@ SOURCE = Source(
     license_id=LICENSE_ID,
 )
 
-__all__ = ["DECODER", "LICENSE_NOTE", "LICENSE_ID", "SOURCE", "read_decoder"]
+__all__ = ["DECODER", "FORMAT", "LICENSE_ID", "LICENSE_NOTE", "read_decoder"]

@@ -1,8 +1,9 @@
-"""timm's `VisionTransformer`, and what shares its names: DINO's and MAE's encoders.
+"""timm's `VisionTransformer`, and the DINO and MAE encoders, which share its names.
 
-The three write the same names for an encoder without a head. Fixed sine-cosine positions tell MAE
-apart; a headless file with learned positions is taken for DINO's, whose preprocessing differs from
-timm's default. Registers, LayerScale or a head are timm's, or a fine-tuned MAE's.
+All three use the same names for an encoder without a head. Fixed sine-cosine positions identify
+MAE. A file without a head and with learned positions is converted as a DINO backbone, whose
+preprocessing differs from timm's default. Registers, LayerScale or a head mean timm, or a
+fine-tuned MAE.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from ..key_mapping import prefixed
-from ..weight_format import BICUBIC, BILINEAR, Draft, Preprocessing, Source
+from ..key_mapping import add_prefixes
+from ..weight_format import BICUBIC, BILINEAR, Draft, Preprocessing, WeightFormat
 
 ENCODER = {
     "cls_token": "embeddings.cls_token",
@@ -29,23 +30,29 @@ ENCODER = {
     "blocks.#.ls2.gamma": "layers.#.layer_scale2.lambda1",
     "norm.*": "layernorm.*",
 }
+# The encoder of DINO and MAE: no registers, no LayerScale.
+PLAIN_ENCODER = {
+    theirs: ours
+    for theirs, ours in ENCODER.items()
+    if "reg_token" not in theirs and ".ls" not in theirs
+}
 
 # timm/models/vision_transformer.py, `_cfg`
 TIMM_PREPROCESSING = Preprocessing(
     mean=IMAGENET_STANDARD_MEAN,
     std=IMAGENET_STANDARD_STD,
     crop_ratio=1 / 0.9,
-    origin="convention: timm's default for ViT, mean and deviation 0.5, which is not every "
-    "model's; --statistics imagenet gives the other usual one",
+    origin="convention: timm's default for ViT, mean and std 0.5; some models need the ImageNet "
+    "values (--statistics imagenet)",
 )
 RESAMPLING = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 
 
 def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
-    """Return what timm's `pretrained_cfg` in a config.json says, or None if there is none.
+    """Return the preprocessing in the `pretrained_cfg` of timm's config.json, or None.
 
     Raises:
-        ValueError: for an interpolation other than bicubic or bilinear.
+        ValueError: If the interpolation is neither bicubic nor bilinear.
     """
     stored = config.get("pretrained_cfg", config)
     if not isinstance(stored, dict) or "mean" not in stored or "std" not in stored:
@@ -53,8 +60,8 @@ def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
     interpolation = stored.get("interpolation", "bicubic")
     if interpolation not in RESAMPLING:
         raise ValueError(
-            f"interpolation ({interpolation!r}) in config.json must be bicubic or bilinear; "
-            "correct the file to the nearer one."
+            f"interpolation ({interpolation!r}) in config.json must be bicubic or bilinear. Edit "
+            "the file to use one of them."
         )
     return Preprocessing(
         mean=tuple(stored["mean"]),
@@ -67,7 +74,7 @@ def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
 
 
 def read_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that timm's config.json holds; heads are not among them."""
+    """Return the configuration fields that timm's config.json holds."""
     fields: dict[str, Any] = {}
     arguments = config.get("model_args") or {}
     if "num_heads" in arguments:
@@ -82,17 +89,17 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapt(draft: Draft) -> None:
-    """Tell DINO's, MAE's and timm's files apart, and place the norm after the pooling."""
+    """Distinguish facebookresearch's files from timm's, and place the norm after the pooling."""
     config = draft.file.config
-    # MAE's and DeiT's own files hold the network as `model`; a norm after the pooling is MAE's
-    facebook = not config and (
+    # The files of MAE and DeiT hold the network as `model`; MAE's have a norm after the pooling.
+    is_facebook = not config and (
         draft.file.wrappers == ["model"] or "fc_norm.weight" in draft.weights
     )
-    if facebook:
+    if is_facebook:
         draft.kind = "facebookresearch fine-tuned ViT (MAE, DeiT; timm's names)"
         draft.license_note = (
-            "fine-tuned weights published with MAE are CC BY-NC 4.0, with DeiT Apache-2.0; if "
-            "these are, the result is too"
+            "MAE's published fine-tuned weights are CC BY-NC 4.0, DeiT's are Apache-2.0; if the "
+            "source is one of them, so is the result"
         )
     else:
         draft.kind = "timm VisionTransformer"
@@ -101,52 +108,58 @@ def adapt(draft: Draft) -> None:
         draft.pooling = "mean"
     elif config.get("global_pool") not in (None, "token"):
         raise ValueError(
-            f"global_pool ({config['global_pool']!r}) in config.json must be 'token' or 'avg'; "
-            "the encoder has no other of timm's poolings."
+            f"global_pool ({config['global_pool']!r}) in config.json must be 'token' or 'avg', "
+            "because the encoder does not have timm's other poolings."
         )
-    if any(name.startswith("classifier.") for name in draft.weights):
+    if draft.has_weights("classifier."):
         draft.architecture = "SelfViTForImageClassification"
-    _place_norm_after_pooling(draft)
+    _move_fc_norm(draft)
 
 
-def _place_norm_after_pooling(draft: Draft) -> None:
-    """`fc_norm` stands in for `norm`, after the pooling: exact for a class token alone."""
-    if "fc_norm.weight" not in draft.weights and "fc_norm.bias" not in draft.weights:
+def _move_fc_norm(draft: Draft) -> None:
+    """Use `fc_norm`, the norm after the pooling, as the last norm of the encoder.
+
+    This is exact if the pooling is the class token.
+    """
+    if not draft.has_weights("fc_norm."):
         return
     if "vit.embeddings.cls_token" not in draft.weights:
-        raise ValueError("missing: cls_token, which the encoder always has.")
-    if any(name.startswith("vit.layernorm.") for name in draft.weights):
-        raise ValueError("fc_norm and norm cannot both be the last norm of an encoder.")
+        raise ValueError("missing tensors: cls_token. The encoder always has a class token.")
+    if draft.has_weights("vit.layernorm."):
+        raise ValueError("the source must have either norm or fc_norm as its last norm, not both.")
     for name in ("weight", "bias"):
         if f"fc_norm.{name}" in draft.weights:
-            draft.weights[f"vit.layernorm.{name}"] = draft.weights.pop(f"fc_norm.{name}")
-            draft.origins[f"vit.layernorm.{name}"] = draft.origins.pop(f"fc_norm.{name}")
+            target = f"vit.layernorm.{name}"
+            draft.weights[target] = draft.weights.pop(f"fc_norm.{name}")
+            draft.source_names[target] = draft.source_names.pop(f"fc_norm.{name}")
     if draft.file.config.get("global_pool") == "token":
         return
     if draft.options.pooling is None:
         raise ValueError(
-            "fc_norm normalizes after the mean over the patches, and selfvit before it: the "
-            "embedding of this source cannot be had exactly. Give --pooling mean (or cls) to "
-            "convert the encoder all the same: its blocks are exact, fc_norm is then applied to "
-            "every token, and the head is left out."
+            "the embedding of this source cannot be reproduced exactly: it applies fc_norm after "
+            "the mean over the patches, and selfvit normalizes before it. Give --pooling mean (or "
+            "cls) to convert the encoder anyway: its blocks are exact, fc_norm is applied to every "
+            "token, and the classifier is left out."
         )
     draft.architecture = "SelfViTModel"
-    draft.leave_out(r"classifier\.", "the head reads the mean before fc_norm, which selfvit lacks")
+    reason = "the classifier reads the mean before fc_norm, which selfvit does not compute"
+    draft.leave_out(r"classifier\.", reason)
     draft.differences.append(
-        "fc_norm is applied to every token, before the pooling; the source applies it after"
+        "fc_norm is applied to every token before the pooling; the source applies it after"
     )
 
 
-SOURCE = Source(
+FORMAT = WeightFormat(
     name="timm VisionTransformer",
-    names={
-        **prefixed(ENCODER, target="vit."),
+    key_mapping={
+        **add_prefixes(ENCODER, target="vit."),
         "fc_norm.*": "fc_norm.*",
         "head.*": "classifier.*",
     },
-    extras={r"^head\.[01]\.": "a linear probe with batch norm, as MAE's main_linprobe.py writes"},
+    extras={r"^head\.[01]\.": "a linear probe with batch norm, as in MAE's main_linprobe.py"},
     adapt=adapt,
     read_config=read_config,
-    positions=("class", "prefix", "patches"),
-    difference="at other image sizes, timm smooths positions where it shrinks them (antialias)",
+    position_layouts=("class", "prefix", "patches"),
+    difference="at smaller image sizes, timm interpolates positions with antialiasing, selfvit "
+    "without",
 )

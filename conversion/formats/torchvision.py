@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..key_mapping import prefixed
-from ..weight_format import BILINEAR, Draft, Preprocessing, Source
+from ..key_mapping import add_prefixes
+from ..weight_format import BILINEAR, Draft, Preprocessing, WeightFormat
 
 ENCODER = {
     "class_token": "embeddings.cls_token",
@@ -17,34 +17,35 @@ ENCODER = {
     "encoder.layers.encoder_layer_#.ln_2.*": "layers.#.layernorm_after.*",
     "encoder.layers.encoder_layer_#.mlp.0.*": "layers.#.mlp.fc1.*",
     "encoder.layers.encoder_layer_#.mlp.3.*": "layers.#.mlp.fc2.*",
-    # names of torchvision's files of before 0.13
+    # Names in files of torchvision before 0.13.
     "encoder.layers.encoder_layer_#.mlp.linear_1.*": "layers.#.mlp.fc1.*",
     "encoder.layers.encoder_layer_#.mlp.linear_2.*": "layers.#.mlp.fc2.*",
     "encoder.ln.*": "layernorm.*",
 }
 HEADS = {"heads.head.*": "classifier.*"}
+HIDDEN_LAYER = "the classifier has a hidden layer, which selfvit's classifier does not have"
 
 # torchvision/transforms/_presets.py, `ImageClassification`
 PREPROCESSING = Preprocessing(
     resample=BILINEAR,
-    origin="convention: torchvision's preset, ImageNet statistics, bilinear",
+    origin="convention: torchvision's preset, ImageNet mean and std, bilinear",
 )
 
 
 def adapt(draft: Draft) -> None:
-    """Take the head along, if it is a linear layer on the class token."""
-    if not any(name.startswith("classifier.") for name in draft.weights):
+    """Keep the classifier if it is a linear layer on the class token."""
+    if not draft.has_weights("classifier."):
         return
     if any(".pre_logits." in f".{name}" for name in draft.left_out):
-        draft.leave_out(r"classifier\.", "the head has a hidden layer, which selfvit's has not")
+        draft.leave_out(r"classifier\.", HIDDEN_LAYER)
     else:
         draft.architecture = "SelfViTForImageClassification"
 
 
-SOURCE = Source(
+FORMAT = WeightFormat(
     name="torchvision VisionTransformer (or Lightly MAEBackbone)",
-    names={**prefixed(ENCODER, target="vit."), **HEADS},
-    extras={r"^heads\.pre_logits\.": "the head has a hidden layer, which selfvit's has not"},
+    key_mapping={**add_prefixes(ENCODER, target="vit."), **HEADS},
+    extras={r"^heads\.pre_logits\.": HIDDEN_LAYER},
     adapt=adapt,
     preprocessing=PREPROCESSING,
 )

@@ -1,7 +1,7 @@
-"""transformers: ViT, ViTMAE, ViTMSN, Dinov2 and Dinov2WithRegisters, names of v4 and of v5.
+"""transformers: ViT, ViTMAE, ViTMSN, Dinov2 and Dinov2WithRegisters, with names of v4 and v5.
 
-transformers 5 renamed the modules, and still writes the older names to a file, some of them new
-ones; so every part may be spelled in each of its ways.
+transformers 5 renamed the modules, but writes most tensors with the old names. A file can mix old
+and new names, so the key mapping has both.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
-from ..key_mapping import Names, prefixed
-from ..weight_format import BILINEAR, Draft, Preprocessing, Source
+from ..key_mapping import KeyMapping, add_prefixes
+from ..weight_format import BILINEAR, Draft, Preprocessing, WeightFormat
 from . import mae, msn
 from .mae import read_decoder
 
@@ -37,14 +37,14 @@ BLOCK = {
 }
 
 
-def _blocks(paths: tuple[str, ...], target: str) -> Names:
-    names: dict[str, str] = {}
+def _map_blocks(paths: tuple[str, ...], target: str) -> KeyMapping:
+    mapping: dict[str, str] = {}
     for path in paths:
-        names.update(prefixed(BLOCK, f"{path}.#.", f"{target}layers.#."))
-    return names
+        mapping.update(add_prefixes(BLOCK, f"{path}.#.", f"{target}layers.#."))
+    return mapping
 
 
-ENCODER: Names = {
+ENCODER: KeyMapping = {
     **{
         name: name
         for name in (
@@ -55,34 +55,34 @@ ENCODER: Names = {
             "embeddings.patch_embeddings.projection.*",
         )
     },
-    **_blocks(("encoder.layer", "layers"), ""),
+    **_map_blocks(("encoder.layer", "layers"), ""),
     "layernorm.*": "layernorm.*",
 }
-DECODER: Names = {
+DECODER: KeyMapping = {
     "decoder.mask_token": "decoder.mask_token",
     "decoder.decoder_pos_embed": "decoder.position_embeddings",
     "decoder.decoder_embed.*": "decoder.embedding.*",
-    **_blocks(("decoder.decoder_layers", "decoder.decoder_encoder.layer"), "decoder."),
+    **_map_blocks(("decoder.decoder_layers", "decoder.decoder_encoder.layer"), "decoder."),
     "decoder.decoder_norm.*": "decoder.layernorm.*",
     "decoder.decoder_pred.*": "decoder.prediction.*",
 }
 
-# Where the models with a head keep their encoder.
+# Prefixes of the encoder, by itself and in the models with a head.
 PREFIXES = ("", "vit.", "dinov2.", "dinov2_with_registers.")
 
-# ViTImageProcessor's defaults
+# Defaults of ViTImageProcessor.
 VIT_PREPROCESSING = Preprocessing(
     mean=IMAGENET_STANDARD_MEAN,
     std=IMAGENET_STANDARD_STD,
     resize="square",
     resample=BILINEAR,
-    origin="convention: ViTImageProcessor's defaults, mean and deviation 0.5, which is not every "
-    "model's; --statistics imagenet gives the other usual one",
+    origin="convention: defaults of ViTImageProcessor, mean and std 0.5; some models need the "
+    "ImageNet values (--statistics imagenet)",
 )
 
 
 def read_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that a transformers config.json holds."""
+    """Return the configuration fields that a config.json of transformers holds."""
     same = ("num_attention_heads", "layer_norm_eps", "hidden_act", "image_size", "layerscale_value")
     fields = {name: config[name] for name in same if config.get(name) is not None}
     checked = ("hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens")
@@ -93,12 +93,12 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapt(draft: Draft) -> None:
-    """Name the model, take a classifier along, choose pooling and preprocessing."""
+    """Identify the model, keep its classifier, and choose pooling and preprocessing."""
     config, weights = draft.file.config, draft.weights
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
     draft.kind = "transformers " + (architectures[0] if architectures else "ViT or Dinov2")
-    for prefix in draft.encoders():
+    for prefix in draft.encoder_prefixes():
         mask_token = f"{prefix}embeddings.mask_token"
         if mask_token in weights and weights[mask_token].dim() == 2:  # Dinov2: (1, D)
             weights[mask_token] = weights[mask_token].unsqueeze(0)
@@ -108,16 +108,16 @@ def adapt(draft: Draft) -> None:
         draft.license_note, draft.license_id = mae.LICENSE_NOTE, mae.LICENSE_ID
     elif model_type == "vit_msn":
         draft.license_note, draft.license_id = msn.LICENSE_NOTE, msn.LICENSE_ID
-    # LayerScale and registers are Dinov2's
-    plain = "vit.layers.0.layer_scale1.lambda1" not in weights
-    if model_type == "vit" or (model_type is None and plain and not is_mae):
+    is_dinov2 = "vit.layers.0.layer_scale1.lambda1" in weights  # only Dinov2 has LayerScale
+    if model_type == "vit" or (model_type is None and not is_dinov2 and not is_mae):
         draft.preprocessing = VIT_PREPROCESSING
     if "vit.embeddings.register_tokens" in weights:
         draft.differences.append(
-            "at other image sizes, Dinov2WithRegisters smooths positions where it shrinks them"
+            "at smaller image sizes, Dinov2WithRegisters interpolates positions with antialiasing, "
+            "selfvit without"
         )
     if any(why == POOLER for why in draft.left_out.values()):
-        draft.differences.append("pooler_output is the class token itself, without a pooler")
+        draft.differences.append("pooler_output is the class token, without a pooler")
     classifier = weights.get("classifier.weight")
     if classifier is not None or "classifier.bias" in weights:
         draft.architecture = "SelfViTForImageClassification"
@@ -126,7 +126,7 @@ def adapt(draft: Draft) -> None:
 
 
 def adapt_mae(draft: Draft) -> None:
-    """Read the decoder, heads and target from config.json where there is one."""
+    """Infer the decoder, and read its heads and its target from config.json, if there is one."""
     config = draft.file.config
     read_decoder(
         draft,
@@ -139,13 +139,13 @@ def adapt_mae(draft: Draft) -> None:
 
 POOLER = "a pooler, random in most self-supervised checkpoints; the embedding is the class token"
 
-SOURCE = Source(
+FORMAT = WeightFormat(
     name="transformers ViT, ViTMSN or Dinov2",
-    names={
+    key_mapping={
         **{
             theirs: ours
             for prefix in PREFIXES
-            for theirs, ours in prefixed(ENCODER, prefix, "vit.").items()
+            for theirs, ours in add_prefixes(ENCODER, prefix, "vit.").items()
         },
         "classifier.*": "classifier.*",
     },
@@ -157,9 +157,9 @@ SOURCE = Source(
     read_config=read_config,
 )
 
-MAE = Source(
+MAE = WeightFormat(
     name="transformers ViTMAEForPreTraining",
-    names={**prefixed(ENCODER, "vit.", "vit."), **DECODER},
+    key_mapping={**add_prefixes(ENCODER, "vit.", "vit."), **DECODER},
     architecture="SelfViTForMAE",
     adapt=adapt_mae,
     read_config=read_config,

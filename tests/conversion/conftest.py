@@ -1,4 +1,4 @@
-"""Checkpoints to export, and images to compare vectors on."""
+"""Checkpoints to export, and images to compare embeddings on."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from ..objectives import tiny_config
 
 @pytest.fixture(scope="module")
 def make_checkpoint(tmp_path_factory):
-    """Give the folder of an encoder, or of a SelfViTForDINO where there is a `dino_config`."""
+    """Return a function that writes an encoder, or a SelfViTForDINO if there is a `dino_config`."""
 
     def make(config=None, *, resize="shortest_edge", **overrides):
         config = config or tiny_config(**{"initializer_range": 0.2, **overrides})
         torch.manual_seed(0)
         model = SelfViTModel(config) if config.dino_config is None else SelfViTForDINO(config)
-        with torch.no_grad():  # so that no bias, scale or token keeps a value that hides a mistake
+        with torch.no_grad():  # biases of 0 and scales of 1 could hide errors
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         folder = tmp_path_factory.mktemp("checkpoint")

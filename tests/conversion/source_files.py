@@ -1,4 +1,4 @@
-"""Sources of weights for the tests: the reference's files, and what is around networks in files."""
+"""Source files for the tests, made from the reference weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.golden import load_golden, weights_of
 
-FORMATS = ("pth", "safetensors")
+SUFFIXES = ("pth", "safetensors")
 
-# What no tensor of a reference file tells.
+# Options that no tensor of a reference file determines.
 HEADS: dict[str, dict[str, Any]] = {"mae": {"decoder_num_heads": 4}}
 
 
@@ -24,7 +24,7 @@ def heads_of(file_name: str) -> dict[str, Any]:
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path, suffix: str = "pth") -> Path:
-    """Write a state dict; the file's name says nothing of what it is."""
+    """Write a state dict to a file whose name does not reveal its format."""
     path = folder / f"weights.{suffix}"
     if suffix == "safetensors":
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
@@ -39,7 +39,7 @@ def golden_weights(file_name: str) -> dict[str, Tensor]:
 
 
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return what lies under a prefix, without it."""
+    """Return the weights whose names start with a prefix, without the prefix."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in weights.items()
@@ -48,12 +48,12 @@ def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
 
 
 def with_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the weights as a module calls them that holds the network."""
+    """Return the weights with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in weights.items()}
 
 
 def dino_checkpoint() -> dict[str, Any]:
-    """Return what facebookresearch/dino's main_dino.py saves, of the reference's weights."""
+    """Return the reference weights as main_dino.py of facebookresearch/dino saves them."""
     import argparse
 
     stored = golden_weights("lightly_dino_checkpoint")
@@ -68,7 +68,7 @@ def dino_checkpoint() -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(0)
     return {
-        "student": network("student", "module."),  # distributed, as in main_dino.py
+        "student": network("student", "module."),  # wrapped in DistributedDataParallel
         "teacher": network("teacher", ""),
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": 7}}, "param_groups": []},
         "epoch": 3,

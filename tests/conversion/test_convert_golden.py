@@ -1,4 +1,4 @@
-"""Sources whose outputs the authors' code computed: the converted models compute the same."""
+"""Converted models give the outputs that the authors' code computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfvit.conversion.convert import convert
 from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.modeling_selfvit import SelfViTModel
 from tests.conversion.source_files import (
-    FORMATS,
+    SUFFIXES,
     dino_checkpoint,
     golden_weights,
     heads_of,
@@ -27,7 +27,7 @@ from tests.golden import load_golden
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-# file: (name of the tokens there or None, name of the class token there or None, pooling)
+# Reference file: (name of its tokens or None, name of its class token or None, pooling)
 ENCODERS = {
     "dino_vit": ("intermediate.3", "cls", "cls"),
     "mae": ("unmasked_tokens", None, "mean"),
@@ -39,10 +39,10 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
-def test_the_encoder_computes_what_the_source_does(name, suffix, tmp_path):
+def test_encoder_outputs_match_the_source(name, suffix, tmp_path):
     golden, reference = load_golden(name)
     source = save_weights(golden_weights(name), tmp_path, suffix)
     conversion = convert(source, tmp_path / "out", **heads_of(name))
@@ -62,7 +62,7 @@ def test_the_encoder_computes_what_the_source_does(name, suffix, tmp_path):
 
 
 @torch.no_grad()
-def test_the_logits_of_torchvision_are_kept(tmp_path):
+def test_torchvision_logits_match(tmp_path):
     golden, _ = load_golden("torchvision_vit")
     source = save_weights(golden_weights("torchvision_vit"), tmp_path)
     conversion = convert(source, tmp_path / "out", num_heads=3)
@@ -71,14 +71,14 @@ def test_the_logits_of_torchvision_are_kept(tmp_path):
     torch.testing.assert_close(model(golden["images"]).logits, golden["logits"], **CLOSE)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @torch.no_grad()
-def test_both_networks_and_heads_of_lightlys_dino_are_kept(suffix, tmp_path):
+def test_lightly_dino_keeps_both_networks_and_heads(suffix, tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
     source = save_weights(golden_weights("lightly_dino_checkpoint"), tmp_path, suffix)
     conversion = convert(source, tmp_path / "out", num_heads=3)
     assert conversion.new == {
-        "loss.center": "the file has no center; it starts at zero, as a run does"
+        "loss.center": "the file has no center; it starts at zero, as in a new run"
     }
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "out").eval()
     assert isinstance(model, SelfViTForDINO)
@@ -95,7 +95,7 @@ def test_both_networks_and_heads_of_lightlys_dino_are_kept(suffix, tmp_path):
 
 
 @torch.no_grad()
-def test_a_whole_checkpoint_of_dino_keeps_its_center_and_gives_its_loss(tmp_path):
+def test_full_dino_checkpoint_keeps_its_center_and_loss(tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
     checkpoint = dino_checkpoint()
     torch.save(checkpoint, tmp_path / "weights.pth")
@@ -106,7 +106,7 @@ def test_a_whole_checkpoint_of_dino_keeps_its_center_and_gives_its_loss(tmp_path
     center = checkpoint["dino_loss"]["center"][0]
     torch.testing.assert_close(model.loss.center, center, rtol=0, atol=0)
 
-    # DINO, Algorithm 1, written out for one view of the teacher and one of the student
+    # DINO, Algorithm 1, for one view of the teacher and one of the student.
     images = golden["images"].unsqueeze(0)
     both = torch.cat([images, images])
     loss = model(both, teacher_temperature=0.05).loss
@@ -116,7 +116,7 @@ def test_a_whole_checkpoint_of_dino_keeps_its_center_and_gives_its_loss(tmp_path
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_lightning_checkpoint_around_lightlys_dino_keeps_all_of_it(tmp_path):
+def test_lightning_checkpoint_of_lightly_dino_keeps_everything(tmp_path):
     weights = golden_weights("lightly_dino_checkpoint")
     center = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(0))
     unused = torch.zeros(5, 48)
@@ -143,10 +143,10 @@ def test_a_lightning_checkpoint_around_lightlys_dino_keeps_all_of_it(tmp_path):
     torch.testing.assert_close(model.loss.center, center.flatten(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["mae", "mae_norm_pix"])
 @torch.no_grad()
-def test_the_decoder_and_loss_of_mae_are_kept(name, suffix, tmp_path):
+def test_mae_keeps_its_decoder_and_loss(name, suffix, tmp_path):
     golden, _ = load_golden(name)
     weights = golden_weights(name)
     source = save_weights(weights, tmp_path, suffix)
@@ -162,7 +162,7 @@ def test_the_decoder_and_loss_of_mae_are_kept(name, suffix, tmp_path):
     torch.testing.assert_close(stored, weights["pos_embed"], rtol=0, atol=0)
 
 
-def test_the_encoder_file_of_mae_is_told_apart_by_its_positions(tmp_path):
+def test_mae_encoder_file_is_detected_by_its_positions(tmp_path):
     decoder = ("decoder", "mask_token")
     weights = {
         name: tensor
@@ -176,7 +176,7 @@ def test_the_encoder_file_of_mae_is_told_apart_by_its_positions(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "CC BY-NC 4.0" in card and "cc-by-nc-4.0" in card
 
-    weights["pos_embed"] = weights["pos_embed"] + 0.01  # trained further
+    weights["pos_embed"] = weights["pos_embed"] + 0.01  # no longer sine-cosine
     torch.save({"model": weights}, tmp_path / "weights.pth")
     conversion = convert(tmp_path / "weights.pth", tmp_path / "out", num_heads=3, overwrite=True)
     assert conversion.config.position_embedding_type == "learned"
@@ -187,7 +187,7 @@ def test_the_encoder_file_of_mae_is_told_apart_by_its_positions(tmp_path):
 
 
 @torch.no_grad()
-def test_the_backbone_file_of_lightlys_tutorial_is_an_encoder(tmp_path):
+def test_backbone_file_of_the_lightly_tutorial_is_an_encoder(tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
     backbone = without_prefix(golden_weights("lightly_dino_checkpoint"), "student_backbone.")
     convert(save_weights(backbone, tmp_path), tmp_path / "out", num_heads=3)

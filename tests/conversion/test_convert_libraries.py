@@ -1,4 +1,4 @@
-"""Sources made by timm, torchvision and transformers themselves, with random weights."""
+"""Conversion of models that timm, torchvision and transformers build, with random weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def images_of(size: int, batch_size: int = 2) -> Tensor:
 
 
 def random_weights(model: nn.Module) -> nn.Module:
-    """Fill every tensor: what is zero or one by default could be lost without a difference."""
+    """Randomize every tensor, because losing a default of zero or one would go unnoticed."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -74,7 +74,7 @@ def convert_state(model: nn.Module, tmp_path: Path, **options: Any) -> Any:
     ids=str,
 )
 @torch.no_grad()
-def test_variants_of_timm(variant, tmp_path):
+def test_timm_variants(variant, tmp_path):
     theirs = tiny_timm(**{"num_classes": 5, **variant})
     conversion = convert_state(theirs, tmp_path, num_heads=4)
     images = images_of(32)[:, : variant.get("in_chans", 3)]
@@ -90,7 +90,7 @@ def test_variants_of_timm(variant, tmp_path):
 
 
 @torch.no_grad()
-def test_timms_vit_small_at_full_size(tmp_path):
+def test_timm_vit_small_at_full_size(tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model("vit_small_patch16_224", pretrained=False).eval()
     conversion = convert_state(theirs, tmp_path)
@@ -113,7 +113,7 @@ def test_timms_vit_small_at_full_size(tmp_path):
     ],
     ids=str,
 )
-def test_what_the_encoder_cannot_express_is_refused_with_the_reason(variant, reason, tmp_path):
+def test_unsupported_features_are_refused_with_the_reason(variant, reason, tmp_path):
     theirs = tiny_timm(num_classes=5, **variant)
     with pytest.raises(ValueError, match=reason):
         convert_state(theirs, tmp_path, num_heads=4)
@@ -121,7 +121,7 @@ def test_what_the_encoder_cannot_express_is_refused_with_the_reason(variant, rea
 
 
 @torch.no_grad()
-def test_a_norm_after_the_pooling_is_taken_only_if_asked_for_and_said(tmp_path):
+def test_norm_after_pooling_is_converted_only_on_request_and_reported(tmp_path):
     theirs = tiny_timm(num_classes=5, global_pool="avg")
     conversion = convert_state(theirs, tmp_path, num_heads=4, pooling="mean")
     assert conversion.architecture == "SelfViTModel"
@@ -129,12 +129,12 @@ def test_a_norm_after_the_pooling_is_taken_only_if_asked_for_and_said(tmp_path):
     assert any("fc_norm" in difference for difference in conversion.differences)
     ours = AutoModel.from_pretrained(tmp_path / "out").eval()
     images = images_of(32)
-    expected = theirs.fc_norm(theirs.forward_features(images))  # per token: the blocks are exact
+    expected = theirs.fc_norm(theirs.forward_features(images))  # per token
     torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("global_pool", ["token", "avg"])
-def test_fine_tuned_files_of_mae_have_imagenets_statistics(global_pool, tmp_path):
+def test_fine_tuned_mae_files_get_imagenet_statistics(global_pool, tmp_path):
     theirs = tiny_timm(num_classes=5, global_pool=global_pool)
     torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
     pooling = "mean" if global_pool == "avg" else None
@@ -153,7 +153,7 @@ def test_the_statistics_can_be_chosen(tmp_path):
 
 
 @torch.no_grad()
-def test_positions_that_are_no_square_need_the_image_size(tmp_path):
+def test_non_square_positions_need_the_image_size(tmp_path):
     theirs = tiny_timm(img_size=(32, 64), num_classes=0)
     with pytest.raises(ValueError, match="--image-size"):
         convert_state(theirs, tmp_path, num_heads=4)
@@ -165,7 +165,7 @@ def test_positions_that_are_no_square_need_the_image_size(tmp_path):
 
 
 def timm_folder(folder: Path, model: nn.Module, **pretrained: Any) -> Path:
-    """Write what timm's `save_for_hf` writes: model.safetensors and config.json."""
+    """Write a folder as timm's `save_for_hf` does: model.safetensors and config.json."""
     folder.mkdir()
     save_weights(model.state_dict(), folder, "safetensors").rename(folder / "model.safetensors")
     config = {
@@ -185,7 +185,7 @@ def timm_folder(folder: Path, model: nn.Module, **pretrained: Any) -> Path:
     return folder
 
 
-def test_timms_own_preprocessing_travels(tmp_path):
+def test_stored_timm_preprocessing_is_kept(tmp_path):
     folder = timm_folder(tmp_path / "theirs", tiny_timm(num_classes=0))
     conversion = convert(folder, tmp_path / "out", num_heads=4)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -196,7 +196,7 @@ def test_timms_own_preprocessing_travels(tmp_path):
 
 
 @torch.no_grad()
-def test_a_timm_name_is_found_in_the_cache_of_the_hub(tmp_path, monkeypatch):
+def test_a_timm_name_is_found_in_the_hub_cache(tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     (cache / "refs").mkdir(parents=True)
     (cache / "snapshots").mkdir()
@@ -220,7 +220,7 @@ def test_a_timm_name_is_found_in_the_cache_of_the_hub(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_torchvisions_vit_b_32_at_full_size(tmp_path):
+def test_torchvision_vit_b_32_at_full_size(tmp_path):
     theirs = torchvision.models.vit_b_32()
     with torch.no_grad():
         nn.init.normal_(theirs.heads.head.weight, std=0.02)  # zero by default
@@ -245,19 +245,19 @@ def tiny_torchvision(**overrides: Any) -> nn.Module:
     return random_weights(torchvision.models.VisionTransformer(**{**geometry, **overrides}))
 
 
-def test_a_head_with_a_hidden_layer_is_left_out_by_name(tmp_path):
+def test_a_classifier_with_a_hidden_layer_is_left_out_and_reported(tmp_path):
     conversion = convert_state(tiny_torchvision(representation_size=7), tmp_path, num_heads=4)
     assert conversion.architecture == "SelfViTModel"
     assert {"heads.pre_logits.weight", "heads.head.weight"} <= set(conversion.left_out)
 
 
-# Lightly, whose masked transformers hold timm's and torchvision's as `vit`, and a mask token
+# Lightly: its masked transformers wrap timm's and torchvision's as `vit` and add a mask token.
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 @pytest.mark.parametrize("around", ["", "backbone."])
 @torch.no_grad()
-def test_lightlys_masked_vision_transformers(library, around, tmp_path):
+def test_lightly_masked_vision_transformers(library, around, tmp_path):
     theirs = tiny_timm(num_classes=0) if library == "timm" else tiny_torchvision()
     mask_token = torch.randn(1, 1, 64)
     weights = with_prefix(theirs.state_dict(), f"{around}vit.")
@@ -298,7 +298,7 @@ MAE = {
     "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 48,
 }
-# an epsilon that is seen in the outputs, for one that is lost to show
+# An epsilon that is large enough to change the outputs, if it were lost.
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViTModel": ("ViTConfig", {"intermediate_size": 96, "layer_norm_eps": 0.1}),
     "ViTForImageClassification": ("ViTConfig", {"intermediate_size": 96, "num_labels": 5}),
@@ -325,10 +325,10 @@ def tiny_transformers(name: str) -> Any:
 @pytest.mark.parametrize("names", ["saved", "modules"])
 @pytest.mark.parametrize("name", TRANSFORMERS)
 @torch.no_grad()
-def test_folders_of_transformers_with_old_and_new_names(name, names, tmp_path):
+def test_transformers_folders_with_old_and_new_names(name, names, tmp_path):
     theirs = tiny_transformers(name)
-    theirs.save_pretrained(tmp_path / "theirs")  # with the names of v4
-    if names == "modules":  # those of v5
+    theirs.save_pretrained(tmp_path / "theirs")  # writes the names of v4
+    if names == "modules":  # the names of v5
         path = save_weights(theirs.state_dict(), tmp_path / "theirs", "safetensors")
         path.replace(tmp_path / "theirs" / "model.safetensors")
     conversion = convert(tmp_path / "theirs", tmp_path / "out")
@@ -337,7 +337,7 @@ def test_folders_of_transformers_with_old_and_new_names(name, names, tmp_path):
     ours = AutoModel.from_pretrained(tmp_path / "out").eval()
     encoder = theirs.base_model
     if name.startswith("ViTMAE"):
-        theirs.config.mask_ratio = 0.0  # ViTMAE masks in every mode
+        theirs.config.mask_ratio = 0.0  # ViTMAE masks in evaluation mode, too
         inputs = {"noise": torch.arange(16.0).expand(2, -1)}  # and shuffles even then
     else:
         inputs = {}
@@ -367,7 +367,7 @@ def test_vitmae_keeps_its_decoder_and_loss(tmp_path):
 
 
 @torch.no_grad()
-def test_vit_b_32_of_transformers_at_full_size(tmp_path):
+def test_transformers_vit_b_32_at_full_size(tmp_path):
     torch.manual_seed(0)
     config = transformers.ViTConfig(patch_size=32)
     theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
@@ -381,7 +381,7 @@ def test_vit_b_32_of_transformers_at_full_size(tmp_path):
     torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
 
 
-def test_a_stored_processor_travels(tmp_path):
+def test_a_stored_processor_is_kept(tmp_path):
     theirs = tiny_transformers("ViTModel")
     theirs.save_pretrained(tmp_path / "theirs")
     stored = transformers.ViTImageProcessor(
@@ -394,7 +394,7 @@ def test_a_stored_processor_travels(tmp_path):
     assert kept.to_dict() == AutoImageProcessor.from_pretrained(tmp_path / "theirs").to_dict()
 
 
-def test_labels_travel(tmp_path):
+def test_label_names_are_kept(tmp_path):
     theirs = tiny_transformers("ViTForImageClassification")
     theirs.config.id2label = dict(enumerate("abcde"))
     theirs.save_pretrained(tmp_path / "theirs")
@@ -405,7 +405,7 @@ def test_labels_travel(tmp_path):
 
 
 @torch.no_grad()
-def test_a_folder_of_older_transformers_holds_a_pickle(tmp_path):
+def test_a_folder_with_a_pickle_is_converted(tmp_path):
     theirs = tiny_transformers("ViTMSNModel")
     theirs.save_pretrained(tmp_path / "theirs")
     stored = load_file(tmp_path / "theirs" / "model.safetensors")
@@ -418,12 +418,12 @@ def test_a_folder_of_older_transformers_holds_a_pickle(tmp_path):
     torch.testing.assert_close(ours(images).last_hidden_state, expected, **CLOSE)
 
 
-def test_a_sharded_folder_is_read_whole(tmp_path):
+def test_a_sharded_folder_is_read_completely(tmp_path):
     theirs = tiny_transformers("Dinov2Model")
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
     convert(tmp_path / "theirs", tmp_path / "out")
     shard = sorted((tmp_path / "theirs").glob("model-*.safetensors"))[0]
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match="does not lie there"):
+    with pytest.raises(FileNotFoundError, match="which is not in its folder"):
         convert(tmp_path / "theirs", tmp_path / "other")

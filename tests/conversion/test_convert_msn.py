@@ -1,4 +1,4 @@
-"""facebookresearch/msn's checkpoints."""
+"""Conversion of facebookresearch/msn checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def projection_head(seed: int, batch_norm: bool) -> nn.Module:
-    """Return the head of msn_train.py's `init_model`, with all its tensors random."""
+    """Return the head that `init_model` of msn_train.py builds, with random tensors."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (width, hidden) in enumerate([(48, 32), (32, 32)], start=1):
         layers[f"fc{index}"] = nn.Linear(width, hidden)
@@ -35,7 +35,7 @@ def projection_head(seed: int, batch_norm: bool) -> nn.Module:
 
 
 def msn_checkpoint(batch_norm: bool = True) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-    """Return what msn_train.py saves, and the heads in it; the encoders are the reference's."""
+    """Return a checkpoint as msn_train.py saves it, with reference encoders, and its heads."""
     stored = golden_weights("lightly_dino_checkpoint")
     heads = {
         name: projection_head(seed, batch_norm) for seed, name in enumerate(["student", "teacher"])
@@ -59,7 +59,7 @@ def msn_checkpoint(batch_norm: bool = True) -> tuple[dict[str, Any], dict[str, n
 
 
 @torch.no_grad()
-def test_both_networks_heads_and_prototypes_are_kept(tmp_path):
+def test_msn_keeps_both_networks_heads_and_prototypes(tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
     checkpoint, heads = msn_checkpoint()
     torch.save(checkpoint, tmp_path / "weights.pth.tar")
@@ -84,7 +84,7 @@ def test_both_networks_heads_and_prototypes_are_kept(tmp_path):
 
 
 @torch.no_grad()
-def test_of_a_head_without_batch_norm_the_target_encoder_is_left(tmp_path):
+def test_without_batch_norm_only_the_target_encoder_is_converted(tmp_path):
     golden, _ = load_golden("lightly_dino_checkpoint")
     checkpoint, _ = msn_checkpoint(batch_norm=False)
     torch.save(checkpoint, tmp_path / "weights.pth.tar")
@@ -102,7 +102,7 @@ def test_of_a_head_without_batch_norm_the_target_encoder_is_left(tmp_path):
     "removed",
     ["prototypes", "encoder.module.fc.bn2.running_mean", "target_encoder.module.norm.bias"],
 )
-def test_a_tensor_that_is_missing_is_named(removed, tmp_path):
+def test_a_missing_tensor_is_named(removed, tmp_path):
     checkpoint, _ = msn_checkpoint()
     first, _, rest = removed.partition(".")
     if rest:

@@ -34,7 +34,7 @@ def exported(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (5, 3, 32, 32), (3, 3, 16, 56), (2, 3, 64, 8)])
-def test_any_batch_and_image_size_gives_the_same_vectors(shape, checkpoint, exported):
+def test_vectors_match_for_any_batch_and_image_size(shape, checkpoint, exported):
     pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = SelfViTModel.from_pretrained(checkpoint).eval()(pixel_values).pooler_output
@@ -49,13 +49,13 @@ def test_the_folder_holds_the_graphs_and_the_preprocessing(exported):
     ]  # fmt: skip
 
 
-def test_no_folder_of_who_exported_it_is_in_the_graph(exported):
-    # every node used to carry the stack trace of the Python code that it came from
+def test_the_graph_contains_no_local_paths(exported):
+    # Every node used to carry the stack trace of the Python code that created it.
     content = (exported[0] / "model.onnx").read_bytes()
     assert b"modeling_selfvit.py" not in content and b".py" not in content
 
 
-def test_the_cosine_reported_is_that_of_the_8_bit_graph(checkpoint, exported):
+def test_the_reported_cosine_is_that_of_the_8_bit_graph(checkpoint, exported):
     folder, report = exported
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     full, quantized = (vectors(folder / name, images) for name in ("model.onnx", "model_int8.onnx"))
@@ -68,7 +68,7 @@ def test_the_cosine_reported_is_that_of_the_8_bit_graph(checkpoint, exported):
     assert "random pixels" in note
 
 
-def test_8_bits_below_the_smallest_cosine_on_the_images_given_are_refused(
+def test_an_8_bit_graph_below_min_cosine_on_the_given_images_is_refused(
     make_checkpoint, image_folder, tmp_path
 ):
     arguments = [make_checkpoint(num_hidden_layers=1), tmp_path / "out", "--to", "onnx", "--int8"]

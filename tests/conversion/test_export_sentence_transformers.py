@@ -16,7 +16,7 @@ def checkpoint(make_checkpoint):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
-def test_encode_gives_the_same_vectors(pooling, normalize, checkpoint, photos, tmp_path):
+def test_encode_vectors_match(pooling, normalize, checkpoint, photos, tmp_path):
     folder = tmp_path / "out"
     report = export(
         checkpoint, folder, to="sentence-transformers", pooling=pooling, normalize=normalize
@@ -30,7 +30,7 @@ def test_encode_gives_the_same_vectors(pooling, normalize, checkpoint, photos, t
     assert model.get_embedding_dimension() == embedder.embedding_size
 
 
-def test_pooling_and_normalization_are_written_down(checkpoint, tmp_path):
+def test_pooling_and_normalization_are_stored(checkpoint, tmp_path):
     export(checkpoint, tmp_path / "out", to="sentence-transformers", normalize=True)
     modules = json.loads((tmp_path / "out" / "modules.json").read_text())
     kinds = [module["type"].rpartition(".")[2] for module in modules]
@@ -50,7 +50,7 @@ def test_register_tokens_work_with_the_class_token(make_checkpoint, photos, tmp_
 
 
 @pytest.mark.parametrize("pooling", ["gem", "concat:2"])
-def test_another_pooling_is_refused(pooling, checkpoint, tmp_path):
+def test_other_poolings_are_refused(pooling, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="modules for cls, mean and cls.mean. Use --pooling cls"):
         export(checkpoint, tmp_path / "out", to="sentence-transformers", pooling=pooling)
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def exported(checkpoint, folder, **arguments):
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
-def test_timm_gives_the_same_vectors(overrides, make_checkpoint, tmp_path):
+def test_timm_vectors_match(overrides, make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(**overrides), tmp_path / "out")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_timm_gives_the_same_vectors(overrides, make_checkpoint, tmp_path):
     torch.testing.assert_close(tokens, expected.last_hidden_state, atol=1e-5, rtol=0)
 
 
-def test_a_full_vit_s16_opens_by_its_name_and_the_weights_file(make_checkpoint, tmp_path):
+def test_vit_s16_opens_by_name_and_weights_file(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(SelfViTConfig.from_name("vits16")), tmp_path / "out")
     theirs = timm.create_model(
         "vit_small_patch16_224",
@@ -57,7 +57,7 @@ def test_a_full_vit_s16_opens_by_its_name_and_the_weights_file(make_checkpoint, 
         torch.testing.assert_close(theirs(pixels(ours.config)), expected, atol=1e-5, rtol=0)
 
 
-def test_transformers_opens_the_folder_too_and_pools_by_the_mean(make_checkpoint, tmp_path):
+def test_transformers_opens_the_folder_and_pools_by_the_mean(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(pooling="mean"), tmp_path / "out")
     theirs = AutoModel.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_transformers_opens_the_folder_too_and_pools_by_the_mean(make_checkpoint
 
 
 @pytest.mark.parametrize("resize", ["shortest_edge", "square"])
-def test_timms_transform_makes_the_processors_pixels(resize, make_checkpoint, tmp_path):
+def test_timm_transform_gives_the_pixels_of_the_processor(resize, make_checkpoint, tmp_path):
     pytest.importorskip("torchvision")
     checkpoint = make_checkpoint(resize=resize, image_size=56)
     export(checkpoint, tmp_path / "out", to="timm")
@@ -80,13 +80,13 @@ def test_timms_transform_makes_the_processors_pixels(resize, make_checkpoint, tm
 
 
 def test_the_edge_before_the_crop_is_not_rounded_down(make_checkpoint, tmp_path):
-    # 32 / (32 / 37) is a little less than 37: timm would have resized to 36
+    # 32 / (32 / 37) is slightly less than 37, so timm would have resized to 36.
     export(make_checkpoint(), tmp_path / "out", to="timm")
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert int(32 / stored["crop_pct"]) == 37
 
 
-def test_names_are_timms_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
+def test_names_match_timm_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(), tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
     attention = ours.layers[1].attention
@@ -105,17 +105,19 @@ def test_names_are_timms_and_query_key_and_value_are_one_tensor(make_checkpoint,
         ({"hidden_act": "gelu_10"}, r"hidden_act \('gelu_10'\) must be one of gelu"),
     ],
 )
-def test_what_timm_has_no_place_for_is_refused(overrides, message, make_checkpoint, tmp_path):
+def test_encoders_that_timm_cannot_express_are_refused(
+    overrides, message, make_checkpoint, tmp_path
+):
     with pytest.raises(ValueError, match=message):
         export(make_checkpoint(**overrides), tmp_path / "out", to="timm")
     assert not list(tmp_path.iterdir())
 
 
-def test_preprocessing_that_timm_has_no_place_for_is_refused(make_checkpoint, tmp_path):
+def test_preprocessing_that_timm_cannot_express_is_refused(make_checkpoint, tmp_path):
     checkpoint = make_checkpoint()
     stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
     stored["resample"] = Image.Resampling.LANCZOS
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="timm takes bilinear or bicubic"):
+    with pytest.raises(ValueError, match="must be bilinear or bicubic for timm"):
         export(checkpoint, tmp_path / "out", to="timm")
     assert not list(tmp_path.iterdir())

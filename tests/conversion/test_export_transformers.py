@@ -12,7 +12,7 @@ from selfvit import DINOConfig, SelfViTConfig, SelfViTModel
 from selfvit.conversion.exporters.export import export
 from selfvit.embedding.embedder import Embedder
 
-# Embeds the images of a folder with every model of another, by AutoModel and by the pipeline.
+# Embeds the images of a folder with every exported model, by AutoModel and by pipeline.
 WITHOUT_SELFVIT = """
 import json, sys
 from pathlib import Path
@@ -80,9 +80,7 @@ def exported(checkpoints, tmp_path_factory):
     return folder
 
 
-def test_stock_transformers_gives_the_same_vectors_where_selfvit_cannot_be_imported(
-    checkpoints, exported, photos, tmp_path
-):
+def test_stock_transformers_vectors_match_without_selfvit(checkpoints, exported, photos, tmp_path):
     (tmp_path / "images").mkdir()
     paths = [tmp_path / "images" / f"{index}.png" for index in range(len(photos))]
     for image, path in zip(photos, paths, strict=True):
@@ -103,7 +101,7 @@ def test_stock_transformers_gives_the_same_vectors_where_selfvit_cannot_be_impor
             checkpoints[name], network=network_of(name), device="cpu"
         )
         expected = embedder(paths)
-        assert expected.std(axis=0).mean() > 0.01, "the images must be told apart"
+        assert expected.std(axis=0).mean() > 0.01, "the embeddings of the images must differ"
         np.testing.assert_allclose(by_model, expected, atol=1e-5, err_msg=name)
         np.testing.assert_allclose(by_pipeline, expected, atol=1e-5, err_msg=name)
         wanted = "Dinov2WithRegistersModel" if name == "everything" else "Dinov2Model"
@@ -119,7 +117,7 @@ def test_teacher_and_student_differ(exported):
 
 
 @pytest.mark.parametrize("size", [(48, 32), (16, 40), (64, 64), (16, 64)])
-def test_any_image_size_gives_the_same_vectors(size, checkpoints, exported):
+def test_vectors_match_for_any_image_size(size, checkpoints, exported):
     pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     ours = SelfViTModel.from_pretrained(checkpoints["plain"]).eval()
     theirs = AutoModel.from_pretrained(exported / "plain").eval()
@@ -131,14 +129,14 @@ def test_any_image_size_gives_the_same_vectors(size, checkpoints, exported):
     )
 
 
-def test_the_mask_token_comes_along_or_is_zero(checkpoints, exported):
+def test_the_mask_token_is_kept_or_zero(checkpoints, exported):
     ours = SelfViTModel.from_pretrained(checkpoints["everything"]).embeddings.mask_token
     theirs = AutoModel.from_pretrained(exported / "everything").embeddings.mask_token
     assert torch.equal(theirs, ours.flatten(1)) and theirs.any()
     assert not AutoModel.from_pretrained(exported / "plain").embeddings.mask_token.any()
 
 
-def test_the_processor_is_the_checkpoints(checkpoints, exported):
+def test_the_processor_of_the_checkpoint_is_kept(checkpoints, exported):
     for name, checkpoint in checkpoints.items():
         ours = AutoImageProcessor.from_pretrained(checkpoint).to_dict()
         assert AutoImageProcessor.from_pretrained(exported / name).to_dict() == ours
@@ -149,11 +147,11 @@ def test_the_processor_is_the_checkpoints(checkpoints, exported):
     [
         ("mean", "--to timm"),
         ("cls+mean", "--to sentence-transformers"),
-        ("gem", "--to onnx for exactly this"),
-        ("concat:2", "--to onnx for exactly this"),
+        ("gem", "--to onnx for the exact one"),
+        ("concat:2", "--to onnx for the exact one"),
     ],
 )
-def test_a_pooling_that_has_no_place_is_refused_with_the_nearest(
+def test_a_pooling_that_cannot_be_expressed_is_refused_with_alternatives(
     pooling, nearest, checkpoints, tmp_path
 ):
     with pytest.raises(ValueError, match="cannot be expressed.*Use --pooling cls") as error:
@@ -169,7 +167,9 @@ def test_a_pooling_that_has_no_place_is_refused_with_the_nearest(
         ({"mlp_ratio": 2.5}, r"mlp_ratio \(2.5\) must be a whole number"),
     ],
 )
-def test_an_encoder_that_has_no_place_is_refused(overrides, message, make_checkpoint, tmp_path):
+def test_an_encoder_that_cannot_be_expressed_is_refused(
+    overrides, message, make_checkpoint, tmp_path
+):
     with pytest.raises(ValueError, match=message):
         export(make_checkpoint(**overrides), tmp_path / "out", to="transformers")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Weights in and out again, and out and in again: no bit changes."""
+"""Converting and exporting weights, in both orders, changes no bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def assert_identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tens
         assert torch.equal(ours[name], tensor), name
 
 
-def test_timms_vit_s_16_in_and_out(tmp_path):
+def test_timm_vit_s_16_survives_conversion_and_export(tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model("vit_small_patch16_224", num_classes=0).state_dict()
     convert(save_weights(theirs, tmp_path), tmp_path / "ours")
@@ -31,7 +31,7 @@ def test_timms_vit_s_16_in_and_out(tmp_path):
 
 @pytest.mark.parametrize("num_register_tokens", [0, 3])
 @pytest.mark.parametrize("to", ["timm", "transformers"])
-def test_ours_out_and_in(to, num_register_tokens, tmp_path):
+def test_selfvit_checkpoint_survives_export_and_conversion(to, num_register_tokens, tmp_path):
     torch.manual_seed(0)
     config = SelfViTConfig(
         hidden_size=64,
@@ -42,7 +42,7 @@ def test_ours_out_and_in(to, num_register_tokens, tmp_path):
         num_register_tokens=num_register_tokens,
         layerscale_value=0.5,
         layer_norm_eps=1e-6,
-        use_mask_token=to == "transformers",  # Dinov2 always has one, timm never
+        use_mask_token=to == "transformers",  # Dinov2 always has a mask token, timm never
     )
     model = SelfViTModel(config)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Sources that do not fit: an error that names the tensor, and nothing on the disk."""
+"""Sources that do not match raise an error that names the tensor, and nothing is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfvit.conversion.convert import convert
 from tests.conversion.source_files import (
-    FORMATS,
+    SUFFIXES,
     dino_checkpoint,
     golden_weights,
     heads_of,
@@ -35,7 +35,7 @@ GOLDEN = [
 
 
 def refused(weights: Weights, tmp_path, suffix: str = "pth", **options: Any) -> str:
-    """Return the error of a conversion, and check that it left nothing."""
+    """Return the error message of a conversion, and check that nothing was written."""
     source = save_weights(weights, tmp_path, suffix)
     with pytest.raises(ValueError) as error:
         convert(source, tmp_path / "out", **options)
@@ -44,13 +44,13 @@ def refused(weights: Weights, tmp_path, suffix: str = "pth", **options: Any) -> 
 
 
 def names_to_change(weights: Weights) -> list[str]:
-    """Return names, of the blocks those of the first two, and of the two encoders one."""
+    """Return tensor names of the first two blocks, and of one encoder if there are two."""
     left_out = re.compile(r"(blocks|layer)[._][2-9]\.|^student_backbone\.")
     return [name for name in weights if not left_out.search(name)]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_any_tensor_that_is_removed_is_named(name, tmp_path):
+def test_any_removed_tensor_is_named(name, tmp_path):
     weights = golden_weights(name)
     for removed in names_to_change(weights):
         rest = {key: tensor for key, tensor in weights.items() if key != removed}
@@ -59,7 +59,7 @@ def test_any_tensor_that_is_removed_is_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_any_tensor_that_is_renamed_is_named(name, tmp_path):
+def test_any_renamed_tensor_is_named(name, tmp_path):
     weights = golden_weights(name)
     for renamed in names_to_change(weights):
         changed = {
@@ -70,7 +70,7 @@ def test_any_tensor_that_is_renamed_is_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_any_tensor_of_another_shape_is_named(name, tmp_path):
+def test_any_tensor_with_an_unexpected_shape_is_named(name, tmp_path):
     weights = golden_weights(name)
     for changed in names_to_change(weights):
         tensor = weights[changed]
@@ -81,8 +81,8 @@ def test_any_tensor_of_another_shape_is_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float16])
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_tensor_of_another_precision_is_named(dtype, suffix, tmp_path):
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_tensor_with_a_different_precision_is_named(dtype, suffix, tmp_path):
     weights = golden_weights("dino_vit")
     changed = "blocks.2.mlp.fc1.weight"
     message = refused({**weights, changed: weights[changed].to(dtype)}, tmp_path, suffix)
@@ -95,19 +95,19 @@ def test_an_extra_tensor_is_named(tmp_path):
     assert "blocks.0.attn.relative_position_bias" in message and "relative positions" in message
 
 
-def test_weights_of_something_else_are_of_no_known_kind(tmp_path):
+def test_weights_of_another_architecture_have_no_known_format(tmp_path):
     message = refused({"conv1.weight": torch.zeros(8, 3, 7, 7), "fc.bias": torch.ones(3)}, tmp_path)
-    assert "no known kind" in message and "conv1.weight" in message
+    assert "known weight format" in message and "conv1.weight" in message
 
 
-def test_the_number_of_heads_is_asked_for_where_no_convention_tells_it(tmp_path):
+def test_an_unknown_number_of_heads_is_requested(tmp_path):
     assert "--num-heads" in refused(golden_weights("dino_vit"), tmp_path)
     assert "must divide" in refused(golden_weights("dino_vit"), tmp_path, num_heads=5)
     weights = golden_weights("mae")
     assert "--decoder-num-heads" in refused(weights, tmp_path, num_heads=3)
 
 
-def test_a_whole_checkpoint_without_its_center_is_refused(tmp_path):
+def test_a_full_checkpoint_without_its_center_is_refused(tmp_path):
     checkpoint = dino_checkpoint()
     del checkpoint["dino_loss"]
     torch.save(checkpoint, tmp_path / "weights.pth")
@@ -129,7 +129,7 @@ def test_config_json_must_agree_with_the_weights(tmp_path):
         convert(tmp_path / "theirs", tmp_path / "out")
 
 
-def test_the_heads_of_wide_encoders_are_not_taken_to_be_of_64(tmp_path):
+def test_wide_encoders_do_not_have_heads_of_64_channels(tmp_path):
     theirs = {
         name: tensor.new_zeros([1280 if size == 48 else size for size in tensor.shape])
         for name, tensor in golden_weights("timm_vit").items()
@@ -153,20 +153,22 @@ def test_the_heads_of_wide_encoders_are_not_taken_to_be_of_64(tmp_path):
     theirs["patch_embed.proj.weight"] = torch.zeros(1280, 3, 16, 16)
     theirs["patch_embed.proj.bias"] = torch.zeros(1280)
     conversion = convert(save_weights(theirs, tmp_path), tmp_path / "out")
-    assert conversion.config.num_attention_heads == 16  # ViT-H, Table 1 of its paper
+    assert conversion.config.num_attention_heads == 16  # ViT-H, arXiv 2010.11929, Table 1
 
 
 # Precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_kept_unless_asked_otherwise(dtype, tmp_path):
+def test_half_precision_is_kept_by_default(dtype, tmp_path):
     from transformers import AutoModel
 
     weights = {name: tensor.to(dtype) for name, tensor in golden_weights("mae").items()}
     source = save_weights(weights, tmp_path, "safetensors")
     conversion = convert(source, tmp_path / "half", **heads_of("mae"))
-    assert conversion.config.position_embedding_type == "sincos"  # within this precision
+    assert (
+        conversion.config.position_embedding_type == "sincos"
+    )  # within the tolerance of this precision
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == dtype
     convert(source, tmp_path / "full", dtype="float32", **heads_of("mae"))
     full = AutoModel.from_pretrained(tmp_path / "full")
@@ -179,13 +181,13 @@ def test_half_precision_is_kept_unless_asked_otherwise(dtype, tmp_path):
     )
 
 
-def test_double_precision_is_cast_only_if_asked_for(tmp_path):
+def test_double_precision_is_cast_only_on_request(tmp_path):
     weights = {name: tensor.double() for name, tensor in golden_weights("dino_vit").items()}
     assert "--dtype float32" in refused(weights, tmp_path, num_heads=3)
     convert(tmp_path / "weights.pth", tmp_path / "out", num_heads=3, dtype="float32")
 
 
-def test_a_center_stays_in_full_precision(tmp_path):
+def test_a_center_stays_float32(tmp_path):
     from selfvit import SelfViTForDINO
 
     checkpoint = dino_checkpoint()
@@ -229,7 +231,7 @@ def test_a_malicious_pickle_is_refused_and_never_executed(write, suffix, protoco
     assert sorted(os.listdir(tmp_path)) == [path.name]
 
 
-def test_the_arguments_of_a_command_are_read_but_not_what_hides_in_them(tmp_path):
+def test_command_line_arguments_are_read_but_other_objects_in_them_are_refused(tmp_path):
     weights = golden_weights("dino_vit")
     content: dict[str, Any] = {"model": weights, "args": argparse.Namespace(lr=0.1)}
     torch.save(content, tmp_path / "good.pth")
@@ -251,8 +253,8 @@ def test_the_arguments_of_a_command_are_read_but_not_what_hides_in_them(tmp_path
     ],
     ids=["half", "empty", "text", "zeros"],
 )
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_damaged_file_is_an_error(suffix, damage: Callable[[bytes], bytes], tmp_path):
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_file_raises(suffix, damage: Callable[[bytes], bytes], tmp_path):
     source = save_weights(golden_weights("dino_vit"), tmp_path, suffix)
     source.write_bytes(damage(source.read_bytes()))
     with pytest.raises(ValueError, match=str(source)):
@@ -261,7 +263,7 @@ def test_a_damaged_file_is_an_error(suffix, damage: Callable[[bytes], bytes], tm
 
 
 @pytest.mark.parametrize("around", ["", "model.", "module.", "state_dict.model.", "_orig_mod."])
-def test_the_kind_is_read_off_the_tensors_whatever_is_around_them(around, tmp_path):
+def test_the_format_is_detected_from_the_tensors_inside_any_wrapper(around, tmp_path):
     weights = with_prefix(golden_weights("timm_vit_registers"), around)
     source = save_weights(weights, tmp_path).rename(tmp_path / "torchvision_dino_mae.pth")
     conversion = convert(source, tmp_path / "out", num_heads=3)
@@ -269,7 +271,7 @@ def test_the_kind_is_read_off_the_tensors_whatever_is_around_them(around, tmp_pa
     assert conversion.config.num_register_tokens == 4
 
 
-def test_the_average_of_timms_trainer_is_taken(tmp_path):
+def test_the_averaged_weights_of_timm_training_are_used(tmp_path):
     from safetensors.torch import load_file
 
     weights = golden_weights("timm_vit_registers")
@@ -281,10 +283,10 @@ def test_the_average_of_timms_trainer_is_taken(tmp_path):
     assert "state_dict.norm.bias" in conversion.left_out
 
 
-# The output
+# Output
 
 
-def test_an_output_is_replaced_only_if_it_is_a_conversion_and_asked_for(tmp_path):
+def test_only_an_earlier_conversion_is_replaced_and_only_on_request(tmp_path):
     source = save_weights(golden_weights("dino_vit"), tmp_path)
     output = tmp_path / "out"
     convert(source, output, num_heads=3)
@@ -302,7 +304,7 @@ def test_an_output_is_replaced_only_if_it_is_a_conversion_and_asked_for(tmp_path
     assert sorted(os.listdir(tmp_path)) == ["out", source.name]
 
 
-def test_a_selfvit_checkpoint_is_no_source(tmp_path):
+def test_a_selfvit_checkpoint_is_not_converted(tmp_path):
     source = save_weights(golden_weights("dino_vit"), tmp_path)
     convert(source, tmp_path / "out", num_heads=3)
     with pytest.raises(ValueError, match="selfvit checkpoint already"):
