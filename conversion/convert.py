@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..atomic_output import atomic_output, check_output
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -21,13 +22,11 @@ from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, Provenance, read_provenance, shown_name
+from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
 from .match_weights import build_model, draft_model
 from .read_weights import read_source
 from .report import CREATED_BY, Conversion, card_contents, describe
 from .weight_format import STATISTICS, Draft, Options
-
-REPORT, PROCESSOR = "conversion.json", "preprocessor_config.json"
 
 
 def convert(
@@ -73,7 +72,7 @@ def convert(
             fit; the message names them. Nothing is written.
     """
     output = Path(output)
-    check_output(output, REPORT, overwrite)
+    check_output(output, CONVERSION, overwrite)
     _check_foreign(output)
     options = Options(
         num_heads=num_heads,
@@ -105,12 +104,12 @@ def convert(
         model.save_pretrained(folder, save_code=save_code)
         processor.save_pretrained(folder)
         report = describe(conversion, file, draft.license_note, provenance)
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (folder / CONVERSION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         card = render_model_card(
             card_contents(
                 conversion,
                 name=output.resolve().name,
-                source=shown_name(source),
+                source=display_name(source),
                 model=model,
                 processor=processor,
                 license_note=draft.license_note,
@@ -127,7 +126,7 @@ def _provenance(draft: Draft) -> Provenance:
     file = draft.file
     stored = Provenance() if file.folder is None else read_provenance(file.folder)
     base_model = file.repository or stored.base_model
-    where = shown_name(file.repository or file.description)
+    where = display_name(file.repository or file.description)
     if stored.license is not None:
         return replace(stored, base_model=base_model, origin=f"the card of {where}")
     kind = "" if draft.license_id is None else f"the kind of the source, {draft.kind}"
@@ -150,7 +149,7 @@ def _check_options(options: Options) -> None:
 def _check_foreign(output: Path) -> None:
     """Raise if a folder that is to be replaced holds what no conversion wrote."""
     code = {path.name for path in code_files(output)}
-    written = {REPORT, PROCESSOR, "config.json", CARD, *code}
+    written = {CONVERSION, IMAGE_PROCESSOR_NAME, "config.json", CARD, *code}
     for entry in sorted(output.iterdir()) if output.is_dir() else ():
         if entry.name not in written and not entry.name.startswith("model"):
             raise FileExistsError(
@@ -163,10 +162,10 @@ def _processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor,
     """Return the source's own image processor, or one by its convention; and which."""
     folder = draft.file.folder
     statistics = draft.options.statistics
-    if folder is not None and (folder / PROCESSOR).is_file() and statistics is None:
+    if folder is not None and (folder / IMAGE_PROCESSOR_NAME).is_file() and statistics is None:
         stored = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         _check_processor(stored, config)
-        return stored, f"{PROCESSOR} of the source"
+        return stored, f"{IMAGE_PROCESSOR_NAME} of the source"
     wanted = draft.preprocessing
     mean, std = STATISTICS[statistics] if statistics else (wanted.mean, wanted.std)
     processor: Any = build_processor(
@@ -181,9 +180,9 @@ def _check_processor(processor: BaseImageProcessor, config: SelfViTConfig) -> No
     pixels = processor(image, return_tensors="pt")["pixel_values"]
     if any(size % config.patch_size for size in pixels.shape[-2:]):
         raise ValueError(
-            f"{PROCESSOR} of the source makes images of {pixels.shape[-2]} x {pixels.shape[-1]} "
-            f"pixels, which the patch size ({config.patch_size}) does not divide; correct its "
-            "size, or take the file away for the convention."
+            f"{IMAGE_PROCESSOR_NAME} of the source makes images of {pixels.shape[-2]} x "
+            f"{pixels.shape[-1]} pixels, which the patch size ({config.patch_size}) does not "
+            "divide; correct its size, or take the file away for the convention."
         )
 
 

@@ -15,7 +15,7 @@ RESAMPLES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricSample:
     """A figure of N images.
 
     Args:
@@ -31,7 +31,7 @@ class Figure:
     influences: np.ndarray
 
     @classmethod
-    def mean_of(cls, scores: np.ndarray) -> Figure:
+    def mean_of(cls, scores: np.ndarray) -> MetricSample:
         """Return the mean of a score (N,) of each image, for example whether it is right."""
         scores = np.asarray(scores, dtype=np.float64)
         return cls(float(scores.mean()), scores - scores.mean())
@@ -45,7 +45,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(figure: Figure, *, seed: int = 0) -> Estimate:
+def estimate(figure: MetricSample, *, seed: int = 0) -> Estimate:
     """Return a figure with its 95 % bootstrap interval (Efron and Tibshirani 1993, Ch. 13).
 
     It says how far the figure would move with other images of the same kind; not with other images
@@ -60,7 +60,7 @@ def estimate(figure: Figure, *, seed: int = 0) -> Estimate:
 
 
 def estimate_change(
-    before: Figure, after: Figure, *, seed: int = 0
+    before: MetricSample, after: MetricSample, *, seed: int = 0
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Return before, after, and after minus before, each with its interval.
 
@@ -103,4 +103,4 @@ def _with_interval(value: float, offsets: np.ndarray) -> Estimate:
     return Estimate(value, value + float(offsets[0]), value + float(offsets[1]))
 
 
-__all__ = ["LEVEL", "NUM_RESAMPLES", "Estimate", "Figure", "estimate", "estimate_change"]
+__all__ = ["LEVEL", "NUM_RESAMPLES", "Estimate", "MetricSample", "estimate", "estimate_change"]

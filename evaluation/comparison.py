@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..atomic_output import atomic_output
-from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, Figure, estimate, estimate_change
-from .evaluate import format_metric, is_share, metric_title
+from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, MetricSample, estimate, estimate_change
+from .evaluate import format_metric, is_fraction, metric_title
 from .label_free import neighbor_overlap
 
 # N images · K neighbors
@@ -23,21 +23,21 @@ class Measurement:
     """An encoder's figures at one moment.
 
     Args:
-        figures: by name, those that are compared.
+        samples: Metrics that are compared, by name.
         neighbors: (N, K) of `nearest_neighbors`, of the images that need no labels.
         data: names images and settings; only measurements of equal data can be compared.
         metrics: all figures by name as plain numbers, those that are not compared too.
     """
 
-    figures: Mapping[str, Figure]
+    samples: Mapping[str, MetricSample]
     neighbors: np.ndarray
     data: str
     metrics: Mapping[str, float]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it, whole or not at all, without loss of a bit."""
-        arrays = {name: figure.influences for name, figure in self.figures.items()}
-        values = {name: figure.value for name, figure in self.figures.items()}
+        arrays = {name: sample.influences for name, sample in self.samples.items()}
+        values = {name: sample.value for name, sample in self.samples.items()}
         text = json.dumps({"data": self.data, "values": values, "metrics": dict(self.metrics)})
         with atomic_output(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, _text=np.array(text), _neighbors=self.neighbors, **arrays)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ class Measurement:
         with np.load(path) as arrays:
             content = json.loads(str(arrays["_text"]))
             return cls(
-                figures={n: Figure(v, arrays[n]) for n, v in content["values"].items()},
+                samples={n: MetricSample(v, arrays[n]) for n, v in content["values"].items()},
                 neighbors=arrays["_neighbors"],
                 data=content["data"],
                 metrics=content["metrics"],
@@ -151,7 +151,7 @@ class Comparison:
             "improved": self.improved,
             "verdict": self.verdict,
             "note": self.note,
-            "figures": {
+            "metrics": {
                 change.name: {
                     "before": change.before._asdict(),
                     "after": change.after._asdict(),
@@ -186,17 +186,17 @@ def compare(
     """
     if before.data != after.data:
         raise ValueError("before and after were measured on different images or settings.")
-    if metric is not None and metric not in before.figures:
-        known = ", ".join(before.figures)
+    if metric is not None and metric not in before.samples:
+        known = ", ".join(before.samples)
         raise ValueError(f"metric ({metric!r}) was not measured; there are {known}.")
     changes = [
-        Change(name, *estimate_change(figure, after.figures[name]), len(figure.influences))
-        for name, figure in before.figures.items()
+        Change(name, *estimate_change(sample, after.samples[name]), len(sample.influences))
+        for name, sample in before.samples.items()
     ]
     kept = neighbor_overlap(before.neighbors, after.neighbors)
     return Comparison(
         changes=tuple(changes),
-        overlap=estimate(Figure.mean_of(kept)),
+        overlap=estimate(MetricSample.mean_of(kept)),
         num_neighbors=before.neighbors.shape[1],
         num_overlap_images=len(kept),
         metric=metric,
@@ -238,11 +238,11 @@ def _with_interval(name: str, estimated: Estimate) -> str:
 
 
 def _difference(name: str, value: float) -> str:
-    return f"{100 * value:.1f} points" if is_share(name) else format_metric(name, value)
+    return f"{100 * value:.1f} points" if is_fraction(name) else format_metric(name, value)
 
 
 def _signed(name: str, value: float) -> str:
-    if is_share(name):
+    if is_fraction(name):
         return f"{100 * value:+.1f}"
     text = format_metric(name, value)
     return text if text.startswith("-") else f"+{text}"

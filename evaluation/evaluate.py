@@ -174,14 +174,14 @@ def metric_title(name: str) -> str:
     return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
 
 
-def is_share(name: str) -> bool:
+def is_fraction(name: str) -> bool:
     """Whether a figure is a share of the images, shown in percent."""
     return name.startswith("knn_") or name in SHARES
 
 
 def format_metric(name: str, value: float) -> str:
     """Return a figure as tables show it: accuracies in percent."""
-    if is_share(name):
+    if is_fraction(name):
         return f"{100 * value:.1f} %"
     if name.startswith("num_"):
         return f"{value:,.0f}"

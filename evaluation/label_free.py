@@ -57,7 +57,7 @@ def rankme(vectors: Tensor | np.ndarray, epsilon: float = 1e-7) -> float:
 
 
 def rankme_influences(vectors: Tensor | np.ndarray) -> np.ndarray:
-    """Return what each image adds to RankMe, as `Figure.influences`: (N,), mean 0.
+    """Return what each image adds to RankMe, as `MetricSample.influences`: (N,), mean 0.
 
     The derivative of RankMe by the image's weight, times N. With singular values s_k, their shares
     p_k, H the entropy of these and v_k the right singular vectors, a weight w_i on vector x_i moves
@@ -101,7 +101,7 @@ def uniformity(vectors: Tensor | np.ndarray, temperature: float = 2.0) -> float:
 
 
 def uniformity_influences(vectors: Tensor | np.ndarray, temperature: float = 2.0) -> np.ndarray:
-    """Return what each image adds to the uniformity, as `Figure.influences`: (N,), mean 0.
+    """Return what each image adds to the uniformity, as `MetricSample.influences`: (N,), mean 0.
 
     Arguments and errors are those of `uniformity`.
     """

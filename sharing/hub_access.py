@@ -122,7 +122,7 @@ def retrying(call: Callable[[], ResultT], what: str, retries: int = RETRIES) -> 
             if not is_transient(error):
                 raise
             wait = min(LONGEST_WAIT, 2 * 3**attempt)
-            logger.warning(f"{what} failed ({reason_of(error)}); again in {wait} s.")
+            logger.warning(f"{what} failed ({error_message(error)}); again in {wait} s.")
             time.sleep(wait)
     return call()
 
@@ -142,7 +142,7 @@ def is_forbidden(error: Exception) -> bool:
     return isinstance(error, HfHubHTTPError) and error.response.status_code == 403
 
 
-def reason_of(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """Return what an error says, in a line."""
     return one_line(_cause_of(error))
 
@@ -160,7 +160,7 @@ __all__ = [
     "is_forbidden",
     "is_transient",
     "prepare_repository",
-    "reason_of",
+    "error_message",
     "retrying",
     "signed_in",
 ]

@@ -21,12 +21,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..evaluation.evaluate import format_metric, metric_title
 from .citations import citations_of, objective_of
-from .provenance import Provenance, hub_id, shown_name
+from .provenance import Provenance, display_name, hub_id
 
 CLASSIFIER = "SelfViTForImageClassification"
 
 # A figure, or (figure, lower end, upper end) of its 95 % interval.
-Figure = float | tuple[float, float, float]
+MetricValue = float | tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class CardContents:
     has_code: bool = True
     training: TrainingFacts | None = None
     conversion: ConversionFacts | None = None
-    after: Mapping[str, Figure] = field(default_factory=dict)
-    before: Mapping[str, Figure] = field(default_factory=dict)
+    after: Mapping[str, MetricValue] = field(default_factory=dict)
+    before: Mapping[str, MetricValue] = field(default_factory=dict)
     verdict: str = ""
     evaluated_on: str = ""
     picture: str | None = None
@@ -161,7 +161,7 @@ def render_model_card(contents: CardContents) -> str:
         shell_name=shlex.quote(contents.name),
         objective_values=_objective_values(contents.config),
         results=_results(contents),
-        evaluated_on=shown_name(contents.evaluated_on) if contents.evaluated_on else "",
+        evaluated_on=display_name(contents.evaluated_on) if contents.evaluated_on else "",
         citation=citations_of(contents.learned_by),
         cell=_cell,
     )
@@ -200,7 +200,7 @@ def _eval_results(contents: CardContents) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             dataset_type=hub_id(data) or ("parquet" if is_parquet else "imagefolder"),
-            dataset_name=shown_name(data),
+            dataset_name=display_name(data),
             metric_type="accuracy",
             metric_name=metric_title(name),
             metric_value=round(_value(figure), 4),
@@ -214,14 +214,14 @@ def _is_accuracy(name: str) -> bool:
     return name in ("linear_probe", "accuracy") or name.startswith("knn_")
 
 
-def _value(figure: Figure) -> float:
+def _value(figure: MetricValue) -> float:
     return float(figure[0] if isinstance(figure, tuple) else figure)
 
 
 def _results(contents: CardContents) -> list[tuple[str, str, str]]:
     """Return rows (measure, before, after); what was not measured is "-"."""
 
-    def text(name: str, figures: Mapping[str, Figure]) -> str:
+    def text(name: str, figures: Mapping[str, MetricValue]) -> str:
         figure = figures.get(name)
         if figure is None:
             return "-"
@@ -258,7 +258,7 @@ def _cell(text: Any) -> str:
 __all__ = [
     "CardContents",
     "ConversionFacts",
-    "Figure",
+    "MetricValue",
     "TrainingFacts",
     "render_model_card",
 ]

@@ -70,7 +70,7 @@ def hub_id(name: str | os.PathLike[str]) -> str | None:
     return None if is_here or HUB_ID.fullmatch(repo_id) is None else repo_id
 
 
-def shown_name(name: str | os.PathLike[str]) -> str:
+def display_name(name: str | os.PathLike[str]) -> str:
     """Return a Hub id as it is, and of a path its last part: the folders above are private."""
     return hub_id(name) or Path(os.path.abspath(Path(name).expanduser())).name
 
@@ -86,11 +86,11 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
     """
     opened = resolve_checkpoint(checkpoint)
     card = _card_of(opened)
-    license, where = _one_license(card.license), f"the card of {shown_name(checkpoint)}"
+    license, where = _one_license(card.license), f"the card of {display_name(checkpoint)}"
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
         license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {shown_name(checkpoint)}"
+        where = f"{CONVERSION} of {display_name(checkpoint)}"
     return Provenance(
         license=license,
         license_name=card.license_name,
@@ -124,7 +124,7 @@ def derived_provenance(
         which = f" ({', '.join(terms)})" if terms else ""
         raise ValueError(
             f"license ({license!r}) cannot be given to weights that start from "
-            f"{shown_name(started_from or '')}: by {source.origin} they are under "
+            f"{display_name(started_from or '')}: by {source.origin} they are under "
             f"{source.license}, and its terms{which} travel with every checkpoint made from them. "
             f"Leave license out to hand on {source.license}, or start from other weights. (If that "
             f"card is wrong about its weights, correct it first.)"
@@ -176,4 +176,4 @@ def _one_name(stored: Any) -> str | None:
     return next((name for name in names if name and HUB_ID.fullmatch(str(name))), None)
 
 
-__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "shown_name"]
+__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "display_name"]

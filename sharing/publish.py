@@ -15,10 +15,10 @@ from .hub_access import (
     RETRIES,
     check_may_push,
     check_repo_id,
+    error_message,
     is_forbidden,
     is_transient,
     prepare_repository,
-    reason_of,
     retrying,
     signed_in,
 )
@@ -28,7 +28,7 @@ from .published_files import (
     PublishedFiles,
     choose_files,
     is_weight_file,
-    without_folders,
+    strip_local_paths,
 )
 
 # How a card opens its folder: from_pretrained("my_model"), pipeline(..., model="my_model"),
@@ -141,7 +141,7 @@ def publish(
         if not is_transient(error):
             raise
         raise ConnectionError(
-            f"{folder} was not published to {repo_id}: {reason_of(error)}. The folder is as it "
+            f"{folder} was not published to {repo_id}: {error_message(error)}. The folder is as it "
             "was, and so is the repository, unless only its last answer was lost. Large files that "
             f"arrived are not sent again. Repeat: {target.command(folder)}"
         ) from error
@@ -194,7 +194,7 @@ def check_target(target: Target) -> None:
     except Exception as error:
         if not is_transient(error):
             raise
-        raise ConnectionError(f"{api.endpoint} cannot be asked: {reason_of(error)}.") from error
+        raise ConnectionError(f"{api.endpoint} cannot be asked: {error_message(error)}.") from error
 
 
 def _open(api: HfApi, target: Target, retries: int) -> str:
@@ -237,7 +237,7 @@ class _Upload:
         without the folders that its data lay in: they tell of a machine and its user.
         """
         if path == RUN_FILE:
-            return without_folders((self.folder / path).read_text(encoding="utf-8")).encode()
+            return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
             return self.folder / path
         text = (self.folder / path).read_text(encoding="utf-8")
@@ -258,7 +258,7 @@ def _send(upload: _Upload, user: str) -> CommitInfo:
                 raise
             refused = error
     raise PermissionError(
-        f"you ({user}) may not publish to {upload.target.repo_id}: {reason_of(refused)} Use a "
+        f"you ({user}) may not publish to {upload.target.repo_id}: {error_message(refused)} Use a "
         "token with write access, or a repository of your own."
     ) from refused
 

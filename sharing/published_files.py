@@ -26,13 +26,14 @@ from ..modeling.checkpoints.validation import check_weights
 from ..modeling.checkpoints.weight_files import INDEX, weight_files
 from ..modeling.registry import MODEL_CLASSES, ModelClass
 from .adapter_files import adapter_to_publish
-from .provenance import CARD, hub_id, shown_name
+from .provenance import CARD, display_name, hub_id
 
 RUN_FILE = "training.yaml"
+STATE_FILE = "trainer_state.json"
 # Beside weights, code and pictures of the card; of the folder itself, not of those in it.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
-PLACES = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
-NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
+LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
+NEVER = (STATE_FILE, INDEX)  # a resumable state's; the index goes with its shards
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
     files = [path for path in paths if (folder / path).is_file()]
     code = {path.name for path in code_files(folder)}
-    chosen = {*weights, *code, *adapter_to_publish(folder), *_linked(card, files)}
+    chosen = {*weights, *code, *adapter_to_publish(folder), *_linked_files(card, files)}
     for path in files:
         if _matches(path, include) or ("/" not in path and _matches(path, PATTERNS)):
             chosen.add(path)
@@ -94,7 +95,7 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     return PublishedFiles(architecture, sent, left_out)
 
 
-def without_folders(run: str) -> str:
+def strip_local_paths(run: str) -> str:
     """Return a training.yaml with the last part of each path in it; names on the Hub stay.
 
     Args:
@@ -104,10 +105,10 @@ def without_folders(run: str) -> str:
     training = content.get("training") if isinstance(content, dict) else None
     if not isinstance(training, dict):
         return run
-    for name in PLACES:
+    for name in LOCAL_PATHS:
         place = training.get(name)
         if place and hub_id(place) is None:
-            training[name] = shown_name(place)
+            training[name] = display_name(place)
     return yaml.safe_dump(content, sort_keys=False)
 
 
@@ -184,7 +185,7 @@ def _head(text: str) -> str:
     return match[1] if match else ""
 
 
-def _linked(card: ModelCard, files: Iterable[str]) -> set[str]:
+def _linked_files(card: ModelCard, files: Iterable[str]) -> set[str]:
     """Return the files that the card shows or links to: pictures in folders."""
     links = re.findall(r"\]\(([^)\s]+)|src=\"([^\"]+)\"", card.text)
     targets = {(markdown or html).removeprefix("./") for markdown, html in links}
@@ -195,4 +196,11 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
-__all__ = ["RUN_FILE", "PublishedFiles", "choose_files", "is_weight_file", "without_folders"]
+__all__ = [
+    "RUN_FILE",
+    "STATE_FILE",
+    "PublishedFiles",
+    "choose_files",
+    "is_weight_file",
+    "strip_local_paths",
+]

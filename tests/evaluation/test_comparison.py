@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from selfvit.evaluation.bootstrap import Figure
+from selfvit.evaluation.bootstrap import MetricSample
 from selfvit.evaluation.comparison import Measurement, compare, format_comparison
 
 
@@ -12,9 +12,9 @@ def measurement(share: float, rank: float = 20.0, data: str = "images", seed: in
     generator = np.random.default_rng(0)
     difficulty = generator.random(1000)  # an image is as hard for one encoder as for another
     return Measurement(
-        figures={
-            "knn_20": Figure.mean_of(difficulty < share),
-            "rankme": Figure(rank, np.sin(np.arange(50.0)) - np.sin(np.arange(50.0)).mean()),
+        samples={
+            "knn_20": MetricSample.mean_of(difficulty < share),
+            "rankme": MetricSample(rank, np.sin(np.arange(50.0)) - np.sin(np.arange(50.0)).mean()),
         },
         neighbors=np.random.default_rng(seed).permuted(np.tile(np.arange(100), (100, 1)), axis=1)[
             :, :10
@@ -74,11 +74,11 @@ def test_the_table_is_aligned_and_ends_with_the_verdict():
 def test_a_comparison_is_plain_json_and_a_card_gets_values_with_their_ends():
     comparison = compare(measurement(0.7), measurement(0.8), "knn_20")
     content = json.loads(json.dumps(comparison.to_dict()))
-    figure = content["figures"]["knn_20"]
-    assert figure["num_images"] == 1000 and figure["direction"] == "higher"
-    assert set(figure["difference"]) == {"value", "low", "high"}
+    change = content["metrics"]["knn_20"]
+    assert change["num_images"] == 1000 and change["direction"] == "higher"
+    assert set(change["difference"]) == {"value", "low", "high"}
     value, low, high = comparison.after["knn_20"]
-    assert low < value < high and value == figure["after"]["value"]
+    assert low < value < high and value == change["after"]["value"]
 
 
 def test_measurements_of_different_data_are_refused():

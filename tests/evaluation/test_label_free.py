@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfvit.evaluation.bootstrap import Figure, estimate
+from selfvit.evaluation.bootstrap import MetricSample, estimate
 from selfvit.evaluation.label_free import (
     feature_standard_deviation,
     nearest_neighbors,
@@ -133,7 +133,7 @@ def test_intervals_from_influences_are_as_wide_as_those_of_true_resamples(isotro
         (rankme, rankme_influences),
         (uniformity, uniformity_influences),
     ):
-        value, low, high = estimate(Figure(measure(vectors), influences(vectors)))
+        value, low, high = estimate(MetricSample(measure(vectors), influences(vectors)))
         true_low, true_high = np.quantile([measure(sample) for sample in drawn], [0.025, 0.975])
         assert high - low == pytest.approx(true_high - true_low, rel=0.15)
         assert low < value < high

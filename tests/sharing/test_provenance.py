@@ -15,8 +15,8 @@ from selfvit.sharing.provenance import (
     PERMISSIVE,
     Provenance,
     derived_provenance,
+    display_name,
     read_provenance,
-    shown_name,
 )
 from selfvit.training.train import main
 
@@ -180,8 +180,8 @@ def test_a_run_hands_on_its_base_model(two_classes, tiny_checkpoint, tmp_path):
 
 
 def test_a_path_is_shown_by_its_last_part(tmp_path):
-    assert shown_name(tmp_path) == tmp_path.name and shown_name("user/dino") == "user/dino"
-    assert shown_name("/home/somebody/weights.pth") == "weights.pth"
+    assert display_name(tmp_path) == tmp_path.name and display_name("user/dino") == "user/dino"
+    assert display_name("/home/somebody/weights.pth") == "weights.pth"
 
 
 # --- converted folders of transformers

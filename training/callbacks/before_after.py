@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ...evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
-from ...sharing.provenance import shown_name
+from ...sharing.provenance import display_name
 from ..checkpoints.run_folder import BEFORE_FILE, CHECKPOINTS, REPORT_FILE
 from ..config.run_config import Run
 from ..evaluation import Evaluation
@@ -67,11 +67,11 @@ class BeforeAfterReport:
         images = self.evaluation.images
         assert images is not None
         metric = self.best.metric
-        if metric is not None and metric not in self._before.figures:  # that of a new classifier
+        if metric is not None and metric not in self._before.samples:  # that of a new classifier
             metric = images.accuracies()[0]
         self.comparison = compare(self._before, after, metric, images.note)
         content = {
-            "init_from": shown_name(str(self.run.training.init_from)),
+            "init_from": display_name(str(self.run.training.init_from)),
             "step": step,
             **self.comparison.to_dict(),
             "best": self.best.read(),
@@ -102,7 +102,8 @@ class BeforeAfterReport:
         if report.get("improved"):
             return
         name, training = report.get("metric"), self.run.training
-        before = report["figures"][name]["before"]["value"] if name else None
+        metrics = report.get("metrics") or report.get("figures")  # older reports
+        before = metrics[name]["before"]["value"] if name else None
         best = report.get("best")
         hint = ""
         if best is not None and name == best["metric"] and best["value"] > before:
@@ -120,10 +121,10 @@ class BeforeAfterReport:
 
 def _without_accuracy(measurement: Measurement) -> Measurement:
     """Leave out the accuracy of a classifier that is drawn anew: anything is better than that."""
-    figures, metrics = dict(measurement.figures), dict(measurement.metrics)
-    figures.pop("accuracy", None)
+    samples, metrics = dict(measurement.samples), dict(measurement.metrics)
+    samples.pop("accuracy", None)
     metrics.pop("accuracy", None)
-    return replace(measurement, figures=figures, metrics=metrics)
+    return replace(measurement, samples=samples, metrics=metrics)
 
 
 __all__ = ["BeforeAfterReport"]

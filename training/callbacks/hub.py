@@ -16,7 +16,7 @@ from huggingface_hub.utils import (
 )
 from tqdm.auto import tqdm
 
-from ...sharing.hub_access import reason_of
+from ...sharing.hub_access import error_message
 from ...sharing.publish import Target, check_target, publish, publish_files
 from ...sharing.published_files import PublishedFiles, choose_files
 from ..config.training_config import TrainingConfig
@@ -102,7 +102,7 @@ class HubPushes:
             self._tell_failure(step, error)
 
     def _tell_failure(self, step: int, error: Exception) -> None:
-        tqdm.write(f"warning: step {step} was not pushed: {reason_of(error)}", file=sys.stderr)
+        tqdm.write(f"warning: step {step} was not pushed: {error_message(error)}", file=sys.stderr)
 
     def result(self) -> None:
         """Push the result, after a push that still runs.

@@ -7,7 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-STATE_FILE = "trainer_state.json"
+from ...sharing.published_files import STATE_FILE
+
 CHUNK = 2**24  # bytes
 
 
