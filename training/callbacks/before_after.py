@@ -102,7 +102,7 @@ class BeforeAfterReport:
         if report.get("improved"):
             return
         name, training = report.get("metric"), self.run.training
-        metrics = report.get("metrics") or report.get("figures")  # older reports
+        metrics = report.get("metrics", report.get("figures", {}))  # "figures" in older reports
         before = metrics[name]["before"]["value"] if name else None
         best = report.get("best")
         hint = ""
