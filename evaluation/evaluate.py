@@ -243,11 +243,11 @@ def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> 
             memory at once.
     """
     center = train.mean(axis=0)
-    others, own = (torch.from_numpy(np.asarray(v - center, np.float32)) for v in (train, test))
-    limit = SAME_IMAGE * others.norm(dim=1).mean()
+    known, new = (torch.from_numpy(np.asarray(v - center, np.float32)) for v in (train, test))
+    limit = SAME_IMAGE * known.norm(dim=1).mean()
     count = 0
-    for chunk in own.split(chunk_size):
-        nearest = others[torch.cdist(chunk, others).argmin(dim=1)]
+    for chunk in new.split(chunk_size):
+        nearest = known[torch.cdist(chunk, known).argmin(dim=1)]
         # compute the distance again: the fast pairwise distances of cdist are rounded
         count += int(((chunk - nearest).norm(dim=1) < limit).sum())
     return count
