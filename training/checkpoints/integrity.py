@@ -56,4 +56,4 @@ def _crc32(path: Path) -> int:
     return value
 
 
-__all__ = ["STATE_FILE", "describe_files", "read_state", "what_is_broken"]
+__all__ = ["describe_files", "read_state", "what_is_broken"]
