@@ -23,7 +23,7 @@ from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, CONVERSION, Provenance, read_provenance, shown_name
+from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
 from .report import CREATED_BY, Conversion, build_card_contents, build_report
@@ -108,7 +108,7 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
     card = build_card_contents(
         conversion,
         name=output.resolve().name,
-        source=shown_name(source),
+        source=display_name(source),
         model=model,
         processor=processor,
         license_note=draft.license_note,
@@ -130,7 +130,7 @@ def _find_provenance(draft: Draft) -> Provenance:
     stored = Provenance() if file.folder is None else read_provenance(file.folder)
     base_model = file.repository or stored.base_model
     if stored.license is not None:
-        name = shown_name(file.repository or file.description)
+        name = display_name(file.repository or file.description)
         return replace(stored, base_model=base_model, origin=f"the card of {name}")
     origin = "" if draft.license_id is None else f"the detected weight format, {draft.kind}"
     return Provenance(draft.license_id, base_model=base_model, origin=origin)

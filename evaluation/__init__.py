@@ -1,1 +1,1 @@
-"""How good an encoder's vectors are: k-NN, linear probe, and measures that need no labels."""
+"""Evaluation of embeddings: k-NN, linear probe and metrics that need no labels."""

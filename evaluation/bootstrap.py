@@ -1,4 +1,4 @@
-"""A figure and how sure it is: what each image adds to it, and a bootstrap over the images."""
+"""Bootstrap confidence intervals of metrics, by resampling the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# N images · F figures of the same images · R resamples
+# N images · F metrics of the same images · R resamples
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000
@@ -15,70 +15,74 @@ RESAMPLES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of N images.
+class MetricSample:
+    """A metric of N images, and the influence of each image on it.
 
     Args:
-        value: of all of them.
-        influences: (N,), float64, mean 0: the value of a resample is `value` plus the mean of its
-            images' influences. Exact for a mean over images (an accuracy); to first order for
-            others (the infinitesimal jackknife; Efron, The Jackknife, the Bootstrap and Other
-            Resampling Plans, SIAM 1982, Ch. 6). A true resample holds images twice, which lowers a
-            rank by itself: the first order leaves that bias out.
+        value: The metric of all N images.
+        influences: (N,), float64, mean 0. The metric of a resample is `value` plus the mean of the
+            influences of its images. This is exact for a mean over images (an accuracy) and a
+            first-order approximation for other metrics (the infinitesimal jackknife; Efron, The
+            Jackknife, the Bootstrap and Other Resampling Plans, SIAM 1982, Ch. 6). A real resample
+            contains images twice, which alone lowers a rank; the first order leaves this bias out.
     """
 
     value: float
     influences: np.ndarray
 
     @classmethod
-    def mean_of(cls, scores: np.ndarray) -> Figure:
-        """Return the mean of a score (N,) of each image, for example whether it is right."""
+    def mean_of(cls, scores: np.ndarray) -> MetricSample:
+        """Return the mean of one score per image (N,), for example whether it is classified right.
+
+        Args:
+            scores: (N,), numbers or booleans.
+        """
         scores = np.asarray(scores, dtype=np.float64)
         return cls(float(scores.mean()), scores - scores.mean())
 
 
 class Estimate(NamedTuple):
-    """A value and the ends of its interval."""
+    """A value and the ends of its confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def estimate(figure: Figure, *, seed: int = 0) -> Estimate:
-    """Return a figure with its 95 % bootstrap interval (Efron and Tibshirani 1993, Ch. 13).
+def estimate(sample: MetricSample, *, seed: int = 0) -> Estimate:
+    """Return a metric with its 95 % bootstrap interval (Efron and Tibshirani 1993, Ch. 13).
 
-    It says how far the figure would move with other images of the same kind; not with other images
-    to learn classes from, nor with another seed of the training. Where all images have the same
-    score, it has no width.
+    The interval shows how much the metric varies with the choice of test images. It does not cover
+    the choice of training images or the seed of the training run. If all images have the same
+    score, its width is 0.
 
     Args:
-        figure: of N images.
-        seed: of the resampling.
+        sample: Metric of N images.
+        seed: Random seed of the resampling.
     """
-    return _with_interval(figure.value, _offsets(figure.influences[:, None], seed)[:, 0])
+    return _with_interval(sample.value, _offsets(sample.influences[:, None], seed)[:, 0])
 
 
 def estimate_change(
-    before: Figure, after: Figure, *, seed: int = 0
+    before: MetricSample, after: MetricSample, *, seed: int = 0
 ) -> tuple[Estimate, Estimate, Estimate]:
     """Return before, after, and after minus before, each with its interval.
 
-    Paired: a resample is of the same images on both sides, so that what makes an image hard or easy
-    for both does not widen the interval of the difference.
+    The resampling is paired: each resample takes the same images on both sides. Images that are
+    hard or easy for both sides therefore do not widen the interval of the difference.
 
     Args:
-        before: of N images.
-        after: of the same images, in the same order.
-        seed: of the resampling.
+        before: Metric of N images.
+        after: Metric of the same images, in the same order.
+        seed: Random seed of the resampling.
 
     Raises:
-        ValueError: if they are not equally many.
+        ValueError: If the numbers of images differ.
     """
     if len(before.influences) != len(after.influences):
         raise ValueError(
-            f"before has {len(before.influences)} images and after {len(after.influences)}; "
-            "measure both on the same ones."
+            f"before ({len(before.influences)} images) and after ({len(after.influences)} images) "
+            "must have the same images; measure both on the same data."
         )
     influences = [before.influences, after.influences, after.influences - before.influences]
     offsets = _offsets(np.stack(influences, axis=1), seed)  # (2, 3)
@@ -88,7 +92,7 @@ def estimate_change(
 
 
 def _offsets(influences: np.ndarray, seed: int) -> np.ndarray:
-    """Return the ends of the intervals around the values (2, F), from influences (N, F)."""
+    """Return the ends of the intervals relative to the values (2, F), from influences (N, F)."""
     generator = np.random.default_rng(seed)
     num_images = len(influences)
     means = [
@@ -103,4 +107,4 @@ def _with_interval(value: float, offsets: np.ndarray) -> Estimate:
     return Estimate(value, value + float(offsets[0]), value + float(offsets[1]))
 
 
-__all__ = ["LEVEL", "NUM_RESAMPLES", "Estimate", "Figure", "estimate", "estimate_change"]
+__all__ = ["LEVEL", "NUM_RESAMPLES", "Estimate", "MetricSample", "estimate", "estimate_change"]

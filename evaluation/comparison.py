@@ -1,4 +1,4 @@
-"""Before and after: did training make an encoder better, and how sure is that?"""
+"""Comparison of an encoder before and after training, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..atomic_output import atomic_output
-from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, Figure, estimate, estimate_change
-from .evaluate import format_metric, is_share, metric_title
+from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, MetricSample, estimate, estimate_change
+from .evaluate import format_metric, is_fraction, metric_title
 from .label_free import neighbor_overlap
 
 # N images · K neighbors
@@ -20,35 +20,37 @@ from .label_free import neighbor_overlap
 
 @dataclass(frozen=True)
 class Measurement:
-    """An encoder's figures at one moment.
+    """Metrics of an encoder at one step of training.
 
     Args:
-        figures: by name, those that are compared.
-        neighbors: (N, K) of `nearest_neighbors`, of the images that need no labels.
-        data: names images and settings; only measurements of equal data can be compared.
-        metrics: all figures by name as plain numbers, those that are not compared too.
+        samples: Metrics to compare, by name.
+        neighbors: (N, K), the result of `nearest_neighbors` for the images of the label-free
+            metrics.
+        data: Identifier of images and settings. Only measurements with equal `data` can be
+            compared.
+        metrics: All metrics by name as plain numbers, including those that are not compared.
     """
 
-    figures: Mapping[str, Figure]
+    samples: Mapping[str, MetricSample]
     neighbors: np.ndarray
     data: str
     metrics: Mapping[str, float]
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it, whole or not at all, without loss of a bit."""
-        arrays = {name: figure.influences for name, figure in self.figures.items()}
-        values = {name: figure.value for name, figure in self.figures.items()}
+        """Write the measurement to an npz file atomically; all values stay bit-identical."""
+        arrays = {name: sample.influences for name, sample in self.samples.items()}
+        values = {name: sample.value for name, sample in self.samples.items()}
         text = json.dumps({"data": self.data, "values": values, "metrics": dict(self.metrics)})
         with atomic_output(path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, _text=np.array(text), _neighbors=self.neighbors, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Measurement:
-        """Read what `save` wrote."""
+        """Read a measurement written by `save`."""
         with np.load(path) as arrays:
             content = json.loads(str(arrays["_text"]))
             return cls(
-                figures={n: Figure(v, arrays[n]) for n, v in content["values"].items()},
+                samples={n: MetricSample(v, arrays[n]) for n, v in content["values"].items()},
                 neighbors=arrays["_neighbors"],
                 data=content["data"],
                 metrics=content["metrics"],
@@ -57,14 +59,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Change:
-    """A figure before and after, and the difference, each with its interval.
+    """A metric before and after training, and the difference, each with its interval.
 
     Args:
-        name: of the figure, as in `evaluate_embeddings`.
-        before: of the weights to start from.
-        after: of the trained ones.
-        difference: after minus before, of the same images.
-        num_images: that it was measured on.
+        name: Name of the metric, as in `evaluate_embeddings`.
+        before: Metric of the initial weights.
+        after: Metric of the trained weights.
+        difference: After minus before, on the same images.
+        num_images: Number of images that the metric was measured on.
     """
 
     name: str
@@ -75,7 +77,7 @@ class Change:
 
     @property
     def direction(self) -> str:
-        """Where the whole interval of the difference is, "higher" or "lower"; else "unclear"."""
+        """Return "higher" or "lower" if the interval excludes 0, otherwise "unclear"."""
         if self.difference.low > 0:
             return "higher"
         return "lower" if self.difference.high < 0 else "unclear"
@@ -83,16 +85,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What training did to an encoder.
+    """Effect of training on an encoder.
 
     Args:
-        changes: a row a figure.
-        overlap: share of its nearest neighbors that an image keeps.
-        num_neighbors: K, how many nearest ones that is of.
-        num_overlap_images: that they are among.
-        metric: name of the figure that decides whether training helped; None if none can.
-        metrics_before: all figures of the start as plain numbers, those without a row, too.
-        note: what one should know of the figures, or "".
+        changes: One entry per metric.
+        overlap: Fraction of its nearest neighbors that an image keeps, averaged over the images.
+        num_neighbors: Number K of nearest neighbors per image.
+        num_overlap_images: Number of images among which the neighbors are searched.
+        metric: Name of the metric that decides whether training helped, or None.
+        metrics_before: All metrics of the initial weights as plain numbers, including those without
+            an entry in `changes`.
+        note: Remark about the metrics, or "".
     """
 
     changes: tuple[Change, ...]
@@ -105,53 +108,56 @@ class Comparison:
 
     @property
     def deciding(self) -> Change | None:
-        """The row of `metric`."""
+        """Return the entry of `metric`."""
         return next((change for change in self.changes if change.name == self.metric), None)
 
     @property
     def improved(self) -> bool | None:
-        """Whether the deciding figure is above what it was, by however little; None without one.
+        """Return whether the deciding metric increased at all; None if no metric decides.
 
-        Of the figure itself, not of its interval: on few images a true gain is seldom certain.
+        The value counts, not its interval: with few images, the interval of a true gain often
+        includes 0.
         """
         return None if self.deciding is None else self.deciding.difference.value > 0
 
     @property
     def before(self) -> dict[str, Estimate | float]:
-        """Figures by name, for a model card; those that are compared with their interval."""
+        """Return the initial metrics for a model card; compared metrics have their interval."""
         return {**self.metrics_before, **{change.name: change.before for change in self.changes}}
 
     @property
     def after(self) -> dict[str, Estimate]:
-        """Figures by name, for a model card: those that are compared, and neighbors kept."""
+        """Return the compared metrics after training and the neighbor overlap, for a model card."""
         after = {change.name: change.after for change in self.changes}
         return {**after, "neighbor_overlap": self.overlap}
 
     @property
     def verdict(self) -> str:
-        """One sentence: whether it helped, by which figure, by how much."""
+        """Return one sentence: whether training helped, by which metric, and by how much."""
         change = self.deciding
         if change is None:
-            return "No verdict: none of these figures tells whether this model got better."
+            return "No verdict: none of these metrics shows whether this model improved."
         title, (value, low, high) = metric_title(change.name), change.difference
         by = _difference(change.name, abs(value))
         between = f"{_signed(change.name, low)} to {_signed(change.name, high)}"
         if change.direction == "unclear":
-            went = "did not move" if value == 0 else f"{'rose' if value > 0 else 'fell'} by {by}"
-            return f"No clear change: {title} {went}, and the interval ({between}) includes 0."
+            trend = "did not change"
+            if value != 0:
+                trend = f"{'rose' if value > 0 else 'fell'} by {by}"
+            return f"No clear change: {title} {trend}, and the interval ({between}) includes 0."
         interval = f"({100 * LEVEL:.0f} % interval {between})"
         if change.direction == "higher":
-            return f"It helped: {title} rose by {by} {interval}."
-        return f"It made the features worse: {title} fell by {by} {interval}."
+            return f"Training helped: {title} rose by {by} {interval}."
+        return f"Training made the features worse: {title} fell by {by} {interval}."
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; shares are in [0, 1]."""
+        """Return plain values for JSON; fractions are in [0, 1]."""
         return {
             "metric": self.metric,
             "improved": self.improved,
             "verdict": self.verdict,
             "note": self.note,
-            "figures": {
+            "metrics": {
                 change.name: {
                     "before": change.before._asdict(),
                     "after": change.after._asdict(),
@@ -176,27 +182,30 @@ def compare(
     """Compare two measurements of the same images.
 
     Args:
-        before: of the weights to start from.
-        after: of the trained ones.
-        metric: name of the figure that decides, higher being better, or None.
-        note: what one should know of the figures, or "".
+        before: Measurement of the initial weights.
+        after: Measurement of the trained weights.
+        metric: Name of the metric that decides whether training helped (higher is better), or None.
+        note: Remark about the metrics, or "".
 
     Raises:
-        ValueError: if they are not of the same data, or there is no such figure.
+        ValueError: If the data of the measurements differs, or `metric` was not measured.
     """
     if before.data != after.data:
-        raise ValueError("before and after were measured on different images or settings.")
-    if metric is not None and metric not in before.figures:
-        known = ", ".join(before.figures)
-        raise ValueError(f"metric ({metric!r}) was not measured; there are {known}.")
+        raise ValueError(
+            "before and after must be measured on the same images with the same settings; measure "
+            "the initial weights again."
+        )
+    if metric is not None and metric not in before.samples:
+        known = ", ".join(before.samples)
+        raise ValueError(f"metric ({metric!r}) must be one that was measured: {known}.")
     changes = [
-        Change(name, *estimate_change(figure, after.figures[name]), len(figure.influences))
-        for name, figure in before.figures.items()
+        Change(name, *estimate_change(sample, after.samples[name]), len(sample.influences))
+        for name, sample in before.samples.items()
     ]
     kept = neighbor_overlap(before.neighbors, after.neighbors)
     return Comparison(
         changes=tuple(changes),
-        overlap=estimate(Figure.mean_of(kept)),
+        overlap=estimate(MetricSample.mean_of(kept)),
         num_neighbors=before.neighbors.shape[1],
         num_overlap_images=len(kept),
         metric=metric,
@@ -206,7 +215,7 @@ def compare(
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Return an aligned plain-text table: figures with intervals, neighbors kept, the verdict."""
+    """Return a plain-text table of metrics and intervals, the neighbor overlap and the verdict."""
     rows = [("", "before", "after", "change", "")]
     for change in comparison.changes:
         low, high = (_signed(change.name, end) for end in change.difference[1:])
@@ -227,7 +236,7 @@ def format_comparison(comparison: Comparison) -> str:
         f"among {comparison.num_overlap_images:,} images"
     )
     lines.append(
-        f"In brackets: {100 * LEVEL:.0f} % intervals, by resampling the images measured on."
+        f"In parentheses: {100 * LEVEL:.0f} % bootstrap intervals over the evaluation images."
     )
     return "\n".join([*lines, *filter(None, [comparison.note]), comparison.verdict])
 
@@ -238,11 +247,11 @@ def _with_interval(name: str, estimated: Estimate) -> str:
 
 
 def _difference(name: str, value: float) -> str:
-    return f"{100 * value:.1f} points" if is_share(name) else format_metric(name, value)
+    return f"{100 * value:.1f} points" if is_fraction(name) else format_metric(name, value)
 
 
 def _signed(name: str, value: float) -> str:
-    if is_share(name):
+    if is_fraction(name):
         return f"{100 * value:+.1f}"
     text = format_metric(name, value)
     return text if text.startswith("-") else f"+{text}"

@@ -1,4 +1,4 @@
-"""From vectors, or a checkpoint and images, to one table of figures."""
+"""Evaluate a checkpoint or embeddings: compute metrics and format them as a table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ logger = logging.getLogger(__name__)
 
 # N training images · M test images · E embedding
 
-# Of the mean distance to the center: an image embedded twice, in batches of different size, stays
-# far below, and two images of one thing far above.
+# Two vectors belong to the same image if their distance is below this fraction of the mean distance
+# to the center. One image embedded in batches of different size stays far below it; two images of
+# the same object are far above it.
 SAME_IMAGE = 1e-3
-MAX_RANKME_IMAGES = 25_600  # far above any E, and a singular value decomposition of seconds
+MAX_RANKME_IMAGES = 25_600  # far more than E; the singular value decomposition takes seconds
 TITLES = {
     "linear_probe": "linear probe",
-    "accuracy": "classifier",  # of one that is evaluated while it trains
-    "view_retrieval": "other view found first",
+    "accuracy": "classifier",  # the trained classification head
+    "view_retrieval": "view retrieval",
     "feature_std": "feature standard deviation",
     "rankme": "RankMe",
     "uniformity": "uniformity",
@@ -38,7 +39,7 @@ TITLES = {
     "num_train": "training images",
     "num_test": "test images",
 }
-SHARES = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  # and k-NN's
+FRACTIONS = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  # besides k-NN
 
 
 def evaluate_checkpoint(
@@ -55,29 +56,29 @@ def evaluate_checkpoint(
     limit: int | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Embed images with a checkpoint and measure the vectors.
+    """Embed images with a checkpoint and compute the metrics of the vectors.
 
     Args:
-        model: folder, Hub id or USER/NAME@REVISION of the checkpoint.
-        train: images that classes are learnt from.
-        test: images that accuracies are measured on; without them, or without labels, there are
-            the label-free figures only.
-        ks: as for `evaluate_embeddings`.
-        network: "teacher" or "student", as for `Embedder.from_pretrained`.
-        pooling: another pooling than the checkpoint's own, or None.
-        batch_size: images.
-        num_workers: processes that decode images; 0 is this one.
-        device: for example "cpu" or "cuda"; None takes the best there is.
-        limit: images of each of train and test at most, as `ImageSource.sample`; None takes all.
-        progress: show a progress bar.
+        model: Checkpoint folder, Hub id or USER/NAME@REVISION.
+        train: Images that the classifiers are fitted on.
+        test: Images that the accuracies are measured on. Without test images, or without labels,
+            only the label-free metrics are computed.
+        ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
+        network: "teacher" or "student", as in `Embedder.from_pretrained`.
+        pooling: Pooling to use instead of the checkpoint's own, or None.
+        batch_size: Number of images per batch.
+        num_workers: Number of worker processes that decode images; 0 decodes in this process.
+        device: Device, for example "cpu" or "cuda"; None selects the best available one.
+        limit: Maximum number of images of each source, as in `ImageSource.sample`; None uses all.
+        progress: Whether to show a progress bar.
 
     Returns:
-        as `evaluate_embeddings`.
+        Metrics by name, as in `evaluate_embeddings`.
 
     Raises:
-        ImportError: without scikit-learn, where there are labels.
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: as `evaluate_embeddings` and `Embedder.from_pretrained`.
+        ImportError: If there are labels and scikit-learn is not installed.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
     embedder = Embedder.from_pretrained(
         model,
@@ -100,24 +101,26 @@ def evaluate_checkpoint(
 def evaluate_embeddings(
     train: EmbeddedImages, test: EmbeddedImages | None = None, *, ks: Sequence[int] = (10, 20)
 ) -> dict[str, float]:
-    """Measure vectors: accuracies of k-NN and a linear probe, and label-free figures.
+    """Compute the metrics of vectors: k-NN and linear-probe accuracy, and label-free metrics.
 
-    Labels of train and test are matched by name where both have names, else by index. Single images
-    without a label do not count in accuracies; where a side has no labels at all, there are none.
+    Labels of train and test are matched by class name if both have names, otherwise by index.
+    Images without a label do not count toward the accuracies. If train or test has no labels at
+    all, there are no accuracies.
 
     Args:
-        train: N vectors that classes are learnt from; the label-free figures are of these.
-        test: M vectors that accuracies are measured on.
-        ks: numbers of neighbors for k-NN. Those above N are left out, with a warning.
+        train: N vectors that the classifiers are fitted on. The label-free metrics are computed
+            from these vectors.
+        test: M vectors that the accuracies are measured on.
+        ks: Numbers of neighbors for k-NN. Numbers above N are skipped with a warning.
 
     Returns:
-        "knn_<k>" and "linear_probe" (fractions of the test images), "feature_std" (0 to 1),
-        "rankme" (dimensions), "num_train" and "num_test" (images).
+        "knn_<k>" and "linear_probe" (fraction of the test images), "feature_std" (0 to 1),
+        "rankme" (number of dimensions), "num_train" and "num_test" (number of images).
 
     Raises:
-        ImportError: without scikit-learn, where there are labels.
-        ValueError: if vectors of a side are missing or not finite, of different width, or test has
-            a class that train lacks.
+        ImportError: If there are labels and scikit-learn is not installed.
+        ValueError: If vectors are missing, not finite or of different widths, or if test has a
+            class that train lacks.
     """
     for side, embedded in (("train", train), ("test", test)):
         if embedded is not None:
@@ -128,8 +131,8 @@ def evaluate_embeddings(
         metrics |= {name: float(hit.mean()) for name, hit in hits.items()}
         if hits and (num_shared := count_shared(train.vectors, test.vectors)):
             logger.warning(
-                "%d of %d test images are among the training images, too, where k-NN finds them "
-                "again: the accuracies are too high. Keep the two apart.",
+                "%d of %d test images are also training images, so k-NN finds them again and the "
+                "accuracies are too high. Remove them from one of the two.",
                 num_shared,
                 len(test.vectors),
             )
@@ -140,9 +143,12 @@ def evaluate_embeddings(
 
 
 def label_free_measures(vectors: Tensor | np.ndarray) -> dict[str, float]:
-    """Return "feature_std" and "rankme" of vectors (N, E), as `label_free` defines them.
+    """Return the metrics "feature_std" and "rankme" of vectors.
 
-    RankMe takes 25,600 of them at most, spread evenly.
+    RankMe is computed from at most 25,600 evenly spaced vectors.
+
+    Args:
+        vectors: (N, E).
     """
     return {
         "feature_std": feature_standard_deviation(vectors),
@@ -151,37 +157,40 @@ def label_free_measures(vectors: Tensor | np.ndarray) -> dict[str, float]:
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-    """Return an aligned plain-text table of `evaluate_embeddings`' figures, accuracies in percent.
+    """Return an aligned plain-text table of metrics, with accuracies in percent.
 
-    Where accuracies are missing, a last line says why.
+    If there are no accuracies, the last line gives the reason.
+
+    Args:
+        metrics: Metrics by name, as returned by `evaluate_embeddings`.
     """
     rows = [(metric_title(name), format_metric(name, value)) for name, value in metrics.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
     if "linear_probe" not in metrics:
-        lines.append("No accuracies: they need labels for both the training and the test images.")
+        lines.append("No accuracies: they need labels for both training and test images.")
     return "\n".join(lines)
 
 
 def save_metrics(metrics: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Write figures as JSON, whole or not at all; the folder is made where it is missing."""
+    """Write metrics as JSON atomically; missing parent folders are created."""
     with atomic_output(path) as unfinished:
         unfinished.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
 def metric_title(name: str) -> str:
-    """Return what a figure is called in tables, by its name in `evaluate_embeddings`."""
+    """Return the title of a metric in tables, from its name in `evaluate_embeddings`."""
     return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
 
 
-def is_share(name: str) -> bool:
-    """Whether a figure is a share of the images, shown in percent."""
-    return name.startswith("knn_") or name in SHARES
+def is_fraction(name: str) -> bool:
+    """Return whether a metric is a fraction of the images, which tables show in percent."""
+    return name.startswith("knn_") or name in FRACTIONS
 
 
 def format_metric(name: str, value: float) -> str:
-    """Return a figure as tables show it: accuracies in percent."""
-    if is_share(name):
+    """Return a metric as text for tables: fractions of the images in percent."""
+    if is_fraction(name):
         return f"{100 * value:.1f} %"
     if name.startswith("num_"):
         return f"{value:,.0f}"
@@ -191,19 +200,20 @@ def format_metric(name: str, value: float) -> str:
 def accuracy_hits(
     train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int] = (10, 20)
 ) -> dict[str, np.ndarray]:
-    """Return which of the labeled test images each classifier gets right, bool, by figure.
+    """Return which labeled test images each classifier classifies correctly.
 
     Args:
-        train: N vectors that classes are learnt from.
-        test: M vectors that are classified.
-        ks: as for `evaluate_embeddings`.
+        train: N vectors that the classifiers are fitted on.
+        test: M vectors to classify.
+        ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
 
     Returns:
-        "knn_<k>" and "linear_probe"; empty where a side has no labels.
+        Arrays of bool, one value per labeled test image, for "knn_<k>" and "linear_probe". Empty if
+        train or test has no labels.
 
     Raises:
-        ImportError: without scikit-learn.
-        ValueError: if test has a class that train lacks.
+        ImportError: If scikit-learn is not installed.
+        ValueError: If test has a class that train lacks.
     """
     train_vectors, train_labels = _labeled(train)
     test_vectors, test_labels = _labeled(test)
@@ -214,7 +224,7 @@ def accuracy_hits(
     usable = [k for k in ks if k <= len(train_labels)]
     if len(usable) < len(ks):
         logger.warning(
-            "k-NN with k = %s is left out: there are %d labeled training images.",
+            "k-NN with k = %s is skipped: there are only %d labeled training images.",
             ", ".join(str(k) for k in ks if k not in usable),
             len(train_labels),
         )
@@ -224,26 +234,27 @@ def accuracy_hits(
 
 
 def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> int:
-    """Return how many images of test are in train, too: of vectors that are equal but for rounding.
+    """Return the number of test vectors that equal a training vector up to rounding.
 
     Args:
         train: (N, E).
         test: (M, E).
-        chunk_size: test images compared at a time; chunk_size x N distances are held at once.
+        chunk_size: Number of test vectors compared at a time; chunk_size x N distances are in
+            memory at once.
     """
     center = train.mean(axis=0)
-    others, own = (torch.from_numpy(np.asarray(v - center, np.float32)) for v in (train, test))
-    limit = SAME_IMAGE * others.norm(dim=1).mean()
+    known, new = (torch.from_numpy(np.asarray(v - center, np.float32)) for v in (train, test))
+    limit = SAME_IMAGE * known.norm(dim=1).mean()
     count = 0
-    for chunk in own.split(chunk_size):
-        nearest = others[torch.cdist(chunk, others).argmin(dim=1)]
-        # anew, as fast distances of many are rounded
+    for chunk in new.split(chunk_size):
+        nearest = known[torch.cdist(chunk, known).argmin(dim=1)]
+        # compute the distance again: the fast pairwise distances of cdist are rounded
         count += int(((chunk - nearest).norm(dim=1) < limit).sum())
     return count
 
 
 def _labeled(embedded: EmbeddedImages) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors and labels of the images that have one."""
+    """Return the vectors and labels of the images that have a label."""
     if embedded.labels is None:
         return embedded.vectors[:0], np.zeros(0, dtype=np.int64)
     is_labeled = embedded.labels != NO_LABEL
@@ -256,34 +267,49 @@ def matched_labels(
     train_labels: np.ndarray,
     train_names: Sequence[str] | None,
 ) -> np.ndarray:
-    """Return the test labels (M,) as indices of train's classes, by name where both have names.
+    """Return the test labels as class indices of train.
+
+    Classes are matched by name if both have names, otherwise by index.
+
+    Args:
+        test_labels: (M,) class indices of test.
+        test_names: Class names of test, or None.
+        train_labels: (N,) class indices of train.
+        train_names: Class names of train, or None.
+
+    Returns:
+        (M,), int64.
 
     Raises:
-        ValueError: if test has a class that train lacks.
+        ValueError: If test has a class that train lacks.
     """
     present = set(np.unique(train_labels).tolist())
     classes = np.unique(test_labels).tolist()
     matched = {label: label for label in classes}
     if train_names is not None and test_names is not None:
-        # one folder may lack a class that the other has: then equal names have unequal indices
+        # if one folder lacks a class of the other, equal names have different indices
         index_of = {name: index for index, name in enumerate(train_names)}
         matched = {label: index_of.get(test_names[label], NO_LABEL) for label in classes}
     missing = [label for label in classes if matched[label] not in present]
     if missing:
         names = [str(label) if test_names is None else test_names[label] for label in missing]
         raise ValueError(
-            f"test has images of classes that train has none of: {', '.join(names)}; add training "
-            "images of them, or leave them out of test."
+            f"train must have images of every class of test, but lacks {', '.join(names)}; add "
+            "training images of these classes, or remove them from test."
         )
     return np.array([matched[label] for label in test_labels.tolist()], dtype=np.int64)
 
 
 def check_labels(train: ImageSource, test: ImageSource) -> None:
-    """Find out in a second what would else be said after the last image is embedded.
+    """Check labels and scikit-learn before any image is embedded.
+
+    Args:
+        train: Images that the classifiers are fitted on.
+        test: Images that the accuracies are measured on.
 
     Raises:
-        ImportError: without scikit-learn, where there are labels.
-        ValueError: if test has a class that train lacks.
+        ImportError: If there are labels and scikit-learn is not installed.
+        ValueError: If test has a class that train lacks.
     """
     train_labels, test_labels = train.labels(), test.labels()
     if train_labels is not None and test_labels is not None:
@@ -297,7 +323,7 @@ def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedI
     if embedded.skipped:
         first = embedded.skipped[0]
         logger.warning(
-            "%d of %d images could not be read and are left out; the first is %s: %s.",
+            "%d of %d images could not be read and are skipped; the first is %s: %s.",
             len(embedded.skipped),
             len(source),
             first.id,
@@ -308,16 +334,16 @@ def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedI
 
 def _check_vectors(side: str, vectors: np.ndarray) -> None:
     if len(vectors) == 0:
-        raise ValueError(f"{side} has no images that could be read; nothing can be measured.")
+        raise ValueError(f"{side} must have at least one readable image; check the data.")
     bad = int((~np.isfinite(vectors).all(axis=1)).sum())
     if bad:
         raise ValueError(
-            f"{bad} of the {len(vectors)} {side} vectors are not finite (NaN or infinite); the "
-            "checkpoint is broken, or its precision too low: try dtype float32."
+            f"{side} vectors must be finite, but {bad} of {len(vectors)} are NaN or infinite; use "
+            "dtype float32 if the precision is lower, otherwise another checkpoint."
         )
 
 
 def spread(count: int, limit: int) -> np.ndarray:
-    """Return the indices of at most `limit` of `count` items, evenly spread, ascending."""
-    # sources are often sorted by class: the first ones would be of a single one
+    """Return at most `limit` evenly spaced indices of `count` items, in ascending order."""
+    # sources are often sorted by class, so the first items could all belong to one class
     return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)

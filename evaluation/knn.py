@@ -22,7 +22,7 @@ def weighted_knn(
     num_classes: int | None = None,
     chunk_size: int = 256,
 ) -> Tensor:
-    """Classify by the votes of the k training vectors of highest cosine similarity.
+    """Classify each test vector by a vote of the k training vectors of highest cosine similarity.
 
     A neighbor votes with the weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978,
     Sec. 3.4; DINO, arXiv 2104.14294, App. F.1). Vectors need not be normalized.
@@ -31,17 +31,17 @@ def weighted_knn(
         train_vectors: (N, E).
         train_labels: (N,) class indices, from 0.
         test_vectors: (M, E).
-        k: neighbors that vote, at most N.
-        temperature: unitless, above 0; smaller gives the nearest more say.
-        num_classes: L; by default the largest training label + 1.
-        chunk_size: test images compared at a time; chunk_size x N similarities are held at once.
+        k: Number of neighbors that vote, from 1 to N.
+        temperature: Unitless, above 0; a lower value gives the nearest neighbors more weight.
+        num_classes: Number L of classes; the largest training label + 1 by default.
+        chunk_size: Number of test vectors compared at a time; chunk_size x N similarities are in
+            memory at once.
 
     Returns:
         (M,) predicted class indices, int64.
 
     Raises:
-        ValueError: if k is below 1 or above N, the temperature is not above 0, or shapes do not
-            fit.
+        ValueError: If k is below 1 or above N, the temperature is not above 0, or shapes differ.
     """
     return _predictions_by_k(
         train_vectors, train_labels, test_vectors, (k,), temperature, num_classes, chunk_size
@@ -54,26 +54,26 @@ def weighted_knn_accuracy(
     test_vectors: Tensor | np.ndarray,
     test_labels: Tensor | np.ndarray,
     *,
-    ks: Sequence[int] = (10, 20),  # DINO, App. F.1: of 10, 20, 100 and 200, 20 is best
+    ks: Sequence[int] = (10, 20),  # DINO, App. F.1: 20 is the best of 10, 20, 100 and 200
     temperature: float = 0.07,
     chunk_size: int = 256,
 ) -> dict[int, float]:
-    """Return the accuracy of `weighted_knn` for several k, from one pass over the similarities.
+    """Return the accuracy of `weighted_knn` for several k; similarities are computed once.
 
     Args:
         train_vectors: (N, E).
         train_labels: (N,) class indices, from 0.
         test_vectors: (M, E).
         test_labels: (M,) class indices.
-        ks: numbers of neighbors, each at most N.
-        temperature: as for `weighted_knn`.
-        chunk_size: as for `weighted_knn`.
+        ks: Numbers of neighbors, each from 1 to N.
+        temperature: Temperature of the votes, as in `weighted_knn`.
+        chunk_size: Number of test vectors compared at a time, as in `weighted_knn`.
 
     Returns:
-        for each k the fraction of test images classified correctly, in [0, 1].
+        Fraction of test images classified correctly, in [0, 1], for each k.
 
     Raises:
-        ValueError: as `weighted_knn`, or if there is not one label for each test vector.
+        ValueError: As in `weighted_knn`, or if the numbers of test labels and vectors differ.
     """
     hits = weighted_knn_hits(
         train_vectors,
@@ -97,7 +97,7 @@ def weighted_knn_hits(
     temperature: float = 0.07,
     chunk_size: int = 256,
 ) -> dict[int, np.ndarray]:
-    """Return for each k which test images are classified correctly, (M,) bool.
+    """Return which test images are classified correctly, (M,) bool for each k.
 
     Arguments and errors are those of `weighted_knn_accuracy`.
     """
@@ -107,8 +107,8 @@ def weighted_knn_hits(
     truth = torch.as_tensor(test_labels)
     if len(truth) != len(test_vectors) or len(truth) == 0:
         raise ValueError(
-            f"test_vectors ({len(test_vectors)}) and test_labels ({len(truth)}) must be equally "
-            "many, and at least one."
+            f"test_vectors ({len(test_vectors)}) and test_labels ({len(truth)}) must have the same "
+            "length of at least 1; pass one label for each vector."
         )
     return {
         k: (predicted == truth.to(predicted.device)).cpu().numpy()
@@ -131,9 +131,9 @@ def _predictions_by_k(
     num_classes = num_classes or int(labels.max()) + 1
     chunks: dict[int, list[Tensor]] = {k: [] for k in ks}
     for chunk in test.to(train.device).split(chunk_size):
-        # best first, so that the k nearest are the first k columns for every k
+        # sorted, so that the first k columns are the k nearest for every k
         similarities, neighbors = (chunk @ train.T).topk(max(ks))  # (C, k)
-        # relative to the nearest neighbor: the same votes up to a factor, and exp cannot overflow
+        # relative to the nearest neighbor: only scales all votes, and exp cannot overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for k in ks:
             votes = weights.new_zeros(len(chunk), num_classes)  # (C, L)
@@ -153,17 +153,18 @@ def _check_arguments(
 ) -> None:
     if len(labels) != len(train):
         raise ValueError(
-            f"train_vectors ({len(train)}) and train_labels ({len(labels)}) must be equally many."
+            f"train_vectors ({len(train)}) and train_labels ({len(labels)}) must have the same "
+            "length; pass one label for each vector."
         )
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"train_vectors are {train.shape[1]} and test_vectors {test.shape[1]} wide; embed both "
-            "with the same model and pooling."
+            f"train_vectors (width {train.shape[1]}) and test_vectors (width {test.shape[1]}) must "
+            "have the same width; embed both with the same model and pooling."
         )
     if not ks or min(ks) < 1 or max(ks) > len(train):
         raise ValueError(
-            f"k ({', '.join(map(str, ks))}) must be between 1 and the number of training images "
-            f"({len(train)})."
+            f"k ({', '.join(map(str, ks))}) must be from 1 to the number of training images "
+            f"({len(train)}); choose a smaller k or add training images."
         )
     if temperature <= 0:
-        raise ValueError(f"temperature ({temperature}) must be above 0; DINO has 0.07.")
+        raise ValueError(f"temperature ({temperature}) must be above 0; DINO uses 0.07.")

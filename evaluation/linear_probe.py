@@ -1,4 +1,4 @@
-"""Linear probe: how much of the classes a linear layer can read off frozen vectors."""
+"""Linear probe: accuracy of a linear classifier on frozen vectors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-# Strength of the fit, C of scikit-learn (inverse L2 penalty on the sum of losses), strongest
-# penalty first, so that each fit starts close to its solution.
+# Values of C of scikit-learn, the inverse of the L2 penalty on the sum of losses. The strongest
+# penalty comes first, so that each fit starts close to its solution.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-DEFAULT_STRENGTH = 0.1  # where too few images are there to hold some out
-MAX_CHOICE_IMAGES = 10_000  # beyond, the best strength hardly moves and the cost does
+DEFAULT_STRENGTH = 0.1  # used if there are too few images to hold some out
+MAX_CHOICE_IMAGES = 10_000  # more images cost time and hardly change the best strength
 HELD_OUT_FRACTION = 0.2
 MAX_ITERATIONS = 300
 
@@ -26,23 +26,23 @@ def linear_probe_accuracy(
 ) -> float:
     """Fit a multinomial logistic regression on standardized vectors and return its test accuracy.
 
-    The penalty is chosen on a part held out of the training images, class by class; the test
-    images are used once, at the end. The protocol of SimCLR (arXiv 2002.05709, App. B.8.1) without
-    augmentation, so a little below the linear figures of papers, which train on random crops.
+    The penalty is chosen on a stratified held-out part of the training images; the test images are
+    used once, at the end. This is the protocol of SimCLR (arXiv 2002.05709, App. B.8.1) without
+    augmentation, so accuracies are slightly below those of papers, which train on random crops.
 
     Args:
         train_vectors: (N, E).
         train_labels: (N,) class indices.
         test_vectors: (M, E).
         test_labels: (M,) class indices.
-        seed: of the split that the penalty is chosen on.
+        seed: Random seed of the split for choosing the penalty.
 
     Returns:
-        fraction of the test images classified correctly, in [0, 1].
+        Fraction of the test images classified correctly, in [0, 1].
 
     Raises:
-        ImportError: without scikit-learn.
-        ValueError: if the training images are of fewer than two classes.
+        ImportError: If scikit-learn is not installed.
+        ValueError: If the training images have fewer than two classes.
     """
     hits = linear_probe_hits(train_vectors, train_labels, test_vectors, test_labels, seed=seed)
     return float(hits.mean())
@@ -66,10 +66,10 @@ def linear_probe_hits(
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     if len(np.unique(train_labels)) < 2:
         raise ValueError(
-            "a linear probe needs training images of two classes or more; all "
-            f"{len(train_labels)} given are of one."
+            "a linear probe needs training images of at least two classes, but all "
+            f"{len(train_labels)} have the same class; add images of another class."
         )
-    scaler = StandardScaler()  # leaves constant features at 0, where dividing would give nan
+    scaler = StandardScaler()  # sets constant features to 0 instead of dividing by 0
     train = scaler.fit_transform(np.asarray(train_vectors, dtype=np.float32))
     test = scaler.transform(np.asarray(test_vectors, dtype=np.float32))
     classifier = _classifier(_choose_strength(train, train_labels, seed))
@@ -78,16 +78,17 @@ def linear_probe_hits(
 
 
 def require_scikit_learn() -> None:
-    """Check that the probe can be fitted, worth asking before images are embedded for it.
+    """Check that scikit-learn is installed. Call this before embedding images for the probe.
 
     Raises:
-        ImportError: without scikit-learn.
+        ImportError: If scikit-learn is not installed.
     """
     try:
         import sklearn.preprocessing  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'the linear probe needs scikit-learn; install it with pip install "selfvit[train]".'
+            "the linear probe needs scikit-learn; install it with pip install scikit-learn (it is "
+            "part of the extra selfvit[train])."
         ) from error
 
 
@@ -104,18 +105,18 @@ def _choose_strength(vectors: np.ndarray, labels: np.ndarray, seed: int) -> floa
         classifier.set_params(C=strength)
         _fit(classifier, vectors[fit], labels[fit])
         accuracies.append((classifier.predict(vectors[held_out]) == labels[held_out]).mean())
-    return STRENGTHS[int(np.argmax(accuracies))]  # the first, so the strongest penalty, on a tie
+    return STRENGTHS[int(np.argmax(accuracies))]  # on a tie the strongest penalty
 
 
 def hold_out(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mark a fifth of every class that has two images or more, never all of one.
+    """Select a fifth of the images of each class with at least two images, never a whole class.
 
     Args:
         labels: (N,) class indices.
-        generator: draws which ones.
+        generator: Random generator of the selection.
 
     Returns:
-        (N,) bool.
+        (N,) bool, True for the held-out images.
     """
     is_held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -135,6 +136,7 @@ def _fit(classifier: Any, vectors: np.ndarray, labels: np.ndarray) -> None:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # at a weak penalty the iterations end first: early stopping, and the choice sees its effect
+        # With a weak penalty, the fit stops at MAX_ITERATIONS. This is early stopping, and the
+        # held-out accuracy accounts for it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(vectors, labels)

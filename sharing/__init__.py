@@ -1,1 +1,1 @@
-"""Sharing: model cards, and checkpoints on the Hub."""
+"""Model cards, and publishing of checkpoints on the Hub."""

@@ -1,4 +1,4 @@
-"""Adapters in a folder of their own, beside the weights that they are merged into."""
+"""Adapters stored in a subfolder of a checkpoint whose weights have them merged."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from .provenance import hub_id
 
-ADAPTER = "adapter"  # folder in a checkpoint's
-# As PEFT names them.
+ADAPTER = "adapter"  # subfolder of the checkpoint
+# The names that PEFT uses.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def adapter_to_publish(folder: Path) -> list[str]:
-    """Return the files of a checkpoint's adapters, if their base is one of the Hub.
+    """Return the adapter files of a checkpoint if their base model is on the Hub, otherwise none.
 
-    A base that is a folder here nobody else could open, and its path is nobody's business.
+    Other users could not load adapters whose base model is a local folder, and the path is private.
 
     Args:
-        folder: of the checkpoint.
+        folder: Checkpoint folder.
     """
     config = folder / ADAPTER / ADAPTER_CONFIG
     if not config.is_file() or not (folder / ADAPTER / ADAPTER_WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""Which papers a checkpoint cites, in BibTeX."""
+"""BibTeX entries for the model card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 
 SELFVIT = """@software{selfvit,
   title = {selfvit: self-supervised vision transformers as transformers models},
-  url = {https://pypi.org/project/selfvit}
+  license = {Apache-2.0}
 }"""
 
 DINO = r"""@inproceedings{caron2021emerging,
@@ -52,7 +52,11 @@ PAPERS = {"DINO": [DINO], "MAE": [MAE], "MSN": [MSN], "PMSN": [MSN, PMSN]}
 
 
 def objective_of(config: SelfViTConfig) -> str | None:
-    """Return the name of what a model was trained with (DINO, MAE, MSN, PMSN), or None."""
+    """Return the name of the training objective (DINO, MAE, MSN or PMSN), or None.
+
+    Args:
+        config: Configuration of the model.
+    """
     for field in SelfViTConfig.sub_configs_defaults:
         part = getattr(config, field)
         if part is not None:
@@ -62,7 +66,11 @@ def objective_of(config: SelfViTConfig) -> str | None:
 
 
 def citations_of(objective: str | None) -> str:
-    """Return the BibTeX entries of an objective, by its name, and of the software."""
+    """Return the BibTeX entries of an objective and of selfvit.
+
+    Args:
+        objective: Name of the objective, as returned by `objective_of`, or None.
+    """
     return "\n\n".join([*PAPERS.get(objective or "", []), SELFVIT])
 
 

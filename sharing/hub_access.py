@@ -1,4 +1,4 @@
-"""The Hub's door: who asks, what they may do, and what to do about an error."""
+"""Access to the Hub: authentication, permissions, retries and error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may be better in a minute
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 RETRIES = 3
 LONGEST_WAIT = 60  # seconds
 SIGN_IN = (
@@ -28,21 +28,27 @@ SIGN_IN = (
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Check the name of a repository, before the Hub is asked.
+    """Check the name of a repository without a request to the Hub.
+
+    Args:
+        repo_id: Name of the repository, USER/NAME.
 
     Raises:
-        ValueError: if it is not USER/NAME as the Hub wants it.
+        ValueError: If the name is not a valid USER/NAME.
     """
     if repo_id.count("/") != 1:
-        raise ValueError(f"repo id ({repo_id!r}) must be USER/NAME, or ORGANIZATION/NAME.")
+        raise ValueError(f"repository ({repo_id!r}) must be USER/NAME or ORGANIZATION/NAME.")
     validate_repo_id(repo_id)
 
 
 def signed_in(api: HfApi) -> str:
-    """Return the name of the user whose token is in use.
+    """Return the name of the user that the token belongs to.
+
+    Args:
+        api: Client of the Hub.
 
     Raises:
-        PermissionError: if there is no token, or the Hub does not accept it.
+        PermissionError: If there is no token, or the Hub rejects it.
     """
     try:
         return api.whoami()["name"]
@@ -52,46 +58,52 @@ def signed_in(api: HfApi) -> str:
         if error.response.status_code != 401:
             raise
         raise PermissionError(
-            f"{api.endpoint} does not accept the token ({one_line(error)}). {SIGN_IN}"
+            f"{api.endpoint} rejects the token ({one_line(error)}). {SIGN_IN}"
         ) from error
 
 
 def prepare_repository(api: HfApi, repo_id: str, user: str, private: bool) -> None:
-    """Make a repository, if it is not there yet.
+    """Create a repository if it does not exist.
 
     Args:
-        api: signed in.
-        repo_id: USER/NAME.
-        user: who asks.
-        private: whether it has to be private.
+        api: Client of the Hub, signed in.
+        repo_id: Name of the repository, USER/NAME.
+        user: Name of the signed-in user.
+        private: Whether the repository must be private.
 
     Raises:
-        PermissionError: if it is not there, and the user may not make it.
-        ValueError: if it has to be private, and is there and public.
+        PermissionError: If the repository does not exist and the user may not create it.
+        ValueError: If the repository must be private, but exists and is public.
     """
     try:
-        # None leaves it to the namespace: an organization may make all its repositories private
+        # None uses the default of the namespace: an organization may create private repositories
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise
         _, _, name = repo_id.partition("/")
         raise PermissionError(
-            f"there is no repository {repo_id} that you can see, and you ({user}) may not make it. "
-            f"Publish to {user}/{name}, or use a token with write access to that namespace."
+            f"repository {repo_id} does not exist or is not visible to you ({user}), and you may "
+            f"not create it. Publish to {user}/{name}, or use a token with write access to that "
+            "namespace."
         ) from error
     if private and not api.repo_info(repo_id).private:
         raise ValueError(
-            f"{repo_id} is there already, and public. Make it private in its settings on the Hub, "
-            "or publish to another name."
+            f"{repo_id} must be private, but exists and is public. Make it private in its settings "
+            "on the Hub, or publish to another name."
         )
 
 
 def check_may_push(api: HfApi, repo_id: str, user: str) -> None:
-    """Check that a user may write to a repository that is there.
+    """Check that a user may write to an existing repository.
+
+    Args:
+        api: Client of the Hub, signed in.
+        repo_id: Name of the repository, USER/NAME.
+        user: Name of the signed-in user.
 
     Raises:
-        PermissionError: if not.
+        PermissionError: If the user has no write access.
     """
     try:
         api.auth_check(repo_id, write=True)
@@ -100,20 +112,23 @@ def check_may_push(api: HfApi, repo_id: str, user: str) -> None:
             raise
         raise PermissionError(
             f"you ({user}) may not push to {repo_id}. Use a repository of your own, or a token "
-            "with write access to this one."
+            "with write access to this repository."
         ) from error
 
 
-def retrying(call: Callable[[], ResultT], what: str, retries: int = RETRIES) -> ResultT:
-    """Call, and call again after a while if the network or the Hub failed.
+def retrying(call: Callable[[], ResultT], action: str, retries: int = RETRIES) -> ResultT:
+    """Call a function, and retry after a transient failure of the network or the Hub.
 
-    `huggingface_hub` repeats most single requests for half a minute; this is for longer breaks, and
-    for the others.
+    `huggingface_hub` retries most single requests for half a minute. This function covers longer
+    outages and the other requests.
 
     Args:
-        call: what may be done twice.
-        what: is done, for the warning.
-        retries: how often, at most; waits of 2, 6, 18, 54 and then 60 seconds.
+        call: Function that may be called several times.
+        action: Description of the call for the warning, for example "the upload".
+        retries: Maximum number of retries, after waits of 2, 6, 18, 54 and then 60 seconds.
+
+    Returns:
+        The result of `call`.
     """
     for attempt in range(retries):
         try:
@@ -122,33 +137,33 @@ def retrying(call: Callable[[], ResultT], what: str, retries: int = RETRIES) -> 
             if not is_transient(error):
                 raise
             wait = min(LONGEST_WAIT, 2 * 3**attempt)
-            logger.warning(f"{what} failed ({reason_of(error)}); again in {wait} s.")
+            logger.warning(f"{action} failed ({error_message(error)}); retrying in {wait} s.")
             time.sleep(wait)
     return call()
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether the same call may succeed later."""
+    """Return whether the same call may succeed later (network failures, busy server)."""
     error = _cause_of(error)
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in BUSY
-    # RuntimeError: how uploads through Xet fail; JSON: a proxy's page for the Hub's answer
+        return error.response.status_code in TRANSIENT_STATUSES
+    # RuntimeError: a failed upload through Xet; JSONDecodeError: a proxy answered for the Hub
     return isinstance(error, (HTTPError, RuntimeError, json.JSONDecodeError))
 
 
 def is_forbidden(error: Exception) -> bool:
-    """Return whether the Hub knows the user, and says no."""
+    """Return whether the Hub rejected a request because the user lacks permission."""
     error = _cause_of(error)
     return isinstance(error, HfHubHTTPError) and error.response.status_code == 403
 
 
-def reason_of(error: Exception) -> str:
-    """Return what an error says, in a line."""
+def error_message(error: Exception) -> str:
+    """Return the message of an error in one line; for a failed upload, that of its cause."""
     return one_line(_cause_of(error))
 
 
 def _cause_of(error: Exception) -> Exception:
-    """Return what is behind "Error while uploading ... to the Hub"."""
+    """Return the cause of "Error while uploading ... to the Hub", or any other error itself."""
     cause = error.__cause__
     return cause if type(error) is RuntimeError and isinstance(cause, Exception) else error
 
@@ -160,7 +175,7 @@ __all__ = [
     "is_forbidden",
     "is_transient",
     "prepare_repository",
-    "reason_of",
+    "error_message",
     "retrying",
     "signed_in",
 ]

@@ -1,50 +1,55 @@
-"""The card of a checkpoint: its README.md, rendered from `model_card.md`.
+"""Model card of a checkpoint: its README.md, rendered from the template `model_card.md`.
 
-What a card says is plain values, `CardContents`; training and conversion each fill them in. A card
-may be published, so it names files and folders by their last part only.
+`CardContents` holds plain values, which training and conversion fill in. A card may be published,
+so it names local files and folders by the last part of their path only.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Template  # a dependency of torch
 
+from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..evaluation.evaluate import format_metric, metric_title
 from .citations import citations_of, objective_of
-from .provenance import Provenance, hub_id, shown_name
+from .provenance import CARD, Provenance
+from .published_files import read_card
+from .results import MetricValue, Results
 
 CLASSIFIER = "SelfViTForImageClassification"
-
-# A figure, or (figure, lower end, upper end) of its 95 % interval.
-Figure = float | tuple[float, float, float]
+# The section from its title to the next title; no line of its code starts with "## ".
+RESULTS_SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How a checkpoint was trained.
+    """Facts about the training run of a checkpoint.
 
     Args:
-        recipe: name.
-        data: the images, in words, without a path.
-        dataset: Hub id of the images, or None.
-        started_from: folder's name or Hub id, or "random weights".
-        num_steps: optimizer steps that it took.
-        planned_steps: of the whole run.
-        values: hyper-parameters, by what they are called in the card.
-        hardware: devices, in words.
-        num_processes: that trained together.
-        seconds: of the loop, over all its resumes, evaluations and checkpoints among them.
-        energy_kwh: estimate by codecarbon, or None.
+        recipe: Name of the recipe.
+        data: Description of the training images, without a local path.
+        dataset: Hub id of the training images, or None.
+        started_from: Folder name or Hub id of the initial weights, or "random weights".
+        num_steps: Number of optimizer steps so far.
+        planned_steps: Number of optimizer steps of the run.
+        values: Hyperparameters as text, by their title in the card.
+        hardware: Description of the devices.
+        num_processes: Number of training processes.
+        seconds: Duration of the training loop in seconds over all resumes, including evaluations
+            and checkpoints.
+        energy_kwh: Energy in kWh as estimated by codecarbon, or None.
     """
 
     recipe: str
@@ -61,22 +66,22 @@ class TrainingFacts:
 
     @property
     def duration(self) -> str:
-        """Seconds, and the same as hours, minutes and seconds."""
+        """Return the duration in seconds, and as hours, minutes and seconds."""
         return f"{self.seconds:,.1f} seconds ({timedelta(seconds=round(self.seconds))})"
 
 
 @dataclass(frozen=True)
 class ConversionFacts:
-    """How a checkpoint of another project became this one.
+    """Facts about the conversion of a checkpoint from another project.
 
     Args:
-        source: file, folder or Hub id, without a path.
-        kind: what it was taken for.
-        fields: configuration by field: value and where it is from.
-        preprocessing: where mean, deviation and sizes are from.
-        differences: what this checkpoint does otherwise than the source.
-        notes: on tensors that were left out, or are new.
-        license_note: what is known of the source's.
+        source: Name of the source file or folder without its path, or its Hub id.
+        kind: Detected kind of the source.
+        fields: Value and origin of each field of the configuration.
+        preprocessing: Origin of mean, std and image size.
+        differences: Differences in behavior from the source.
+        notes: Remarks about tensors that were left out or are new.
+        license_note: Remark about the license of the source, or "".
     """
 
     source: str
@@ -90,27 +95,27 @@ class ConversionFacts:
 
 @dataclass(frozen=True)
 class CardContents:
-    """All that a card says; give `training` or `conversion`, whichever it came from.
+    """Contents of a model card. Set either `training` or `conversion`.
 
     Args:
-        name: of the checkpoint: its folder's, or its Hub id.
-        architecture: class, as in `config.architectures`.
-        config: of the model.
-        num_parameters: of the encoder.
-        image_mean: per channel, of values in [0, 1].
-        image_std: per channel, of values in [0, 1].
-        provenance: license and base model.
-        objective: DINO, MAE, MSN or PMSN, which the encoder was trained with; None for the
-            configuration's own.
-        has_teacher: whether `network="student"` opens another network.
-        has_code: whether the model's code lies beside the weights, for those without selfvit.
-        training: or None.
-        conversion: or None.
-        after: figures of the checkpoint by name, as `evaluate_embeddings` calls them.
-        before: the same of the weights that it started from, or empty.
-        verdict: what these say together, or "".
-        evaluated_on: data that accuracies were measured on: path or Hub id; "" if there are none.
-        picture: file beside the card with attention maps, or None.
+        name: Name of the checkpoint: its folder name or Hub id.
+        architecture: Class of the model, as in `config.architectures`.
+        config: Configuration of the model.
+        num_parameters: Number of parameters of the encoder.
+        image_mean: Mean per channel, for pixel values in [0, 1].
+        image_std: Std per channel, for pixel values in [0, 1].
+        provenance: License and base model.
+        objective: Objective of the encoder (DINO, MAE, MSN or PMSN); None for that of `config`.
+        has_teacher: Whether `network="student"` loads another network.
+        has_code: Whether the folder contains the model code for environments without selfvit.
+        training: Facts about the training run, or None.
+        conversion: Facts about the conversion, or None.
+        after: Metrics of the checkpoint by name, as in `evaluate_embeddings`.
+        before: Metrics of the initial weights by name, or empty.
+        verdict: Conclusion from the metrics in words, or "".
+        evaluated_on: Path or Hub id of the data of the accuracies, or "".
+        picture: Name of the picture of attention maps in the same folder, or None.
+        pictures: Captions of pictures of the results, by file name in the same folder.
     """
 
     name: str
@@ -125,53 +130,142 @@ class CardContents:
     has_code: bool = True
     training: TrainingFacts | None = None
     conversion: ConversionFacts | None = None
-    after: Mapping[str, Figure] = field(default_factory=dict)
-    before: Mapping[str, Figure] = field(default_factory=dict)
+    after: Mapping[str, MetricValue] = field(default_factory=dict)
+    before: Mapping[str, MetricValue] = field(default_factory=dict)
     verdict: str = ""
     evaluated_on: str = ""
     picture: str | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it gives labels, too."""
+        """Return whether the model predicts classes."""
         return self.architecture == CLASSIFIER
 
     @property
     def pipeline_tag(self) -> str:
-        """The task of transformers' pipeline that serves it."""
+        """Return the name of the transformers pipeline for the model."""
         return "image-classification" if self.is_classifier else "image-feature-extraction"
 
     @property
-    def learned_by(self) -> str | None:
-        """The encoder's objective."""
+    def trained_with(self) -> str | None:
+        """Return the objective of the encoder."""
         return self.objective or objective_of(self.config)
+
+    @property
+    def results(self) -> Results:
+        """Return the metrics, with a column for the initial weights if there are any."""
+        columns = {"value": self.after}
+        if self.before:
+            columns = {"before": self.before, "after": self.after}
+        return Results(columns, self.verdict, self.evaluated_on, self.pictures)
 
 
 def render_model_card(contents: CardContents) -> str:
-    """Return the text of the card, metadata of the Hub first."""
+    """Return the text of a model card, starting with the metadata for the Hub."""
     card = ModelCard.from_template(
         _metadata(contents),
-        template_str=files("selfvit").joinpath("model_card.md").read_text(encoding="utf-8"),
+        template_str=_template(),
         contents=contents,
         config=contents.config,
         training=contents.training,
         conversion=contents.conversion,
         provenance=contents.provenance,
+        results=contents.results,
         python_name=json.dumps(contents.name, ensure_ascii=False),
         shell_name=shlex.quote(contents.name),
         objective_values=_objective_values(contents.config),
-        results=_results(contents),
-        evaluated_on=shown_name(contents.evaluated_on) if contents.evaluated_on else "",
-        citation=citations_of(contents.learned_by),
+        citation=citations_of(contents.trained_with),
         cell=_cell,
     )
-    return re.sub(r"\n{3,}", "\n\n", card.content) + "\n"
+    return _without_extra_lines(card.content) + "\n"
+
+
+def add_results(
+    folder: str | os.PathLike[str],
+    metrics: Mapping[str, MetricValue],
+    pictures: Sequence[tuple[str | os.PathLike[str], str]] = (),
+    *,
+    baselines: Mapping[str, Mapping[str, MetricValue]] | None = None,
+    evaluated_on: str = "",
+    verdict: str = "",
+) -> None:
+    """Write metrics and pictures into the model card of a checkpoint.
+
+    The "Results" section and the accuracies in the metadata are replaced; the rest of the card is
+    kept. Pictures are copied into the folder.
+
+    Args:
+        folder: Checkpoint folder with a card, as written by `selfvit train` or `selfvit convert`.
+        metrics: Metrics of the checkpoint by name, as in `evaluate_embeddings`.
+        pictures: (file, caption) of each picture.
+        baselines: Metrics to compare with, by title of their column in the table.
+        evaluated_on: Path or Hub id of the data of the accuracies, or "". Without it, the metadata
+            has no accuracies.
+        verdict: Conclusion from the metrics in words, or "".
+
+    Raises:
+        FileNotFoundError: If the folder has no card, or a picture does not exist.
+        ValueError: If the card has no "Results" section, its metadata is invalid, or two pictures
+            have the same file name.
+    """
+    folder = Path(folder)
+    path, card = folder / CARD, read_card(folder)
+    data = card.data
+    assert isinstance(data, ModelCardData)
+    if RESULTS_SECTION.search(card.text) is None:
+        raise ValueError(
+            f"{str(path)!r} must have a section '## Results'; add this line to the card."
+        )
+    captions = {Path(picture).name: caption for picture, caption in pictures}
+    if len(captions) < len(pictures):
+        raise ValueError("pictures must have different file names; rename one of them.")
+    title = "this checkpoint" if baselines else "value"
+    results = Results(
+        columns={**(baselines or {}), title: metrics},
+        verdict=verdict,
+        evaluated_on=evaluated_on,
+        pictures=captions,
+    )
+    for picture, _ in pictures:
+        _copy_into(folder, Path(picture))
+    name = data.model_name or folder.resolve().name
+    section = _render_results(results, shell_name=shlex.quote(name))
+    card.text = RESULTS_SECTION.sub(lambda _: section, card.text, count=1)
+    data.model_name = name
+    data.eval_results = results.eval_results or None
+    data.metrics = ["accuracy"] if results.eval_results else None
+    with atomic_output(path) as unfinished:
+        unfinished.write_text(str(card), encoding="utf-8")
+
+
+def _copy_into(folder: Path, picture: Path) -> None:
+    target = folder / picture.name
+    if picture.resolve() != target.resolve():
+        with atomic_output(target) as unfinished:
+            shutil.copyfile(picture, unfinished)
+
+
+def _template() -> str:
+    return files("selfvit").joinpath("model_card.md").read_text(encoding="utf-8")
+
+
+def _render_results(results: Results, shell_name: str) -> str:
+    """Return the "Results" section of the template, with an empty line at its end."""
+    template = Template(_template())
+    context = template.new_context({"results": results, "shell_name": shell_name, "cell": _cell})
+    section = "".join(template.blocks["results"](context))
+    return _without_extra_lines(section).strip() + "\n\n"
+
+
+def _without_extra_lines(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _metadata(contents: CardContents) -> ModelCardData:
     provenance, training = contents.provenance, contents.training
-    learned_by = contents.learned_by
-    results = _eval_results(contents)
+    objective = contents.trained_with
+    eval_results = contents.results.eval_results
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=contents.pipeline_tag,
@@ -180,65 +274,20 @@ def _metadata(contents: CardContents) -> ModelCardData:
         license_link=provenance.license_link,
         base_model=provenance.base_model,
         datasets=[training.dataset] if training and training.dataset else None,
-        metrics=["accuracy"] if results else None,
+        metrics=["accuracy"] if eval_results else None,
         tags=[
             "selfvit",
             "vision",
             "self-supervised-learning",
-            *([learned_by.lower()] if learned_by else []),
+            *([objective.lower()] if objective else []),
         ],
         model_name=contents.name,
-        eval_results=results or None,
+        eval_results=eval_results or None,
     )
 
 
-def _eval_results(contents: CardContents) -> list[EvalResult]:
-    """Return accuracies as the Hub's model-index has them; label-free figures have no place."""
-    data = contents.evaluated_on
-    is_parquet = data.endswith(".parquet")
-    return [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=hub_id(data) or ("parquet" if is_parquet else "imagefolder"),
-            dataset_name=shown_name(data),
-            metric_type="accuracy",
-            metric_name=metric_title(name),
-            metric_value=round(_value(figure), 4),
-        )
-        for name, figure in contents.after.items()
-        if data and _is_accuracy(name) and math.isfinite(_value(figure))
-    ]
-
-
-def _is_accuracy(name: str) -> bool:
-    return name in ("linear_probe", "accuracy") or name.startswith("knn_")
-
-
-def _value(figure: Figure) -> float:
-    return float(figure[0] if isinstance(figure, tuple) else figure)
-
-
-def _results(contents: CardContents) -> list[tuple[str, str, str]]:
-    """Return rows (measure, before, after); what was not measured is "-"."""
-
-    def text(name: str, figures: Mapping[str, Figure]) -> str:
-        figure = figures.get(name)
-        if figure is None:
-            return "-"
-        if not isinstance(figure, tuple):
-            return format_metric(name, figure)
-        value, low, high = (format_metric(name, number) for number in figure)
-        return f"{value} ({low} to {high})"
-
-    names = [*contents.after, *(name for name in contents.before if name not in contents.after)]
-    return [
-        (metric_title(name), text(name, contents.before), text(name, contents.after))
-        for name in names
-    ]
-
-
 def _objective_values(config: SelfViTConfig) -> dict[str, Any]:
-    """Return the objective's own fields, by name."""
+    """Return the fields of the objective's configuration by name."""
     parts = [getattr(config, name) for name in SelfViTConfig.sub_configs_defaults]
     hidden = ("model_type", "transformers_version")
     return {
@@ -251,14 +300,15 @@ def _objective_values(config: SelfViTConfig) -> dict[str, Any]:
 
 
 def _cell(text: Any) -> str:
-    """Return text that keeps within a cell of a Markdown table."""
+    """Return text for a cell of a Markdown table: one line, with escaped pipes."""
     return re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
 
 
 __all__ = [
     "CardContents",
     "ConversionFacts",
-    "Figure",
+    "MetricValue",
     "TrainingFacts",
+    "add_results",
     "render_model_card",
 ]

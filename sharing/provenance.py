@@ -1,7 +1,7 @@
-"""What a checkpoint was made from: its base model and its license, which travel with the weights.
+"""License and base model of a checkpoint, which carry over to every checkpoint made from it.
 
-Both stand in the metadata of a checkpoint's card (README.md), as the Hub reads them; a converted
-folder has them in conversion.json, too. A checkpoint that is trained further hands them on.
+Both are stored in the metadata of the model card (README.md), where the Hub reads them. A converted
+checkpoint also has them in conversion.json. Training copies them to the new checkpoint.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revisi
 
 CARD, CONVERSION = "README.md", "conversion.json"
 
-# Terms that a work made from another may drop: they ask for the notice to be kept, at most.
+# Licenses that allow other terms for derived works. At most they require to keep the notice.
 PERMISSIVE = {
     "afl-3.0", "apache-2.0", "artistic-2.0", "bsd", "bsd-2-clause", "bsd-3-clause",
     "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
     "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "ecl-2.0", "etalab-2.0", "isc", "mit",
     "ms-pl", "ncsa", "odc-by", "openmdw-1.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
 }  # fmt: skip
-# What the Hub knows (huggingface.co/docs/hub/repositories-licenses, as of November 2026).
+# Licenses known to the Hub (huggingface.co/docs/hub/repositories-licenses, as of November 2026).
 LICENSES = PERMISSIVE | {
     "agpl-3.0", "apple-amlr", "apple-ascl", "bigcode-openrail-m", "bigscience-bloom-rail-1.0",
     "bigscience-openrail-m", "cc", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
@@ -46,14 +46,14 @@ TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same li
 
 @dataclass(frozen=True)
 class Provenance:
-    """What is known of the origin of weights.
+    """License and base model of weights.
 
     Args:
-        license: as the Hub writes it ("cc-by-nc-4.0"), or None where it is not known.
-        license_name: of a license that is `other`.
-        license_link: to its text.
-        base_model: Hub id of what the weights were made from, or None.
-        origin: what says so, in words: "the card of mae_vitb"; "" where nothing does.
+        license: Hub identifier of the license, for example "cc-by-nc-4.0", or None if unknown.
+        license_name: Name of the license if `license` is "other".
+        license_link: Link to the text of the license if `license` is "other".
+        base_model: Hub id of the model that the weights were made from, or None.
+        origin: Source of the license in words, for example "the card of mae_vitb", or "".
     """
 
     license: str | None = None
@@ -64,33 +64,41 @@ class Provenance:
 
 
 def hub_id(name: str | os.PathLike[str]) -> str | None:
-    """Return a name without @REVISION if it is that of a repository; None for a path here."""
+    """Return the repository id without @REVISION, or None if the name is a local path.
+
+    Args:
+        name: Local path, USER/NAME or USER/NAME@REVISION.
+    """
     repo_id, _ = split_revision(name)
-    is_here = Path(name).expanduser().exists()
-    return None if is_here or HUB_ID.fullmatch(repo_id) is None else repo_id
+    is_local = Path(name).expanduser().exists()
+    return None if is_local or HUB_ID.fullmatch(repo_id) is None else repo_id
 
 
-def shown_name(name: str | os.PathLike[str]) -> str:
-    """Return a Hub id as it is, and of a path its last part: the folders above are private."""
+def display_name(name: str | os.PathLike[str]) -> str:
+    """Return a name that may be published: a Hub id, or the last part of a local path.
+
+    Args:
+        name: Local path, USER/NAME or USER/NAME@REVISION.
+    """
     return hub_id(name) or Path(os.path.abspath(Path(name).expanduser())).name
 
 
 def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
-    """Read what the card of a checkpoint, or of a folder of weights, says of its origin.
+    """Read license and base model from the card of a checkpoint or of a folder of weights.
 
     Args:
-        checkpoint: folder, Hub id or USER/NAME@REVISION. One of the Hub is a base model itself.
+        checkpoint: Folder, Hub id or USER/NAME@REVISION. A Hub checkpoint is its own base model.
 
     Raises:
-        ValueError: if the card's metadata cannot be read: a license could be lost by that.
+        ValueError: If the metadata of the card cannot be read, since a license could be lost.
     """
     opened = resolve_checkpoint(checkpoint)
     card = _card_of(opened)
-    license, where = _one_license(card.license), f"the card of {shown_name(checkpoint)}"
+    license, where = _one_license(card.license), f"the card of {display_name(checkpoint)}"
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
         license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {shown_name(checkpoint)}"
+        where = f"{CONVERSION} of {display_name(checkpoint)}"
     return Provenance(
         license=license,
         license_name=card.license_name,
@@ -103,40 +111,43 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
 def derived_provenance(
     started_from: str | os.PathLike[str] | None, license: str | None = None
 ) -> Provenance:
-    """Return the provenance of a checkpoint that is made from another, or from nothing.
+    """Return the provenance of a new checkpoint.
 
     Args:
-        started_from: folder or Hub id, or None.
-        license: that its owner asks for, as the Hub writes it; that of `started_from` if None.
+        started_from: Folder or Hub id of the initial weights, or None for random weights.
+        license: Hub identifier of the license to use, or None for the license of `started_from`.
 
     Raises:
-        ValueError: if the Hub knows no such license, or that of `started_from` forbids it.
+        ValueError: If the Hub does not know the license, or if the license of `started_from`
+            forbids it.
     """
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license.lower(), LICENSES, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "'other' stands for any other one."
-        raise ValueError(f"license ({license!r}) is none that the Hub knows; {hint}")
+        hint = (
+            f"did you mean {', '.join(close)}?" if close else "use 'other' for any other license."
+        )
+        raise ValueError(f"license ({license!r}) must be an identifier that the Hub knows; {hint}")
     source = Provenance() if started_from is None else read_provenance(started_from)
     if license is None or license == source.license:
         return source
     if source.license is not None and not _may_become(source.license, license):
         terms = [text for part, text in TERMS.items() if part in source.license.split("-")]
-        which = f" ({', '.join(terms)})" if terms else ""
+        listed = f" ({', '.join(terms)})" if terms else ""
         raise ValueError(
-            f"license ({license!r}) cannot be given to weights that start from "
-            f"{shown_name(started_from or '')}: by {source.origin} they are under "
-            f"{source.license}, and its terms{which} travel with every checkpoint made from them. "
-            f"Leave license out to hand on {source.license}, or start from other weights. (If that "
-            f"card is wrong about its weights, correct it first.)"
+            f"license ({license!r}) does not satisfy the license of the initial weights "
+            f"{display_name(started_from or '')}: {source.origin} states {source.license}, and its "
+            f"terms{listed} apply to every checkpoint made from them. Omit --license to keep "
+            f"{source.license}, or start from other weights. If that statement is wrong, correct "
+            "it first."
         )
     return Provenance(license, base_model=source.base_model, origin="the owner of the checkpoint")
 
 
 def _may_become(source: str, license: str) -> bool:
-    """Whether works made from what is under one license may be under another.
+    """Return whether a work derived from one under license `source` may have license `license`.
 
-    A license that is not permissive is kept. Creative Commons may become another of Creative
-    Commons that has all its terms, unless it asks for the very same.
+    Permissive licenses allow any other. A Creative Commons license may become another one that
+    includes all its terms, except for share-alike and no-derivatives. Others must be kept.
     """
     if source in PERMISSIVE:
         return True
@@ -159,13 +170,13 @@ def _card_of(checkpoint: str | os.PathLike[str]) -> ModelCardData:
         return ModelCard.load(Path(path), ignore_metadata_errors=True).data
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"the metadata of {path} cannot be read ({type(error).__name__}), so nobody could know "
-            "the license of these weights; correct the file, or take it away."
+            f"the metadata of {path} must be readable, since it states the license of the weights "
+            f"({type(error).__name__}); correct the file, or remove it."
         ) from error
 
 
 def _one_license(stored: Any) -> str | None:
-    """Return the license of a card's metadata; of several the one that asks for more."""
+    """Return the license in the metadata of a card; of several, the most restrictive one."""
     names = [str(name).lower() for name in (stored if isinstance(stored, list) else [stored])]
     known = [name for name in names if name not in ("none", "unknown")]
     return min(known, key=lambda name: name in PERMISSIVE, default=None)
@@ -176,4 +187,4 @@ def _one_name(stored: Any) -> str | None:
     return next((name for name in names if name and HUB_ID.fullmatch(str(name))), None)
 
 
-__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "shown_name"]
+__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "display_name"]

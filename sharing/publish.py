@@ -1,4 +1,4 @@
-"""A checkpoint to the Hub: checked, then sent as one commit or one pull request."""
+"""Publish a checkpoint on the Hub, as one commit or one pull request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .hub_access import (
     RETRIES,
     check_may_push,
     check_repo_id,
+    error_message,
     is_forbidden,
     is_transient,
     prepare_repository,
-    reason_of,
     retrying,
     signed_in,
 )
@@ -28,27 +28,29 @@ from .published_files import (
     PublishedFiles,
     choose_files,
     is_weight_file,
-    without_folders,
+    strip_local_paths,
 )
 
-# How a card opens its folder: from_pretrained("my_model"), pipeline(..., model="my_model"),
-# --model my_model. What has a slash is a name on the Hub already.
+# Places where a card names its own folder: from_pretrained("my_model"), pipeline(model="my_model"),
+# `selfvit embed my_model`, and --model my_model in older cards. A name with a slash is a Hub id.
 IN_PYTHON = re.compile(r"(from_pretrained\(|\bmodel=)([\"'])[^\"'/]+\2")
-IN_SHELL = re.compile(r"--model ('[^'/]+'|[^\s/'\"`]+)(?=[\s`]|$)")
+IN_SHELL = re.compile(
+    r"(--model |\bselfvit (?:embed|evaluate) )('[^'/]+'|[^\s/'\"`-][^\s/'\"`]*)(?=[\s`]|$)"
+)
 Operation = CommitOperationAdd | CommitOperationDelete
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What came of it.
+    """Result of `publish`.
 
     Args:
-        repo_id: USER/NAME.
-        url: of the commit, or of the pull request.
-        commit: its hash.
-        is_pull_request: whether it waits for somebody to merge it.
-        sent: files of the checkpoint.
-        left_out: what stayed in the folder.
+        repo_id: Name of the repository, USER/NAME.
+        url: URL of the commit or pull request.
+        commit: Hash of the commit.
+        is_pull_request: Whether a pull request was opened instead of a commit on the branch.
+        sent: Published files.
+        left_out: Files and folders that were not published.
     """
 
     repo_id: str
@@ -61,13 +63,13 @@ class Publication:
 
 @dataclass(frozen=True)
 class Target:
-    """Where to, and how.
+    """Destination on the Hub.
 
     Args:
-        repo_id: USER/NAME; made if it is not there.
-        private: whether it has to be private.
-        revision: branch, made if it is not there; None for main.
-        create_pr: whether to open a pull request, instead of changing main.
+        repo_id: Name of the repository, USER/NAME; created if it does not exist.
+        private: Whether the repository must be private.
+        revision: Branch, created if it does not exist; None for main.
+        create_pr: Whether to open a pull request instead of committing to main.
     """
 
     repo_id: str
@@ -79,12 +81,16 @@ class Target:
         check_repo_id(self.repo_id)
         if self.create_pr and self.revision is not None:
             raise ValueError(
-                f"a pull request is opened against main, not {self.revision!r}; give one of "
-                "--create-pr and --revision."
+                f"--create-pr opens a pull request against main, not {self.revision!r}; use either "
+                "--create-pr or --revision."
             )
 
     def command(self, folder: Path) -> str:
-        """Return the command that publishes a folder there."""
+        """Return the command line that publishes a folder to this destination.
+
+        Args:
+            folder: Checkpoint folder.
+        """
         words = ["selfvit", "publish", str(folder), self.repo_id]
         words += ["--private"] * self.private + ["--create-pr"] * self.create_pr
         words += [] if self.revision is None else ["--revision", self.revision]
@@ -102,37 +108,38 @@ def publish(
     include: Sequence[str] = (),
     retries: int = RETRIES,
 ) -> Publication:
-    """Send a checkpoint to the Hub: model, processor, card, training.yaml, figures and pictures.
+    """Publish a checkpoint on the Hub: model, processor, card, training.yaml, metrics and pictures.
 
-    It is one commit: whoever loads it meanwhile gets the old one or the new one, whole. Resumable
-    states, logs and anything unknown stay at home. Large files that arrived are not sent again when
-    it is repeated. The folder is only read.
+    All files go into one commit, so a concurrent download gets the old or the new checkpoint
+    completely. Optimizer states, logs and unknown files are not published. If the upload is
+    repeated after a failure, large files that were already uploaded are not sent again. The folder
+    is only read.
 
-    Without the right to push to main, a pull request is opened instead.
+    If the user may not push to main, a pull request is opened instead.
 
     Args:
-        folder: of the checkpoint.
-        repo_id: USER/NAME; made if it is not there.
-        private: whether it has to be private.
-        revision: branch, made if it is not there; None for main.
-        create_pr: whether to open a pull request in any case.
-        message: of the commit; "Upload CLASS" by default.
-        include: more files to send, as patterns of paths in the folder.
-        retries: how often to try again after the network or the Hub failed.
+        folder: Checkpoint folder.
+        repo_id: Name of the repository, USER/NAME; created if it does not exist.
+        private: Whether the repository must be private.
+        revision: Branch, created if it does not exist; None for main.
+        create_pr: Whether to open a pull request in any case.
+        message: Message of the commit; "Upload CLASS" by default.
+        include: Patterns of further files to publish, relative to the folder.
+        retries: Maximum number of retries after a failure of the network or the Hub.
 
     Returns:
         The commit or pull request.
 
     Raises:
-        FileNotFoundError: if the folder is not a whole checkpoint with a card.
-        ValueError: if weights, metadata or an argument are not right; nothing is sent then.
-        PermissionError: if the Hub does not accept the token, or the user has no right.
-        ConnectionError: if network or Hub went on failing; nothing is committed then.
+        FileNotFoundError: If the folder is not a complete checkpoint with a card.
+        ValueError: If weights, metadata or an argument are invalid. Nothing is sent.
+        PermissionError: If the Hub rejects the token, or the user lacks permission.
+        ConnectionError: If the network or the Hub keeps failing. Nothing is committed.
     """
     folder = Path(folder)
     target = Target(repo_id, private, revision, create_pr)
     if retries < 0:
-        raise ValueError(f"retries ({retries}) must be 0 or more.")
+        raise ValueError(f"retries ({retries}) must be at least 0.")
     files = choose_files(folder, include)
     message = message or f"Upload {files.architecture}"
     try:
@@ -141,9 +148,10 @@ def publish(
         if not is_transient(error):
             raise
         raise ConnectionError(
-            f"{folder} was not published to {repo_id}: {reason_of(error)}. The folder is as it "
-            "was, and so is the repository, unless only its last answer was lost. Large files that "
-            f"arrived are not sent again. Repeat: {target.command(folder)}"
+            f"{folder} was not published to {repo_id}: {error_message(error)}. The folder is "
+            "unchanged, and so is the repository, unless only the last response was lost. Large "
+            "files that were uploaded are not sent again. To repeat, run: "
+            f"{target.command(folder)}"
         ) from error
 
 
@@ -155,17 +163,20 @@ def publish_files(
     *,
     retries: int = RETRIES,
 ) -> Publication:
-    """Send files of a folder that was checked; as `publish`, with the network's own errors.
+    """Publish checked files of a folder. Unlike `publish`, network errors are raised unchanged.
 
     Args:
-        folder: of the checkpoint.
-        files: of it, as `choose_files` gives them.
-        target: where to.
-        message: of the commit.
-        retries: how often to try again after the network or the Hub failed.
+        folder: Checkpoint folder.
+        files: Files to publish, from `choose_files`.
+        target: Destination on the Hub.
+        message: Message of the commit.
+        retries: Maximum number of retries after a failure of the network or the Hub.
+
+    Returns:
+        The commit or pull request.
     """
     api = HfApi()
-    user = _open(api, target, retries)
+    user = _open_repository(api, target, retries)
     info = _send(_Upload(api, folder, files, target, message, retries), user)
     return Publication(
         repo_id=target.repo_id,
@@ -178,38 +189,45 @@ def publish_files(
 
 
 def check_target(target: Target) -> None:
-    """Make a repository if it is not there, and check that one may push to it.
+    """Create the repository if it does not exist, and check that the user may push to it.
 
-    Ask before any work is done.
+    Call this before a long run that publishes at its end.
+
+    Args:
+        target: Destination on the Hub.
 
     Raises:
-        PermissionError: if the Hub does not accept the token, or the user has no right.
-        ValueError: if it has to be private, and is there and public.
-        ConnectionError: if network or Hub went on failing.
+        PermissionError: If the Hub rejects the token, or the user lacks permission.
+        ValueError: If the repository must be private, but exists and is public.
+        ConnectionError: If the network or the Hub keeps failing.
     """
     api = HfApi()
     try:
-        user = _open(api, target, RETRIES)
+        user = _open_repository(api, target, RETRIES)
         check_may_push(api, target.repo_id, user)
     except Exception as error:
         if not is_transient(error):
             raise
-        raise ConnectionError(f"{api.endpoint} cannot be asked: {reason_of(error)}.") from error
+        raise ConnectionError(
+            f"{api.endpoint} cannot be reached: {error_message(error)}; try again later."
+        ) from error
 
 
-def _open(api: HfApi, target: Target, retries: int) -> str:
-    """Make the repository, if it is not there; return the user's name."""
+def _open_repository(api: HfApi, target: Target, retries: int) -> str:
+    """Create the repository if it does not exist, and return the name of the user."""
     repo_id = target.repo_id
     user = retrying(lambda: signed_in(api), "signing in", retries)
     retrying(
-        lambda: prepare_repository(api, repo_id, user, target.private), f"making {repo_id}", retries
+        lambda: prepare_repository(api, repo_id, user, target.private),
+        f"creating {repo_id}",
+        retries,
     )
     return user
 
 
 @dataclass(frozen=True)
 class _Upload:
-    """What goes where."""
+    """Files to publish and their destination."""
 
     api: HfApi
     folder: Path
@@ -219,66 +237,66 @@ class _Upload:
     retries: int
 
     def operations(self) -> list[Operation]:
-        """Return what to add; and to delete: weights of an earlier upload that hide the new ones.
+        """Return the files to add, and outdated weights of an earlier upload to delete.
 
-        transformers opens model.safetensors first, so it would prefer an old one to new shards.
+        transformers prefers model.safetensors, so an old one would hide new shards.
         """
-        there = self.api.list_repo_files(self.target.repo_id, revision=self.target.revision)
-        stale = [path for path in there if is_weight_file(path) and path not in self.files.sent]
+        uploaded = self.api.list_repo_files(self.target.repo_id, revision=self.target.revision)
+        stale = [path for path in uploaded if is_weight_file(path) and path not in self.files.sent]
         return [
             *(CommitOperationDelete(path) for path in stale),
             *(CommitOperationAdd(path, self.content(path)) for path in self.files.sent),
         ]
 
     def content(self, path: str) -> Path | bytes:
-        """Return a file; the card with the repository's name where it opens the folder by its own.
+        """Return a file to upload, or the adapted text of card and training.yaml.
 
-        `from_pretrained("my_model")` is of no use to who reads it on the Hub. The run is sent
-        without the folders that its data lay in: they tell of a machine and its user.
+        The card names the repository instead of the local folder, so that its code works for a
+        reader on the Hub. Local paths in training.yaml are shortened, since they are private.
         """
         if path == RUN_FILE:
-            return without_folders((self.folder / path).read_text(encoding="utf-8")).encode()
+            return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
             return self.folder / path
         text = (self.folder / path).read_text(encoding="utf-8")
         text = IN_PYTHON.sub(rf"\1\2{self.target.repo_id}\2", text)
-        return IN_SHELL.sub(f"--model {self.target.repo_id}", text).encode()
+        return IN_SHELL.sub(rf"\g<1>{self.target.repo_id}", text).encode()
 
 
 def _send(upload: _Upload, user: str) -> CommitInfo:
-    """Push; or propose, if that was asked for or there is no right to push to main."""
-    ways = [_propose] if upload.target.create_pr else [_push, _propose]
+    """Commit to the branch; open a pull request on request or without write access to main."""
+    methods = [_open_pull_request] if upload.target.create_pr else [_commit, _open_pull_request]
     if upload.target.revision is not None:
-        ways = [_push]
-    for way in ways:
+        methods = [_commit]
+    for method in methods:
         try:
-            return way(upload)
+            return method(upload)
         except Exception as error:
             if not is_forbidden(error):
                 raise
             refused = error
     raise PermissionError(
-        f"you ({user}) may not publish to {upload.target.repo_id}: {reason_of(refused)} Use a "
+        f"you ({user}) may not publish to {upload.target.repo_id}: {error_message(refused)} Use a "
         "token with write access, or a repository of your own."
     ) from refused
 
 
-def _push(upload: _Upload) -> CommitInfo:
+def _commit(upload: _Upload) -> CommitInfo:
     repo_id, revision = upload.target.repo_id, upload.target.revision
 
-    def push() -> CommitInfo:
+    def commit() -> CommitInfo:
         if revision is not None and not revision.startswith("refs/pr/"):
             upload.api.create_branch(repo_id, branch=revision, exist_ok=True)
-        # Not upload_folder: with hf_xet installed it makes several commits of one folder.
-        # Operations are made anew for each attempt: they remember what the Hub held at first.
+        # upload_folder would make several commits if hf_xet is installed.
+        # Each attempt builds new operations, because they cache the state of the repository.
         return upload.api.create_commit(
             repo_id, upload.operations(), commit_message=upload.message, revision=revision
         )
 
-    return retrying(push, f"the upload to {repo_id}", upload.retries)
+    return retrying(commit, f"the upload to {repo_id}", upload.retries)
 
 
-def _propose(upload: _Upload) -> CommitInfo:
+def _open_pull_request(upload: _Upload) -> CommitInfo:
     repo_id, operations = upload.target.repo_id, upload.operations()
     additions = [entry for entry in operations if isinstance(entry, CommitOperationAdd)]
     retrying(
@@ -286,7 +304,7 @@ def _propose(upload: _Upload) -> CommitInfo:
         f"the upload to {repo_id}",
         upload.retries,
     )
-    # once: where only the answer is lost, a second one would open a second pull request
+    # not retried: if only the response was lost, a retry would open a second pull request
     return upload.api.create_commit(
         repo_id, operations, commit_message=upload.message, create_pr=True
     )

@@ -1,7 +1,7 @@
-"""What of a checkpoint's folder is published: a whole checkpoint and what tells of it.
+"""Choose the files of a checkpoint folder to publish, and check that the checkpoint is complete.
 
-Files that are not named here stay at home, so that a run's states, logs and lists of images, or
-whatever else a user keeps in the folder, are never sent by accident.
+Only files listed here are published. Optimizer states, logs, lists of images and other files that a
+user keeps in the folder are therefore never sent by accident.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import stored_config
@@ -26,23 +27,24 @@ from ..modeling.checkpoints.validation import check_weights
 from ..modeling.checkpoints.weight_files import INDEX, weight_files
 from ..modeling.registry import MODEL_CLASSES, ModelClass
 from .adapter_files import adapter_to_publish
-from .provenance import CARD, hub_id, shown_name
+from .provenance import CARD, display_name, hub_id
 
 RUN_FILE = "training.yaml"
-# Beside weights, code and pictures of the card; of the folder itself, not of those in it.
+STATE_FILE = "trainer_state.json"
+# Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
-PLACES = ("data", "output", "init_from", "eval_train", "eval_test")  # in a run's `training`
-NEVER = ("trainer_state.json", INDEX)  # a resumable state's; the index goes with its shards
+NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
+LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
 
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """A checkpoint that was checked, and what of its folder goes with it.
+    """Files of a complete checkpoint to publish.
 
     Args:
-        architecture: class that wrote it.
-        sent: paths of files, relative to the folder, with slashes.
-        left_out: names in the folder that stay; a folder's ends with a slash.
+        architecture: Class that wrote the checkpoint.
+        sent: Files to publish, as paths relative to the folder, with slashes.
+        left_out: Files and folders that are not published; names of folders end with a slash.
     """
 
     architecture: str
@@ -51,38 +53,38 @@ class PublishedFiles:
 
 
 def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
-    """Check that a folder holds a whole checkpoint with its card, and choose what to send.
+    """Check that a folder holds a complete checkpoint with a card, and choose files to publish.
 
-    Of the weights only the headers are read, and compared with the model that config.json
+    Only the headers of the weights are read. They are compared with the model that config.json
     describes.
 
     Args:
-        folder: as `selfvit train` and `selfvit convert` write it.
-        include: more files to send, as patterns of paths relative to the folder.
+        folder: Checkpoint folder, as written by `selfvit train` or `selfvit convert`.
+        include: Patterns of further files to publish, relative to the folder.
 
     Raises:
-        FileNotFoundError: if config.json, weights, preprocessor or card are missing.
-        ValueError: if the weights are cut short or not those of the model, or the card's metadata
-            cannot be read.
+        FileNotFoundError: If config.json, weights, image processor or card are missing.
+        ValueError: If the weights are truncated or belong to another model, or the metadata of the
+            card is invalid.
     """
     _check_finished(folder)
     stored = stored_config(folder)
     architecture = (stored.get("architectures") or ["none"])[0]
     if architecture not in MODEL_CLASSES:
         raise ValueError(
-            f"architectures ({architecture}) in {str(folder / 'config.json')!r} must name one of "
+            f"architectures ({architecture}) in {str(folder / 'config.json')!r} must be one of "
             f"{', '.join(MODEL_CLASSES)}; save the model again."
         )
     check_weights(str(folder), {})
     weights = weight_files(folder)
     _check_weights(folder, weights, MODEL_CLASSES[architecture])
     _check_processor(folder)
-    card = _read_card(folder)
+    card = read_card(folder)
 
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
     files = [path for path in paths if (folder / path).is_file()]
     code = {path.name for path in code_files(folder)}
-    chosen = {*weights, *code, *adapter_to_publish(folder), *_linked(card, files)}
+    chosen = {*weights, *code, *adapter_to_publish(folder), *_linked_files(card, files)}
     for path in files:
         if _matches(path, include) or ("/" not in path and _matches(path, PATTERNS)):
             chosen.add(path)
@@ -94,35 +96,42 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     return PublishedFiles(architecture, sent, left_out)
 
 
-def without_folders(run: str) -> str:
-    """Return a training.yaml with the last part of each path in it; names on the Hub stay.
+def strip_local_paths(run: str) -> str:
+    """Return the text of a training.yaml with local paths reduced to their last part.
+
+    Hub ids are kept. The keys of `LOCAL_PATHS` are replaced in every section.
 
     Args:
-        run: its text; what is no run's stays as it is.
+        run: Text of training.yaml. Text without sections is returned unchanged.
     """
     content = yaml.safe_load(run)
-    training = content.get("training") if isinstance(content, dict) else None
-    if not isinstance(training, dict):
+    if not isinstance(content, dict):
         return run
-    for name in PLACES:
-        place = training.get(name)
-        if place and hub_id(place) is None:
-            training[name] = shown_name(place)
+    sections = [section for section in content.values() if isinstance(section, dict)]
+    if not sections:
+        return run
+    for section in sections:
+        for name in LOCAL_PATHS:
+            path = section.get(name)
+            if isinstance(path, str) and path and hub_id(path) is None:
+                section[name] = display_name(path)
     return yaml.safe_dump(content, sort_keys=False)
 
 
 def is_weight_file(path: str) -> bool:
-    """Return whether transformers could take a file of a repository for weights."""
+    """Return whether transformers could load a file of a repository as weights."""
     return path == INDEX or fnmatch(path, "model*.safetensors")
 
 
 def _check_finished(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r}.")
+        raise FileNotFoundError(
+            f"{str(folder)!r} must be a folder, but does not exist; check the path."
+        )
     if (folder / RUN_FILE).is_file() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"the run in {str(folder)!r} is not finished: it has no config.json yet. Go on with it "
-            "by `selfvit train ... --resume true`."
+            f"the run in {str(folder)!r} must be finished, but has no config.json yet; continue it "
+            "with `selfvit train ... --resume`."
         )
 
 
@@ -132,9 +141,9 @@ def _check_weights(folder: Path, weights: list[str], model_class: ModelClass) ->
         if name == INDEX:
             continue
         with safe_open(folder / name, "pt") as file:
-            for tensor in file.keys():  # noqa: SIM118 (no dict)
+            for tensor in file.keys():  # noqa: SIM118 (not a dict)
                 stored[tensor] = tuple(file.get_slice(tensor).get_shape())
-    with torch.device("meta"):  # names and shapes alone
+    with torch.device("meta"):  # only names and shapes are needed
         model = model_class(SelfViTConfig.from_pretrained(folder))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     different = sorted(
@@ -143,10 +152,10 @@ def _check_weights(folder: Path, weights: list[str], model_class: ModelClass) ->
     if different:
         first = different[0]
         raise ValueError(
-            f"the weights in {str(folder)!r} are not those of the {model_class.__name__} that "
-            f"config.json describes: {len(different)} tensors differ, {first} for one "
-            f"({stored.get(first, 'missing')}, wanted {wanted.get(first, 'none')}). `selfvit "
-            "audit` lists them."
+            f"the weights in {str(folder)!r} must be those of the {model_class.__name__} in "
+            f"config.json, but {len(different)} tensors differ, for example {first} "
+            f"({stored.get(first, 'missing')}, expected {wanted.get(first, 'none')}); run "
+            f"`selfvit audit {folder}` for the full list."
         )
 
 
@@ -155,37 +164,46 @@ def _check_processor(folder: Path) -> None:
         AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"no image processor can be opened in {str(folder)!r}, so nobody could tell how to "
-            "prepare images. Write preprocessor_config.json: "
-            f"selfvit.embedding.preprocessing.build_processor(config).save_pretrained({str(folder)!r})"
+            f"{str(folder)!r} must have an image processor, but {IMAGE_PROCESSOR_NAME} cannot be "
+            "loaded; write it with "
+            f"selfvit.embedding.preprocessing.build_processor(config).save_pretrained({str(folder)!r})."
         ) from error
 
 
-def _read_card(folder: Path) -> ModelCard:
+def read_card(folder: Path) -> ModelCard:
+    """Return the model card of a checkpoint.
+
+    Args:
+        folder: Checkpoint folder.
+
+    Raises:
+        FileNotFoundError: If the folder has no card.
+        ValueError: If the metadata of the card is invalid.
+    """
     path = folder / CARD
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no {CARD}, the model card that the Hub shows. `selfvit train` "
-            "and `selfvit convert` write one; for a model saved by hand write what it is and what "
-            "it was trained on, below a head of metadata: ---, library_name: transformers, "
+            f"{str(folder)!r} must have a model card ({CARD}). `selfvit train` and `selfvit "
+            "convert` write one; for a model saved by hand, write a description of the model and "
+            "its training data below a block of metadata: ---, library_name: transformers, "
             "license: ..., ---."
         )
     try:
-        metadata: Any = yaml.safe_load(_head(path.read_text(encoding="utf-8")))
+        metadata: Any = yaml.safe_load(_metadata_block(path.read_text(encoding="utf-8")))
         if not isinstance(metadata, dict):
-            raise ValueError("it has no metadata between two lines of ---")
+            raise ValueError("there is no mapping between two lines of ---")
         return ModelCard.load(path)
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the metadata of {str(path)!r} is not valid: {error}.") from error
+        raise ValueError(f"the metadata of {str(path)!r} must be valid YAML: {error}.") from error
 
 
-def _head(text: str) -> str:
+def _metadata_block(text: str) -> str:
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     return match[1] if match else ""
 
 
-def _linked(card: ModelCard, files: Iterable[str]) -> set[str]:
-    """Return the files that the card shows or links to: pictures in folders."""
+def _linked_files(card: ModelCard, files: Iterable[str]) -> set[str]:
+    """Return the files that the card shows or links to, such as pictures in subfolders."""
     links = re.findall(r"\]\(([^)\s]+)|src=\"([^\"]+)\"", card.text)
     targets = {(markdown or html).removeprefix("./") for markdown, html in links}
     return {path for path in files if path in targets}
@@ -195,4 +213,12 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(path, pattern) for pattern in patterns)
 
 
-__all__ = ["RUN_FILE", "PublishedFiles", "choose_files", "is_weight_file", "without_folders"]
+__all__ = [
+    "RUN_FILE",
+    "STATE_FILE",
+    "PublishedFiles",
+    "choose_files",
+    "read_card",
+    "is_weight_file",
+    "strip_local_paths",
+]

@@ -23,7 +23,7 @@ from ..data.sources import open_images
 from ..data.stream_reader import StreamPosition, StreamReader
 from ..data.workers import use_one_thread
 from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
-from ..evaluation.bootstrap import Figure
+from ..evaluation.bootstrap import MetricSample
 from ..evaluation.comparison import Measurement
 from ..evaluation.evaluate import (
     MAX_RANKME_IMAGES,
@@ -217,23 +217,23 @@ class Evaluation:
         assert self.images is not None
         train = self.embedder.embed(self.images.images)
         vectors = train.vectors
-        figures: dict[str, Figure] = {}
+        samples: dict[str, MetricSample] = {}
         metrics = label_free_measures(vectors)
         if self.images.test is not None:
             test = self.embedder.embed(self.images.test)
             hits = accuracy_hits(train, test) | self._classifier_hits(test)
-            figures |= {name: Figure.mean_of(hit) for name, hit in hits.items()}
+            samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}
-        figures["view_retrieval"] = Figure.mean_of(view_retrieval(*self._embed_views()))
+        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*self._embed_views()))
         ranked = vectors[spread(len(vectors), MAX_RANKME_IMAGES)]
-        figures["rankme"] = Figure(metrics["rankme"], rankme_influences(ranked))
+        samples["rankme"] = MetricSample(metrics["rankme"], rankme_influences(ranked))
         paired = vectors[spread(len(vectors), MAX_PAIR_IMAGES)]
-        figures["uniformity"] = Figure(uniformity(paired), uniformity_influences(paired))
+        samples["uniformity"] = MetricSample(uniformity(paired), uniformity_influences(paired))
         return Measurement(
-            figures=figures,
+            samples=samples,
             neighbors=nearest_neighbors(paired, min(NUM_NEIGHBORS, len(paired) - 1)),
             data=self.data,
-            metrics={name: figure.value for name, figure in figures.items()} | metrics,
+            metrics={name: sample.value for name, sample in samples.items()} | metrics,
         )
 
     def _classifier_hits(self, embedded: EmbeddedImages) -> dict[str, np.ndarray]:

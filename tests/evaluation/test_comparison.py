@@ -3,57 +3,57 @@ import json
 import numpy as np
 import pytest
 
-from selfvit.evaluation.bootstrap import Figure
+from selfvit.evaluation.bootstrap import MetricSample
 from selfvit.evaluation.comparison import Measurement, compare, format_comparison
 
 
-def measurement(share: float, rank: float = 20.0, data: str = "images", seed: int = 0):
-    """Of an encoder whose k-NN is right on a share of 1,000 images."""
+def measurement(fraction: float, rank: float = 20.0, data: str = "images", seed: int = 0):
+    """Return the measurement of an encoder whose k-NN is right for a fraction of 1,000 images."""
     generator = np.random.default_rng(0)
-    difficulty = generator.random(1000)  # an image is as hard for one encoder as for another
+    difficulty = generator.random(1000)  # the same for every encoder
     return Measurement(
-        figures={
-            "knn_20": Figure.mean_of(difficulty < share),
-            "rankme": Figure(rank, np.sin(np.arange(50.0)) - np.sin(np.arange(50.0)).mean()),
+        samples={
+            "knn_20": MetricSample.mean_of(difficulty < fraction),
+            "rankme": MetricSample(rank, np.sin(np.arange(50.0)) - np.sin(np.arange(50.0)).mean()),
         },
         neighbors=np.random.default_rng(seed).permuted(np.tile(np.arange(100), (100, 1)), axis=1)[
             :, :10
         ],
         data=data,
-        metrics={"knn_20": share, "rankme": rank, "feature_std": 0.5},
+        metrics={"knn_20": fraction, "rankme": rank, "feature_std": 0.5},
     )
 
 
-def test_a_gain_is_said_with_its_interval():
+def test_a_gain_is_reported_with_its_interval():
     comparison = compare(measurement(0.7), measurement(0.8, rank=21), "knn_20")
     change = comparison.deciding
     assert change.direction == "higher" and comparison.improved is True
     assert change.difference.low < change.difference.value < change.difference.high
-    assert comparison.verdict.startswith("It helped: k-NN, k = 20 rose by 1")
+    assert comparison.verdict.startswith("Training helped: k-NN, k = 20 rose by 1")
 
 
-def test_a_loss_is_said_with_its_interval():
+def test_a_loss_is_reported_with_its_interval():
     comparison = compare(measurement(0.7), measurement(0.6), "knn_20")
     assert comparison.deciding.direction == "lower" and comparison.improved is False
     assert comparison.verdict.startswith(
-        "It made the features worse: k-NN, k = 20 fell by 9.7 points"
+        "Training made the features worse: k-NN, k = 20 fell by 9.7 points"
     )
 
 
-def test_a_difference_within_its_interval_is_not_called_a_gain():
+def test_a_difference_whose_interval_includes_zero_is_unclear():
     comparison = compare(measurement(0.7), measurement(0.701), "knn_20")
     assert comparison.deciding.direction == "unclear"
     assert comparison.verdict.startswith("No clear change: k-NN, k = 20")
     same = compare(measurement(0.7), measurement(0.7), "knn_20")
-    assert same.improved is False and "did not move" in same.verdict
+    assert same.improved is False and "did not change" in same.verdict
 
 
-def test_without_a_deciding_figure_there_is_no_verdict():
+def test_without_a_deciding_metric_there_is_no_verdict():
     comparison = compare(measurement(0.7), measurement(0.8), None)
     assert comparison.improved is None and comparison.verdict.startswith("No verdict")
 
 
-def test_neighbors_kept_are_all_of_them_or_those_of_chance():
+def test_neighbor_overlap_is_one_for_equal_and_chance_for_unrelated_embeddings():
     assert compare(measurement(0.7), measurement(0.7), None).overlap == (1, 1, 1)
     unrelated = compare(measurement(0.7), measurement(0.7, seed=1), None)
     assert unrelated.overlap.value == pytest.approx(0.1, abs=0.02)
@@ -71,24 +71,24 @@ def test_the_table_is_aligned_and_ends_with_the_verdict():
     assert lines[-1] == comparison.verdict
 
 
-def test_a_comparison_is_plain_json_and_a_card_gets_values_with_their_ends():
+def test_a_comparison_is_plain_json_and_gives_a_card_values_with_intervals():
     comparison = compare(measurement(0.7), measurement(0.8), "knn_20")
     content = json.loads(json.dumps(comparison.to_dict()))
-    figure = content["figures"]["knn_20"]
-    assert figure["num_images"] == 1000 and figure["direction"] == "higher"
-    assert set(figure["difference"]) == {"value", "low", "high"}
+    change = content["metrics"]["knn_20"]
+    assert change["num_images"] == 1000 and change["direction"] == "higher"
+    assert set(change["difference"]) == {"value", "low", "high"}
     value, low, high = comparison.after["knn_20"]
-    assert low < value < high and value == figure["after"]["value"]
+    assert low < value < high and value == change["after"]["value"]
 
 
-def test_measurements_of_different_data_are_refused():
-    with pytest.raises(ValueError, match="different images"):
+def test_measurements_of_different_data_are_rejected():
+    with pytest.raises(ValueError, match="on the same images"):
         compare(measurement(0.7), measurement(0.8, data="others"), "knn_20")
-    with pytest.raises(ValueError, match="knn_5.*there are knn_20, rankme"):
+    with pytest.raises(ValueError, match="knn_5.*measured: knn_20, rankme"):
         compare(measurement(0.7), measurement(0.8), "knn_5")
 
 
-def test_a_measurement_that_was_kept_comes_back_to_the_bit(tmp_path):
+def test_a_saved_measurement_loads_bit_identically(tmp_path):
     before = measurement(1 / 3)
     before.save(tmp_path / "before.npz")
     again = Measurement.load(tmp_path / "before.npz")

@@ -26,7 +26,7 @@ KEYS = ["knn_10", "knn_20", "linear_probe", "feature_std", "rankme", "num_train"
 
 
 def embedded(num_images, seed=0, label_names: list[str] | None = NAMES, labels=None):
-    """Three well-separated classes, the same for every seed."""
+    """Return vectors of three well-separated classes; the classes are the same for every seed."""
     if labels is None:
         labels = np.arange(num_images) % 3
     centers = 5 * np.random.default_rng(0).normal(size=(3, 8))
@@ -40,7 +40,7 @@ def without_labels(images):
 
 
 def write_folder(folder: Path, count: int, names=("black", "white"), seed: int = 0) -> Path:
-    """Write dark and bright noise as PNG files, a folder a class."""
+    """Write dark and bright noise as PNG files, one folder per class."""
     generator = np.random.default_rng(seed)
     for name in names:
         (folder / name).mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_folder(folder: Path, count: int, names=("black", "white"), seed: int =
     return folder
 
 
-def test_separable_classes_score_full_marks():
+def test_separable_classes_have_an_accuracy_of_one():
     metrics = evaluate_embeddings(embedded(60), embedded(30, seed=1))
     assert list(metrics) == KEYS
     assert metrics["knn_10"] == metrics["knn_20"] == metrics["linear_probe"] == 1
@@ -60,7 +60,7 @@ def test_separable_classes_score_full_marks():
 
 
 def test_classes_are_matched_by_name():
-    # test lacks "cat", so its "dog" is 0 and its "owl" 1: by index every answer would be wrong
+    # test lacks "cat", so "dog" is 0 and "owl" is 1: by index, every prediction would be wrong
     test = embedded(30, seed=1, labels=1 + np.arange(30) % 2)
     renumbered = EmbeddedImages(test.vectors, test.ids, test.labels - 1, ["dog", "owl"], [])
     assert evaluate_embeddings(embedded(60), renumbered)["knn_10"] == 1
@@ -71,32 +71,34 @@ def test_classes_without_names_are_matched_by_index():
     assert metrics["knn_10"] == 1
 
 
-def test_a_class_that_train_lacks_is_named():
+def test_the_error_names_a_class_that_train_lacks():
     test = embedded(30, label_names=["cat", "dog", "emu"])
-    with pytest.raises(ValueError, match="train has none of: emu"):
+    with pytest.raises(ValueError, match="lacks emu"):
         evaluate_embeddings(embedded(60), test)
 
 
-def test_ks_above_the_train_set_are_left_out_with_a_warning(caplog):
+def test_ks_above_the_number_of_training_images_are_skipped_with_a_warning(caplog):
     metrics = evaluate_embeddings(embedded(12), embedded(9, seed=1))
     assert "knn_10" in metrics and "knn_20" not in metrics
-    assert "k = 20 is left out: there are 12" in caplog.text
+    assert "k = 20 is skipped: there are only 12" in caplog.text
 
 
-def test_test_images_that_are_among_the_training_images_are_counted(caplog):
+def test_test_images_that_are_also_training_images_are_counted(caplog):
     train, test = embedded(60), embedded(30, seed=1)
     evaluate_embeddings(train, test)
     assert not caplog.records
     rounding = 1 + 1e-6 * np.random.default_rng(0).standard_normal((7, 1), dtype=np.float32)
     test.vectors[:7] = train.vectors[20:27] * rounding
     evaluate_embeddings(train, test)
-    assert "7 of 30 test images are among the training images, too" in caplog.text
-    same = np.ones((40, 8), np.float32)  # of an encoder that collapsed: they tell nothing
+    assert "7 of 30 test images are also training images" in caplog.text
+    same = np.ones(
+        (40, 8), np.float32
+    )  # of a collapsed encoder: equal vectors do not prove equal images
     assert count_shared(same, same) == 0
 
 
 @pytest.mark.parametrize("unlabeled", ["train", "test", "both", "no test"])
-def test_without_labels_there_are_label_free_figures_and_a_note(unlabeled):
+def test_without_labels_there_are_label_free_metrics_and_a_note(unlabeled):
     train, test = embedded(60), embedded(30, seed=1)
     if unlabeled in ("train", "both"):
         train = without_labels(train)
@@ -108,8 +110,8 @@ def test_without_labels_there_are_label_free_figures_and_a_note(unlabeled):
     assert "No accuracies: they need labels" in format_table(metrics)
 
 
-def test_images_without_a_label_do_not_count_in_accuracies():
-    # -1 marks them; taken for an index it would be the last class
+def test_images_without_a_label_do_not_count_toward_accuracies():
+    # -1 marks a missing label; as an index it would be the last class
     test = embedded(30, seed=1)
     labels = np.where(np.arange(30) < 10, -1, test.labels)
     partly = EmbeddedImages(test.vectors, test.ids, labels, NAMES, [])
@@ -119,14 +121,14 @@ def test_images_without_a_label_do_not_count_in_accuracies():
     assert "knn_10" not in evaluate_embeddings(embedded(60), hidden)
 
 
-def test_vectors_that_are_not_finite_are_refused():
+def test_vectors_that_are_not_finite_are_rejected():
     broken = embedded(60)
     broken.vectors[3, 2] = np.nan
-    with pytest.raises(ValueError, match="1 of the 60 train vectors are not finite"):
+    with pytest.raises(ValueError, match="train vectors must be finite, but 1 of 60"):
         evaluate_embeddings(broken, embedded(30))
 
 
-def test_rankme_of_many_images_is_that_of_some(monkeypatch):
+def test_rankme_of_many_images_uses_a_subset(monkeypatch):
     monkeypatch.setattr("selfvit.evaluation.evaluate.MAX_RANKME_IMAGES", 300)
     vectors = np.random.default_rng(0).normal(size=(3000, 8))
     everything = label_free_measures(vectors[::10])
@@ -143,7 +145,7 @@ def test_table_is_aligned_and_in_percent():
     )
 
 
-def test_metrics_replace_the_file_whole(tmp_path):
+def test_metrics_replace_the_file_atomically(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     save_metrics({"rankme": 1.5}, path)
     save_metrics({"rankme": 2.5}, path)
@@ -163,8 +165,8 @@ def test_a_checkpoint_is_measured_from_image_files(tiny_checkpoint, tmp_path):
     assert (metrics["num_train"], metrics["num_test"]) == (24, 12)
 
 
-def test_limit_takes_images_of_all_classes(tiny_checkpoint, tmp_path):
-    # folders are sorted by class: the first images alone would be of one class
+def test_limit_samples_images_of_all_classes(tiny_checkpoint, tmp_path):
+    # folders are sorted by class, so the first images all belong to one class
     train = open_images(write_folder(tmp_path / "train", 12))
     test = open_images(write_folder(tmp_path / "test", 6, seed=1))
     metrics = evaluate_checkpoint(tiny_checkpoint, train, test, ks=(1,), device="cpu", limit=6)
@@ -172,7 +174,7 @@ def test_limit_takes_images_of_all_classes(tiny_checkpoint, tmp_path):
     assert metrics["knn_1"] == 1
 
 
-def test_unreadable_images_are_left_out_with_a_warning(tiny_checkpoint, tmp_path, caplog):
+def test_unreadable_images_are_skipped_with_a_warning(tiny_checkpoint, tmp_path, caplog):
     train = write_folder(tmp_path / "train", 12)
     (train / "white" / "0.png").write_bytes(b"no image")
     metrics = evaluate_checkpoint(tiny_checkpoint, open_images(train), device="cpu")
@@ -180,7 +182,9 @@ def test_unreadable_images_are_left_out_with_a_warning(tiny_checkpoint, tmp_path
     assert "1 of 24 images could not be read" in caplog.text and "white/0.png" in caplog.text
 
 
-def test_what_cannot_be_measured_is_said_before_embedding(tiny_checkpoint, tmp_path, monkeypatch):
+def test_invalid_labels_and_missing_packages_are_reported_before_embedding(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
     train = open_images(write_folder(tmp_path / "train", 2))
     other = open_images(write_folder(tmp_path / "other", 2, names=("black", "gray")))
     test = open_images(write_folder(tmp_path / "test", 2))
@@ -192,7 +196,7 @@ def test_what_cannot_be_measured_is_said_before_embedding(tiny_checkpoint, tmp_p
         evaluate_checkpoint(tiny_checkpoint, train, test, device="cpu")
 
 
-def test_figures_of_the_table_are_those_of_the_measures():
+def test_metrics_agree_with_the_functions_that_compute_them():
     train, test = embedded(60), embedded(30, seed=1)
     labels, test_labels = np.arange(60) % 3, np.arange(30) % 3
     test.vectors += 12 * np.random.default_rng(2).normal(size=(30, 8)).astype(np.float32)

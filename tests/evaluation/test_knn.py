@@ -9,7 +9,7 @@ from selfvit.evaluation.knn import weighted_knn, weighted_knn_accuracy, weighted
 
 @pytest.fixture
 def blobs():
-    """Three overlapping classes: train vectors and labels, test vectors and labels."""
+    """Return train vectors and labels, test vectors and labels of three overlapping classes."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(3, 8, generator=generator)
     labels = torch.arange(150) % 3
@@ -52,7 +52,7 @@ def test_chunk_size_changes_nothing(blobs, chunk_size):
     assert torch.equal(weighted_knn(train, labels, test, k=10, chunk_size=chunk_size), expected)
 
 
-def test_several_ks_at_once_equal_each_alone(blobs):
+def test_several_ks_at_once_agree_with_each_k_alone(blobs):
     train, labels, test, test_labels = blobs
     accuracies = weighted_knn_accuracy(train, labels, test, test_labels, ks=(20, 1, 5))
     assert list(accuracies) == [20, 1, 5]
@@ -61,7 +61,7 @@ def test_several_ks_at_once_equal_each_alone(blobs):
         assert accuracy == pytest.approx((predicted == test_labels).double().mean().item())
 
 
-def test_hits_are_the_images_whose_prediction_is_right(blobs):
+def test_hits_are_the_images_with_a_correct_prediction(blobs):
     train, labels, test, test_labels = blobs
     hits = weighted_knn_hits(train, labels, test, test_labels, ks=(5,))[5]
     predicted = weighted_knn(train, labels, test, k=5)
@@ -77,20 +77,20 @@ def test_agrees_with_scikit_learn(blobs):
     assert weighted_knn(train, labels, test, k=10).tolist() == reference.predict(test).tolist()
 
 
-def test_tiny_temperature_is_the_nearest_neighbor_and_stays_finite(blobs):
-    # exp(1 / 0.001) overflows float32: weights are taken relative to the nearest neighbor's
+def test_a_tiny_temperature_selects_the_nearest_neighbor_and_stays_finite(blobs):
+    # exp(1 / 0.001) overflows float32; the weights are relative to that of the nearest neighbor
     train, labels, test, _ = blobs
     nearest = weighted_knn(train, labels, test, k=1)
     assert torch.equal(weighted_knn(train, labels, test, k=50, temperature=1e-3), nearest)
 
 
-def test_k_above_the_train_set_names_both_numbers(blobs):
+def test_the_error_for_a_k_above_the_number_of_training_images_names_both(blobs):
     train, labels, test, _ = blobs
     with pytest.raises(ValueError, match=r"k \(101\).*\(100\)"):
         weighted_knn(train, labels, test, k=101)
 
 
-def test_vectors_of_different_width_are_refused(blobs):
+def test_vectors_of_different_width_are_rejected(blobs):
     train, labels, test, _ = blobs
-    with pytest.raises(ValueError, match="8 and test_vectors 4 wide"):
+    with pytest.raises(ValueError, match=r"width 8\) and test_vectors \(width 4\)"):
         weighted_knn(train, labels, test[:, :4], k=1)

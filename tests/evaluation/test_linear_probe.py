@@ -25,8 +25,8 @@ def test_shuffled_labels_give_chance():
     assert accuracy < 0.45  # chance is 0.25
 
 
-def test_constant_features_and_scales_do_no_harm():
-    # dividing by a standard deviation of 0 would make every prediction nan
+def test_constant_features_and_scales_do_not_lower_the_accuracy():
+    # dividing by a std of 0 would make every prediction NaN
     train, labels = blobs(80, 0.1)
     test, test_labels = blobs(40, 0.1, seed=1)
     scales = np.logspace(-4, 4, 16)
@@ -34,38 +34,38 @@ def test_constant_features_and_scales_do_no_harm():
     assert linear_probe_accuracy(train, labels, test, test_labels) == 1.0
 
 
-def test_same_seed_gives_the_same_accuracy():
+def test_the_same_seed_gives_the_same_accuracy():
     arguments = (*blobs(120, 1.5), *blobs(60, 1.5, seed=1))
     assert linear_probe_accuracy(*arguments) == linear_probe_accuracy(*arguments)
 
 
-def test_hits_are_of_each_image_and_their_mean_is_the_accuracy():
+def test_the_mean_of_the_hits_is_the_accuracy():
     arguments = (*blobs(120, 1.5), *blobs(60, 1.5, seed=1))
     hits = linear_probe_hits(*arguments)
     assert hits.shape == (60,) and hits.dtype == bool and 0 < hits.mean() < 1
     assert linear_probe_accuracy(*arguments) == hits.mean()
-    # an image's hit is its own: one test image alone gives the same
+    # the hit of an image does not depend on the other test images
     train, labels, test, test_labels = arguments
     assert linear_probe_hits(train, labels, test[5:6], test_labels[5:6])[0] == hits[5]
 
 
-def test_one_image_a_class_is_enough():
+def test_one_image_per_class_is_enough():
     assert linear_probe_accuracy(*blobs(4, 0.01), *blobs(40, 0.01, seed=1)) == 1.0
 
 
-def test_held_out_part_is_stratified_and_never_a_whole_class():
+def test_the_held_out_part_is_stratified_and_never_a_whole_class():
     labels = np.array([0] * 20 + [1] * 10 + [2] * 2 + [3])
     is_held_out = hold_out(labels, np.random.default_rng(0))
     assert np.bincount(labels[is_held_out], minlength=4).tolist() == [4, 2, 1, 0]
 
 
-def test_a_single_class_is_refused():
+def test_a_single_class_is_rejected():
     vectors, _ = blobs(8, 0.1)
     with pytest.raises(ValueError, match="two classes"):
         linear_probe_accuracy(vectors, np.zeros(8, int), vectors, np.zeros(8, int))
 
 
-def test_missing_scikit_learn_names_the_extra(monkeypatch):
+def test_the_error_for_missing_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.preprocessing", None)
     with pytest.raises(ImportError, match=r"selfvit\[train\]"):
         linear_probe_accuracy(*blobs(8, 0.1), *blobs(8, 0.1))

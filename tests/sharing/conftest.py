@@ -17,7 +17,7 @@ license: apache-2.0
 
 # A model
 
-![What it attends to](pictures/attention.png)
+![Attention](pictures/attention.png)
 """
 
 
@@ -29,7 +29,7 @@ def running_hub():
 
 @pytest.fixture
 def hub(running_hub):
-    """The Hub, with nothing in it."""
+    """Return the local Hub after emptying it."""
     running_hub.repositories.clear()
     running_hub.lfs.clear()
     running_hub.faults.clear()
@@ -39,13 +39,13 @@ def hub(running_hub):
 
 @pytest.fixture(scope="module")
 def client(running_hub, tmp_path_factory):
-    """A process that sees it as the Hub."""
+    """Start a process that uses the local Hub."""
     with HubClient(running_hub, tmp_path_factory.mktemp("hf_home")) as client:
         yield client
 
 
 def write_checkpoint(folder, model, **save_options):
-    """Write what a run leaves, but for its states and logs."""
+    """Write the files of a finished run without its optimizer states and logs."""
     model.save_pretrained(folder, **save_options)
     build_processor(model.config).save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
@@ -55,7 +55,7 @@ def write_checkpoint(folder, model, **save_options):
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """Folder by name, one an objective, and a classifier's."""
+    """Write one checkpoint per objective and a classifier; return the folders by name."""
     torch.manual_seed(0)
     models = {objective.name: objective.model_class(objective.config()) for objective in OBJECTIVES}
     models["classifier"] = SelfViTForImageClassification(tiny_config(num_labels=3))
@@ -72,5 +72,5 @@ def images(image_folder):
 
 @pytest.fixture
 def checkpoint(checkpoints, tmp_path):
-    """A DINO checkpoint of the test's own."""
+    """Return a copy of the DINO checkpoint that the test may change."""
     return shutil.copytree(checkpoints["dino"], tmp_path / "my_model")

@@ -1,6 +1,6 @@
-"""What tests do as a client of the Hub, in a process of its own.
+"""Client of the local Hub in a separate process.
 
-`huggingface_hub` reads its variables when it is imported; the tests' own process has no network.
+`huggingface_hub` reads its environment variables at import, and the test process has no network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from ..hub_requests import TOKEN
 from ..local_hub import LocalHub
 
-# Only the standard library and the servers above this line: tasks import the rest.
+# Above this line, import only the standard library and the servers. Tasks import the rest.
 
 
 class HubClient:
-    """A process that sees `hub` as the Hub; `with HubClient(hub, home) as client:`."""
+    """Process that uses `hub` as the Hub: `with HubClient(hub, home) as client:`."""
 
     def __init__(self, hub: LocalHub, home: Path):
         environment = {**hub.environment(home, token=None), "OMP_NUM_THREADS": "1"}
@@ -35,11 +35,11 @@ class HubClient:
         self.pool.shutdown()
 
     def __call__(self, task: Callable[..., Any], *args: Any, token: str | None = TOKEN) -> Any:
-        """Return what a task returns there, or raise what it raises."""
+        """Run a task in the process; return its result or raise its exception."""
         return self.pool.submit(_as_user, token, task, *args).result(timeout=300)
 
     def run(self, *arguments: object, token: str | None = TOKEN) -> tuple[int, str]:
-        """Return exit code and output of a `selfvit` command."""
+        """Run a `selfvit` command in the process; return its exit code and output."""
         return self(command, [str(argument) for argument in arguments], token=token)
 
 
@@ -57,14 +57,14 @@ def _as_user(token: str | None, task: Callable[..., Any], *args: Any) -> Any:
 
 
 def command(arguments: list[str]) -> tuple[int, str]:
-    """Run the command line."""
+    """Run a `selfvit` command; return its exit code and output."""
     from accelerate.state import AcceleratorState, GradientState
     from typer.testing import CliRunner
 
     from selfvit.cli import app
 
     result = CliRunner().invoke(app, arguments)
-    AcceleratorState._reset_state(reset_partial_state=True)  # each run is the first
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -72,7 +72,7 @@ def command(arguments: list[str]) -> tuple[int, str]:
 
 
 def vectors(checkpoint: str, images: list[str], **where: Any) -> dict[str, Any]:
-    """Return (N, E) vectors by each way to open a checkpoint's encoder."""
+    """Return (N, E) vectors of a checkpoint by the name of the API that loads the encoder."""
     import torch
     from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
 
@@ -95,7 +95,7 @@ def vectors(checkpoint: str, images: list[str], **where: Any) -> dict[str, Any]:
 
 
 def heads(checkpoint: str, images: list[str]) -> dict[str, Any]:
-    """Return a classifier's logits and a backbone's feature maps."""
+    """Return the logits of a classifier, and the feature maps of its backbone for a Hub id."""
     import torch
     from transformers import AutoBackbone, AutoImageProcessor, AutoModelForImageClassification
 
@@ -107,14 +107,14 @@ def heads(checkpoint: str, images: list[str]) -> dict[str, Any]:
     with torch.no_grad():
         classifier = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
         found = {"logits": classifier(**pixels).logits.numpy()}
-        if not Path(checkpoint).is_dir():  # transformers opens backbones by id, not by folder
+        if not Path(checkpoint).is_dir():  # AutoBackbone loads a Hub id, not a folder
             backbone = AutoBackbone.from_pretrained(checkpoint).eval()
             found["features"] = backbone(**pixels).feature_maps[-1].numpy()
     return found
 
 
 def save_and_push(folder: str, place: str, repo_id: str) -> None:
-    """Push a model by `save_pretrained(push_to_hub=True)`."""
+    """Push a model with `save_pretrained(push_to_hub=True)`."""
     from transformers import AutoModelForPreTraining
 
     import selfvit  # noqa: F401 - registers the models
@@ -124,7 +124,7 @@ def save_and_push(folder: str, place: str, repo_id: str) -> None:
 
 
 def push_to_hub(folder: str, repo_id: str) -> None:
-    """Push model and processor by transformers' own methods."""
+    """Push model and processor with the `push_to_hub` methods of transformers."""
     from transformers import AutoImageProcessor, AutoModelForPreTraining
 
     import selfvit  # noqa: F401 - registers the models
@@ -134,7 +134,7 @@ def push_to_hub(folder: str, repo_id: str) -> None:
 
 
 def upload_to_subfolder(folder: str, repo_id: str, subfolder: str) -> None:
-    """Upload a folder beside what a repository holds."""
+    """Upload a folder as a subfolder of a repository."""
     from huggingface_hub import HfApi
 
     HfApi().create_repo(repo_id, exist_ok=True)
@@ -142,7 +142,7 @@ def upload_to_subfolder(folder: str, repo_id: str, subfolder: str) -> None:
 
 
 def publish(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
-    """Publish from Python."""
+    """Publish with the Python function."""
     from selfvit.sharing.publish import publish as publish_folder
 
     return publish_folder(folder, repo_id, **options)

@@ -1,4 +1,4 @@
-"""Data sets of a Hub: opened at a commit, streamed over the network, trained on and resumed."""
+"""Data sets on the Hub: revisions, streaming over the network, training and resuming."""
 
 import multiprocessing
 import shutil
@@ -16,7 +16,7 @@ NAME = f"{USER}/photos"
 
 
 def upload(folder, repo_id):
-    """Make a data set of a folder, or a new commit of it; return its hash."""
+    """Upload a folder as a data set or as a new commit of it; return the hash of the commit."""
     from huggingface_hub import HfApi
 
     HfApi().create_repo(repo_id, repo_type="dataset", exist_ok=True)
@@ -24,7 +24,7 @@ def upload(folder, repo_id):
 
 
 def ids(data, streaming):
-    """Return the ids of all images; of a stream, those of each shard."""
+    """Return the ids of all images, or of a stream, the ids of each shard."""
     from selfvit.data.sources import open_images
 
     source = open_images(data, streaming=streaming)
@@ -34,7 +34,7 @@ def ids(data, streaming):
 
 
 def ids_after(change, data):
-    """Open a stream, let the data set change, and read the stream."""
+    """Open a stream, change the data set, and return the ids that the stream reads."""
     from selfvit.data.sources import open_images
 
     source = open_images(data, streaming=True)
@@ -44,7 +44,7 @@ def ids_after(change, data):
 
 @pytest.fixture
 def photos(hub, client, tmp_path):
-    """A data set of 5 tars of 3 images; the folder it was uploaded from, and its commit."""
+    """Upload a data set of 5 tars with 3 images each; return its local folder and commit."""
     folder = tmp_path / "photos"
     write_tar_shards(folder / "train", [3] * 5)
     return folder, client(upload, folder, NAME)
@@ -62,7 +62,7 @@ def test_a_data_set_is_opened_at_a_revision(suffix, streaming, photos, client):
     assert found == (expected if streaming else sum(expected, []))
 
 
-def test_a_stream_stays_at_the_commit_that_it_was_opened_at(photos, client):
+def test_a_stream_keeps_the_commit_at_which_it_was_opened(photos, client):
     folder, _ = photos
     shutil.rmtree(folder / "train")
     write_tar_shards(folder / "train", [1] * 9)
@@ -70,7 +70,7 @@ def test_a_stream_stays_at_the_commit_that_it_was_opened_at(photos, client):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_revision_or_data_set_that_is_not_there_is_an_error(streaming, photos, client):
+def test_a_missing_revision_or_data_set_is_an_error(streaming, photos, client):
     for name in (f"{NAME}@v2", f"{USER}/paintings"):
         with pytest.raises(
             FileNotFoundError, match=rf"'{name}' is not a local folder or file.*Hub"
@@ -84,13 +84,13 @@ def test_parquet_files_without_rows_are_streamed(hub, client, tmp_path):
     assert client(ids, NAME, True) == [["0", "1", "2", "3"], [], ["4", "5", "6"]]
 
 
-def test_a_connection_that_is_cut_costs_a_stream_nothing(photos, hub, client):
+def test_a_stream_recovers_from_a_broken_connection(photos, hub, client):
     hub.faults.append(Fault("GET", r"shard-00[13]\.tar", times=2))
     assert sum(client(ids, NAME, True), []) == [str(number) for number in range(15)]
     assert hub.faults[0].times == 0
 
 
-def test_a_killed_run_resumes_at_its_commit_to_the_same_result(
+def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
     photos, hub, client, tmp_path, monkeypatch
 ):
     def command(output, *options, data=NAME):

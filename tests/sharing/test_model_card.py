@@ -1,7 +1,8 @@
-"""Cards of real checkpoints: of a run of each objective, of a classifier, of converted weights."""
+"""Model cards of real checkpoints: one run per objective, a classifier, converted weights."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from selfvit.conversion.convert import convert
 from selfvit.sharing.model_card import (
     CardContents,
     TrainingFacts,
+    add_results,
     render_model_card,
 )
 from selfvit.sharing.provenance import LICENSES, Provenance
@@ -38,7 +40,7 @@ PAPERS = {
     "dino": ["2104.14294"],
     "mae": ["2111.06377"],
     "pmsn": ["2204.07141", "2210.07277"],
-    "classifier": ["2104.14294"],  # of the encoder that it was trained from
+    "classifier": ["2104.14294"],  # the objective of its encoder
     "converted_dino": ["2104.14294"],
     "converted_mae": ["2111.06377"],
 }
@@ -46,11 +48,11 @@ PAPERS = {
 
 @pytest.fixture(scope="module")
 def checkpoints(two_classes, tmp_path_factory):
-    """Folders by name, all in one folder with an image.jpg."""
+    """Write one checkpoint folder per name, beside an image.jpg, and return their parent folder."""
     place = tmp_path_factory.mktemp("cards")
     noise(40, 36, 1).save(place / "image.jpg")
-    figures = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
-    options = ("--max_steps", 2, "--batch_size", 6, *figures)
+    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
+    options = ("--max_steps", 2, "--batch_size", 6, *evaluation)
     for objective in OBJECTIVES:
         main(arguments(objective, two_classes, place / objective, *options))
     start = ["classify", *LOOP, "--init_from", str(place / "dino"), "--data", str(two_classes)]
@@ -66,7 +68,7 @@ def card_of(folder):
 
 
 def sections_of(card):
-    """Return the text of each section by its heading; what is before the first is ""."""
+    """Return the text of each section by its title; the text before the first title is ""."""
     body = card.split("\n---\n", 1)[1]
     parts = re.split(r"^## (.+)\n", body, flags=re.MULTILINE)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
@@ -82,10 +84,10 @@ def code_of(card):
 
 
 def assert_valid(folder):
-    """What the Hub's validator asks for, as far as it can be known without the Hub."""
+    """Check the rules of the validator of the Hub, as far as they are known without the Hub."""
     text = card_of(folder)
     card = ModelCard.load(folder / "README.md")
-    assert str(card) == text  # reading and writing it again changes nothing
+    assert str(card) == text  # a round trip changes nothing
     metadata = metadata_load(folder / "README.md")
     assert json.loads(json.dumps(metadata)) == metadata  # plain values
     assert metadata["library_name"] == "transformers"
@@ -108,28 +110,28 @@ def test_a_card_has_every_section_and_valid_metadata(name, checkpoints, two_clas
     origin = "Source" if name.startswith("converted") else "Training"
     sections = sections_of(card)
     assert list(sections) == [
-        "", "Use", "What it is", origin, "Results", "Limits", "License", "Citation",
+        "", "Usage", "Model details", origin, "Results", "Limitations", "License", "Citation",
     ]  # fmt: skip
     assert all(len(text.strip()) > 40 for text in sections.values())
     assert sections[""].strip().startswith(f"# {name}\n")
     config = json.loads((checkpoints / name / "config.json").read_text())
-    what = table_of(sections["What it is"])
-    assert what["Class"] == f"`{config['architectures'][0]}`"
-    assert f"width {config['hidden_size']}," in what["Encoder"]
+    details = table_of(sections["Model details"])
+    assert details["Class"] == f"`{config['architectures'][0]}`"
+    assert f"width {config['hidden_size']}," in details["Encoder"]
     cited = re.findall(r"arXiv (\d+\.\d+)", sections["Citation"])
     assert cited == PAPERS[name] and "@software{selfvit" in sections["Citation"]
     assert_valid(checkpoints / name)
-    # nothing of where the files lie on this machine, and no sign of a template
+    # no local paths and no remains of the template
     assert str(checkpoints) not in card and str(two_classes.parent) not in card
     assert not re.search(r"\{[{%]|None|Undefined|\n\n\n", card)
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, "classifier"])
-def test_a_runs_card_tells_how_it_was_trained_and_what_came_of_it(name, checkpoints, two_classes):
+def test_the_card_of_a_run_describes_its_training_and_results(name, checkpoints, two_classes):
     sections = sections_of(card_of(checkpoints / name))
     rows = table_of(sections["Training"])
     assert rows["Data"] == f"24 image files in {two_classes.name}"
-    assert rows["Started from"] == ("dino" if name == "classifier" else "random weights")
+    assert rows["Initial weights"] == ("dino" if name == "classifier" else "random weights")
     assert rows["Steps"] == "2" and rows["Batch"] == "6 images" and rows["Processes"] == "1"
     assert rows["Hardware"].startswith("CPU (") and rows["Precision"] == "float32"
     assert float(rows["Time"].split()[0]) > 0
@@ -137,12 +139,12 @@ def test_a_runs_card_tells_how_it_was_trained_and_what_came_of_it(name, checkpoi
         assert "teacher_momentum " in rows[name.upper()] or "mask_ratio " in rows[name.upper()]
 
     logged = (checkpoints / name / "log.jsonl").read_text().splitlines()[-1]
-    figures = json.loads(logged)
+    metrics = json.loads(logged)
     results = table_of(sections["Results"])
     for title, key in {"linear probe": "linear_probe", "k-NN, k = 10": "knn_10"}.items():
-        # what started from weights has them before and after, with intervals
+        # a run that starts from weights has metrics before and after, with intervals
         after = results[title].split(" | ")[-1]
-        assert after.startswith(f"{100 * figures[key]:.1f} %")
+        assert after.startswith(f"{100 * metrics[key]:.1f} %")
         assert (" | " in results[title]) == (name == "classifier")
     metadata = metadata_load(checkpoints / name / "README.md")
     _, found = model_index_to_eval_results(metadata["model-index"])
@@ -150,7 +152,7 @@ def test_a_runs_card_tells_how_it_was_trained_and_what_came_of_it(name, checkpoi
     if name == "classifier":
         expected["classifier"] = "accuracy"
     assert {result.metric_name: result.metric_value for result in found} == {
-        title: round(figures[key], 4) for title, key in expected.items()
+        title: round(metrics[key], 4) for title, key in expected.items()
     }
     assert {(result.dataset_type, result.dataset_name) for result in found} == {
         ("imagefolder", two_classes.name)
@@ -160,16 +162,16 @@ def test_a_runs_card_tells_how_it_was_trained_and_what_came_of_it(name, checkpoi
 
 
 @pytest.mark.parametrize("name", ["converted_dino", "converted_mae"])
-def test_a_converted_checkpoints_card_tells_its_source(name, checkpoints):
+def test_the_card_of_a_converted_checkpoint_names_its_source(name, checkpoints):
     sections = sections_of(card_of(checkpoints / name))
     source = {"converted_dino": "dino.pth", "converted_mae": "weights.pth"}[name]
-    assert f"Weights of `{source}` (facebookresearch/" in sections[""]
+    assert f"converted by selfvit from `{source}` (facebookresearch/" in sections[""]
     assert table_of(sections["Source"])["`num_attention_heads`"] == "3 (from: option)"
-    assert "selfvit evaluate --model" in sections["Results"]
+    assert f"selfvit evaluate {name} --train" in sections["Results"]
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_the_code_of_a_card_runs_as_it_stands(name, checkpoints, monkeypatch):
+def test_the_code_of_a_card_runs(name, checkpoints, monkeypatch):
     monkeypatch.chdir(checkpoints)
     with_selfvit, without = code_of(card_of(checkpoints / name))
     assert "import selfvit" in with_selfvit and len(with_selfvit.split("\n\n")[1].split("\n")) < 5
@@ -186,7 +188,7 @@ def test_the_code_of_a_card_runs_as_it_stands(name, checkpoints, monkeypatch):
     torch.testing.assert_close(torch.tensor(given["vector"]), alone["vector"].detach())
 
 
-def test_where_the_code_lies_beside_the_weights_selfvit_is_not_needed(checkpoints):
+def test_a_checkpoint_with_model_code_opens_without_selfvit(checkpoints):
     without = code_of(card_of(checkpoints / "dino"))[1]
     assert "torch and transformers are enough" in card_of(checkpoints / "dino")
     if "auto_map" not in json.loads((checkpoints / "dino" / "config.json").read_text()):
@@ -202,23 +204,23 @@ def test_where_the_code_lies_beside_the_weights_selfvit_is_not_needed(checkpoint
     assert result.returncode == 0 and int(result.stdout.split()[-1]) > 0, result.stderr
 
 
-def test_a_checkpoint_to_resume_from_has_a_card_of_its_own(two_classes, tmp_path):
-    figures = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
+def test_each_resumable_checkpoint_has_its_own_card(two_classes, tmp_path):
+    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
     options = ("--max_steps", 3, "--batch_size", 6, "--save_steps", 1, "--save_total_limit", 3)
-    main(arguments("dino", two_classes, tmp_path / "out", *options, *figures))
+    main(arguments("dino", two_classes, tmp_path / "out", *options, *evaluation))
     steps = [tmp_path / "out" / "checkpoints" / f"step-0000000{step}" for step in (1, 2, 3)]
-    told = [sections_of(card_of(step)) for step in steps]
-    taken = [table_of(sections["Training"])["Steps"] for sections in told]
-    assert taken == ["1 of 3", "2 of 3", "3"]
-    # step 1 was not evaluated: no other step's figures are taken for its own
-    assert ["linear probe" in sections["Results"] for sections in told] == [False, True, True]
+    cards = [sections_of(card_of(step)) for step in steps]
+    finished = [table_of(sections["Training"])["Steps"] for sections in cards]
+    assert finished == ["1 of 3", "2 of 3", "3"]
+    # step 1 was not evaluated, so its card has no metrics of another step
+    assert ["linear probe" in sections["Results"] for sections in cards] == [False, True, True]
 
 
-def test_seconds_and_figures_survive_a_resume(two_classes, tmp_path):
-    figures = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
+def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
+    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
     out = tmp_path / "out"
     command = arguments(
-        "mae", two_classes, out, "--max_steps", 4, "--batch_size", 6, "--save_steps", 2, *figures
+        "mae", two_classes, out, "--max_steps", 4, "--batch_size", 6, "--save_steps", 2, *evaluation
     )
     main(command)
     state = out / "checkpoints" / "step-00000002" / "trainer_state.json"
@@ -227,21 +229,23 @@ def test_seconds_and_figures_survive_a_resume(two_classes, tmp_path):
     stored["cost"]["seconds"] = 5000.0
     state.write_text(json.dumps(stored))
     (out / "config.json").unlink()
-    (out / "checkpoints" / "step-00000004").rename(tmp_path / "later")  # as if killed before it
+    (out / "checkpoints" / "step-00000004").rename(
+        tmp_path / "later"
+    )  # as if the run was killed before step 4
     main([*command, "--resume", "true"])
-    told = table_of(sections_of(card_of(out))["Training"])["Time"]
-    assert 5000 < float(told.split()[0].replace(",", "")) < 5060 and "(1:23:2" in told
+    duration = table_of(sections_of(card_of(out))["Training"])["Time"]
+    assert 5000 < float(duration.split()[0].replace(",", "")) < 5060 and "(1:23:2" in duration
     newest = out / "checkpoints" / "step-00000004" / "trainer_state.json"
     assert 5000 < json.loads(newest.read_text())["cost"]["seconds"] < 5060
 
-    # killed between the last checkpoint and the result: nothing is left to evaluate
+    # killed between the last checkpoint and the result: the stored metrics are used
     (out / "config.json").unlink()
     before = table_of(sections_of(card_of(out))["Results"])
     main([*command, "--resume", "true"])
     assert table_of(sections_of(card_of(out))["Results"]) == before and "linear probe" in before
 
 
-def test_pictures_of_the_data_are_in_a_card_only_if_asked_for(two_classes, tmp_path):
+def test_a_card_shows_training_images_only_with_card_picture(two_classes, tmp_path):
     options = ("--max_steps", 1, "--batch_size", 6)
     for name, asked in (("plain", ()), ("drawn", ("--card_picture", "true"))):
         main(arguments("dino", two_classes, tmp_path / name, *options, *asked))
@@ -250,11 +254,11 @@ def test_pictures_of_the_data_are_in_a_card_only_if_asked_for(two_classes, tmp_p
     named = re.search(r"!\[attention\]\((.+)\)", card_of(tmp_path / "drawn"))[1]
     picture = (tmp_path / "drawn" / named).read_bytes()
     assert picture.startswith(b"\x89PNG") and "/" not in named
-    # the result alone is drawn: a checkpoint to resume from has no picture beside it
+    # only the card of the final checkpoint has a picture
     assert "![" not in card_of(tmp_path / "drawn" / "checkpoints" / "step-00000001")
 
 
-def test_a_picture_of_a_stream_is_refused_before_anything_is_written(two_classes, tmp_path):
+def test_card_picture_with_a_stream_is_rejected_before_anything_is_written(two_classes, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -263,12 +267,12 @@ def test_a_picture_of_a_stream_is_refused_before_anything_is_written(two_classes
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
     options = ("--streaming", "true", "--max_steps", 1, "--batch_size", 2)
     command = arguments("dino", tmp_path / "images.parquet", tmp_path / "out", *options)
-    with pytest.raises(ValueError, match="card_picture draws some of the images"):
+    with pytest.raises(ValueError, match="card_picture"):
         main([*command, "--card_picture", "true"])
     assert not (tmp_path / "out").exists()
 
 
-def test_energy_is_told_where_codecarbon_is_installed(two_classes, tmp_path):
+def test_the_card_states_the_energy_measured_by_codecarbon(two_classes, tmp_path):
     pytest.importorskip("codecarbon", reason="optional: pip install codecarbon")
     out = tmp_path / "out"
     measured = ("--energy_meter", "codecarbon", "--save_steps", 1)
@@ -285,7 +289,7 @@ def test_energy_is_told_where_codecarbon_is_installed(two_classes, tmp_path):
     assert table_of(sections_of(card_of(out))["Training"])["Energy"].startswith("7 kWh, estimated")
 
 
-# --- what a run on this machine cannot show
+# --- cards rendered from given contents
 
 
 def contents(**changes):
@@ -328,7 +332,7 @@ def test_data_base_model_and_license_are_in_the_metadata(tmp_path):
     assert rows["Energy"].startswith("1.25 kWh")
 
 
-def test_before_and_after_stand_side_by_side_with_their_intervals():
+def test_metrics_before_and_after_are_columns_with_intervals():
     card = render_model_card(
         contents(
             before={"knn_20": (0.7, 0.68, 0.72), "rankme": 12.0},
@@ -337,33 +341,33 @@ def test_before_and_after_stand_side_by_side_with_their_intervals():
         )
     )
     results = sections_of(card)["Results"]
-    assert "| measure | before | after |" in results
+    assert "| metric | before | after |" in results
     assert "| k-NN, k = 20 | 70.0 % (68.0 % to 72.0 %) | 80.0 % (78.5 % to 81.5 %) |" in results
     assert "| linear probe | - | 90.0 % |" in results and "| RankMe | 12.0 | - |" in results
 
 
-def test_a_figure_that_is_not_finite_is_kept_out_of_the_metadata(tmp_path):
-    figures = {"knn_20": float("nan"), "linear_probe": 0.5}
+def test_a_metric_that_is_not_finite_is_not_in_the_metadata(tmp_path):
+    metrics = {"knn_20": float("nan"), "linear_probe": 0.5}
     (tmp_path / "README.md").write_text(
-        render_model_card(contents(after=figures, evaluated_on="test"))
+        render_model_card(contents(after=metrics, evaluated_on="test"))
     )
     (result,) = ModelCard.load(tmp_path / "README.md").data.eval_results
     assert result.metric_name == "linear probe"
 
 
-def test_msn_is_told_from_pmsn_by_its_prior():
+def test_msn_and_pmsn_are_distinguished_by_the_prior():
     config = SelfViTConfig.from_name("vits16", pmsn_config={"prior": "uniform"})
     card = render_model_card(contents(config=config, architecture="SelfViTForPMSN"))
     assert "trained with MSN" in card and "2204.07141" in card and "2210.07277" not in card
 
 
-def test_without_code_beside_the_weights_none_is_promised():
+def test_a_card_without_model_code_does_not_mention_trust_remote_code():
     card = render_model_card(contents(has_code=False))
     assert len(code_of(card)) == 1 and "trust_remote_code" not in card
 
 
 @pytest.mark.parametrize("name", ['it\'s "mine"', "a: b #c", "grün und ö|ü"])
-def test_an_odd_name_breaks_neither_metadata_nor_code(name, tmp_path):
+def test_special_characters_in_a_name_break_neither_metadata_nor_code(name, tmp_path):
     (tmp_path / "README.md").write_text(
         render_model_card(contents(name=name, after={"knn_20": 0.5}, evaluated_on=f"data/{name}")),
         encoding="utf-8",
@@ -373,3 +377,95 @@ def test_an_odd_name_breaks_neither_metadata_nor_code(name, tmp_path):
     assert data.model_name == name and data.eval_results[0].dataset_name == name
     for code in code_of(card_of(tmp_path)):
         compile(code, "card", "exec")
+
+
+# --- results that are added to a card
+
+
+@pytest.fixture
+def unevaluated(tmp_path):
+    """Write a checkpoint folder whose card has no results."""
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    (folder / "README.md").write_text(render_model_card(contents()), encoding="utf-8")
+    assert "has not been evaluated" in card_of(folder)
+    return folder
+
+
+def test_added_results_replace_the_results_section_and_keep_the_rest(unevaluated):
+    before = sections_of(card_of(unevaluated))
+    baselines = {"raw pixels": {"knn_20": 0.7, "linear_probe": 0.6}}
+    add_results(
+        unevaluated,
+        {"knn_20": 0.875, "rankme": 12.0},
+        baselines=baselines,
+        evaluated_on="user/flowers-test",
+        verdict="The checkpoint is better than raw pixels.",
+    )
+    after = sections_of(card_of(unevaluated))
+    results = after["Results"]
+    assert "| metric | raw pixels | this checkpoint |" in results
+    assert "| k-NN, k = 20 | 70.0 % | 87.5 % |" in results and "| RankMe | - | 12.0 |" in results
+    assert "| linear probe | 60.0 % | - |" in results and "better than raw pixels." in results
+    assert "user/flowers-test" in results and "has not been evaluated" not in results
+    assert {**after, "Results": ""} == {**before, "Results": ""}
+    metadata = assert_valid(unevaluated)
+    assert metadata["license"] == "cc-by-nc-4.0"
+    (result,) = ModelCard.load(unevaluated / "README.md").data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("user/flowers-test", 0.875)
+
+
+def test_added_results_are_rendered_as_by_training(unevaluated):
+    add_results(unevaluated, {"knn_20": 0.875}, evaluated_on="user/test", verdict="Good.")
+    rendered = contents(after={"knn_20": 0.875}, evaluated_on="user/test", verdict="Good.")
+    assert sections_of(card_of(unevaluated)) == sections_of(render_model_card(rendered))
+
+
+def test_added_pictures_are_copied_into_the_folder_and_published(unevaluated, tmp_path):
+    outside, inside = tmp_path / "map.png", unevaluated / "attention.png"
+    outside.write_bytes(b"map")
+    inside.write_bytes(b"attention")
+    pictures = [(outside, "Map of the test images."), (inside, "Attention of the class token.")]
+    add_results(unevaluated, {"knn_20": 0.5}, pictures)
+    results = sections_of(card_of(unevaluated))["Results"]
+    assert "![map.png](map.png)\n\nMap of the test images." in results
+    assert "![attention.png](attention.png)" in results and str(tmp_path) not in results
+    assert (unevaluated / "map.png").read_bytes() == b"map" and outside.exists()
+    assert "eval_results" not in metadata_load(unevaluated / "README.md")  # no evaluation data
+
+
+def test_results_can_be_added_again(unevaluated):
+    add_results(unevaluated, {"knn_20": 0.5}, evaluated_on="user/test")
+    add_results(unevaluated, {"linear_probe": 0.75})
+    results = sections_of(card_of(unevaluated))["Results"]
+    assert "75.0 %" in results and "50.0 %" not in results
+    assert "model-index" not in metadata_load(unevaluated / "README.md")
+
+
+def test_results_of_a_real_checkpoint_keep_its_card_valid(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints / "converted_dino", tmp_path / "converted_dino")
+    add_results(folder, {"knn_20": (0.5, 0.4, 0.6)}, evaluated_on="user/test")
+    assert "50.0 % (40.0 % to 60.0 %)" in sections_of(card_of(folder))["Results"]
+    assert_valid(folder)
+
+
+def test_invalid_folders_and_pictures_are_rejected_and_change_nothing(unevaluated, tmp_path):
+    with pytest.raises(FileNotFoundError, match="must have a model card"):
+        add_results(tmp_path, {"knn_20": 0.5})
+    before = card_of(unevaluated)
+    with pytest.raises(FileNotFoundError, match="missing.png"):
+        add_results(unevaluated, {"knn_20": 0.5}, [(tmp_path / "missing.png", "A map.")])
+    with pytest.raises(ValueError, match="different file names"):
+        add_results(
+            unevaluated, {"knn_20": 0.5}, [("a/map.png", "A map."), ("b/map.png", "A map.")]
+        )
+    assert card_of(unevaluated) == before
+    (unevaluated / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    with pytest.raises(ValueError, match="section '## Results'"):
+        add_results(unevaluated, {"knn_20": 0.5})
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_has_no_link_to_a_package_index(name, checkpoints):
+    card = card_of(checkpoints / name)
+    assert "pypi.org" not in card and "pip install selfvit" not in card

@@ -1,4 +1,4 @@
-"""License and base model travel: from a source through its conversion and every training."""
+"""License and base model carry over from a source through conversion and training."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from selfvit.sharing.provenance import (
     PERMISSIVE,
     Provenance,
     derived_provenance,
+    display_name,
     read_provenance,
-    shown_name,
 )
 from selfvit.training.train import main
 
@@ -32,7 +32,7 @@ STEPS = ("--max_steps", "1", "--batch_size", "6")
 
 @pytest.fixture(scope="module")
 def converted_mae(tmp_path_factory):
-    """Folder of weights that are taken for facebookresearch/mae's."""
+    """Return a converted folder of weights with the names of facebookresearch/mae."""
     place = tmp_path_factory.mktemp("mae")
     convert(save_weights(golden_weights("mae"), place), place / "mae", **heads_of("mae"))
     return place / "mae"
@@ -53,46 +53,52 @@ def finetune(recipe, start, data, output, *options):
     main([recipe, *LOOP, *paths, *STEPS, *options])
 
 
-def test_a_non_commercial_license_travels_through_every_training(
+def test_a_non_commercial_license_carries_over_through_every_training(
     converted_mae, two_classes, tmp_path
 ):
     assert metadata_of(converted_mae)["license"] == "cc-by-nc-4.0"
     finetune("mae_finetune", converted_mae, two_classes, tmp_path / "first")
-    # from a checkpoint to resume from, too, which is moved away from its run
+    # also from a resumable checkpoint that was moved out of its run
     step = tmp_path / "step"
     shutil.copytree(tmp_path / "first" / "checkpoints" / "step-00000001", step)
     finetune("classify", step, two_classes, tmp_path / "second")
     for name in ("first", "second"):
         card = (tmp_path / name / "README.md").read_text()
         assert metadata_of(tmp_path / name)["license"] == "cc-by-nc-4.0"
-        assert "`cc-by-nc-4.0`, by the card of" in card.split("## License")[1]
+        assert "`cc-by-nc-4.0`, as stated by the card of" in card.split("## License")[1]
     assert "2111.06377" in (tmp_path / "second" / "README.md").read_text()
 
 
-def test_a_permissive_license_over_a_non_commercial_one_is_refused_and_says_why(
+def test_replacing_a_non_commercial_license_by_a_permissive_one_is_rejected_with_the_reason(
     converted_mae, two_classes, tmp_path
 ):
     with pytest.raises(ValueError) as refused:
         finetune("classify", converted_mae, two_classes, tmp_path / "out", "--license", "mit")
-    for part in ("'mit'", "cc-by-nc-4.0", "start from mae", "no commercial use", "travel"):
+    for part in (
+        "'mit'",
+        "cc-by-nc-4.0",
+        "initial weights mae",
+        "no commercial use",
+        "every checkpoint",
+    ):
         assert part in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_license_asked_for_is_that_of_the_card(two_classes, tiny_checkpoint, tmp_path):
+def test_the_license_option_sets_the_license_of_the_card(two_classes, tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
     finetune("classify", tiny_checkpoint, two_classes, out, "--license", "apache-2.0")
     assert metadata_of(out)["license"] == "apache-2.0"
     card = (out / "README.md").read_text()
-    assert "`apache-2.0`, by the owner" in card and "license: apache-2.0" in card
+    assert "`apache-2.0`, as stated by the owner" in card and "license: apache-2.0" in card
     assert "license: apache-2.0" in (out / "training.yaml").read_text()
 
 
-def test_where_no_license_is_known_none_is_claimed(two_classes, tiny_checkpoint, tmp_path):
+def test_an_unknown_license_is_stated_as_unknown(two_classes, tiny_checkpoint, tmp_path):
     finetune("classify", tiny_checkpoint, two_classes, tmp_path / "out")
     assert "license" not in metadata_of(tmp_path / "out")
-    said = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
-    assert "Not known" in said and tiny_checkpoint.name in said
+    text = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
+    assert "Unknown" in text and tiny_checkpoint.name in text
 
 
 @pytest.mark.parametrize(
@@ -105,47 +111,47 @@ def test_where_no_license_is_known_none_is_claimed(two_classes, tiny_checkpoint,
         ("cc-by-nc-4.0", "cc-by-4.0", False),
         ("cc-by-nc-4.0", "apache-2.0", False),
         ("cc-by-nc-sa-4.0", "cc-by-nc-4.0", False),
-        ("cc-by-sa-4.0", "cc-by-nc-sa-4.0", False),  # the very same, it says
+        ("cc-by-sa-4.0", "cc-by-nc-sa-4.0", False),  # share-alike allows only itself
         ("gpl-3.0", "mit", False),
         ("openrail", "apache-2.0", False),
         ("some-new-license", "mit", False),
     ],
 )
-def test_terms_of_a_source_are_kept(source, asked, allowed, tmp_path):
+def test_the_terms_of_a_source_are_kept(source, asked, allowed, tmp_path):
     folder = folder_with_card(tmp_path / "source", f"license: {source}")
     if allowed:
         assert derived_provenance(folder, asked).license == asked
         return
-    with pytest.raises(ValueError, match=f"under {source}, and its terms"):
+    with pytest.raises(ValueError, match=f"states {source}, and its terms"):
         derived_provenance(folder, asked)
 
 
-def test_a_license_of_its_own_kind_travels_with_its_name_and_text(tmp_path):
+def test_a_license_of_kind_other_carries_over_with_name_and_link(tmp_path):
     metadata = "license: other\nlicense_name: lab-1\nlicense_link: https://lab.example/license"
     derived = derived_provenance(folder_with_card(tmp_path / "source", metadata))
     assert (derived.license, derived.license_name) == ("other", "lab-1")
     assert derived.license_link == "https://lab.example/license"
 
 
-def test_of_several_licenses_the_one_that_asks_for_more_counts(tmp_path):
+def test_the_most_restrictive_of_several_licenses_counts(tmp_path):
     folder = folder_with_card(tmp_path / "source", "license: [mit, cc-by-nc-4.0]")
     assert read_provenance(folder).license == "cc-by-nc-4.0"
 
 
-def test_a_license_that_the_hub_does_not_know_is_an_error_with_the_nearest():
+def test_the_error_for_an_unknown_license_suggests_the_closest_one():
     with pytest.raises(ValueError, match=r"'apache2'.*apache-2\.0"):
         derived_provenance(None, "apache2")
-    with pytest.raises(ValueError, match="'other' stands for"):
+    with pytest.raises(ValueError, match="use 'other'"):
         derived_provenance(None, "???")
 
 
-def test_metadata_that_cannot_be_read_is_an_error_and_no_lost_license(tmp_path):
+def test_unreadable_metadata_is_an_error_since_a_license_could_be_lost(tmp_path):
     folder = folder_with_card(tmp_path / "source", "license: [cc-by-nc-4.0")
-    with pytest.raises(ValueError, match=r"README\.md cannot be read.*license"):
+    with pytest.raises(ValueError, match=r"README\.md must be readable.*license"):
         derived_provenance(folder)
 
 
-def test_without_its_card_a_converted_folder_still_knows_its_license(converted_mae, tmp_path):
+def test_a_converted_folder_without_card_keeps_its_license(converted_mae, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(converted_mae, folder)
     (folder / "README.md").unlink()
@@ -153,7 +159,7 @@ def test_without_its_card_a_converted_folder_still_knows_its_license(converted_m
     assert found.license == "cc-by-nc-4.0" and found.origin == "conversion.json of copy"
 
 
-def test_an_export_names_the_license(converted_mae, tmp_path):
+def test_an_export_states_the_license(converted_mae, tmp_path):
     export(converted_mae, tmp_path / "out", to="transformers", pooling="cls")
     facts = json.loads((tmp_path / "out" / "selfvit_export.json").read_text())
     assert facts["license"] == "cc-by-nc-4.0" and facts["base_model"] is None
@@ -162,7 +168,7 @@ def test_an_export_names_the_license(converted_mae, tmp_path):
 # --- base models
 
 
-def test_the_base_model_is_the_hubs_checkpoint_or_what_its_card_names(tmp_path):
+def test_the_base_model_is_the_hub_checkpoint_or_that_of_its_card(tmp_path):
     assert read_provenance("user/not-here-at-all") == Provenance(base_model="user/not-here-at-all")
     folder = folder_with_card(tmp_path / "local", "base_model: [user/dino]\nlicense: mit")
     assert read_provenance(folder) == Provenance(
@@ -170,7 +176,7 @@ def test_the_base_model_is_the_hubs_checkpoint_or_what_its_card_names(tmp_path):
     )
 
 
-def test_a_run_hands_on_its_base_model(two_classes, tiny_checkpoint, tmp_path):
+def test_a_run_keeps_the_base_model_of_its_initial_weights(two_classes, tiny_checkpoint, tmp_path):
     start = tmp_path / "start"
     shutil.copytree(tiny_checkpoint, start)
     (start / "README.md").write_text("---\nbase_model: user/dino\nlicense: apache-2.0\n---\n")
@@ -179,9 +185,9 @@ def test_a_run_hands_on_its_base_model(two_classes, tiny_checkpoint, tmp_path):
     assert (metadata["base_model"], metadata["license"]) == ("user/dino", "apache-2.0")
 
 
-def test_a_path_is_shown_by_its_last_part(tmp_path):
-    assert shown_name(tmp_path) == tmp_path.name and shown_name("user/dino") == "user/dino"
-    assert shown_name("/home/somebody/weights.pth") == "weights.pth"
+def test_the_display_name_of_a_path_is_its_last_part(tmp_path):
+    assert display_name(tmp_path) == tmp_path.name and display_name("user/dino") == "user/dino"
+    assert display_name("/home/somebody/weights.pth") == "weights.pth"
 
 
 # --- converted folders of transformers
@@ -214,11 +220,11 @@ def test_a_mae_or_msn_of_transformers_is_non_commercial_unless_its_card_says_oth
     convert(tmp_path / "source", tmp_path / "out", overwrite=True)
     metadata = metadata_of(tmp_path / "out")
     assert (metadata["license"], metadata["base_model"]) == ("apache-2.0", "user/original")
-    said = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
-    assert "by the card of source" in said and "CC BY-NC 4.0" in said
+    text = (tmp_path / "out" / "README.md").read_text().split("## License")[1]
+    assert "by the card of source" in text and "CC BY-NC 4.0" in text
     report = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert (report["license"], report["base_model"]) == ("apache-2.0", "user/original")
 
 
-def test_no_permissive_license_restricts():
+def test_no_permissive_license_has_restrictive_terms():
     assert not {name for name in PERMISSIVE if {"nc", "sa", "nd"} & set(name.split("-"))}

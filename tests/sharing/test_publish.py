@@ -1,4 +1,4 @@
-"""`selfvit publish` and back, against a Hub on this machine."""
+"""`selfvit publish` and loading of published checkpoints, with a local Hub."""
 
 import hashlib
 
@@ -32,9 +32,9 @@ def assert_same(pulled, local):
         np.testing.assert_array_equal(pulled[way], expected, err_msg=way)
 
 
-class TestThereAndBack:
+class TestRoundTrip:
     @pytest.mark.parametrize("name", ["dino", "mae", "pmsn", "classifier"])
-    def test_vectors_by_id_are_those_of_the_local_folder(
+    def test_a_published_checkpoint_gives_the_vectors_of_the_local_folder(
         self, name, hub, client, checkpoints, images
     ):
         folder, repo_id = checkpoints[name], f"{USER}/{name}"
@@ -46,7 +46,7 @@ class TestThereAndBack:
         if name == "classifier":
             assert_same(client(heads, repo_id, images), client(heads, str(folder), images))
 
-    def test_everything_goes_in_one_commit(self, hub, client, checkpoint):
+    def test_all_files_are_in_one_commit(self, hub, client, checkpoint):
         code, printed = client.run("publish", checkpoint, NAME, "--message", "The first")
         assert code == 0, printed
         history = hub.repositories[NAME].refs["refs/heads/main"]
@@ -58,7 +58,22 @@ class TestThereAndBack:
         for path in SENT | code:
             assert stored[path].content == (checkpoint / path).read_bytes()
 
-    def test_a_model_in_shards_comes_back_and_hides_no_earlier_one(
+    def test_the_published_card_names_the_repository_instead_of_the_folder(
+        self, hub, client, checkpoint
+    ):
+        code = 'model = AutoModel.from_pretrained("my_model")\npipeline("x", model="my_model")\n'
+        commands = "selfvit embed my_model --data A\nselfvit evaluate 'my model' --train A\n"
+        older = "selfvit embed --model my_model --data A\n"
+        kept = 'model="someone/else"\nselfvit embed someone/else --data A\n'
+        with (checkpoint / "README.md").open("a") as card:
+            card.write(code + commands + older + kept)
+        assert client.run("publish", checkpoint, NAME)[0] == 0
+        text = hub.repositories[NAME].main.files["README.md"].content.decode()
+        published = code.replace("my_model", NAME)
+        published += f"selfvit embed {NAME} --data A\nselfvit evaluate {NAME} --train A\n"
+        assert text.endswith(published + f"selfvit embed --model {NAME} --data A\n" + kept)
+
+    def test_published_shards_replace_an_earlier_single_file(
         self, hub, client, checkpoint, images, tmp_path
     ):
         assert client.run("publish", checkpoint, NAME)[0] == 0
@@ -71,7 +86,7 @@ class TestThereAndBack:
         assert code == 0, printed
         stored = set(hub.repositories[NAME].main.files)
         assert shards | {"model.safetensors.index.json"} <= stored
-        # it used to stay, and transformers would have opened it and not the shards
+        # it used to remain, and transformers would have loaded it instead of the shards
         assert "model.safetensors" not in stored
         assert_same(client(vectors, NAME, images), client(vectors, str(sharded), images))
 
@@ -81,8 +96,10 @@ class TestThereAndBack:
         assert set(hub.repositories[NAME].main.files) >= (SENT - {"training.yaml"}) | code
         assert_same(client(vectors, NAME, images), client(vectors, str(checkpoint), images))
 
-    def test_saving_with_push_to_hub_sends_the_code_too(self, hub, client, checkpoint, tmp_path):
-        for _ in range(2):  # transformers sends what is newer than the call, and the code is not
+    def test_save_pretrained_with_push_to_hub_uploads_the_code(
+        self, hub, client, checkpoint, tmp_path
+    ):
+        for _ in range(2):  # transformers uploads only files newer than the call
             client(save_and_push, str(checkpoint), str(tmp_path / "saved"), NAME)
             sent = hub.repositories[NAME].main.files
             code = code_files(tmp_path / "saved")
@@ -91,7 +108,7 @@ class TestThereAndBack:
                 assert sent[path.name].content == path.read_bytes()
             hub.repositories.pop(NAME)
 
-    def test_publishing_again_without_a_change_adds_nothing(self, hub, client, checkpoint):
+    def test_publishing_again_without_changes_adds_no_commit(self, hub, client, checkpoint):
         first = client(publish, str(checkpoint), NAME, {})
         again = client(publish, str(checkpoint), NAME, {})
         assert again.commit == first.commit
@@ -99,28 +116,28 @@ class TestThereAndBack:
         assert len(hub.sent("PUT", "/lfs/")) == 1
 
 
-class TestWhoMayWhat:
-    def test_a_private_repository_opens_for_its_owner_alone(self, hub, client, checkpoint, images):
+class TestPermissions:
+    def test_only_the_owner_can_open_a_private_repository(self, hub, client, checkpoint, images):
         code, printed = client.run("publish", checkpoint, f"{USER}/secret", "--private")
         assert code == 0, printed
         assert hub.repositories[f"{USER}/secret"].private
-        for token in (OTHER_TOKEN, None):  # before the owner's download fills the cache
+        for token in (OTHER_TOKEN, None):  # before the download of the owner fills the cache
             with pytest.raises(OSError, match="not a valid model identifier"):
                 client(vectors, f"{USER}/secret", images, token=token)
         assert_same(
             client(vectors, f"{USER}/secret", images), client(vectors, str(checkpoint), images)
         )
 
-    def test_private_never_means_a_repository_that_is_public(self, hub, client, checkpoint):
+    def test_private_is_rejected_for_an_existing_public_repository(self, hub, client, checkpoint):
         assert client.run("publish", checkpoint, NAME)[0] == 0
         code, printed = client.run("publish", checkpoint, NAME, "--private")
-        assert code == 2 and "is there already, and public" in printed
+        assert code == 2 and "exists and is public" in printed
 
     @pytest.mark.parametrize(
         ("token", "message"),
-        [("hf_wrong", "does not accept the token"), (None, "you are not signed in")],
+        [("hf_wrong", "rejects the token"), (None, "you are not signed in")],
     )
-    def test_a_wrong_token_is_told_before_anything_is_sent(
+    def test_a_wrong_token_is_reported_before_anything_is_sent(
         self, token, message, hub, client, checkpoint
     ):
         code, printed = client.run("publish", checkpoint, NAME, token=token)
@@ -128,7 +145,7 @@ class TestWhoMayWhat:
         assert message in printed and "hf auth login" in printed and "HF_TOKEN" in printed
         assert not hub.repositories and not hub.lfs
 
-    def test_without_the_right_to_push_a_pull_request_is_opened(self, hub, client, checkpoint):
+    def test_without_write_access_a_pull_request_is_opened(self, hub, client, checkpoint):
         assert client.run("publish", checkpoint, NAME)[0] == 0
         (checkpoint / "README.md").write_text(
             (checkpoint / "README.md").read_text() + "\nCorrected.\n"
@@ -141,7 +158,7 @@ class TestWhoMayWhat:
         proposed = repository.at("refs/pr/1").files["README.md"].content
         assert proposed.endswith(b"Corrected.\n")
 
-    def test_a_pull_request_can_be_asked_for(self, hub, client, checkpoint):
+    def test_create_pr_opens_a_pull_request(self, hub, client, checkpoint):
         code, printed = client.run("publish", checkpoint, NAME, "--create-pr")
         assert code == 0 and "pull request: " in printed, printed
         assert "instead" not in printed
@@ -149,12 +166,14 @@ class TestWhoMayWhat:
         assert set(repository.main.files) == {".gitattributes"}
         assert set(repository.at("refs/pr/1").files) >= SENT
 
-    def test_a_namespace_of_others_is_refused_with_ones_own(self, hub, client, checkpoint):
+    def test_the_error_for_another_namespace_suggests_the_own_one(self, hub, client, checkpoint):
         code, printed = client.run("publish", checkpoint, f"{OTHER_USER}/model")
         assert code == 2
         assert f"Publish to {USER}/model" in printed
 
-    def test_a_branch_of_others_gets_no_pull_request_against_main(self, hub, client, checkpoint):
+    def test_a_branch_of_another_repository_gets_no_pull_request_against_main(
+        self, hub, client, checkpoint
+    ):
         assert client.run("publish", checkpoint, NAME)[0] == 0
         options = ("--revision", "v2")
         code, printed = client.run("publish", checkpoint, NAME, *options, token=OTHER_TOKEN)
@@ -166,11 +185,15 @@ class TestWhoMayWhat:
         [
             ("model", (), "must be USER/NAME"),
             (f"{USER}/a--b", (), "Cannot have -- or .. in repo_id"),
-            (NAME, ("--create-pr", "--revision", "v2"), "opened against main, not 'v2'"),
-            (NAME, ("--retries", "-1"), "retries (-1) must be 0 or more"),
+            (
+                NAME,
+                ("--create-pr", "--revision", "v2"),
+                "opens a pull request against main, not 'v2'",
+            ),
+            (NAME, ("--retries", "-1"), "retries (-1) must be at least 0"),
         ],
     )
-    def test_what_cannot_be_right_is_told_without_the_hub(
+    def test_invalid_arguments_are_reported_without_a_request_to_the_hub(
         self, repo_id, options, message, hub, client, checkpoint
     ):
         code, printed = client.run("publish", checkpoint, repo_id, *options)
@@ -178,15 +201,15 @@ class TestWhoMayWhat:
         assert not hub.requests
 
 
-class TestABadNetwork:
-    """Three large files; the connection breaks in the middle of one."""
+class TestBadNetwork:
+    """Upload of three large files; the connection breaks during one of them."""
 
     @pytest.fixture
     def sharded(self, checkpoint, tmp_path):
         model = AutoModelForPreTraining.from_pretrained(checkpoint)
         return write_checkpoint(tmp_path / "sharded", model, max_shard_size="120KB")
 
-    def test_a_connection_cut_once_in_an_upload_is_retried(self, hub, client, sharded):
+    def test_an_upload_is_retried_after_a_broken_connection(self, hub, client, sharded):
         hub.faults.append(Fault("PUT", "/lfs/"))
         code, printed = client.run("publish", sharded, NAME)
         assert code == 0, printed
@@ -197,16 +220,16 @@ class TestABadNetwork:
     @pytest.mark.parametrize(
         "fault",
         [Fault("POST", "/commit/", status=503), Fault("POST", "/commit/", after_doing=True)],
-        ids=["a busy Hub", "a lost answer"],
+        ids=["busy server", "lost response"],
     )
-    def test_a_commit_that_fails_is_tried_again_and_made_once(self, fault, hub, client, checkpoint):
+    def test_a_failed_commit_is_retried_and_made_once(self, fault, hub, client, checkpoint):
         hub.faults.append(fault)
         code, printed = client.run("publish", checkpoint, NAME)
         assert code == 0, printed
         assert len(hub.repositories[NAME].refs["refs/heads/main"]) == 2
         assert len(hub.sent("PUT", "/lfs/")) == 1
 
-    def test_a_connection_that_stays_broken_commits_nothing_and_can_be_repeated(
+    def test_a_permanently_broken_connection_commits_nothing_and_the_command_can_be_repeated(
         self, hub, client, sharded
     ):
         before = contents(sharded)
@@ -214,10 +237,10 @@ class TestABadNetwork:
         broken = before[shards[0]]
         assert len(shards) > 2
         hub.faults.append(Fault("PUT", f"/lfs/{broken}", times=1000))
-        # the client itself repeats a request five times, in 23 seconds
+        # the client itself retries a request five times within 23 seconds
         code, printed = client.run("publish", sharded, NAME, "--retries", 0, "--revision", "v2")
         assert code == 2
-        assert f"Repeat: selfvit publish {sharded} {NAME} --revision v2" in " ".join(
+        assert f"To repeat, run: selfvit publish {sharded} {NAME} --revision v2" in " ".join(
             printed.split()
         )
         repository = hub.repositories[NAME]
@@ -233,10 +256,10 @@ class TestABadNetwork:
         assert set(repository.at("v2").files) >= set(before)
         assert contents(sharded) == before
 
-    def test_a_pull_request_is_not_opened_twice_when_its_answer_is_lost(
+    def test_a_pull_request_is_not_opened_twice_if_its_response_is_lost(
         self, hub, client, checkpoint
     ):
         hub.faults.append(Fault("POST", "/commit/", after_doing=True))
         code, printed = client.run("publish", checkpoint, NAME, "--create-pr")
-        assert code == 2 and "unless only its last answer was lost" in printed
+        assert code == 2 and "unless only the last response was lost" in printed
         assert hub.repositories[NAME].pull_requests == ["refs/pr/1"]

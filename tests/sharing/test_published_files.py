@@ -1,4 +1,4 @@
-"""What of a folder is published, and which folders are not."""
+"""Choice of the files to publish, and rejection of incomplete checkpoints."""
 
 import json
 import shutil
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTBackbone, SelfViTModel
 from selfvit.modeling.checkpoints.remote_code import code_files
-from selfvit.sharing.published_files import choose_files
+from selfvit.sharing.published_files import choose_files, strip_local_paths
 
 from ..objectives import tiny_config
 from .conftest import write_checkpoint
@@ -22,13 +23,13 @@ SENT = [
 
 
 def names_sent(folder: Path) -> list[str]:
-    """Return what is to be sent, but for the code, all of which has to be there."""
+    """Return the files to publish except the model code, which must be complete."""
     sent, code = choose_files(folder).sent, {path.name for path in code_files(folder)}
     assert code and code <= set(sent)
     return [name for name in sent if name not in code]
 
 
-def test_states_logs_and_unknown_files_stay_at_home(checkpoint):
+def test_optimizer_states_logs_and_unknown_files_are_not_published(checkpoint):
     (checkpoint / "checkpoints" / "step-00000010").mkdir(parents=True)
     shutil.copy(checkpoint / "model.safetensors", checkpoint / "checkpoints" / "step-00000010")
     for name in ("logs/events.out", ".unfinished-result/config.json", "vectors/skipped.csv"):
@@ -50,7 +51,7 @@ def test_states_logs_and_unknown_files_stay_at_home(checkpoint):
     ]  # fmt: skip
 
 
-def test_figures_pictures_and_what_the_card_shows_go_along(checkpoint):
+def test_metrics_and_pictures_of_the_card_are_published(checkpoint):
     more = ["conversion.json", "metrics.json", "pca.png"]
     (checkpoint / "pictures").mkdir()
     for name in [*more, "pictures/attention.png", "pictures/my_cat.png"]:
@@ -61,12 +62,12 @@ def test_figures_pictures_and_what_the_card_shows_go_along(checkpoint):
 
 
 @pytest.mark.parametrize("model_class", [SelfViTModel, SelfViTBackbone])
-def test_an_encoder_by_itself_is_a_checkpoint(model_class, tmp_path):
+def test_an_encoder_alone_is_a_checkpoint(model_class, tmp_path):
     write_checkpoint(tmp_path / "encoder", model_class(tiny_config()))
     assert choose_files(tmp_path / "encoder").architecture == model_class.__name__
 
 
-def test_shards_go_with_their_index(checkpoints, tmp_path):
+def test_shards_are_published_with_their_index(checkpoints, tmp_path):
     model = AutoModelForPreTraining.from_pretrained(checkpoints["dino"])
     folder = write_checkpoint(tmp_path / "sharded", model, max_shard_size="60KB")
     shards = sorted(path.name for path in folder.glob("model-*"))
@@ -80,7 +81,7 @@ def test_shards_go_with_their_index(checkpoints, tmp_path):
         choose_files(folder)
 
 
-def test_a_file_cut_short_is_refused(checkpoint):
+def test_a_truncated_file_is_rejected(checkpoint):
     path = checkpoint / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="model.safetensors' cannot be read.*damaged"):
@@ -88,7 +89,7 @@ def test_a_file_cut_short_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize("change", ["missing", "left over", "of another shape"])
-def test_weights_of_another_model_are_refused(change, checkpoint):
+def test_weights_of_another_model_are_rejected(change, checkpoint):
     tensors = load_file(checkpoint / "model.safetensors")
     if change == "missing":
         del tensors["vit.layernorm.weight"]
@@ -97,20 +98,22 @@ def test_weights_of_another_model_are_refused(change, checkpoint):
     else:
         tensors["vit.layernorm.weight"] = torch.zeros(3)
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="not those of the SelfViTForDINO.*1 tensors differ, vit"):
+    with pytest.raises(
+        ValueError, match="must be those of the SelfViTForDINO.*1 tensors differ, for example vit"
+    ):
         choose_files(checkpoint)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("README.md", "has no README.md, the model card"),
-        ("config.json", "the run in .* is not finished.*--resume true"),
+        ("README.md", r"must have a model card \(README.md\)"),
+        ("config.json", "the run in .* must be finished.*--resume`"),
         ("model.safetensors", "has a config.json and no model.safetensors"),
-        ("preprocessor_config.json", "no image processor can be opened"),
+        ("preprocessor_config.json", "must have an image processor"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(name, message, checkpoint):
+def test_an_incomplete_folder_is_rejected(name, message, checkpoint):
     (checkpoint / name).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         choose_files(checkpoint)
@@ -119,25 +122,36 @@ def test_a_folder_that_is_not_whole_is_refused(name, message, checkpoint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# A model", "no metadata between two lines of ---"),
-        ("---\nlicense: [mit\n---\n", "README.md' is not valid"),
-        ("---\n- mit\n---\n", "no metadata"),
+        ("# A model", "no mapping between two lines of ---"),
+        ("---\nlicense: [mit\n---\n", "README.md' must be valid YAML"),
+        ("---\n- mit\n---\n", "no mapping"),
     ],
 )
-def test_a_card_whose_metadata_cannot_be_read_is_refused(text, message, checkpoint):
+def test_a_card_with_invalid_metadata_is_rejected(text, message, checkpoint):
     (checkpoint / "README.md").write_text(text)
     with pytest.raises(ValueError, match=message):
         choose_files(checkpoint)
 
 
-def test_a_checkpoint_of_another_library_is_refused(checkpoint):
+def test_a_checkpoint_of_another_library_is_rejected(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "dinov2"}))
     with pytest.raises(ValueError, match="is a 'dinov2' checkpoint"):
         choose_files(checkpoint)
 
 
-def test_a_folder_that_is_not_there_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_folder_is_not_interpreted_as_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no folder 'me/model'"):
+    with pytest.raises(FileNotFoundError, match="'me/model' must be a folder"):
         choose_files(Path("me/model"))
+
+
+@pytest.mark.parametrize("sections", [("training", "training"), ("data", "start")])
+def test_local_paths_of_a_run_are_reduced_to_their_last_part(sections):
+    first, second = sections
+    run: dict = {"recipe": "dino", first: {}, second: {}}
+    run[first]["data"] = "/home/me/photos"
+    run[second]["init_from"] = "user/dino@main"
+    expected = {**run, first: {**run[first], "data": "photos"}}
+    assert yaml.safe_load(strip_local_paths(yaml.safe_dump(run))) == expected
+    assert strip_local_paths("recipe: dino\n") == "recipe: dino\n"

@@ -1,4 +1,4 @@
-"""Checkpoints by their name on the Hub: revisions, sub-folders, without a network."""
+"""Checkpoints by Hub id: revisions, subfolders, and offline use."""
 
 import json
 import os
@@ -20,7 +20,7 @@ NAME = f"{USER}/model"
 
 @pytest.fixture
 def two_revisions(hub, client, checkpoints, tmp_path):
-    """Folders by revision: MAE on main, and the same with another last norm on v1."""
+    """Publish MAE on main and a copy with another final norm on v1; return folders by revision."""
     model = AutoModelForPreTraining.from_pretrained(checkpoints["mae"])
     model.vit.layernorm.weight.data *= 2
     other = write_checkpoint(tmp_path / "other", model)
@@ -36,7 +36,7 @@ def assert_same(pulled, local):
         np.testing.assert_array_equal(expected, local[way], err_msg=way)
 
 
-def test_a_revision_and_a_commit_open_by_the_auto_classes(hub, client, two_revisions, images):
+def test_the_auto_classes_load_a_revision_and_a_commit(hub, client, two_revisions, images):
     commit = hub.repositories[NAME].at("v1").sha
     for revision, folder in (*two_revisions.items(), (commit, two_revisions["v1"])):
         pulled = client(vectors_at, NAME, images, {"revision": revision})
@@ -47,7 +47,7 @@ def vectors_at(name, images, where):
     return vectors(name, images, **where)
 
 
-def test_a_sub_folder_opens_by_the_auto_classes(hub, client, checkpoints, images):
+def test_the_auto_classes_load_a_subfolder(hub, client, checkpoints, images):
     client(upload_to_subfolder, str(checkpoints["pmsn"]), f"{USER}/several", "small/pmsn")
     pulled = client(vectors_at, f"{USER}/several", images, {"subfolder": "small/pmsn"})
     assert_same(pulled, client(vectors, str(checkpoints["pmsn"]), images))
@@ -60,9 +60,7 @@ def embedded(client, model, data, output, *options):
     return np.array(pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist())
 
 
-def test_embed_takes_a_name_and_a_revision_after_an_at(
-    client, two_revisions, image_folder, tmp_path
-):
+def test_embed_accepts_a_hub_id_with_revision(client, two_revisions, image_folder, tmp_path):
     found = {
         model: embedded(client, model, image_folder, tmp_path / str(index))
         for index, model in enumerate((NAME, f"{NAME}@v1", *two_revisions.values()))
@@ -80,13 +78,15 @@ def test_embed_takes_a_name_and_a_revision_after_an_at(
         (f"{USER}/nothing@v1", f"there is no repository {USER}/nothing"),
     ],
 )
-def test_what_is_not_there_is_told(model, message, client, two_revisions, image_folder, tmp_path):
+def test_a_missing_revision_or_repository_is_reported(
+    model, message, client, two_revisions, image_folder, tmp_path
+):
     where = ("--data", image_folder, "--output", tmp_path / "out", "--num-workers", 0)
     code, printed = client.run("embed", "--model", model, *where)
     assert code == 2 and message in printed
 
 
-def test_evaluate_visualize_and_export_take_a_revision(
+def test_evaluate_visualize_and_export_accept_a_revision(
     client, two_revisions, image_folder, tmp_path
 ):
     model = ("--model", f"{NAME}@v1")
@@ -122,7 +122,7 @@ def test_training_starts_from_a_revision(client, two_revisions, image_folder, tm
     assert started[f"{NAME}@v1"] == started[two_revisions["v1"]] != started[NAME]
 
 
-def test_without_a_network_the_cache_serves(hub, client, two_revisions, image_folder, tmp_path):
+def test_the_cache_is_used_offline(hub, client, two_revisions, image_folder, tmp_path):
     for index, model in enumerate((NAME, f"{NAME}@v1")):
         online = embedded(client, model, image_folder, tmp_path / f"online{index}")
         hub.requests.clear()

@@ -1,4 +1,4 @@
-"""`selfvit train --push_to_hub`: in the background, and never in the way of the run."""
+"""`selfvit train --push-to-hub`: uploads in the background that never stop or slow the run."""
 
 import json
 
@@ -17,7 +17,7 @@ NAME = f"{USER}/run"
 
 @pytest.fixture
 def train(client, image_folder, tmp_path):
-    """Train DINO for 6 steps, saved and pushed after every second; return exit code and output."""
+    """Return a function that trains DINO for 6 steps and returns exit code and output."""
 
     def command(*options, output="run", token=TOKEN):
         steps = ("--max_steps", 6, "--batch_size", 4, "--save_steps", 2, "--save_total_limit", 1)
@@ -31,7 +31,7 @@ def messages(hub, branch="main"):
     return [commit.message for commit in hub.repositories[NAME].refs[f"refs/heads/{branch}"]]
 
 
-def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
+def test_checkpoints_are_pushed_during_the_run_and_the_result_at_the_end(
     hub, client, train, images, tmp_path
 ):
     code, printed = train("--push_to_hub", NAME, "--push_steps", 2, "--hub_private_repo", "true")
@@ -40,7 +40,7 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     assert repository.private
     first, *others = repository.refs["refs/heads/main"][1:]
     assert first.message == "Step 2 of 6" and others[-1].message == "Upload SelfViTForDINO"
-    # each commit is a whole checkpoint, of the step it says
+    # each commit is a complete checkpoint of the step in its message
     assert {"config.json", "preprocessor_config.json", "README.md"} <= set(first.files)
     assert "training.yaml" in first.files and "trainer_state.json" not in first.files
     early, late = (
@@ -53,7 +53,7 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     for way, expected in local.items():
         assert (pulled[way] == expected).all() if way != "pipeline" else pulled[way] == expected
     assert f'model="{NAME}"' in others[-1].files["README.md"].content.decode()
-    # the run can be read, and tells nothing of the machine
+    # training.yaml can be loaded and has no local paths
     for commit in (first, others[-1]):
         text = commit.files["training.yaml"].content.decode()
         assert RunConfig.from_yaml(text).start.output == "run"
@@ -61,7 +61,7 @@ def test_checkpoints_are_pushed_on_the_way_and_the_result_at_the_end(
     assert not (tmp_path / "run" / ".unfinished-push").exists()
 
 
-def test_checkpoints_on_the_way_have_their_adapters_where_the_base_is_on_the_hub(hub, train):
+def test_pushed_checkpoints_include_adapters_if_the_base_is_on_the_hub(hub, train):
     base = f"{USER}/base"
     assert train("--push_to_hub", base)[0] == 0
     options = ("--init_from", base, "--lora_rank", 2, "--push_to_hub", NAME, "--push_steps", 2)
@@ -74,7 +74,7 @@ def test_checkpoints_on_the_way_have_their_adapters_where_the_base_is_on_the_hub
         assert json.loads(adapter)["base_model_name_or_path"] == base
 
 
-def test_pushing_changes_nothing_of_what_is_trained(hub, train, tmp_path):
+def test_pushing_does_not_change_the_training(hub, train, tmp_path):
     assert train("--push_to_hub", NAME, "--push_steps", 2, output="pushed")[0] == 0
     assert train(output="alone")[0] == 0
     pushed, alone = (
@@ -83,10 +83,10 @@ def test_pushing_changes_nothing_of_what_is_trained(hub, train, tmp_path):
     assert pushed.keys() == alone.keys()
     assert all(torch.equal(pushed[name], alone[name]) for name in alone)
     written = [(tmp_path / name / "training.yaml").read_text() for name in ("pushed", "alone")]
-    assert written[0].replace("pushed", "alone") == written[1]  # and a rerun pushes nothing
+    assert written[0].replace("pushed", "alone") == written[1]  # so a rerun pushes nothing
 
 
-def test_a_run_that_was_to_improve_and_did_not_is_not_published(hub, train, tmp_path):
+def test_a_run_without_the_required_improvement_is_not_published(hub, train, tmp_path):
     assert train(output="start")[0] == 0
     still = ("--base_learning_rate", 0, "--min_learning_rate", 0)
     wanted = ("--init_from", tmp_path / "start", "--require_improvement", "true")
@@ -97,7 +97,7 @@ def test_a_run_that_was_to_improve_and_did_not_is_not_published(hub, train, tmp_
     assert NAME not in hub.repositories or "Upload SelfViTForDINO" not in messages(hub)
 
 
-def test_a_push_that_fails_ends_nothing_and_the_next_has_everything(hub, train, tmp_path):
+def test_a_failed_push_does_not_stop_the_run_and_the_next_one_is_complete(hub, train, tmp_path):
     hub.faults.append(Fault("POST", "/preupload/", status=400))
     code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
     assert code == 0, printed
@@ -105,7 +105,7 @@ def test_a_push_that_fails_ends_nothing_and_the_next_has_everything(hub, train, 
     assert "Step 2 of 6" not in messages(hub) and messages(hub)[-1] == "Upload SelfViTForDINO"
 
 
-def test_when_the_last_push_fails_the_run_is_whole_and_says_how_to_repeat(
+def test_after_a_failed_last_push_the_run_is_complete_and_prints_the_command(
     hub, client, train, tmp_path
 ):
     hub.faults.append(Fault("POST", "/preupload/", times=100, status=400))
@@ -120,7 +120,7 @@ def test_when_the_last_push_fails_the_run_is_whole_and_says_how_to_repeat(
     assert messages(hub, "v1")[-1] == "Upload SelfViTForDINO"
 
 
-def test_steps_do_not_wait_for_an_upload_and_uploads_do_not_pile_up(hub, train):
+def test_steps_do_not_wait_for_an_upload_and_only_one_upload_runs_at_a_time(hub, train):
     hub.faults.append(Fault("PUT", "/lfs/", delay=6))
     code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
     assert code == 0, printed
@@ -131,14 +131,14 @@ def test_steps_do_not_wait_for_an_upload_and_uploads_do_not_pile_up(hub, train):
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        (("--push_to_hub", NAME), "hf_wrong", "does not accept the token"),
+        (("--push_to_hub", NAME), "hf_wrong", "rejects the token"),
         (("--push_to_hub", f"{OTHER_USER}/run"), TOKEN, f"you ({USER}) may not push"),
         (("--push_to_hub", "run"), TOKEN, "must be USER/NAME"),
         (("--push_to_hub", NAME, "--push_steps", 3), TOKEN, "must be a multiple of save_steps (2)"),
         (("--push_steps", 2), TOKEN, "needs push_to_hub"),
     ],
 )
-def test_what_would_fail_at_the_end_is_told_before_the_start(
+def test_errors_of_the_final_push_are_reported_before_the_start(
     options, token, message, hub, client, train, checkpoint, tmp_path
 ):
     client.run("publish", checkpoint, f"{OTHER_USER}/run", token=OTHER_TOKEN)

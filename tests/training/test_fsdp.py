@@ -202,9 +202,9 @@ def test_evaluation_report_and_the_best_are_those_of_one_process(
         json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")
     )
     assert two["best"]["step"] == one["best"]["step"]
-    for name, figure in one["figures"].items():
+    for name, figure in one["metrics"].items():
         for when in ("before", "after"):
-            assert two["figures"][name][when]["value"] == pytest.approx(
+            assert two["metrics"][name][when]["value"] == pytest.approx(
                 figure[when]["value"], rel=1e-3
             )
     checkpoints, best = tmp_path / "two" / "checkpoints", tmp_path / "two" / "best"

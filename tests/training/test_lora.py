@@ -469,7 +469,7 @@ def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, 
     card = (output / "README.md").read_text()
     assert "| Adapters | LoRA of rank " in card and "on q_proj, k_proj, v_proj, o_proj" in card
     encoder = load_strictly(SelfViTModel, tiny_checkpoint)
-    assert f"| Parameters of the encoder | {encoder.num_parameters():,} |" in card
+    assert f"| Encoder parameters | {encoder.num_parameters():,} |" in card
     assert "`adapter/` holds them alone, in PEFT's format, and is not published" in card
 
 

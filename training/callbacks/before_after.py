@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from ...evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
-from ...sharing.provenance import shown_name
+from ...sharing.provenance import display_name
 from ..checkpoints.run_folder import BEFORE_FILE, CHECKPOINTS, REPORT_FILE
 from ..config.run_config import RunConfig
 from ..evaluation import Evaluation
@@ -79,11 +79,11 @@ class BeforeAfterReport(Callback):
         images = self.evaluation.images
         assert images is not None
         metric = self.best.metric
-        if metric is not None and metric not in self._before.figures:  # that of a new classifier
+        if metric is not None and metric not in self._before.samples:  # that of a new classifier
             metric = images.accuracies()[0]
         self.comparison = compare(self._before, after, metric, images.note)
         content = {
-            "init_from": shown_name(str(self.run.start.init_from)),
+            "init_from": display_name(str(self.run.start.init_from)),
             "step": state.step,
             **self.comparison.to_dict(),
             "best": self.best.read(),
@@ -114,7 +114,8 @@ class BeforeAfterReport(Callback):
         if report.get("improved"):
             return
         name = report.get("metric")
-        before = report["figures"][name]["before"]["value"] if name else None
+        metrics = report.get("metrics", report.get("figures", {}))  # "figures" in version 0.1
+        before = metrics[name]["before"]["value"] if name else None
         best = report.get("best")
         hint = ""
         if best is not None and name == best["metric"] and best["value"] > before:
@@ -133,10 +134,10 @@ class BeforeAfterReport(Callback):
 
 def _without_accuracy(measurement: Measurement) -> Measurement:
     """Remove the accuracy of a newly initialized classifier, which any training would beat."""
-    figures, metrics = dict(measurement.figures), dict(measurement.metrics)
-    figures.pop("accuracy", None)
+    samples, metrics = dict(measurement.samples), dict(measurement.metrics)
+    samples.pop("accuracy", None)
     metrics.pop("accuracy", None)
-    return replace(measurement, figures=figures, metrics=metrics)
+    return replace(measurement, samples=samples, metrics=metrics)
 
 
 __all__ = ["BeforeAfterReport"]

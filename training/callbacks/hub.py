@@ -19,7 +19,7 @@ from huggingface_hub.utils import (
 )
 from tqdm.auto import tqdm
 
-from ...sharing.hub_access import reason_of
+from ...sharing.hub_access import error_message
 from ...sharing.publish import Target, publish, publish_files
 from ...sharing.published_files import PublishedFiles, choose_files
 from ..config.run_config import RunConfig
@@ -89,7 +89,7 @@ class HubPusher(Callback):
             self._report_failure(step, error)
 
     def _report_failure(self, step: int, error: Exception) -> None:
-        tqdm.write(f"warning: step {step} was not pushed: {reason_of(error)}", file=sys.stderr)
+        tqdm.write(f"warning: step {step} was not pushed: {error_message(error)}", file=sys.stderr)
 
     def on_result(self, state: TrainState) -> None:
         """Push the result, after a push that is still uploading.

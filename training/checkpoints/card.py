@@ -22,10 +22,10 @@ from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...sharing.adapter_files import ADAPTER
 from ...sharing.citations import objective_of
 from ...sharing.model_card import CardContents, TrainingFacts, render_model_card
-from ...sharing.provenance import derived_provenance, hub_id, shown_name
+from ...sharing.provenance import derived_provenance, display_name, hub_id
 from ...visualization.attention_maps import plot_attention_maps
-from ...visualization.figures import require_matplotlib
 from ...visualization.inputs import choose_images
+from ...visualization.samples import require_matplotlib
 from ..config.from_checkpoint import read_config
 from ..config.run_config import RunConfig
 from ..config.training_config import OPTIMIZERS
@@ -113,7 +113,9 @@ class RunCard:
                     data=described(self.source.description, run.data.data),
                     dataset=hub_id(run.data.data),
                     started_from=(
-                        shown_name(run.start.init_from) if run.start.init_from else "random weights"
+                        display_name(run.start.init_from)
+                        if run.start.init_from
+                        else "random weights"
                     ),
                     num_steps=state.step,
                     planned_steps=state.num_steps,
@@ -160,7 +162,7 @@ def described(description: str, data: str) -> str:
     """Return the description of a source without the folders that its data lies in."""
     path = str(Path(data).expanduser())
     lies_here = os.sep in path and hub_id(data) is None
-    return description.replace(path, shown_name(data)) if lies_here else description
+    return description.replace(path, display_name(data)) if lies_here else description
 
 
 def hyper_parameters(run: RunConfig) -> dict[str, str]:

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 
 from ...atomic_output import flush_entry, flush_to_disk
 from ...modeling.checkpoints.remote_code import code_files
-from ...sharing.published_files import RUN_FILE
+from ...sharing.published_files import RUN_FILE, STATE_FILE
 from ..config.run_config import RunConfig
 from .environment import differences, environment
-from .integrity import STATE_FILE, file_checksums, find_corruption, read_state
+from .integrity import file_checksums, find_corruption, read_state
 from .model_writer import ModelWriter
 from .optimizer_state import load_state, save_state
 from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE

@@ -7,7 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-STATE_FILE = "trainer_state.json"
+from ...sharing.published_files import STATE_FILE
+
 CHUNK_SIZE = 2**24  # bytes
 
 
@@ -62,4 +63,4 @@ def _crc32(path: Path) -> int:
     return value
 
 
-__all__ = ["STATE_FILE", "file_checksums", "find_corruption", "read_state"]
+__all__ = ["file_checksums", "find_corruption", "read_state"]
