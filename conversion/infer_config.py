@@ -1,6 +1,6 @@
 """Infer the configuration of an encoder from its tensors."""
 
-# D hidden · N patches · R registers
+# D hidden · N patches
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def _check_dtypes(draft: Draft) -> None:
 def _choose_pooling(draft: Draft) -> None:
     wanted = draft.options.pooling
     if wanted is None or wanted == draft.pooling:
-        origin = "the source's" if wanted is None else "option"
+        origin = "source" if wanted is None else "option"
         draft.set_field("pooling", draft.pooling, origin)
         return
     draft.set_field("pooling", wanted, "option")

@@ -1,7 +1,5 @@
 """Description of a weight format, and the draft of the checkpoint that is converted from it."""
 
-# D hidden · N patches · R registers
-
 from __future__ import annotations
 
 import re

@@ -143,8 +143,8 @@ def _check_transformers(
         model_class: Any = AutoModel._model_mapping[type(known)]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"model_type ({config['model_type']!r}) must be one of transformers or selfvit. The "
-            "audit does not run code of a checkpoint, so it cannot open this one."
+            f"model_type ({config['model_type']!r}) must be one that transformers or selfvit has a "
+            "model for. The audit does not run code of a checkpoint, so it cannot open this one."
         ) from error
     if isinstance(model_class, tuple):
         model_class = model_class[0]

@@ -211,7 +211,7 @@ class TestUnreadableFiles:
         change_config(
             sound, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModel": "own.Own"}
         )
-        with pytest.raises(ValueError, match=r"model_type \('own'\) must be one of"):
+        with pytest.raises(ValueError, match=r"model_type \('own'\) must be one that"):
             audit(sound)
         assert not trace.exists()
 

@@ -338,7 +338,7 @@ def test_transformers_folders_with_old_and_new_names(name, names, tmp_path):
     encoder = theirs.base_model
     if name.startswith("ViTMAE"):
         theirs.config.mask_ratio = 0.0  # ViTMAE masks in evaluation mode, too
-        inputs = {"noise": torch.arange(16.0).expand(2, -1)}  # and shuffles even then
+        inputs = {"noise": torch.arange(16.0).expand(2, -1)}  # keeps the order of the patches
     else:
         inputs = {}
     expected = encoder(images, **inputs).last_hidden_state

@@ -139,14 +139,14 @@ class TestFidelity:
 
 
 class TestCommand:
-    def test_it_writes_beside_the_checkpoint_and_says_how_close_it_is(self, copied):
+    def test_output_is_next_to_the_checkpoint_by_default_and_difference_is_printed(self, copied):
         result = run(copied, "--to", "timm")
         assert result.exit_code == 0, result.output
         assert f"{copied}-timm: pooling cls, largest difference from selfvit" in result.stdout
         assert "note: vectors are the same at 32 x 32 pixels" in result.stdout
         assert (copied.parent / "copy-timm" / "model.safetensors").is_file()
 
-    def test_a_mistake_is_one_message(self, checkpoint, tmp_path):
+    def test_errors_are_one_line(self, checkpoint, tmp_path):
         result = run(checkpoint, tmp_path / "out", "--to", "transformers", "--pooling", "mean")
         assert result.exit_code == 2 and result.stderr.startswith("error: pooling ('mean')")
         result = run(checkpoint, tmp_path / "out", "--to", "timm", "--data", "images")

@@ -73,7 +73,7 @@ def network_of(name):
 
 @pytest.fixture(scope="module")
 def exported(checkpoints, tmp_path_factory):
-    """Folder of the exports, by the names of their checkpoints."""
+    """Return the folder of the exports, named after their checkpoints."""
     folder = tmp_path_factory.mktemp("exports")
     for name, checkpoint in checkpoints.items():
         export(checkpoint, folder / name, to="transformers", network=network_of(name))

@@ -166,9 +166,8 @@ def test_half_precision_is_kept_by_default(dtype, tmp_path):
     weights = {name: tensor.to(dtype) for name, tensor in golden_weights("mae").items()}
     source = save_weights(weights, tmp_path, "safetensors")
     conversion = convert(source, tmp_path / "half", **heads_of("mae"))
-    assert (
-        conversion.config.position_embedding_type == "sincos"
-    )  # within the tolerance of this precision
+    # Positions are compared within the tolerance of this precision.
+    assert conversion.config.position_embedding_type == "sincos"
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == dtype
     convert(source, tmp_path / "full", dtype="float32", **heads_of("mae"))
     full = AutoModel.from_pretrained(tmp_path / "full")
@@ -203,7 +202,7 @@ def test_a_center_stays_float32(tmp_path):
 
 
 class Malicious:
-    """Creates a file when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
