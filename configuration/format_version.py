@@ -1,7 +1,5 @@
 """What config.json says of the selfvit that wrote it, and which of these this one can open."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

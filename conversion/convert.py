@@ -19,6 +19,7 @@ from ..atomic_output import atomic_output, check_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
+from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
 from ..sharing.provenance import CARD, Provenance, read_provenance, shown_name
@@ -100,25 +101,22 @@ def convert(
         new=draft.new,
         differences=draft.differences,
     )
-    with atomic_output(output) as folder:
-        folder.mkdir()
-        model.save_pretrained(folder, save_code=save_code)
-        processor.save_pretrained(folder)
-        report = describe(conversion, file, draft.license_note, provenance)
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        card = render_model_card(
-            card_contents(
-                conversion,
-                name=output.resolve().name,
-                source=shown_name(source),
-                model=model,
-                processor=processor,
-                license_note=draft.license_note,
-                provenance=provenance,
-                has_code=save_code,
-            )
+    card = render_model_card(
+        card_contents(
+            conversion,
+            name=output.resolve().name,
+            source=shown_name(source),
+            model=model,
+            processor=processor,
+            license_note=draft.license_note,
+            provenance=provenance,
+            has_code=save_code,
         )
-        (folder / CARD).write_text(card, encoding="utf-8")
+    )
+    report = describe(conversion, file, draft.license_note, provenance)
+    with atomic_output(output) as folder:
+        write_checkpoint(model, folder, processor, card, save_code=save_code)
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return conversion
 
 

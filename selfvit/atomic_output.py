@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all.
 
-A leaf below all folders that write: it needs the standard library only.
+A leaf that every folder may import; it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .file_modes import apply_umask
+
 
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path that takes the place of `path` at the end; on any exception, nothing changes.
+    """Yield a temporary path that replaces `path` at the end, or nothing after an exception.
 
-    The caller makes a file or a folder there, whichever it wants. What stood at `path` before is
-    replaced. Folders above it are made where they are missing. A process that is killed leaves a
-    hidden `.NAME.unfinished-*` beside `path`, and `path` itself as it was (but for the instant
-    between two renames in which a folder takes the place of another).
+    The caller creates a file or a folder there. An earlier file or folder at `path` is replaced,
+    parent folders are created, and file modes follow the umask. A process that is killed leaves a
+    hidden `.NAME.unfinished-*` in the same folder and does not change `path`, except for the
+    instant between two renames in which one folder replaces another.
 
     Args:
-        path: of the file or folder.
+        path: Path of the file or folder to write.
 
     Yields:
-        a path where nothing is yet, in the same folder: renaming is atomic only within one file
+        A path that does not exist yet, in the same folder: a rename is atomic only within one file
         system.
 
     Raises:
-        OSError: if it cannot be written, or a file is to replace a folder.
+        OSError: If it cannot be written, or a file is to replace a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
+        if unfinished.exists():
+            apply_umask([unfinished])
         flush_to_disk(unfinished)
         _replace(path, unfinished)
     except BaseException:

@@ -106,7 +106,7 @@ def test_weights_of_another_model_are_refused(change, checkpoint):
     [
         ("README.md", "has no README.md, the model card"),
         ("config.json", "the run in .* is not finished.*--resume true"),
-        ("model.safetensors", "has a config.json and no model.safetensors"),
+        ("model.safetensors", "has a config.json but no model.safetensors"),
         ("preprocessor_config.json", "no image processor can be opened"),
     ],
 )
