@@ -1,7 +1,5 @@
 """Format version of checkpoints: refuse those that this version of selfvit cannot open."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -21,6 +21,7 @@ from ..atomic_output import atomic_output, check_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
+from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
 from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
@@ -105,7 +106,7 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
         differences=draft.differences,
     )
     report = build_report(conversion, draft.file, draft.license_note, provenance)
-    card = build_card_contents(
+    contents = build_card_contents(
         conversion,
         name=output.resolve().name,
         source=display_name(source),
@@ -116,11 +117,9 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
         has_code=save_code,
     )
     with atomic_output(output) as folder:
-        folder.mkdir()
-        model.save_pretrained(folder, save_code=save_code)
-        processor.save_pretrained(folder)
+        card = render_model_card(contents)
+        write_checkpoint(model, folder, processor, card, save_code=save_code)
         (folder / CONVERSION).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(render_model_card(card), encoding="utf-8")
     return conversion
 
 

@@ -1,6 +1,6 @@
 """Atomic output: write files and folders completely or not at all.
 
-Every folder of the package may import this module; it needs the standard library only.
+Every folder of the package may import this module; it needs `file_modes` and the standard library.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from .file_modes import apply_umask
+
 
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends without an exception.
 
     The caller creates either a file or a folder at the temporary path. Missing parent folders are
-    created. After an exception, `path` is unchanged. A process that is killed leaves a hidden
-    `.NAME.unfinished-*` next to `path`; `path` itself is unchanged, except in the instant between
-    the two renames that replace an existing folder.
+    created, and file modes follow the umask. After an exception, `path` is unchanged. A process
+    that is killed leaves a hidden `.NAME.unfinished-*` next to `path`; `path` itself is unchanged,
+    except in the instant between the two renames that replace an existing folder.
 
     Args:
         path: File or folder to write.
@@ -39,6 +41,8 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
+        if unfinished.exists():
+            apply_umask([unfinished])
         flush_to_disk(unfinished)
         _replace(path, unfinished)
     except BaseException:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
+from ..file_modes import apply_umask
 from ..modeling.checkpoints.hub_revision import split_revision
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ..modeling.momentum_teacher import copy_student
@@ -196,11 +197,13 @@ def save_adapter(encoder: Any, folder: Path) -> None:
         folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
+    apply_umask([folder / ADAPTER_WEIGHTS])
 
 
 def save_unmerged(model: nn.Module, folder: Path) -> None:
     """Write a model with its adapters as they are, and what is shared once."""
     save_model(model, str(folder / UNMERGED))
+    apply_umask([folder / UNMERGED])
 
 
 def load_unmerged(model: nn.Module, folder: Path) -> None:

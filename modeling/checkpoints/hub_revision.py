@@ -1,4 +1,4 @@
-"""USER/NAME@REVISION: a checkpoint on the Hub as it was at a branch, a tag or a commit."""
+"""Checkpoints on the Hub at a branch, tag or commit: USER/NAME@REVISION."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 AT_REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[^@\s]+)")
-# What a model and its image processor are read from, and the card, which says the license.
-OPENED = ("*.json", "*.safetensors", "README.md")
+# Files that a model and its image processor are read from, and the card, which names the license.
+DOWNLOADED = ("*.json", "*.safetensors", "README.md")
 
 
 def split_revision(checkpoint: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return ("USER/NAME", "REVISION") of USER/NAME@REVISION; anything else whole, and None."""
+    """Return ("USER/NAME", "REVISION") of USER/NAME@REVISION, or the whole name and None."""
     name = str(checkpoint)
     match = AT_REVISION.fullmatch(name)
     if match is None or os.path.exists(name):
@@ -23,34 +23,35 @@ def split_revision(checkpoint: str | os.PathLike[str]) -> tuple[str, str | None]
 
 
 def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
-    """Return what `from_pretrained` opens: a folder as it is, a Hub id as it is, or a download.
+    """Return a folder or Hub id that `from_pretrained` opens, and download a named revision.
 
-    transformers takes a revision beside the name, in each of its calls. Where a checkpoint is one
-    value (an option of a command, a line of training.yaml) the revision is part of it.
+    transformers takes the revision as a separate argument of each call. An option of a command or a
+    line of training.yaml is one value, so it contains the revision.
 
     Args:
-        checkpoint: folder, Hub id, or USER/NAME@REVISION.
+        checkpoint: Folder, Hub id, or USER/NAME@REVISION.
 
     Returns:
-        for USER/NAME@REVISION the folder in the cache that it was downloaded to, or with
-        HF_HUB_OFFLINE found in; anything else unchanged.
+        For USER/NAME@REVISION, the folder in the cache with the downloaded files. With
+        HF_HUB_OFFLINE set, it must already be in the cache. Other names are returned unchanged.
 
     Raises:
-        FileNotFoundError: if there is no such repository or revision.
+        FileNotFoundError: If the repository or the revision does not exist.
     """
     repo_id, revision = split_revision(checkpoint)
     if revision is None:
         return repo_id
     try:
-        return snapshot_download(repo_id, revision=revision, allow_patterns=list(OPENED))
+        return snapshot_download(repo_id, revision=revision, allow_patterns=list(DOWNLOADED))
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo_id} has no branch, tag or commit {revision!r}; see its files on the Hub."
+            f"{repo_id} has no branch, tag or commit {revision!r}; look up its revisions on the "
+            "Hub."
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no repository {repo_id} on the Hub that you can see. If it is private, run "
-            "`hf auth login` or set HF_TOKEN."
+            f"there is no repository {repo_id} on the Hub that you can access. If it is private, "
+            "run `hf auth login` or set HF_TOKEN."
         ) from error
 
 

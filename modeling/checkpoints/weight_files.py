@@ -1,4 +1,4 @@
-"""The files that hold a checkpoint's weights, in one piece or in shards."""
+"""Files with the weights of a checkpoint: a single file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # as save_pretrained writes
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # names by save_pretrained
 SINGLE_FILES = (WEIGHTS, "pytorch_model.bin")
 INDEXES = (INDEX, "pytorch_model.bin.index.json")
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Return the file name of each tensor, as an index of shards lists them.
+    """Return the file name of each tensor from an index of shards.
 
     Raises:
-        ValueError: if the file is not such an index.
+        ValueError: If the file is not an index of shards.
     """
     content = json.loads(index.read_text(encoding="utf-8"))
     try:
@@ -29,24 +29,24 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the names of the files that an index of shards lists, sorted.
+    """Return the sorted names of the files in an index of shards.
 
     Raises:
-        ValueError: if the file is not such an index.
+        ValueError: If the file is not an index of shards.
     """
     return sorted(set(weight_map(index).values()))
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give the tensors of a checkpoint by name, one at a time; pickles with `weights_only`.
+    """Yield name and tensor of all weights, one at a time; pickles are read with `weights_only`.
 
     Args:
-        folder: as `save_pretrained` of transformers or timm writes it.
+        folder: Folder written by `save_pretrained` of transformers or timm.
 
     Raises:
-        FileNotFoundError: if it has no weights.
-        pickle.UnpicklingError: if a file is a pickle with other content than tensors.
-        SafetensorError: if a file is damaged.
+        FileNotFoundError: If the folder has no weights.
+        pickle.UnpicklingError: If a pickle contains other objects than tensors.
+        SafetensorError: If a file is damaged.
     """
     for path in _weight_files(folder):
         if path.suffix == ".safetensors":
@@ -67,7 +67,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold the weights, with the index of shards."""
+    """Return the names of the files with the weights, including the index of shards."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     return [INDEX, *shard_names(folder / INDEX)]

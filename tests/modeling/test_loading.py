@@ -15,7 +15,7 @@ from selfvit.modeling.checkpoints.loading import load_strictly
 
 @pytest.fixture
 def changed(tiny_checkpoint, tmp_path):
-    """Give a copy of the checkpoint with its weights changed by a function."""
+    """Return a function that copies the checkpoint and changes its weights."""
 
     def copy(change):
         folder = tmp_path / "changed"
@@ -29,7 +29,7 @@ def changed(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("model_class", [SelfViTModel, SelfViTForDINO])
-def test_a_sound_checkpoint_loads_bit_exactly(model_class, tiny_checkpoint):
+def test_a_complete_checkpoint_loads_bit_exactly(model_class, tiny_checkpoint):
     model = load_strictly(model_class, tiny_checkpoint)
     stored = load_file(tiny_checkpoint / "model.safetensors")
     prefix = "vit." if model_class is SelfViTModel else ""
@@ -38,14 +38,14 @@ def test_a_sound_checkpoint_loads_bit_exactly(model_class, tiny_checkpoint):
         assert torch.equal(tensor, stored[prefix + name]), name
 
 
-def test_the_student_is_the_students(tiny_checkpoint):
+def test_network_student_loads_the_weights_of_the_student(tiny_checkpoint):
     model = load_strictly(SelfViTModel, tiny_checkpoint, network="student")
     stored = load_file(tiny_checkpoint / "model.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, stored["student.vit." + name]), name
 
 
-def test_a_missing_student_is_told(tiny_checkpoint, tmp_path):
+def test_a_missing_student_is_an_error(tiny_checkpoint, tmp_path):
     SelfViTModel.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
     assert load_strictly(SelfViTModel, tmp_path) is not None
     with pytest.raises(ValueError, match="has no student network; use network='teacher'"):
@@ -69,17 +69,19 @@ def test_new_weights_may_be_missing(tiny_checkpoint):
 
 def test_unknown_weights_are_named(changed):
     folder = changed(lambda weights: weights.update({"vit.extra.weight": torch.zeros(2)}))
-    with pytest.raises(ValueError, match=r"not known to the model: (vit\.)?extra\.weight"):
+    with pytest.raises(ValueError, match=r"unknown to the model: (vit\.)?extra\.weight"):
         load_strictly(SelfViTModel, folder)
 
 
-def test_weights_of_another_shape_are_named_with_both(changed):
+def test_weights_of_another_shape_are_named_with_both_shapes(changed):
     folder = changed(lambda weights: weights.update({"vit.layernorm.bias": torch.zeros(7)}))
-    with pytest.raises(ValueError, match=r"another shape: layernorm\.bias \(7,\) for \(32,\)"):
+    with pytest.raises(
+        ValueError, match=r"another shape: layernorm\.bias \(7,\) instead of \(32,\)"
+    ):
         load_strictly(SelfViTModel, folder)
 
 
-def test_a_truncated_file_is_told(tiny_checkpoint, tmp_path):
+def test_a_truncated_file_is_an_error(tiny_checkpoint, tmp_path):
     folder = tmp_path / "truncated"
     shutil.copytree(tiny_checkpoint, folder)
     content = (folder / "model.safetensors").read_bytes()
@@ -98,13 +100,13 @@ def test_another_model_type_is_refused(tmp_path):
         load_strictly(SelfViTModel, tmp_path)
 
 
-def test_a_folder_that_is_no_checkpoint_says_what_it_holds(tmp_path):
+def test_the_error_for_a_folder_without_a_checkpoint_lists_its_files(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(FileNotFoundError, match=r"no config\.json. It holds notes\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json. It contains notes\.txt"):
         load_strictly(SelfViTModel, tmp_path)
 
 
-def test_a_folder_without_weights_says_so(tiny_checkpoint, tmp_path):
+def test_a_folder_without_weights_is_an_error(tiny_checkpoint, tmp_path):
     shutil.copy(tiny_checkpoint / "config.json", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
         load_strictly(SelfViTModel, tmp_path)
@@ -128,7 +130,7 @@ def test_a_missing_folder_is_named(name):
         load_strictly(SelfViTModel, name)
 
 
-def test_a_file_is_no_checkpoint(tiny_checkpoint):
+def test_a_file_is_not_a_checkpoint(tiny_checkpoint):
     with pytest.raises(FileNotFoundError, match="is a file"):
         load_strictly(SelfViTModel, tiny_checkpoint / "config.json")
 

@@ -1,13 +1,11 @@
-"""A saved folder opens where there is no selfvit: in a virtual environment without it."""
+"""A saved folder opens in a virtual environment without selfvit."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import stat
 import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +29,19 @@ from selfvit import (
     SelfViTModel,
 )
 from selfvit.embedding.preprocessing import build_processor
-from selfvit.modeling.checkpoints.remote_code import code_files, write_code
+from selfvit.modeling.checkpoints.pretrained import write_checkpoint
+from selfvit.modeling.checkpoints.remote_code import code_files
 from tests.hub_requests import USER
 from tests.image_files import noise
 from tests.local_hub import LocalHub
 from tests.objectives import OBJECTIVES, tiny_config, tiny_dino_config
+from tests.python_without_selfvit import create_python_without_selfvit
 from tests.sharing.hub_client import HubClient
 
 NAMES = [objective.name for objective in OBJECTIVES]
 CARD = "---\nlibrary_name: transformers\n---\n\n# A model\n"
 
-# Opens every checkpoint of a folder by every Auto class, and saves what comes of it; saves the
-# models again, too.
+# Opens every checkpoint of a folder with every Auto class, and saves the outputs and the models.
 WITHOUT_SELFVIT = """
 import importlib.util, json, sys
 from pathlib import Path
@@ -112,15 +111,7 @@ torch.save(found, results)
 
 @pytest.fixture(scope="module")
 def python_without_selfvit(tmp_path_factory) -> Path:
-    """Return the Python of a virtual environment with all that is installed here but selfvit."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True, with_pip=False)
-    (site,) = folder.glob("lib/python*/site-packages")
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        # .pth files run code, that of an editable install as well
-        if "selfvit" not in entry.name and entry.suffix != ".pth":
-            (site / entry.name).symlink_to(entry)
-    return folder / "bin" / "python"
+    return create_python_without_selfvit(tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +123,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def build_checkpoints(folder: Path) -> dict[str, Any]:
-    """Save a tiny model of every class, none of its weights at its start; return them by name."""
+    """Save a tiny model of every class, with all weights changed; return the models by name."""
     torch.manual_seed(0)
     models = {objective.name: objective.model_class(objective.config()) for objective in OBJECTIVES}
     labeled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
@@ -150,7 +141,7 @@ def build_checkpoints(folder: Path) -> dict[str, Any]:
 
 
 class Opened:
-    """What the models compute here, and what they computed where there is no selfvit."""
+    """Models, and what their checkpoints computed in an environment without selfvit."""
 
     def __init__(self, folder: Path, models: dict[str, Any], images: Path, python: Path, hub: str):
         generator = torch.Generator().manual_seed(1)
@@ -181,7 +172,7 @@ class Opened:
         self.again = run("resaved", "-", "-", "another cache")
 
     def __getitem__(self, name: str) -> list[dict[str, Any]]:
-        """Return what came of a checkpoint, of what the Hub has of it, and of what was resaved."""
+        """Return the outputs of a checkpoint, of its copy on the Hub, and of the resaved one."""
         return [self.first[name], self.first["by id"][name], self.again[name]]
 
     def pixels(self, name: str) -> torch.Tensor:
@@ -208,7 +199,7 @@ def opened(tmp_path_factory, images, python_without_selfvit) -> Opened:
 @torch.no_grad()
 def embeddings_of(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
     embeddings = encoder(pixels).pooler_output
-    assert embeddings.std(dim=0).mean() > 0.01, "the images must be told apart"
+    assert embeddings.std(dim=0).mean() > 0.01, "embeddings must differ between images"
     return embeddings
 
 
@@ -234,7 +225,7 @@ def test_without_selfvit_the_objective_computes_the_same_loss(name, opened):
         assert torch.equal(result["loss"], expected)
 
 
-def test_without_selfvit_there_is_the_student_too(opened):
+def test_without_selfvit_the_student_opens(opened):
     with_students = [name for name in NAMES if hasattr(opened.models[name], "student")]
     assert with_students
     for name in with_students:
@@ -254,7 +245,7 @@ def test_without_selfvit_the_classifier_and_its_pipeline_are_bit_identical(opene
         assert result["scores"] == [classify(str(path)) for path in opened.paths]
 
 
-def test_without_selfvit_a_repository_opens_as_a_backbone_too(opened):
+def test_without_selfvit_a_repository_opens_as_a_backbone(opened):
     backbone = SelfViTBackbone.from_pretrained(
         opened.folder / "checkpoints" / "dino", out_indices=[1, 3]
     )
@@ -269,7 +260,7 @@ def test_without_selfvit_the_code_has_to_be_trusted(opened):
     assert "trust_remote_code=True" in opened.first["without trust"]
 
 
-def test_selfvit_wins_over_the_code_of_the_folder_without_a_word(opened, capfd):
+def test_installed_selfvit_is_used_instead_of_the_code_in_the_folder(opened, capfd):
     for name, model in opened.models.items():
         folder = opened.folder / "checkpoints" / name
         for trust in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}):
@@ -294,100 +285,99 @@ def modules_of(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py")}
 
 
+CODE = {"configuration_selfvit", "modeling_selfvit"}
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda entry: entry.name)
-def test_a_folder_has_the_modules_of_its_own_objective_alone(objective, tmp_path):
+def test_a_folder_has_two_code_files_with_its_own_objective_only(objective, tmp_path):
     model = objective.model_class(objective.config())
     model.save_pretrained(tmp_path)
-    modules = {name for name in modules_of(tmp_path) if name.startswith("modeling_")}
-    assert modules == {"modeling_selfvit", f"modeling_{objective.name}"}
-    assert {path.stem for path in code_files(tmp_path)} == modules_of(tmp_path)
+    assert modules_of(tmp_path) == {path.stem for path in code_files(tmp_path)} == CODE
+    code = (tmp_path / "modeling_selfvit.py").read_text()
+    for other in OBJECTIVES:
+        is_defined = f"class {other.model_class.__name__}(" in code
+        assert is_defined == (other is objective)
     assert written(tmp_path)["auto_map"] == {
-        "AutoConfig": "auto_classes.SelfViTConfig",
-        "AutoModel": "auto_classes.SelfViTModel",
-        "AutoModelForImageClassification": "auto_classes.SelfViTForImageClassification",
-        "AutoBackbone": "auto_classes.SelfViTBackbone",
-        "AutoModelForPreTraining": f"auto_classes.{objective.model_class.__name__}",
+        "AutoConfig": "modeling_selfvit.SelfViTConfig",
+        "AutoModel": "modeling_selfvit.SelfViTModel",
+        "AutoModelForImageClassification": "modeling_selfvit.SelfViTForImageClassification",
+        "AutoBackbone": "modeling_selfvit.SelfViTBackbone",
+        "AutoModelForPreTraining": f"modeling_selfvit.{objective.model_class.__name__}",
     }
 
 
-def test_an_encoder_does_not_promise_an_objective(tmp_path):
-    # opened from a checkpoint that has one
+def test_an_encoder_has_no_code_of_an_objective(tmp_path):
+    # its configuration still has the settings of the objective
     SelfViTForDINO(tiny_config(dino_config=tiny_dino_config())).save_pretrained(tmp_path / "dino")
     encoder = SelfViTModel.from_pretrained(tmp_path / "dino")
     encoder.save_pretrained(tmp_path / "encoder")
     assert "AutoModelForPreTraining" not in written(tmp_path / "encoder")["auto_map"]
-    assert "modeling_dino" not in modules_of(tmp_path / "encoder")
+    assert "DINOLoss" not in (tmp_path / "encoder" / "modeling_selfvit.py").read_text()
 
 
-def test_save_code_false_leaves_the_code_out_and_takes_earlier_code_away(tmp_path):
+def test_save_code_false_writes_no_code_and_removes_earlier_code(tmp_path):
     model = SelfViTModel(tiny_config())
     model.save_pretrained(tmp_path)
-    assert modules_of(tmp_path)
+    assert modules_of(tmp_path) == CODE
     model.save_pretrained(tmp_path, save_code=False)
     assert not modules_of(tmp_path)
     assert "auto_map" not in written(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is SelfViTModel
 
 
-def test_saving_over_an_older_folder_leaves_none_of_its_modules(tmp_path):
+def test_saving_over_an_older_checkpoint_removes_its_modules(tmp_path):
+    (tmp_path / "auto_classes.py").write_text("from .modeling_old import SelfViTModel\n")
     (tmp_path / "modeling_old.py").write_text("from .old_layers import OldLayer\n")
-    (tmp_path / "old_layers.py").write_text("from .pooling import pool\n")
-    (tmp_path / "pooling.py").write_text("raise ImportError('of an older selfvit')\n")
+    (tmp_path / "old_layers.py").write_text("from .modeling_selfvit import pool\n")
+    (tmp_path / "modeling_selfvit.py").write_text("raise ImportError('older selfvit')\n")
     (tmp_path / "my_notes.py").write_text("'of the user'\n")
-    code = {"AutoModel": "modeling_old.SelfViTModel", "AutoConfig": "someone/else--elsewhere.X"}
+    code = {"AutoModel": "auto_classes.SelfViTModel", "AutoConfig": "someone/else--elsewhere.X"}
     (tmp_path / "config.json").write_text(json.dumps({"auto_map": code}))
     SelfViTModel(tiny_config()).save_pretrained(tmp_path)
-    assert not modules_of(tmp_path) & {"modeling_old", "old_layers"}
-    assert "of an older selfvit" not in (tmp_path / "pooling.py").read_text()
+    assert modules_of(tmp_path) == CODE | {"my_notes"}
+    assert "older selfvit" not in (tmp_path / "modeling_selfvit.py").read_text()
     assert (tmp_path / "my_notes.py").read_text() == "'of the user'\n"
 
 
-def test_another_process_than_the_main_one_writes_no_code(tmp_path):
+def test_a_process_that_is_not_the_main_one_writes_no_code(tmp_path):
     SelfViTModel(tiny_config()).save_pretrained(tmp_path, is_main_process=False)
     assert not modules_of(tmp_path)
 
 
-def test_a_class_derived_elsewhere_is_saved_as_ours(tmp_path):
+def test_a_class_derived_outside_the_package_is_saved_as_its_base(tmp_path):
     class Derived(SelfViTForDINO):
-        """As a user may write it, and FSDP does."""
+        """A class as FSDP or a user derives it."""
 
     Derived(tiny_config(dino_config=tiny_dino_config())).save_pretrained(tmp_path)
     code = written(tmp_path)["auto_map"]
-    assert code["AutoModelForPreTraining"] == "auto_classes.SelfViTForDINO"
+    assert code["AutoModelForPreTraining"] == "modeling_selfvit.SelfViTForDINO"
 
 
-def make_class(tmp_path, monkeypatch, package: str, files: dict[str, str]) -> type:
-    """Write a package and return `Model` of its module `one.model`."""
-    for name, source in files.items():
-        file = tmp_path / package / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    return importlib.import_module(f"{package}.one.model").Model
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "30KB"}, {"variant": "fp32"}])
+def test_file_modes_follow_the_umask(umask, mode, options, tmp_path):
+    # safetensors creates files that only their owner can read
+    (tmp_path / "private.safetensors").touch(0o600)
+    earlier = os.umask(umask)
+    try:
+        write_checkpoint(
+            SelfViTModel(tiny_config()), tmp_path, build_processor(tiny_config()), CARD, **options
+        )
+    finally:
+        os.umask(earlier)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes.pop("private.safetensors") == 0o600, "save_pretrained did not write this file"
+    assert {"config.json", "README.md", "preprocessor_config.json"} < set(modes)
+    assert set(modes.values()) == {mode}, modes
 
 
-def test_two_modules_of_one_name_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
-    files = {
-        "one/model.py": "from ..two.model import two\n\nclass Model:\n    value = two\n",
-        "two/model.py": "two = 2\n",
-    }
-    model = make_class(tmp_path, monkeypatch, "of_one_name", files)
-    message = (
-        r"of_one_name\.two\.model and of_one_name\.one\.model would both be written as model\.py"
-    )
-    with pytest.raises(ValueError, match=message):
-        write_code({"AutoModel": model}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+# Resaved without selfvit
 
 
-@pytest.mark.parametrize("imported", ["from . import other", "from ..two import two"])
-def test_an_import_from_a_folder_is_refused(imported, tmp_path, monkeypatch):
-    package = f"from_a_folder_{len(imported)}"
-    files = {
-        "one/model.py": f"import math\n{imported}\n\nclass Model:\n    value = math.pi\n",
-        "one/other.py": "",
-        "two/__init__.py": "two = 2\n",
-    }
-    model = make_class(tmp_path, monkeypatch, package, files)
-    with pytest.raises(ValueError, match=r"model, line 2: `from .* import` takes from a folder"):
-        write_code({"AutoModel": model}, tmp_path / "out")
+def test_code_that_is_saved_again_without_selfvit_stays_the_same(opened):
+    for name in opened.models:
+        for module in CODE:
+            first = opened.folder / "checkpoints" / name / f"{module}.py"
+            again = opened.folder / "resaved" / name / f"{module}.py"
+            assert again.read_bytes() == first.read_bytes(), name
+        assert modules_of(opened.folder / "resaved" / name) == CODE

@@ -29,8 +29,9 @@ def test_only_the_newest_checkpoints_are_kept(finished):
 def test_the_result_and_what_can_be_resumed_carry_their_code(finished):
     for folder in (finished, finished / "checkpoints" / "step-00000003"):
         config = json.loads((folder / "config.json").read_text())
-        assert config["auto_map"]["AutoModelForPreTraining"] == "auto_classes.SelfViTForDINO"
-        assert {path.stem for path in folder.glob("*.py")} >= {"auto_classes", "modeling_dino"}
+        assert config["auto_map"]["AutoModelForPreTraining"] == "modeling_selfvit.SelfViTForDINO"
+        code = {path.name for path in folder.glob("*.py")}
+        assert code == {"configuration_selfvit.py", "modeling_selfvit.py"}
 
 
 def test_no_code_leaves_the_code_out_and_changes_no_weight(two_classes, finished, tmp_path):
@@ -50,7 +51,7 @@ def test_a_run_that_another_selfvit_began_keeps_none_of_its_modules(two_classes,
     shutil.rmtree(finished / "checkpoints" / "step-00000003")
     main(command(two_classes, finished, "--resume", "true"))
     modules = {path.stem for path in finished.glob("*.py")}
-    assert "modeling_old" not in modules and "modeling_dino" in modules
+    assert modules == {"configuration_selfvit", "modeling_selfvit"}
 
 
 def test_what_a_checkpoint_says_of_its_folder_does_not_go_into_the_run(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -175,6 +176,17 @@ def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(tr
         assert str(sorted(stored)) == result.stdout.strip()
         assert all(tensor.dtype == torch.float32 for tensor in stored.values())
         assert (folder / "adapter" / "adapter_config.json").is_file()
+
+
+def test_all_files_of_a_run_have_the_mode_of_a_new_file(trained, tmp_path):
+    # safetensors alone would let only the owner read weights and adapters
+    (tmp_path / "new").touch()
+    expected = stat.S_IMODE((tmp_path / "new").stat().st_mode)
+    _, output = trained
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"adapter_model.safetensors", UNMERGED, "optimizer.bin"}
+    wrong = [str(path) for path in files if stat.S_IMODE(path.stat().st_mode) != expected]
+    assert not wrong
 
 
 def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tiny_checkpoint):
