@@ -42,7 +42,7 @@ SHARES = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  # a
 
 
 def evaluate_checkpoint(
-    model: str | PathLike[str],
+    checkpoint: str | PathLike[str],
     train: ImageSource,
     test: ImageSource | None = None,
     *,
@@ -52,13 +52,14 @@ def evaluate_checkpoint(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | None = None,
+    dtype: str = "float32",
     limit: int | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Embed images with a checkpoint and measure the vectors.
 
     Args:
-        model: folder, Hub id or USER/NAME@REVISION of the checkpoint.
+        checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
         train: images that classes are learnt from.
         test: images that accuracies are measured on; without them, or without labels, there are
             the label-free figures only.
@@ -68,6 +69,7 @@ def evaluate_checkpoint(
         batch_size: images.
         num_workers: processes that decode images; 0 is this one.
         device: for example "cpu" or "cuda"; None takes the best there is.
+        dtype: Data type of the weights: "float32", "bfloat16" or "float16".
         limit: images of each of train and test at most, as `ImageSource.sample`; None takes all.
         progress: show a progress bar.
 
@@ -80,12 +82,13 @@ def evaluate_checkpoint(
         ValueError: as `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
     embedder = Embedder.from_pretrained(
-        model,
+        checkpoint,
         network=network,
         pooling=pooling,
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        dtype=dtype,
     )
     if limit is not None:
         train = train.sample(limit)

@@ -28,7 +28,7 @@ def open_checkpoint(
     model_class: type[ModelT],
     checkpoint: str | os.PathLike[str],
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> tuple[ModelT, Any]:
     """Load a model and its image processor, for pictures.
@@ -36,8 +36,8 @@ def open_checkpoint(
     Args:
         model_class: class to load.
         checkpoint: folder, Hub id, or USER/NAME@REVISION.
-        image_size: pixels, both sides, that images are brought to, a multiple of the patch size;
-            the processor's own if None.
+        image_size: Size that images are brought to, in pixels: one number or (height, width),
+            multiples of the patch size; the processor's own if None.
         kwargs: as for `load_strictly`.
 
     Returns:

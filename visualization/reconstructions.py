@@ -27,7 +27,7 @@ GRAY = 0.5  # of masked patches
 def open_mae(
     checkpoint: str | os.PathLike[str],
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mask_ratio: float | None = None,
 ) -> tuple[SelfViTForMAE, Any]:
     """Load a MAE checkpoint, decoder included, and its image processor.

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ...atomic_output import atomic_output, check_output
 from ...configuration.configuration_selfvit import SelfViTConfig
+from ...embedding.embedder import best_device
 from ...modeling.checkpoints.hub_revision import resolve_checkpoint
 from ...modeling.checkpoints.loading import load_strictly
 from ...modeling.modeling_selfvit import SelfViTModel
@@ -53,6 +54,7 @@ def export(
     pooling: str | None = None,
     normalize: bool = False,
     int8: Int8 | None = None,
+    device: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write the encoder of a checkpoint in the format of another project.
@@ -70,6 +72,7 @@ def export(
         pooling: what a vector is, as for `SelfViTConfig`; None for the checkpoint's own.
         normalize: whether vectors are scaled to length 1, where the format has a place for it.
         int8: a graph in 8 bits, too (onnx only).
+        device: Device of the encoder that the export is compared with; None for the best available.
         overwrite: whether an earlier export in `output` may be replaced.
 
     Raises:
@@ -82,10 +85,12 @@ def export(
     _check_arguments(to, normalize, int8)
     check_output(output, FACTS, overwrite)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
+    device = best_device(device)
     opened = resolve_checkpoint(checkpoint)
     config = AutoConfig.from_pretrained(opened, **overrides)
     _check_format(to, config)
     encoder = load_strictly(SelfViTModel, opened, network=network, dtype=torch.float32, **overrides)
+    encoder = encoder.to(device)  # type: ignore[arg-type]
     processor = _load_processor(opened)
     provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:

@@ -108,7 +108,7 @@ def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
     config = encoder.config
     patch = config.patch_size
     # Sizes that occur nowhere else, so that none of them is taken for a constant.
-    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch)
+    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch, device=encoder.device)
     sizes = {
         0: torch.export.Dim("batch", min=1),
         2: patch * torch.export.Dim("rows", min=1),
