@@ -1,1 +1,1 @@
-"""Measurements of selfvit, and of its peers beside it."""
+"""Benchmarks of selfvit and comparisons with other libraries."""

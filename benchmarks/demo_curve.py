@@ -1,10 +1,10 @@
-"""What the demo's length buys: k-NN accuracy over training, several seeds, raw pixels beside it.
+"""Measure k-NN accuracy of the demo over training, for several seeds, compared with raw pixels.
 
-    python benchmarks/demo_curve.py --objective dino --seeds 0 1 2 --long_epochs 100
+    python benchmarks/demo_curve.py --objective dino --seeds 0 1 2 --long-epochs 100
 
-Two tables in Markdown and a plot: the demo as it stands, seed by seed; and one longer run,
-evaluated as it goes (0 epochs: none). Everything is measured on the test part, after the fact: no
-number here chose a recipe.
+The results are two Markdown tables and a plot: the demo for each seed, and one longer run that is
+evaluated during training (none with 0 epochs). All accuracies are measured on the test images,
+which were not used to choose the recipes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_demo(objective: str, seed: int, folder: Path) -> dict:
 
 
 def demo_table(by_seed: dict[int, dict]) -> str:
-    """Return a Markdown table of the accuracies by seed, and their mean."""
+    """Return a Markdown table of the accuracies of each seed and their mean."""
     lines = ["| | k-NN (k = 20) | linear probe |", "| --- | --- | --- |"]
     for name in ENCODERS:
         cells = []
@@ -55,17 +55,17 @@ def demo_table(by_seed: dict[int, dict]) -> str:
 
 
 def long_run(objective: str, epochs: int, folder: Path, evaluations: int = 10) -> list[dict]:
-    """Train longer, evaluating as it goes; return the log's lines with figures of evaluation."""
+    """Train longer with evaluations; return the lines of the log that contain their metrics."""
     command = [
         *(sys.executable, "-m", "selfvit.training.train", f"{objective}_demo"),
         *("--data", str(SAMPLE / "train.parquet"), "--output", str(folder)),
-        *("--epochs", str(epochs), "--save_steps", "100000"),
-        *("--eval_train", str(SAMPLE / "train.parquet")),
-        *("--eval_test", str(SAMPLE / "test.parquet")),
+        *("--epochs", str(epochs), "--save-steps", "100000"),
+        *("--eval-train", str(SAMPLE / "train.parquet")),
+        *("--eval-test", str(SAMPLE / "test.parquet")),
     ]
     batch_size = 64
     steps = epochs * (8000 // batch_size)
-    command += ["--batch_size", str(batch_size), "--eval_steps", str(steps // evaluations)]
+    command += ["--batch-size", str(batch_size), "--eval-steps", str(steps // evaluations)]
     subprocess.run(command, check=True)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     curve = [record for record in map(json.loads, lines) if "knn_20" in record]
@@ -84,7 +84,7 @@ def curve_table(curve: list[dict]) -> str:
 
 
 def plot(objective: str, curve: list[dict], metrics: dict, path: Path) -> None:
-    """Draw k-NN accuracy over images seen; `metrics` of a demo has it without training."""
+    """Plot k-NN accuracy over images seen; `metrics` of a demo contain it before training."""
     raw_pixels, untrained = (metrics[name]["knn_20"] for name in ("raw_pixels", "untrained"))
     figure = new_figure(800, 480)
     axes = figure.add_subplot()
@@ -100,11 +100,11 @@ def plot(objective: str, curve: list[dict], metrics: dict, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", default="dino")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--long_epochs", type=int, default=100)
+    parser.add_argument("--long-epochs", "--long_epochs", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     objective, output = arguments.objective, arguments.output

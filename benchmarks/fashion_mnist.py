@@ -1,4 +1,4 @@
-"""All of Fashion-MNIST (arXiv 1708.07747), from Debian's package."""
+"""The complete Fashion-MNIST (arXiv 1708.07747), read from the files of the Debian package."""
 
 # N images
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfvit.data.image_source import ImageRecord, ImageSource, hash_of
+from selfvit.data.image_source import ImageRecord, ImageSource, short_hash
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-# of the training images, as in `dino_demo`
+# Mean and std of the training images, as in `dino_demo`.
 MEAN, STD = 0.2860, 0.3530
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Gray images and their classes.
+    """Gray images with labels.
 
     Args:
-        pixels: (N, 28, 28) uint8.
-        labels: (N,) class indices, 0 to 9.
+        pixels: Pixels, (N, 28, 28), uint8.
+        labels: Class indices, (N,), 0 to 9.
     """
 
     pixels: np.ndarray
@@ -34,13 +34,19 @@ class LabeledImages:
         return len(self.pixels)
 
     def take(self, positions: np.ndarray | slice) -> LabeledImages:
-        """Return the images at some positions, in their order."""
+        """Return the images at the given positions, in the order of the positions."""
         return LabeledImages(self.pixels[positions], self.labels[positions])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, what choices are made on, and what is measured on, once, at the end."""
+    """Images for training, for choosing hyperparameters, and for the final test.
+
+    Args:
+        train: Images for training.
+        held_out: Images for choosing hyperparameters.
+        test: Images for the final measurement.
+    """
 
     train: LabeledImages
     held_out: LabeledImages
@@ -48,7 +54,7 @@ class Splits:
 
     @property
     def all_train(self) -> LabeledImages:
-        """The training part, held-out images included: for neighbors and linear probe."""
+        """Training and held-out images together, for k-NN and the linear probe."""
         return LabeledImages(
             np.concatenate([self.train.pixels, self.held_out.pixels]),
             np.concatenate([self.train.labels, self.held_out.labels]),
@@ -56,23 +62,23 @@ class Splits:
 
 
 def load_splits(folder: Path = DEBIAN_FOLDER, limit: int | None = None) -> Splits:
-    """Read the data and hold out a twelfth of the training part (5,000 of 60,000).
+    """Read the data and hold out a twelfth of the training images (5,000 of 60,000).
 
     Args:
-        folder: of the four files, gzipped IDX.
-        limit: images of the training part, drawn evenly at random; a sixth as many of the test
-            part, as the whole has. None takes all.
+        folder: Folder of the four gzipped IDX files.
+        limit: Number of random images from the training part; the test part is limited to a sixth
+            of it, as in the complete data. None uses all images.
 
     Raises:
-        FileNotFoundError: if a file is missing; the message says how to get it.
-        ValueError: if a file is not what its name says, or the limit leaves too few images.
+        FileNotFoundError: If a file is missing; the message explains how to install it.
+        ValueError: If a file has another format, or the limit is out of range.
     """
     train = _read_part(folder, "train")
     test = _read_part(folder, "t10k")
     limit = len(train) if limit is None else limit
     if not 120 <= limit <= len(train):
         raise ValueError(
-            f"images ({limit}) must be between 120, of which 10 are held out, and {len(train)}."
+            f"images ({limit}) must be between 120 (10 of them are held out) and {len(train)}."
         )
     rng = np.random.default_rng(0)
     train = train.take(rng.permutation(len(train))[:limit])
@@ -89,22 +95,22 @@ def read_idx(path: Path) -> np.ndarray:
     """Read a gzipped IDX file of bytes (format: Y. LeCun, "The MNIST database").
 
     Raises:
-        FileNotFoundError: if it is missing.
-        ValueError: if it is not such a file.
+        FileNotFoundError: If the file is missing.
+        ValueError: If the file has another format.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: install Fashion-MNIST with "
-            "`sudo apt install dataset-fashion-mnist`, or name the folder of its four .gz files "
-            "with --data."
+            "`sudo apt install dataset-fashion-mnist`, or pass the folder of its four .gz files "
+            "as --data."
         )
     content = gzip.decompress(path.read_bytes())
     num_axes = content[3] if len(content) > 3 else 0
     header = 4 + 4 * num_axes
     shape = tuple(np.frombuffer(content[4:header], dtype=">u4").tolist())
-    # two zeros, then 8: the items are unsigned bytes
+    # Two zero bytes, then 8 for the type unsigned byte.
     if content[:3] != b"\x00\x00\x08" or len(content) != header + int(np.prod(shape)):
-        raise ValueError(f"{path} is not an IDX file of bytes; install the package anew.")
+        raise ValueError(f"{path} is not an IDX file of bytes; reinstall the package.")
     return np.frombuffer(content[header:], dtype=np.uint8).reshape(shape)
 
 
@@ -116,7 +122,7 @@ def _read_part(folder: Path, name: str) -> LabeledImages:
 
 
 class GrayImageSource(ImageSource):
-    """Gray images in memory, as a source that selfvit trains on."""
+    """Source of gray images in memory, which selfvit can train on."""
 
     def __init__(self, images: LabeledImages):
         super().__init__(f"{len(images)} images of Fashion-MNIST", None, "id")
@@ -130,10 +136,10 @@ class GrayImageSource(ImageSource):
         return ImageRecord(str(position), Image.fromarray(self.images.pixels[position]))
 
     def labels(self) -> np.ndarray | None:
-        """Return none: training is without labels."""
+        """Return None, because the labels are not used in training."""
         return None
 
     @property
     def fingerprint(self) -> str:
         """Hash of the pixels."""
-        return hash_of([self.images.pixels.tobytes()])
+        return short_hash([self.images.pixels.tobytes()])

@@ -1,4 +1,4 @@
-"""Lightly's encoder: its wrapper of timm's ViT, with the weights of a `SelfViTModel`."""
+"""Encoder of Lightly (a wrapper of timm's ViT) with the weights of a `SelfViTModel`."""
 
 # B batch · C channels · H, W pixels · T tokens · D hidden
 
@@ -15,11 +15,11 @@ from selfvit import SelfViTModel
 def build_encoder(
     start: SelfViTModel, dynamic_img_size: bool = False
 ) -> MaskedVisionTransformerTIMM:
-    """Return Lightly's wrapper of timm's ViT, of the same geometry and weights.
+    """Return Lightly's wrapper of timm's ViT with the architecture and weights of an encoder.
 
     Args:
-        start: the encoder to take both from.
-        dynamic_img_size: accept images of other sizes than the configuration's.
+        start: Encoder that provides the architecture and the weights.
+        dynamic_img_size: Whether to accept images of other sizes than in the configuration.
     """
     config = start.config
     vit = VisionTransformer(
@@ -38,18 +38,18 @@ def build_encoder(
         vit,
         weight_initialization="skip",
         pos_embed_initialization="skip",
-        antialias=False,  # as selfvit, and DINO's authors, resize positions
+        antialias=False,  # selfvit and the DINO code resize positions without antialiasing
     )
     assert vit.pos_embed is not None
     vit.pos_embed.requires_grad_(config.position_embedding_type == "learned")
-    encoder.mask_token.requires_grad_(False)  # tokens are left out, never replaced
+    encoder.mask_token.requires_grad_(False)  # tokens are dropped, not replaced
     return encoder
 
 
 TIMM_NAMES = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
-    "position_embeddings": "pos_embed",  # of the decoder
+    "position_embeddings": "pos_embed",  # decoder
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
@@ -60,7 +60,7 @@ TIMM_NAMES = {
 
 
 def timm_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a `SelfViTModel`, or of its blocks, under timm's names."""
+    """Rename the weights of a `SelfViTModel`, or of its blocks, to the names in timm."""
     renamed = {}
     for name, value in state.items():
         if ".k_proj." in name or ".v_proj." in name:
@@ -76,6 +76,6 @@ def timm_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def embed(encoder: MaskedVisionTransformerTIMM, pixel_values: Tensor) -> Tensor:
-    """Return class token and mean of the patch tokens, (B, 2 D): pooling "cls+mean"."""
+    """Return the class token and the mean of the patch tokens, (B, 2 D): pooling "cls+mean"."""
     tokens = encoder.encode(pixel_values)  # (B, T, D), normalized
     return torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)

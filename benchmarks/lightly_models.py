@@ -1,12 +1,11 @@
-"""The other side of the comparison: loops over Lightly's encoders, heads, losses and masking.
+"""Objectives built from Lightly's encoders, heads, losses and masking.
 
-Each class is what Lightly's own example of the objective does, with the calls that the comparison
-trains both sides by, so that optimizer, schedules and gradient clipping are one code for both.
-Where the example leaves something out that the paper has (the teacher starts as a copy of the
-student, head included; prototypes are trained; the class token counts as one when tokens are
-masked; focal views are whole), it is done here: this is Lightly at its best.
-
-Every class starts from the weights of the selfvit model it is compared with.
+Each class follows Lightly's example of the objective, with the interface of a selfvit model, so
+that both sides of the comparison share the code for the optimizer, schedules and gradient clipping.
+These models also implement what the papers describe but the examples omit: the teacher and its head
+start as a copy of the student, prototypes are trained, the class token counts as a token in
+masking, and focal views are not masked. Every model starts from the weights of the selfvit model
+that it is compared with.
 """
 
 # B batch · V views · R random views · N patches · T tokens · D hidden · K prototypes
@@ -50,16 +49,16 @@ from selfvit.modeling.schedules import cosine_schedule, linear_schedule
 
 @dataclass
 class LightlyOutput:
-    """What a step gives: the loss, a scalar."""
+    """Output of a step: the scalar loss."""
 
     loss: Tensor
 
 
 class LightlyModel(nn.Module):
-    """What training asks of a model, as `SelfViTPreTrainedModel` has it.
+    """Base class with the interface of `SelfViTPreTrainedModel` for training.
 
     Args:
-        config: of the selfvit model that it is compared with.
+        config: Configuration of the selfvit model that it is compared with.
     """
 
     undecayed_parameters: tuple[str, ...] = ()
@@ -70,11 +69,11 @@ class LightlyModel(nn.Module):
 
     @property
     def encoder(self) -> MaskedVisionTransformerTIMM:
-        """The network to take features from."""
+        """Network that computes the embeddings."""
         raise NotImplementedError
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names and parameters that the optimizer trains."""
+        """Return names and parameters that the optimizer trains."""
         return (
             (name, parameter)
             for name, parameter in self.named_parameters()
@@ -82,24 +81,24 @@ class LightlyModel(nn.Module):
         )
 
     def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
-        """Values of this step that `forward` takes."""
+        """Return scheduled arguments of `forward` for a step."""
         return {}
 
     def before_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Change gradients."""
+        """Modify gradients before a step of the optimizer."""
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Update what the optimizer does not."""
+        """Update parameters that the optimizer does not train."""
 
 
 class LightlyDINO(LightlyModel):
-    """DINO by Lightly's example: view by view, teacher by `update_momentum`; KoLeo on top."""
+    """DINO as in Lightly's example (each view separately), with the KoLeo loss in addition."""
 
     def __init__(self, start: SelfViTForDINO):
         super().__init__(start.config)
         dino = start.config.dino_config
-        assert dino.num_head_layers == 3, "DINOProjectionHead has three layers before its last"
-        # views of other sizes than the stored positions' go through timm's dynamic size
+        assert dino.num_head_layers == 3, "DINOProjectionHead has three layers before the last"
+        # Local views have another size than the stored positions.
         self.student_backbone = build_encoder(start.student.vit, dynamic_img_size=True)
         self.student_head, self.teacher_head = (
             DINOProjectionHead(
@@ -113,7 +112,7 @@ class LightlyDINO(LightlyModel):
         )
         self._copy_head(start)
         self.teacher_backbone = copy.deepcopy(self.student_backbone)
-        # weight_norm leaves a tensor that deepcopy refuses
+        # weight_norm creates a tensor that deepcopy cannot copy.
         self.teacher_head.load_state_dict(self.student_head.state_dict())
         deactivate_requires_grad(self.teacher_backbone)
         deactivate_requires_grad(self.teacher_head)
@@ -136,7 +135,7 @@ class LightlyDINO(LightlyModel):
 
     @property
     def encoder(self) -> MaskedVisionTransformerTIMM:
-        """The teacher's."""
+        """Encoder of the teacher."""
         return self.teacher_backbone
 
     def forward(
@@ -158,18 +157,18 @@ class LightlyDINO(LightlyModel):
         return LightlyOutput(loss)
 
     def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
-        """Temperature of the teacher, as for selfvit."""
+        """Return the teacher temperature of a step, as in selfvit."""
         return self._schedules(step, num_steps)
 
     def before_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Hold the last layer still in the first steps; Lightly counts in epochs, here steps."""
+        """Freeze the last layer in the first steps; Lightly counts epochs, this counts steps."""
         self.student_head.freeze_last_layer = round(
             self.config.dino_config.freeze_last_layer_ratio * num_steps
         )
         self.student_head.cancel_last_layer_gradients(current_epoch=step)
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Move the teacher, momentum along the same cosine."""
+        """Update the teacher with the momentum schedule of selfvit."""
         dino = self.config.dino_config
         momentum = cosine_schedule(
             step, num_steps, dino.teacher_momentum, dino.teacher_momentum_end
@@ -179,7 +178,7 @@ class LightlyDINO(LightlyModel):
 
 
 class LightlyMAE(LightlyModel):
-    """MAE by Lightly's example, with the decoder that takes the place of its deprecated one."""
+    """MAE as in Lightly's example, with the decoder that replaces the deprecated one."""
 
     def __init__(self, start: SelfViTForMAE):
         super().__init__(start.config)
@@ -209,11 +208,11 @@ class LightlyMAE(LightlyModel):
 
     @property
     def encoder(self) -> MaskedVisionTransformerTIMM:
-        """The only one."""
+        """The only encoder."""
         return self.backbone
 
     def forward(self, pixel_values: Tensor, noise: Tensor) -> LightlyOutput:
-        """Return the loss of images (B, C, H, W); `noise` is drawn anew by `random_token_mask`."""
+        """Return the loss of images (B, C, H, W); `random_token_mask` draws its own noise."""
         mae = self.config.mae_config
         size = (len(pixel_values), self.backbone.sequence_length)  # (B, 1 + N)
         idx_keep, idx_mask = random_token_mask(size, mask_ratio=mae.mask_ratio)
@@ -221,7 +220,7 @@ class LightlyMAE(LightlyModel):
         tokens = set_at_index(repeat_token(self.decoder.mask_token, size), idx_keep, encoded)
         decoded = self.decoder(tokens)  # (B, 1 + N, E)
         predictions = self.decoder_pred(get_at_index(decoded, idx_mask))
-        # the class token is no patch
+        # Index 0 is the class token, so patches start at index 1.
         targets = get_at_index(patchify(pixel_values, self.config.patch_size), idx_mask - 1)
         if mae.norm_pix_loss:
             targets = normalize_mean_var(targets)
@@ -229,17 +228,17 @@ class LightlyMAE(LightlyModel):
 
 
 class LightlyPMSN(LightlyModel):
-    """PMSN by Lightly's example, but that prototypes are trained and focal views seen whole."""
+    """PMSN as in Lightly's example, with trained prototypes and unmasked focal views."""
 
     undecayed_parameters = ("prototypes",)
 
     def __init__(self, start: SelfViTForPMSN):
         super().__init__(start.config)
         pmsn = start.config.pmsn_config
-        assert pmsn.prior == "power_law", "PMSNLoss has this prior"
-        assert pmsn.kl_direction == "prior_to_mean", "PMSNLoss computes this divergence"
-        assert pmsn.entropy_weight == 0, "PMSNLoss has no such term"
-        # focal views are of another size than the stored positions'
+        assert pmsn.prior == "power_law", "PMSNLoss supports only this prior"
+        assert pmsn.kl_direction == "prior_to_mean", "PMSNLoss supports only this direction"
+        assert pmsn.entropy_weight == 0, "PMSNLoss has no entropy term"
+        # Focal views have another size than the stored positions.
         self.anchor_backbone = build_encoder(start.student.vit, dynamic_img_size=True)
         self.anchor_projection_head = MSNProjectionHead(
             start.config.hidden_size, pmsn.head_hidden_size, pmsn.head_output_size
@@ -262,7 +261,7 @@ class LightlyPMSN(LightlyModel):
 
     @property
     def encoder(self) -> MaskedVisionTransformerTIMM:
-        """The target network's."""
+        """Encoder of the target network."""
         return self.backbone
 
     def forward(
@@ -272,7 +271,7 @@ class LightlyPMSN(LightlyModel):
         noise: Tensor,
         focal_views: Tensor | None = None,
     ) -> LightlyOutput:
-        """Return the loss of views (V, B, C, h, w); `noise` is drawn anew."""
+        """Return the loss of views (V, B, C, h, w); `random_token_mask` draws its own noise."""
         pmsn = self.config.pmsn_config
         targets = self.projection_head(self.backbone(target_view))
         random_views = random_views.flatten(0, 1)  # (R * B, C, H, W)
@@ -291,7 +290,7 @@ class LightlyPMSN(LightlyModel):
         return LightlyOutput(loss)
 
     def after_optimizer_step(self, step: int, num_steps: int) -> None:
-        """Move the target network, momentum along the same line."""
+        """Update the target network with the momentum schedule of selfvit."""
         pmsn = self.config.pmsn_config
         momentum = linear_schedule(
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
@@ -300,7 +299,7 @@ class LightlyPMSN(LightlyModel):
         update_momentum(self.anchor_projection_head, self.projection_head, momentum)
 
 
-# by the selfvit class that each is compared with
+# Models of Lightly by the name of the selfvit class that they are compared with.
 COUNTERPARTS: dict[str, Callable[[Any], LightlyModel]] = {
     "SelfViTForDINO": LightlyDINO,
     "SelfViTForMAE": LightlyMAE,

@@ -1,21 +1,23 @@
-"""selfvit's objectives beside the same ones from Lightly's parts, on all of Fashion-MNIST.
+"""Compare the objectives of selfvit and Lightly on the complete Fashion-MNIST.
 
     pip install -e ".[train,bench]" && sudo apt install dataset-fashion-mnist
     OMP_NUM_THREADS=1 python -m benchmarks.objectives
 
-Both sides start from the same weights and are trained step by step beside each other in one
-process and one thread, on the very same views and masks, with the same optimizer code. For each
-objective: every rate of one grid, one seed, both sides; each side's best by k-NN on images held out
-of the training part; then that rate with other seeds, measured on the test part, once.
+Both sides start from the same weights. They are trained alternately, step by step, in one process
+and one thread, on identical views and masks and with the same optimizer code. For each objective,
+both sides are trained with every learning rate of a grid and one seed. The best rate of each side
+is chosen by k-NN on held-out training images. With this rate, both sides are trained with the other
+seeds and measured once on the test images.
 
-Reported are k-NN and linear probe at equal steps, the CPU time of the training steps alone, and
-k-NN at equal time: the slower side's as it was when it had used the time that the faster one took
-in all. Its rates had not come down all the way then; the curves are in the JSON.
+The results are k-NN and linear probe after the same number of steps, the CPU time of the training
+steps without data loading, and k-NN after the same CPU time: the slower side is measured at the
+time when the faster one was finished. At that time, the learning rate of the slower side had not
+reached its end yet. The curves are in the JSON file.
 
-Each training leaves a file in OUTPUT/objectives/, whole or not at all, and is not repeated while
-that is there. So a stopped benchmark goes on where it was, a grid can be widened, and several
-processes, each with some `--objectives`, can share an OUTPUT: the same command with all objectives
-then only writes the table.
+The result of each training is a file in OUTPUT/objectives/, which is written completely or not at
+all. A training with a result is not repeated. A stopped benchmark therefore continues where it
+stopped, a grid can be extended, and several processes with different `--objectives` can share one
+OUTPUT; the same command with all objectives then only writes the table.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from benchmarks.side_by_side import (
     NUM_CURVE_POINTS,
     Side,
     accuracies,
-    figures_of,
     knn_of,
     lightly_side,
+    measure_accuracies,
     selfvit_side,
     step_at_equal_time,
     train_side_by_side,
@@ -51,20 +53,21 @@ from benchmarks.side_by_side import (
 from selfvit.atomic_output import atomic_output
 from selfvit.evaluation.evaluate import save_metrics
 
-SWEEP_SEED = 100  # none of those that are reported
-NUM_SWEEP_NEIGHBORS = 10_000  # of the training images: embedding all takes as long as training
+SWEEP_SEED = 100  # must not be one of the reported seeds
+NUM_SWEEP_NEIGHBORS = 10_000  # embedding all training images would take as long as training
 SIDES: dict[str, Callable[..., Side]] = {"selfvit": selfvit_side, "lightly": lightly_side}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The whole of it: data, settings, and where results lie.
+    """Benchmark with its data, settings and output.
 
     Args:
-        splits: the images.
-        output: folder of the results.
-        num_steps: optimizer steps of each training; None takes the objectives' own.
-        sides: names of `SIDES`.
+        splits: Images.
+        output: Folder of the results.
+        num_steps: Number of optimizer steps of each training; None for the default of the
+            objective.
+        sides: Names of the implementations to train, from `SIDES`.
     """
 
     splits: Splits
@@ -73,10 +76,15 @@ class Benchmark:
     sides: tuple[str, ...] = ("selfvit", "lightly")
 
     def result(self, name: str, settings: dict, measure: Callable[[], dict]) -> dict:
-        """Return what was measured, from its file where there is one.
+        """Return the result of a measurement, from its file if there is one.
+
+        Args:
+            name: Name of the file.
+            settings: Settings of the measurement, stored in the file.
+            measure: Function that computes the result.
 
         Raises:
-            ValueError: if the file is of other settings.
+            ValueError: If the file contains other settings.
         """
         settings = json.loads(json.dumps({**settings, "num_images": self._num_images}))
         path = self.output / "objectives" / f"{name}.json"
@@ -84,8 +92,8 @@ class Benchmark:
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["settings"] != settings:
                 raise ValueError(
-                    f"{path} was measured with other settings; delete it, or choose another "
-                    "--output."
+                    f"the settings must not change, but {path} was measured with other settings; "
+                    "delete it or choose another --output."
                 )
             return known["result"]
         print(f"{name} ...", flush=True)
@@ -100,7 +108,7 @@ class Benchmark:
     def train(
         self, objective: str, rates: dict[str, float], seed: int
     ) -> tuple[dict[str, Side], dict]:
-        """Train every side, each at its rate; return them and what their steps took."""
+        """Train every side with its learning rate; return the sides, and their times and losses."""
         run = objectives_runs.run_of(objective, seed, self.num_steps)
         sides = {
             name: SIDES[name](run, objectives_runs.at_rate(run.training, rates[name]))
@@ -120,7 +128,7 @@ class Benchmark:
         }
 
     def try_rate(self, objective: str, rate: float) -> dict:
-        """Return the k-NN on held-out images that each side reaches with a rate."""
+        """Return the k-NN accuracy on held-out images of each side with a learning rate."""
 
         def measure() -> dict:
             sides, report = self.train(objective, dict.fromkeys(self.sides, rate), SWEEP_SEED)
@@ -135,7 +143,7 @@ class Benchmark:
         return self.result(f"{objective}-rate-{rate:g}", settings, measure)
 
     def measure_seed(self, objective: str, rates: dict[str, float], seed: int) -> dict:
-        """Return the figures of one seed, each side at its best rate."""
+        """Return the results of one seed, each side with its best learning rate."""
         run = objectives_runs.run_of(objective, seed, self.num_steps)
         settings = {"run": run.to_dict(), "rates": rates, "sides": self.sides}
         name = "-".join(
@@ -146,18 +154,18 @@ class Benchmark:
     def _measure(self, objective: str, rates: dict[str, float], seed: int) -> dict:
         sides, report = self.train(objective, rates, seed)
         train, test = self.splits.all_train, self.splits.test
-        untrained = figures_of(next(iter(sides.values())), 0, train, test)
+        untrained = measure_accuracies(next(iter(sides.values())), 0, train, test)
         shortest = min(entry["seconds"] for entry in report.values())
         for name, side in sides.items():
             last, equal = max(side.snapshots), step_at_equal_time(side, shortest)
-            report[name] |= figures_of(side, last, train, test)
+            report[name] |= measure_accuracies(side, last, train, test)
             report[name]["at_equal_time"] = {
                 "step": equal,
                 "seconds": side.cpu_time(equal),
                 **(
                     {key: report[name][key] for key in ("knn_20", "linear_probe")}
                     if equal == last
-                    else figures_of(side, equal, train, test)
+                    else measure_accuracies(side, equal, train, test)
                 ),
             }
             report[name]["curve"] = self._curve(side)
@@ -167,8 +175,8 @@ class Benchmark:
         return {"untrained": untrained, **report}
 
     def _curve(self, side: Side) -> list[dict]:
-        """Return k-NN on held-out images over steps and CPU time."""
-        steps = sorted(side.snapshots)[1:]  # not the untrained one
+        """Return k-NN accuracy on held-out images over steps and CPU time."""
+        steps = sorted(side.snapshots)[1:]  # without the untrained one
         chosen = np.linspace(0, len(steps), NUM_CURVE_POINTS + 1).round().astype(int)[1:] - 1
         neighbors = self.splits.train.take(slice(NUM_SWEEP_NEIGHBORS))
         return [
@@ -181,7 +189,7 @@ class Benchmark:
         ]
 
     def measure_raw_pixels(self) -> dict:
-        """Return the figures of the pixels themselves."""
+        """Return the accuracies of raw pixels."""
         train, test = self.splits.all_train, self.splits.test
 
         def measure() -> dict:
@@ -194,12 +202,12 @@ class Benchmark:
         return self.result("raw-pixels", {}, measure)
 
     def measure(self, objective: str, rates: list[float], seeds: list[int]) -> dict[str, Any]:
-        """Return all of an objective: the sweep, the rates chosen, the seeds."""
+        """Return all results of an objective: the sweep, the chosen learning rates, the seeds."""
         sweep = {rate: self.try_rate(objective, rate) for rate in rates}
         chosen = {}
         for name in self.sides:
             by_accuracy = {sweep[rate][name]["knn_20"]: rate for rate in reversed(rates)}
-            chosen[name] = by_accuracy[max(by_accuracy)]  # of equals, the first tried
+            chosen[name] = by_accuracy[max(by_accuracy)]  # the first one if several are equal
         return {
             "run": objectives_runs.run_of(objective, seeds[0], self.num_steps).to_dict(),
             "sweep": [{"rate": rate, **report} for rate, report in sweep.items()],
@@ -209,7 +217,7 @@ class Benchmark:
 
 
 def processor_name() -> str:
-    """Return the model of the CPU, as Linux has it, or the architecture."""
+    """Return the CPU model reported by Linux, or else the architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -217,7 +225,7 @@ def processor_name() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Run the benchmark and write its results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.objectives",
         description=__doc__,
@@ -225,10 +233,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     names = list(objectives_runs.CHANGES)
     parser.add_argument("--objectives", nargs="+", choices=names, default=names)
-    parser.add_argument("--steps", type=int, help="of each training; each objective's own if none")
+    parser.add_argument(
+        "--steps", type=int, help="Steps of each training; default: depends on the objective."
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rates", type=float, nargs="+", default=list(objectives_runs.RATES))
-    parser.add_argument("--images", type=int, help="of the training part; all 60,000 if none")
+    parser.add_argument(
+        "--images", type=int, help="Number of training images; default: all 60,000."
+    )
     parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The comparison of the objectives as Markdown."""
+"""Render the comparison of objectives as Markdown."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SIDES = ("selfvit", "lightly")
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """Return the tables of what `benchmarks.objectives` measured; accuracies in percent."""
+    """Return the tables of the results of `benchmarks.objectives`, with accuracies in percent."""
     objectives = results["objectives"]
     lines = [
         f"{results['num_train']:,} training and {results['num_test']:,} test images; accuracies in "
-        "% as mean (by seed), time of a step in CPU milliseconds on one thread (median). "
+        "% as mean (each seed), CPU time per step in milliseconds on one thread (median). "
         + "; ".join(f"{name} {number}" for name, number in results["versions"].items())
         + f"; {results['processor']}.",
         "",
-        "| | rate | k-NN (k = 20) | linear probe | time of a step | k-NN at equal time |",
+        "| | learning rate | k-NN (k = 20) | linear probe | time per step | k-NN at equal time |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     raw = results["raw_pixels"]
@@ -33,7 +33,7 @@ def render_table(results: dict[str, Any]) -> str:
 
 
 def mean_and_each(values: Iterable[float], scale: float = 100) -> str:
-    """Return "75.1 (75.0, 75.2)"."""
+    """Return the mean and the single values, for example "75.1 (75.0, 75.2)"."""
     scaled = [scale * value for value in values]
     each = ", ".join(f"{value:.1f}" for value in scaled)
     return f"{statistics.mean(scaled):.1f} ({each})"
@@ -61,7 +61,7 @@ def _rows(objective: str, measured: dict[str, Any]) -> list[str]:
 
 def _ratios(objectives: dict[str, Any]) -> list[str]:
     lines = [
-        "| | steps | CPU seconds, selfvit / Lightly | time of a step, Lightly / selfvit |",
+        "| | steps | CPU seconds, selfvit / Lightly | time per step, Lightly / selfvit |",
         "| --- | --- | --- | --- |",
     ]
     for objective, measured in objectives.items():
@@ -78,8 +78,8 @@ def _ratios(objectives: dict[str, Any]) -> list[str]:
 
 def _sweep(objectives: dict[str, Any]) -> list[str]:
     lines = [
-        "Rates, chosen by k-NN on held-out images (one other seed; neighbors are a part of the "
-        "training images):",
+        "Learning rates, chosen by k-NN on held-out images (with another seed and with a part of "
+        "the training images as neighbors):",
     ]
     for objective, measured in objectives.items():
         for side in SIDES:

@@ -1,7 +1,6 @@
-"""Training two implementations of an objective step by step beside each other, and measuring both.
+"""Train two implementations of an objective alternately, step by step, and measure both.
 
-Both see the same batches in the same order, made once; whatever slows the machine for a while slows
-both alike.
+Both use the same batches in the same order. A temporary slowdown of the machine affects both.
 """
 
 # B batch · V views · N patches · S steps · E embedding
@@ -30,22 +29,22 @@ from selfvit.training.dataloader.loader import build_loader
 from selfvit.training.dataloader.sampler import BatchPlan
 from selfvit.training.optimization import build_optimizer, set_schedules
 
-NUM_SNAPSHOTS = 40  # of each encoder: time is then read off to 2.5 % of the run
+NUM_SNAPSHOTS = 40  # per encoder; the resolution of equal times is 2.5 % of the run
 NUM_CURVE_POINTS = 5
 
 
 @dataclass
 class Side:
-    """One implementation in training.
+    """Implementation in training.
 
     Args:
-        model: selfvit's, or one with the same calls.
-        training: rates and their schedules.
-        encoder: of the model, the network to take features from.
-        embed: (encoder, pixel_values (B, C, H, W)) -> (B, E).
-        seconds: CPU time of each step: forward, backward, optimizer, teacher.
-        losses: of each step.
-        snapshots: encoder by number of steps done.
+        model: Model of selfvit, or a model with the same interface.
+        training: Training configuration with the learning rate and its schedule.
+        encoder: Part of the model that computes the embeddings.
+        embed: Function from the encoder and pixels (B, C, H, W) to embeddings (B, E).
+        seconds: CPU seconds of each step: forward, backward, optimizer, teacher.
+        losses: Loss of each step.
+        snapshots: Copies of the encoder, by number of completed steps.
     """
 
     model: Any
@@ -61,10 +60,10 @@ class Side:
         self.model.train()
 
     def step(self, inputs: dict[str, Tensor], step: int, num_steps: int) -> None:
-        """Train one step, and time it.
+        """Train one step, and measure its CPU time.
 
         Raises:
-            ValueError: if the loss is no longer a number.
+            ValueError: If the loss is not finite.
         """
         start = time.process_time()
         set_schedules(self.optimizer, self.training, step, num_steps)
@@ -81,57 +80,60 @@ class Side:
         self.seconds.append(time.process_time() - start)
         self.losses.append(loss.item())
         if not math.isfinite(self.losses[-1]):
-            raise ValueError(f"the loss is {self.losses[-1]} at step {step}; lower the rate.")
+            raise ValueError(
+                f"the loss must be finite, but is {self.losses[-1]} at step {step}; use a lower "
+                "learning rate."
+            )
 
     def take_snapshot(self, step: int) -> None:
-        """Keep a copy of the encoder after so many steps."""
+        """Store a copy of the encoder after `step` steps."""
         self.snapshots[step] = copy.deepcopy(self.encoder).eval()
 
     def cpu_time(self, step: int) -> float:
-        """CPU seconds that the first steps took."""
+        """Return the CPU seconds of the first `step` steps."""
         return math.fsum(self.seconds[:step])
 
 
 def build_selfvit(run: Run) -> Any:
-    """Return the model of a run, its weights a function of the run's seed."""
+    """Return the model of a run, initialized with the seed of the run."""
     torch.manual_seed(run.training.seed)
     return TRAINABLE_CLASSES[run.architecture](run.model)
 
 
 def embed_with_selfvit(encoder: Any, pixel_values: Tensor) -> Tensor:
-    """Return embeddings (B, E) by the configuration's pooling."""
+    """Return embeddings (B, E) with the pooling of the configuration."""
     return encoder.embed(pixel_values)
 
 
 def selfvit_side(run: Run, training: TrainingConfig) -> Side:
-    """Return selfvit's side of a run."""
+    """Return the selfvit implementation of a run."""
     model = build_selfvit(run)
     return Side(model, training, model.vit, embed_with_selfvit)
 
 
 def lightly_side(run: Run, training: TrainingConfig) -> Side:
-    """Return Lightly's side of a run, from the same weights.
+    """Return the Lightly implementation of a run, with the weights of the selfvit model.
 
     Raises:
-        ImportError: without Lightly.
+        ImportError: If Lightly is not installed.
     """
     try:
         from benchmarks.lightly_encoder import embed
         from benchmarks.lightly_models import COUNTERPARTS
     except ModuleNotFoundError as error:
         raise ImportError(
-            f'{error.name} is missing: the comparison needs pip install -e ".[train,bench]".'
+            f'{error.name} is not installed; run pip install -e ".[train,bench]".'
         ) from error
     model = COUNTERPARTS[run.architecture](build_selfvit(run))
     return Side(model, training, model.encoder, embed)
 
 
 def batches_of(run: Run, images: LabeledImages, num_steps: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the inputs of each step, by name, as selfvit's own training would have them.
+    """Yield the model inputs of each step, by name, as in a training run of selfvit.
 
-    Except for the numbers that masks are made from: they are those that Lightly's
-    `random_token_mask` draws from torch's generator seeded with `mask_seed`, of which the class
-    token gets the first. So both sides leave out the same patches.
+    Only the noise of the masks differs: it consists of the numbers that Lightly's
+    `random_token_mask` draws from torch's generator seeded with `mask_seed`, without the first
+    number, which belongs to the class token. Both sides therefore mask the same patches.
     """
     training = run.training
     plan = BatchPlan(
@@ -164,17 +166,18 @@ def batches_of(run: Run, images: LabeledImages, num_steps: int) -> Iterator[dict
 
 
 def mask_seed(seed: int, step: int) -> int:
-    """Return the seed of torch's generator before each side's step."""
+    """Return the seed of torch's generator for a step; it is set before the step of each side."""
     return seed * 1_000_000 + step
 
 
 def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> float:
-    """Train all sides; return the CPU seconds that making the batches took, once for all.
+    """Train all sides, and return the CPU seconds for preparing the batches.
 
     Args:
-        run: its training's `max_steps` is the length; its seed decides order, views and masks.
-        images: to train on.
-        sides: implementations of the objective; who goes first alternates.
+        run: Run whose `max_steps` is the number of steps and whose seed determines the order, the
+            views and the masks.
+        images: Training images.
+        sides: Implementations of the objective; they take turns at going first.
     """
     num_steps = run.training.max_steps
     assert num_steps is not None
@@ -197,7 +200,7 @@ def train_side_by_side(run: Run, images: LabeledImages, sides: list[Side]) -> fl
 
 @torch.inference_mode()
 def embed_images(side: Side, step: int, images: LabeledImages, batch_size: int = 250) -> Tensor:
-    """Return the embeddings (N, E) of images by the encoder as it was after so many steps."""
+    """Return the embeddings (N, E) of images from the encoder snapshot at `step`."""
     vectors = []
     for pixels in torch.from_numpy(images.pixels).split(batch_size):
         views = pixels.unsqueeze(1).expand(-1, 3, -1, -1)
@@ -214,8 +217,8 @@ def knn_of(side: Side, step: int, neighbors: LabeledImages, queries: LabeledImag
     ]
 
 
-def figures_of(side: Side, step: int, train: LabeledImages, test: LabeledImages) -> dict:
-    """Return k-NN and linear probe of the encoder as it was after so many steps."""
+def measure_accuracies(side: Side, step: int, train: LabeledImages, test: LabeledImages) -> dict:
+    """Return the accuracies of k-NN and linear probe for a snapshot of the encoder."""
     vectors = [embed_images(side, step, images).numpy() for images in (train, test)]
     return accuracies(vectors[0], train.labels, vectors[1], test.labels)
 
@@ -223,7 +226,7 @@ def figures_of(side: Side, step: int, train: LabeledImages, test: LabeledImages)
 def accuracies(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> dict:
-    """Return "knn_20" and "linear_probe" of vectors (N, E), fractions of the test images."""
+    """Return the accuracies "knn_20" and "linear_probe" of vectors (N, E), in [0, 1]."""
     arrays = (train, train_labels, test, test_labels)
     return {
         "knn_20": weighted_knn_accuracy(*arrays, ks=[20])[20],
@@ -232,9 +235,9 @@ def accuracies(
 
 
 def step_at_equal_time(side: Side, seconds: float) -> int:
-    """Return the first snapshot at or after a CPU time, the last one if none is.
+    """Return the step of the first snapshot at or after a CPU time, or of the last snapshot.
 
-    (The first at or after it: what is lost to rounding goes to the slower side.)
+    Rounding up to the next snapshot favors the slower side.
     """
     return next(
         (step for step in sorted(side.snapshots) if side.cpu_time(step) >= seconds),

@@ -1,18 +1,18 @@
-"""What a run tells of itself costs: monitors, log, trackers, pictures, the before/after report.
+"""Measure the overhead of monitors, log, trackers, pictures and the before/after report.
 
     python -m benchmarks.training_overhead --output benchmarks/results/training_overhead.md
 
-One model an objective, its recipe's numbers, a ViT-S/16, noise for images. Steps alternate: at
-every second one the monitors read, a line is logged, to TensorBoard too, and pictures are drawn,
-each timed where it happens; what the monitors add inside the step is the difference to the step
-before. In training these come every tenth and every thousandth step, and cost that part. Two parts
-are too small or too rare to see in it, and are timed by themselves: the gradient's norm, and the
-rank of 256 features, of which a small batch has not as many.
+For each objective, a ViT-S/16 is trained with the settings of a recipe on random noise. In every
+second step, the monitors run, a line is logged (also to TensorBoard), and pictures are drawn. Each
+part is timed separately; the overhead of the monitors within a step is the difference to the step
+before. In real training, these parts run every tenth and every thousandth step, so their cost is
+divided accordingly. Two parts are too small to be visible in the difference and are timed
+separately: the norm of the gradients, and the rank of 256 features, more than a small batch has.
 
-The report is made by `Evaluation` of a few images, which gives the seconds of an image decoded and
-embedded, and of many tiny ones, which gives the seconds of k-NN, probe, RankMe and the rest at that
-number; it is spread over the steps of a run of `dino_finetune`. Making the views is no part of a
-step here, so all shares are a little too high.
+The cost of the report has two parts. An evaluation of a few large images gives the time to decode
+and embed an image; an evaluation of many tiny images gives the time of k-NN, linear probe, RankMe
+and the other metrics. The sum is divided by the steps of a run of `dino_finetune`. The time to
+prepare the views is not included in a step, so all percentages are slightly too high.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evalua
 from selfvit.training.recipes import RECIPES
 
 OBJECTIVES = {"dino": "dino_finetune", "mae": "mae_vitb16_in1k", "pmsn": "pmsn_vits16_in1k"}
-NUM_REPORTED = 2000  # images of the data set
-NUM_EMBEDDED = 60  # of which these many are embedded at full size
-TEST_SHARE = 1 / 5  # of a labeled data set; the views that are retrieved are of these
+NUM_REPORTED = 2000  # images of the dataset
+NUM_EMBEDDED = 60  # images embedded at full size
+TEST_SHARE = 1 / 5  # fraction of a labeled dataset; view retrieval uses these images
 NUM_LINES = 30
 
 
 def run_of(objective: str, output: Path, batch_size: int) -> Run:
-    """Return the recipe, of a ViT-S/16; everything is told at every second step."""
+    """Return the run of a recipe with a ViT-S/16 that monitors and logs every second step."""
     run = RECIPES[OBJECTIVES[objective]](NUM_REPORTED, None)
     if objective == "mae":
         run = replace(run, model=SelfViTConfig.from_name("vits16", mae_config=MAEConfig()))
@@ -76,7 +76,7 @@ def run_of(objective: str, output: Path, batch_size: int) -> Run:
 
 
 def noise(run: Run, batch_size: int) -> dict[str, torch.Tensor]:
-    """Return normalized noise, of the shapes that the recipe's augmentation has."""
+    """Return normalized noise with the shapes of the views of the recipe."""
 
     def views(*shape: int, size: int = 224) -> torch.Tensor:
         return torch.randn(*shape, 3, size, size)
@@ -91,7 +91,7 @@ def noise(run: Run, batch_size: int) -> dict[str, torch.Tensor]:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Return the CPU seconds that a call takes."""
+    """Return the CPU seconds of a call."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -99,10 +99,10 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 @dataclass
 class Spent:
-    """CPU seconds of the parts of a run, a number a step or an event."""
+    """CPU seconds of the parts of a run, one number per step or event."""
 
-    plain: list[float] = field(default_factory=list)  # steps that nothing is told of
-    read: list[float] = field(default_factory=list)  # the next ones, with the monitors' reading
+    plain: list[float] = field(default_factory=list)  # steps without monitoring
+    read: list[float] = field(default_factory=list)  # the following steps, with monitoring
     bar: list[float] = field(default_factory=list)
     line: list[float] = field(default_factory=list)
     picture: list[float] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Spent:
 
 @contextmanager
 def reporter_of(run: Run, tracker: str) -> Iterator[Reporter]:
-    """Open a reporter with a tracker, in the folder of a run."""
+    """Open a reporter with a tracker in the folder of a run."""
     output = Path(run.training.output)
     accelerator = Accelerator(
         cpu=True, log_with=chosen_trackers(tracker) or None, project_dir=output
@@ -130,7 +130,7 @@ def reporter_of(run: Run, tracker: str) -> Iterator[Reporter]:
 
 
 def paired_steps(run: Run, num_pairs: int) -> tuple[Spent, Side]:
-    """Train pairs of steps, the second of each with everything; return the times, and the model."""
+    """Train pairs of steps, the second one with monitoring; return the times and the model."""
     side = selfvit_side(run, run.training)
     num_steps = 2 * (num_pairs + 1)
     spent = Spent()
@@ -142,24 +142,24 @@ def paired_steps(run: Run, num_pairs: int) -> tuple[Spent, Side]:
         for step in range(num_steps):
             inputs, done, rate = noise(run, run.training.batch_size), step + 1, 1e-5
             side.step(inputs, step, num_steps)
-            figures = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
+            metrics = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
             reading = cpu_seconds(lambda done=done, rate=rate: monitor.step(done, rate))
-            told = cpu_seconds(lambda done=done, figures=figures: reporter.step(done, figures))
+            logging = cpu_seconds(lambda done=done, metrics=metrics: reporter.step(done, metrics))
             if done % 2:
-                drawing = 0.0  # step 1 would draw, too
+                drawing = 0.0  # step 1 would also draw
             else:
                 drawing = cpu_seconds(lambda done=done, inputs=inputs: pictures.step(done, inputs))
             if step < 2:
                 continue  # the first pair warms up
             (spent.read if done % 2 == 0 else spent.plain).append(side.seconds[-1] + reading)
-            (spent.line if done % 2 == 0 else spent.bar).append(told)
+            (spent.line if done % 2 == 0 else spent.bar).append(logging)
             if done % 2 == 0:
                 spent.picture.append(drawing)
     return spent, side
 
 
 def norm_seconds(side: Side) -> float:
-    """Return the CPU seconds of a norm over as many numbers as there are gradients."""
+    """Return the CPU seconds of a norm over all trained parameters."""
     tensors = [parameter.detach() for _, parameter in side.model.trained_parameters()]
     return statistics.median(
         cpu_seconds(lambda: torch.nn.utils.get_total_norm(tensors)) for _ in range(5)
@@ -167,7 +167,7 @@ def norm_seconds(side: Side) -> float:
 
 
 def rank_seconds(width: int) -> float:
-    """Return the CPU seconds of the figures of as many features as are ever taken."""
+    """Return the CPU seconds of the feature metrics for the maximum number of features."""
     features = torch.randn(MAX_FEATURES, width)
     return statistics.median(
         cpu_seconds(lambda: (feature_standard_deviation(features), rankme(features)))
@@ -176,7 +176,7 @@ def rank_seconds(width: int) -> float:
 
 
 def objective_row(objective: str, spent: Spent, side: Side) -> tuple[str, float]:
-    """Return an objective's row of the first table, and its share of a step in %."""
+    """Return the table row of an objective, and its total overhead in % of a step."""
     defaults = TrainingConfig()
     plain = statistics.median(spent.plain)
     extra = [100 * (b / a - 1) for a, b in zip(spent.plain, spent.read, strict=True)]
@@ -199,7 +199,7 @@ def objective_row(objective: str, spent: Spent, side: Side) -> tuple[str, float]
 
 
 def write_images(folder: Path, number: int, size: int) -> None:
-    """Write images of noise, JPEG, in ten folders of a class each."""
+    """Write JPEG images of noise in ten class folders."""
     rng = np.random.default_rng(0)
     for index in range(number):
         place = folder / str(index % 10)
@@ -209,7 +209,7 @@ def write_images(folder: Path, number: int, size: int) -> None:
 
 
 def measurement_seconds(run: Run, number: int, size: int) -> float:
-    """Return the CPU seconds of one measurement of the report, and half the comparison of two."""
+    """Return the CPU seconds of one evaluation and half of the comparison of two evaluations."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), number, size)
         source = open_images(folder)
@@ -223,30 +223,30 @@ def measurement_seconds(run: Run, number: int, size: int) -> float:
 
 
 def forwards(number: int) -> float:
-    """Return how many images a measurement embeds: the data set, and two views of test images."""
+    """Return the number of images that an evaluation embeds: all, and two views of test images."""
     return number + 2 * min(TEST_SHARE * number, MAX_VIEW_IMAGES)
 
 
 def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
-    """Measure the report; return its table.
+    """Measure the cost of the report, and return its table.
 
     Args:
-        run: of DINO.
+        run: Run of DINO.
         step_seconds: CPU seconds of a training step.
-        others: what all but the report costs, % of a step.
+        others: Overhead of everything except the report, in % of a step.
     """
     per_image = step_seconds / run.training.batch_size
     embedding = measurement_seconds(run, NUM_EMBEDDED, 256) / forwards(NUM_EMBEDDED)
     tiny = run.with_options({"num_hidden_layers": 1, "image_size": 32})
-    figures = measurement_seconds(tiny, NUM_REPORTED, 32)
-    report = 2 * (embedding * forwards(NUM_REPORTED) + figures)
+    metrics = measurement_seconds(tiny, NUM_REPORTED, 32)
+    report = 2 * (embedding * forwards(NUM_REPORTED) + metrics)
     recipe = RECIPES["dino_finetune"](NUM_REPORTED, None).training
     whole = recipe.epochs * (NUM_REPORTED // recipe.batch_size) * recipe.batch_size
     lines = [
         f"Report: {1000 * embedding:.0f} ms to decode and embed an image, "
-        f"{figures:.1f} s for the figures of {NUM_REPORTED:,}, so {report:.0f} s before and after.",
+        f"{metrics:.1f} s for the metrics of {NUM_REPORTED:,}, so {report:.0f} s before and after.",
         "",
-        "| run of `dino_finetune` on 2,000 images | training, CPU s | report | everything |",
+        "| run of `dino_finetune` on 2,000 images | training, CPU s | report | total |",
         "| --- | --- | --- | --- |",
     ]
     for name, num_seen in (
@@ -262,8 +262,8 @@ def report_lines(run: Run, step_seconds: float, others: float) -> list[str]:
 
 
 def tracker_lines(run: Run) -> list[str]:
-    """Measure each tracker that is installed; return a table of milliseconds a line."""
-    lines = ["| tracker | a line in log.jsonl and there, ms |", "| --- | --- |"]
+    """Measure each installed tracker; return a table of milliseconds per line."""
+    lines = ["| tracker | line in log.jsonl and in the tracker, ms |", "| --- | --- |"]
     for tracker in ("none", *NEEDS):
         try:
             chosen_trackers(tracker)
@@ -276,25 +276,25 @@ def tracker_lines(run: Run) -> list[str]:
                 seconds = []
                 for step in range(1, NUM_LINES + 1):
                     start = time.perf_counter()
-                    reporter.record(step, {f"figure_{index}": step / 7 for index in range(8)})
+                    reporter.record(step, {f"metric_{index}": step / 7 for index in range(8)})
                     seconds.append(time.perf_counter() - start)
         lines.append(f"| {tracker} | {1000 * statistics.median(seconds):.1f} |")
     return lines
 
 
 def main() -> None:
-    """Print the tables, and write them."""
+    """Measure the overhead, and print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=8)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     lines = [
-        "| | step, CPU s | a step that is read (quartiles) | norm, ms | std and rank of 256, ms "
-        "| bar, ms | bar and line, ms | pictures, ms | monitors | log | pictures | of a step |",
+        "| | step, CPU s | monitored step (quartiles) | norm, ms | std and rank of 256, ms "
+        "| bar, ms | bar and line, ms | pictures, ms | monitors | log | pictures | total |",
         "|" + " --- |" * 12,
     ]
     dino: tuple[Run, float, float] | None = None
@@ -311,8 +311,8 @@ def main() -> None:
     lines += [
         "",
         f"ViT-S/16, batch {arguments.batch_size} of 224 x 224 (DINO with its six local views of "
-        f"96 x 96), {arguments.pairs} pairs of steps, float32, one thread of a CPU; medians of CPU "
-        f"time. The shares are at the default intervals: monitors and a line every "
+        f"96 x 96), {arguments.pairs} pairs of steps, float32, one CPU thread; medians of CPU "
+        f"time. The percentages are for the default intervals: monitors and a line every "
         f"{defaults.monitor_steps} steps, pictures every {defaults.image_steps:,}.",
         "",
     ]

@@ -73,8 +73,7 @@ def convert(
             fit; the message names them. Nothing is written.
     """
     output = Path(output)
-    check_output(output, REPORT, overwrite)
-    _check_foreign(output)
+    _check_folder(output, overwrite)
     options = Options(
         num_heads=num_heads,
         decoder_num_heads=decoder_num_heads,
@@ -147,16 +146,11 @@ def _check_options(options: Options) -> None:
             raise ValueError(f"{name} ({value}) must be at least 1.")
 
 
-def _check_foreign(output: Path) -> None:
-    """Raise if a folder that is to be replaced holds what no conversion wrote."""
-    code = {path.name for path in code_files(output)}
-    written = {REPORT, PROCESSOR, "config.json", CARD, *code}
-    for entry in sorted(output.iterdir()) if output.is_dir() else ():
-        if entry.name not in written and not entry.name.startswith("model"):
-            raise FileExistsError(
-                f"{str(output)!r} is not replaced: {CREATED_BY!r} did not write {entry.name} in "
-                "it. Give a new folder."
-            )
+def _check_folder(output: Path, overwrite: bool) -> None:
+    """Check that the output folder is new, empty or an earlier conversion that may be replaced."""
+    code = [path.name for path in code_files(output)]
+    files = [REPORT, PROCESSOR, "config.json", CARD, "model*", *code]
+    check_output(output, REPORT, overwrite, files=files, created_by=CREATED_BY)
 
 
 def _processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:

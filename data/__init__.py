@@ -1,1 +1,1 @@
-"""Images in: decoding of real-world files, and sources of images (folders, Parquet, the Hub)."""
+"""Input data: decode image files, and read images from folders, Parquet files, tars and the Hub."""

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the images, their labels and their ids."""
+"""Find the columns of a table that contain the images, their labels and their ids."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IMAGE_COLUMNS = ("image", "img", "images", "bytes", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "cls")  # cls is WebDataset's
-JSON_COLUMNS = ("json", "jsn")  # WebDataset's, which may hold a label beside other things
-ID_COLUMNS = ("id", "path", "file_name", "__key__")  # __key__ is WebDataset's
+LABEL_COLUMNS = ("label", "labels", "cls")  # cls: WebDataset
+JSON_COLUMNS = ("json", "jsn")  # WebDataset; may contain a label among other fields
+ID_COLUMNS = ("id", "path", "file_name", "__key__")  # __key__: WebDataset
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; None for one that there is not.
+    """Names of the columns; None for a column that does not exist.
 
     Args:
-        image: column of the images.
-        label: column of the labels.
-        id: column of what names an image.
-        label_field: where the label column is a struct, which of its fields is the label.
+        image: Column of the images.
+        label: Column of the labels.
+        id: Column of the names that identify the images.
+        label_field: Field of the label column that contains the label, if that column is a struct.
     """
 
     image: str
     label: str | None
     id: str | None
-    label_field: str | None = field(default=None, repr=False)  # the text is part of fingerprints
+    # Not in the repr, because `str(columns)` is part of fingerprints.
+    label_field: str | None = field(default=None, repr=False)
 
     def label_of(self, row: Mapping[str, Any]) -> Any:
-        """Return the label of a row; None if it has none."""
+        """Return the label of a row, or None if the row has no label."""
         value = None if self.label is None else row[self.label]
         return value if value is None or self.label_field is None else value[self.label_field]
 
@@ -38,29 +39,35 @@ class Columns:
 def choose_columns(
     features: Mapping[str, Any], image_column: str | None, label_column: str | None
 ) -> Columns:
-    """Find columns by their types and names.
+    """Find the columns by their types and names.
 
-    Images are of type Image, structs of bytes and path, or binary under a usual name. Labels are
-    of type ClassLabel, or integers or text under a usual name, also as a field of a JSON column.
+    An image column has the type Image, is a struct of bytes and path, or is a binary column with a
+    common name. A label column has the type ClassLabel, or contains integers or strings and has a
+    common name; it can also be a field of a JSON column.
 
     Args:
-        features: types of the columns, by name, as `datasets` has them.
-        image_column: name, if it is known.
-        label_column: name, if it is known; COLUMN.FIELD for a field of a struct.
+        features: Types of the columns in `datasets`, by name.
+        image_column: Name of the image column; None to find it.
+        label_column: Name of the label column, or COLUMN.FIELD for a field of a struct; None to
+            find it.
 
     Raises:
-        ValueError: if there is no image column, or a named column is not there or holds no labels.
+        ValueError: If there is no image column, or if a given column does not exist or does not
+            contain labels.
     """
     label_column, label_field = _split_name(features, label_column)
     for name in (image_column, label_column):
         if name is not None and name not in features:
-            raise ValueError(f"there is no column {name!r}; there are {_listed(features)}.")
+            raise ValueError(
+                f"there is no column {name!r}; choose one of the columns {', '.join(features)}."
+            )
     if image_column is None:
         images = [name for name, feature in features.items() if _holds_images(name, feature)]
         image_column = _preferred(images, IMAGE_COLUMNS)
     if image_column is None:
         raise ValueError(
-            f"no image column among {_listed(features)}; name it with image_column if there is one."
+            f"no column contains images; the columns are {', '.join(features)}. If one of them "
+            "does, choose it with --image-column (image_column=...)."
         )
     if label_column is None:
         classes = [name for name, feature in features.items() if hasattr(feature, "names")]
@@ -72,8 +79,8 @@ def choose_columns(
         hasattr(features[label_column], "names") or _is_plain(features[label_column])
     ):
         raise ValueError(
-            f"column {label_column!r} holds {features[label_column]}, no labels; labels are "
-            "classes, integers or strings."
+            f"labels must be classes, integers or strings, but column {label_column!r} contains "
+            f"{features[label_column]}; choose another --label-column."
         )
     others = [name for name in features if name not in (image_column, label_column)]
     id_column = next((n for n in ID_COLUMNS if n in others and _is_plain(features[n])), None)
@@ -81,7 +88,7 @@ def choose_columns(
 
 
 def _split_name(features: Mapping[str, Any], name: str | None) -> tuple[str | None, str | None]:
-    """Split COLUMN.FIELD, if the column is a struct that has this field."""
+    """Split COLUMN.FIELD if the column is a struct with this field."""
     column, _, label_field = (name or "").partition(".")
     if name in features or not _is_plain(_fields_of(features.get(column)).get(label_field)):
         return name, None
@@ -104,10 +111,6 @@ def _preferred(candidates: list[str], names: tuple[str, ...]) -> str | None:
     return next((n for n in names if n in candidates), candidates[0] if candidates else None)
 
 
-def _listed(features: Mapping[str, Any]) -> str:
-    return "columns " + ", ".join(features)
-
-
 def _holds_images(name: str, feature: Any) -> bool:
     import datasets
 
@@ -124,7 +127,7 @@ def _is_plain(feature: Any) -> bool:
 
 
 def keep_encoded(dataset: Any, columns: Columns) -> Any:
-    """Leave out the other columns, and hand out images as bytes or paths."""
+    """Select the given columns of a dataset, with images as bytes or paths instead of pixels."""
     import datasets
 
     names = [name for name in (columns.image, columns.label, columns.id) if name is not None]

@@ -1,4 +1,4 @@
-"""Rows of a `datasets` data set: by position, or in passing as a stream."""
+"""Sources that read the rows of a `datasets` dataset, by position or as a stream."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 import pyarrow
 
 from .columns import Columns, choose_columns, keep_encoded
-from .image_source import NO_LABEL, ImageRecord, ImageSource, hash_of
+from .image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
 
 
 class DatasetSource(ImageSource):
-    """The rows of a `datasets.Dataset`.
+    """Rows of a `datasets.Dataset`, read by position.
 
     Args:
-        dataset: with an image column.
-        description: of the data.
-        image_column: name, or None to find it by its type.
-        label_column: name, or None to find it by its type and name.
+        dataset: Dataset with an image column.
+        description: Description of the data for logs and model cards.
+        image_column: Name of the image column; None to find it by its type.
+        label_column: Name of the label column; None to find it by its type and name.
 
     Raises:
-        ValueError: if there is no such column.
+        ValueError: If there is no such column.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class DatasetSource(ImageSource):
         return (None, None) if (labels == NO_LABEL).all() else (labels, names)
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), int64, -1 where a row has none; None if no row has."""
+        """Return the labels (N,), int64, -1 for a row without one, or None if there are none."""
         return None if self._labels is None else self._labels.copy()
 
     @functools.cached_property
@@ -74,23 +74,25 @@ class DatasetSource(ImageSource):
             parts += [str(value).encode() for value in self._dataset[self._columns.id]]
         if self._labels is not None:
             parts.append(self._labels.tobytes())
-        return hash_of(parts)
+        return short_hash(parts)
 
 
 class StreamingImageSource:
-    """The rows of a `datasets.IterableDataset`: images in passing, for data larger than the disk.
+    """Rows of a `datasets.IterableDataset`, for data that does not fit on the disk.
 
-    Labeled only by a ClassLabel column: the names of other labels are not known before the end.
+    Only a ClassLabel column is used for labels: the names of other labels are not known before the
+    end of the stream.
 
     Args:
-        dataset: with an image column.
-        description: of the data.
-        image_column: name, or None to find it by its type.
-        label_column: name, or None to find it by its type and name.
-        identity: what tells the data from others, wherever they lie: their shards' names and sizes.
+        dataset: Dataset with an image column.
+        description: Description of the data for logs and model cards.
+        image_column: Name of the image column; None to find it by its type.
+        label_column: Name of the label column; None to find it by its type and name.
+        identity: Strings that identify the data independently of where it is stored: names and
+            sizes of its shards.
 
     Raises:
-        ValueError: if there is no such column, or its label names are not known.
+        ValueError: If there is no such column, or if the names of its labels are not known.
     """
 
     def __init__(
@@ -109,8 +111,9 @@ class StreamingImageSource:
             self.label_names = getattr(features[self._columns.label], "names", None)
             if self.label_names is None and label_column is not None:
                 raise ValueError(
-                    f"column {label_column!r} is no ClassLabel, so the names of its labels are not "
-                    "known before the end of the stream; read the data without streaming."
+                    f"labels of a stream must be in a ClassLabel column, but {label_column!r} has "
+                    "another type, so the names of its labels are not known before the end of the "
+                    "stream; read the data without streaming."
                 )
         self._dataset = keep_encoded(dataset, self._columns)
         self.description = description
@@ -119,37 +122,38 @@ class StreamingImageSource:
 
     @property
     def num_shards(self) -> int:
-        """Parts that can be read apart from each other: files, or row groups of Parquet files."""
+        """Number of parts that can be read independently: files, or row groups of Parquet files."""
         return self._dataset.num_shards
 
     @functools.cached_property
-    def in_smaller_shards(self) -> StreamingImageSource:
-        """The same stream in more shards, where its files have parts: row groups of Parquet."""
+    def resharded(self) -> StreamingImageSource:
+        """The same stream divided into more shards, if possible: row groups of Parquet files."""
         finer = copy.copy(self)
         finer._dataset = self._dataset.reshard()
         return finer
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what can be known without reading the stream: its identity and columns."""
-        return hash_of([str(self._columns).encode(), *(text.encode() for text in self.identity)])
+        """Hash of the identity and the columns, which are known without reading the stream."""
+        return short_hash([str(self._columns).encode(), *(text.encode() for text in self.identity)])
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[ImageRecord]:
-        """Yield the records of a shard as they are stored, or one of so many.
+        """Yield the records of a shard, or every `num_parts`-th of them, in their stored order.
 
         Args:
-            shard: its number.
-            start: records to leave out, of those that would be yielded.
-            part: which of each `num_parts` records.
-            num_parts: readers that share the shard.
+            shard: Index of the shard.
+            start: Number of records to skip, among those that this part yields.
+            part: Index of the part, from 0 to `num_parts - 1`.
+            num_parts: Number of readers that share the shard.
 
         Yields:
-            Records. Ids of data without an id column name the shard and the row, counted from 0.
+            Records. Without an id column, the id of a record consists of the indices of the shard
+            and the row, both from 0.
 
         Raises:
-            ValueError: if the shard cannot be read.
+            ValueError: If the shard cannot be read.
         """
         from datasets.distributed import split_dataset_by_node
 
@@ -158,7 +162,7 @@ class StreamingImageSource:
             dataset = dataset.skip(start * num_parts)
         if num_parts > 1:
             dataset = split_dataset_by_node(dataset, rank=part, world_size=num_parts)
-        # `iter(dataset)` would leave out what `datasets` takes for the shards of other workers
+        # In a worker, `iter(dataset)` would skip the shards that `datasets` assigns to others.
         batches = dataset.iter(batch_size=1)
         try:
             for count, batch in enumerate(batches, start):
@@ -168,11 +172,11 @@ class StreamingImageSource:
                 yield _record(row, self._columns, name, None if label == NO_LABEL else label)
         except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
             raise ValueError(
-                f"shard {shard} (counted from 0, sorted by name) of {self.description} cannot be "
-                f"read: {error}; mend it, or bring it back within reach."
+                f"shard {shard} (from 0, sorted by name) of {self.description} cannot be read: "
+                f"{error}; repair or restore the file."
             ) from error
         finally:
-            batches.close()  # threads of pyarrow that go on reading can hang Python at its exit
+            batches.close()  # pyarrow threads that are still reading can block the exit of Python
 
 
 def _record(row: dict, columns: Columns, name: str, label: int | None) -> ImageRecord:
@@ -180,7 +184,7 @@ def _record(row: dict, columns: Columns, name: str, label: int | None) -> ImageR
         name = str(row[columns.id])
     image = row[columns.image] or {}
     content = image.get("bytes")
-    # A row without an image is empty bytes: the decoder then gives the reason.
+    # For a row without an image, the decoder reports the empty bytes.
     return ImageRecord(name, content if content is not None else image.get("path") or b"", label)
 
 

@@ -1,4 +1,4 @@
-"""From an image file of any kind to eight-bit RGB, or to the reason why not."""
+"""Decode image files of any kind to eight-bit RGB, or report why that is not possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
 
-# What Pillow's decoders raise on corrupt data, found by feeding them corrupt data.
+# Exceptions that Pillow's decoders raise on corrupt data, determined by experiment.
 PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -44,30 +44,30 @@ UPRIGHT = {
 
 
 class UnreadableImageError(ValueError):
-    """An image cannot be decoded; the message is a short reason, without the image's name."""
+    """Image that cannot be decoded; the message is a short reason without the name of the image."""
 
 
 def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
-    """Decode the first frame, upright, to eight-bit RGB.
+    """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
-    Transparency is dropped, not blended with a background: the color stored under transparent
-    pixels shows. `transformers.image_utils.load_image` does the same, and vectors must not depend
-    on whether `pipeline("image-feature-extraction")` or selfvit computed them. The one difference:
-    grays of more than eight bits are scaled here (see `to_eight_bit`), where Pillow's `convert`
-    would clip them to white.
+    The alpha channel is dropped, not blended with a background, so the color stored in transparent
+    pixels becomes visible. `transformers.image_utils.load_image` does the same, and
+    `pipeline("image-feature-extraction")` and selfvit must compute the same vectors. There is one
+    difference: gray values of more than eight bits are scaled (see `to_eight_bit`), where Pillow's
+    `convert` would clip them to white.
 
     Args:
-        image: content of a file, path of a file, or an image opened already (left as it is).
+        image: Content of a file, path of a file, or an open image, which is not changed.
 
     Returns:
-        A new image, mode RGB.
+        New image with mode RGB.
 
     Raises:
-        UnreadableImageError: if it is empty, truncated, no image, or so large that decoding it
-            could exhaust the memory (more than twice `PIL.Image.MAX_IMAGE_PIXELS`).
+        UnreadableImageError: If the image is empty, truncated, not an image, or so large that
+            decoding it could exhaust the memory (more than twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
-    # Pillow warns of photos above its limit of pixels, which are legitimate up to twice the limit,
-    # of odd EXIF blocks and odd palettes. Among a million files nobody can act on it.
+    # Pillow warns about photos above its pixel limit (valid up to twice the limit) and about
+    # unusual EXIF blocks and palettes. In a dataset of a million files these warnings are noise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -79,29 +79,30 @@ def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
             raise
         except Image.DecompressionBombError as error:
             raise UnreadableImageError(
-                f"too many pixels: above {2 * (Image.MAX_IMAGE_PIXELS or 0)}, the safety limit "
-                "against decompression bombs"
+                f"too many pixels: more than {2 * (Image.MAX_IMAGE_PIXELS or 0)}, the limit that "
+                "protects against decompression bombs"
             ) from error
         except UnidentifiedImageError as error:
             raise UnreadableImageError(
-                "not an image, or of a format Pillow does not know"
+                "not an image, or a format that Pillow does not support"
             ) from error
         except PILLOW_ERRORS as error:
             raise UnreadableImageError(_reason(error)) from error
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Scale a gray image of more than eight bits to eight; return others as they are.
+    """Scale a gray image of more than eight bits to eight bits; return other images unchanged.
 
-    Sixteen-bit modes are divided by 257 (65535 becomes 255). Modes I (32-bit integers) and F
-    (floats) do not say what white is; it is taken as the first of 1 (F only), 255 and 65535 that
-    no pixel exceeds, else as the brightest pixel. Negative values and NaN become 0.
+    Values of sixteen-bit modes are divided by 257 (65535 becomes 255). Modes I (32-bit integers)
+    and F (floats) do not define the value of white; it is the first of 1 (F only), 255 and 65535
+    that no pixel exceeds, or else the value of the brightest pixel. Negative values and NaN
+    become 0.
 
     Args:
-        image: of any mode.
+        image: Image of any mode.
 
     Returns:
-        The image itself, or a new one of mode L.
+        The image itself, or a new image with mode L.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -121,8 +122,10 @@ def _open(image: bytes | str | Path) -> Image.Image:
         num_bytes = len(image)
     else:
         status = os.stat(image)
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer
-            raise UnreadableImageError("not a file, but a pipe, socket, device or folder")
+        if not stat.S_ISREG(
+            status.st_mode
+        ):  # reading a pipe would block until something writes to it
+            raise UnreadableImageError("not a regular file but a pipe, socket, device or folder")
         num_bytes = status.st_size
     if num_bytes == 0:
         raise UnreadableImageError("empty file (0 bytes)")
@@ -131,8 +134,8 @@ def _open(image: bytes | str | Path) -> Image.Image:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    # Not ImageOps.exif_transpose: that also rewrites the EXIF block, which fails on blocks that are
-    # odd elsewhere than in the orientation.
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which fails if another entry of
+    # the block is invalid.
     upright = UPRIGHT.get(_orientation(image))
     converted = to_eight_bit(image).convert("RGB")
     return converted if upright is None else converted.transpose(upright)
@@ -142,7 +145,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ORIENTATION_TAG, 1)
     except PILLOW_ERRORS:
-        return 1  # the pixels are sound: a broken EXIF block says nothing about them
+        return 1  # a broken EXIF block does not make the pixels unusable
 
 
 def _reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Image files in a folder, flat or nested, labeled by their first-level folders or not at all."""
+"""Source that reads the image files of a folder, labeled by the first-level folders if possible."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy as np
 from PIL import Image
 
 from ..errors import shorten
-from .image_source import ImageRecord, ImageSource, hash_of
+from .image_source import ImageRecord, ImageSource, short_hash
 
-# Formats that Pillow recognizes and cannot decode by itself.
+# Formats that Pillow recognizes but cannot decode by itself.
 UNDECODABLE_FORMATS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 class FolderSource(ImageSource):
-    """The image files anywhere in a folder, sorted by path; hidden files and folders are left out.
+    """All image files below a folder, sorted by path, without hidden files and folders.
 
-    Labeled if there are at least two first-level folders and every image lies in one of them.
+    The images are labeled if there are at least two first-level folders and every image is in one
+    of them.
 
     Args:
-        folder: path of the folder.
+        folder: Folder of image files, flat or nested.
 
     Raises:
-        ValueError: if it holds no image file.
+        ValueError: If the folder contains no image file.
     """
 
     def __init__(self, folder: Path):
@@ -34,8 +35,9 @@ class FolderSource(ImageSource):
         self.paths = sorted(image_files(folder))
         if not self.paths:
             raise ValueError(
-                f"no images in {str(folder)!r}: it holds {_what_is_in(folder)}. Image files are "
-                f"known by their extensions: {', '.join(sorted(image_extensions()))}."
+                f"there are no images in {str(folder)!r}, which contains "
+                f"{_list_contents(folder)}; the extension of an image file must be one of "
+                f"{', '.join(sorted(image_extensions()))}."
             )
         first_folders = {path.split("/")[0] for path in self.paths}
         is_labeled = len(first_folders) > 1 and all("/" in path for path in self.paths)
@@ -54,7 +56,7 @@ class FolderSource(ImageSource):
         return self._label_of[path.split("/")[0]] if self._label_of else None
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), int64, or None if the images are unlabeled."""
+        """Return the labels (N,), int64, or None if the images are unlabeled."""
         if self.label_names is None:
             return None
         return np.array([self._label(path) for path in self.paths], dtype=np.int64)
@@ -62,12 +64,12 @@ class FolderSource(ImageSource):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the paths."""
-        return hash_of(_printable(path).encode() for path in self.paths)
+        return short_hash(_printable(path).encode() for path in self.paths)
 
 
 @functools.cache
 def image_extensions() -> frozenset[str]:
-    """Return the extensions that Pillow opens, in lower case, with the dot."""
+    """Return the extensions of the formats that Pillow can decode, in lower case, with the dot."""
     return frozenset(
         extension
         for extension, name in Image.registered_extensions().items()
@@ -76,7 +78,7 @@ def image_extensions() -> frozenset[str]:
 
 
 def image_files(folder: Path) -> Iterator[str]:
-    """Yield POSIX paths relative to the folder, in no order."""
+    """Yield the image files below a folder as relative POSIX paths, in no particular order."""
     extensions = image_extensions()
     for root, names, files in os.walk(folder, followlinks=True):
         names[:] = [
@@ -95,7 +97,7 @@ def _links_to_ancestor(path: str) -> bool:
     return Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
 
 
-def _what_is_in(folder: Path) -> str:
+def _list_contents(folder: Path) -> str:
     found = sorted(
         entry.name + ("/" if entry.is_dir() else "")
         for entry in folder.iterdir()
@@ -107,7 +109,7 @@ def _what_is_in(folder: Path) -> str:
 
 
 def _printable(path: str) -> str:
-    """Replace bytes of a file name that are no UTF-8, which tables and JSON cannot hold."""
+    """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What a source of images is: encoded images by position, decoded where they are wanted."""
+"""Interface of image sources: encoded images by position, decoded by the consumer."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-NO_LABEL = -1  # as `datasets` marks it in unlabeled splits
+NO_LABEL = -1  # the value that `datasets` uses in unlabeled splits
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image, not decoded.
+    """One image that is not decoded yet.
 
     Args:
-        id: what names it in reports and results: the path within the folder, or an id or row.
-        image: content of the file, its path, or an image opened already.
-        label: index into the source's `label_names`, or None.
+        id: Name of the image in reports and results: its path within the folder, its id, or its
+            row.
+        image: Content of the file, path of the file, or an open image.
+        label: Index into `label_names` of the source, or None.
     """
 
     id: str
@@ -28,12 +29,12 @@ class ImageRecord:
 
 
 class ImageSource:
-    """Images by position. Can be pickled, so that DataLoader workers can have it.
+    """Images by position. A source can be pickled, so that DataLoader workers can use it.
 
     Args:
-        description: of the data, for logs and model cards.
-        label_names: names of the classes, or None if the images are unlabeled.
-        id_column: what ids are called in tables: "path" or "id".
+        description: Description of the data for logs and model cards.
+        label_names: Names of the classes, or None if the images are unlabeled.
+        id_column: Name of the id column in tables: "path" or "id".
     """
 
     def __init__(self, description: str, label_names: list[str] | None, id_column: str):
@@ -48,28 +49,28 @@ class ImageSource:
         raise NotImplementedError
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), int64, -1 where an image has none; None if no image has."""
+        """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""
         raise NotImplementedError
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the number of images, their names and labels: it notices a changed data set.
+        """Hash of the number of images, their names and their labels, to detect changed data.
 
-        Not of their content, so that it is cheap.
+        The content of the images is not part of the hash, so it is fast to compute.
         """
         raise NotImplementedError
 
     def sample(self, limit: int) -> ImageSource:
-        """Return at most `limit` images, drawn evenly at random, the same each time; in order."""
+        """Return at most `limit` images in their stored order, drawn with a fixed seed."""
         return self if len(self) <= limit else SampledSource(self, limit)
 
 
 class ChosenSource(ImageSource):
-    """Some images of a source, in the order of their positions.
+    """Subset of the images of a source, in the order of their positions.
 
     Args:
-        source: that has them.
-        positions: (N,), of the source.
+        source: Source of the images.
+        positions: Positions in the source, (N,).
     """
 
     def __init__(self, source: ImageSource, positions: np.ndarray):
@@ -85,24 +86,24 @@ class ChosenSource(ImageSource):
         return self._source[int(self._positions[position])]
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), as the source's."""
+        """Return the labels (N,), int64, as the source does."""
         labels = self._source.labels()
         return None if labels is None else labels[self._positions]
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the source's and the positions."""
-        return hash_of([self._source.fingerprint.encode(), self._positions.tobytes()])
+        """Hash of the fingerprint of the source and the positions."""
+        return short_hash([self._source.fingerprint.encode(), self._positions.tobytes()])
 
 
 class SampledSource(ChosenSource):
-    """Some images of a source, drawn at random with a fixed seed.
+    """Random subset of the images of a source, drawn with a fixed seed.
 
-    Not the first ones: sources are often sorted by class.
+    The first images would not be representative: sources are often sorted by class.
 
     Args:
-        source: to draw from.
-        size: images; at most those of the source.
+        source: Source of the images.
+        size: Number of images; the whole source if it is smaller.
     """
 
     def __init__(self, source: ImageSource, size: int):
@@ -110,12 +111,12 @@ class SampledSource(ChosenSource):
 
 
 class RecordSource(ImageSource):
-    """Images at hand, for example the first ones of a stream.
+    """Source of records in memory, for example the first ones of a stream.
 
     Args:
-        records: the images.
-        description: of the data.
-        label_names: names of the classes, or None.
+        records: Images.
+        description: Description of the data for logs and model cards.
+        label_names: Names of the classes, or None.
     """
 
     def __init__(self, records: list[ImageRecord], description: str, label_names: list[str] | None):
@@ -129,7 +130,7 @@ class RecordSource(ImageSource):
         return self._records[position]
 
     def labels(self) -> np.ndarray | None:
-        """Return labels (N,), int64, -1 where an image has none; None if no image has."""
+        """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""
         labels = [NO_LABEL if image.label is None else image.label for image in self._records]
         is_labeled = self.label_names is not None and any(label != NO_LABEL for label in labels)
         return np.array(labels, dtype=np.int64) if is_labeled else None
@@ -138,11 +139,11 @@ class RecordSource(ImageSource):
     def fingerprint(self) -> str:
         """Hash of the description, the ids and the labels."""
         parts = [self.description, *(f"{image.id} {image.label}" for image in self._records)]
-        return hash_of(part.encode() for part in parts)
+        return short_hash(part.encode() for part in parts)
 
 
-def hash_of(parts: Iterable[bytes]) -> str:
-    """Return 16 hexadecimal digits that change with any part."""
+def short_hash(parts: Iterable[bytes]) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 hash of all parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -157,5 +158,5 @@ __all__ = [
     "ImageSource",
     "RecordSource",
     "SampledSource",
-    "hash_of",
+    "short_hash",
 ]

@@ -1,7 +1,6 @@
-"""Where images come from: folders, Parquet, WebDataset tars, saved datasets, the Hub.
+"""Open images from folders, Parquet files, WebDataset tars, saved datasets or the Hub.
 
-Nothing is decoded here: a source hands out records of encoded images, so that decoding happens
-where it is wanted, in the DataLoader's workers.
+A source returns records of encoded images; they are decoded in the workers of the DataLoader.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 
-# Files of many images, by their extensions: what `datasets` reads them with, what they are called.
+# Extensions of files that contain many images: the builder in `datasets`, the name in messages.
 SHARDS = {
     ".parquet": ("parquet", "Parquet files"),
     ".tar": ("webdataset", "WebDataset tars"),
@@ -31,7 +30,7 @@ SHARDS = {
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_DATASET = re.compile(rf"(?P<repo_id>{HUB_ID.pattern})(@(?P<revision>[^@\s]+))?")
 
-ROWS_AT_ONCE = 128  # of a Parquet stream; each open shard holds as many encoded images
+ROWS_AT_ONCE = 128  # rows per read of a Parquet stream; each open shard keeps them in memory
 
 
 @overload
@@ -64,25 +63,26 @@ def open_images(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageSource | StreamingImageSource:
-    """Open images, whatever they are stored as.
+    """Open a source of images.
 
     Args:
-        data: folder of image files (flat or nested, labeled or not), folder written by
-            `Dataset.save_to_disk`, .parquet file or WebDataset .tar, folder of such files, or id of
-            a dataset on the Hub, USER/NAME or USER/NAME@REVISION; tried in this order. A stream
-            stays at the commit that it was opened at.
-        split: of a dataset that has several, "train" by default; of a folder of image files, the
-            sub-folder of that name.
-        streaming: read Parquet, tars and Hub data in passing. What is on the disk file by file is
-            not streamed: it is opened by position all the same. Without it, tars and Hub data are
-            copied into the cache of `datasets` first.
-        image_column: of a dataset; found by its type by default.
-        label_column: of a dataset; by default its ClassLabel column, or one named label(s) or cls,
-            or a label in its JSON; COLUMN.FIELD for another field of it.
+        data: Folder of image files (flat or nested, labeled or not), folder written by
+            `Dataset.save_to_disk`, .parquet file or WebDataset .tar file, folder of such files, or
+            id of a dataset on the Hub (USER/NAME or USER/NAME@REVISION); tried in this order. A
+            stream keeps reading the commit that was current when it was opened.
+        split: Split of a dataset, "train" by default; for a folder of image files, the sub-folder
+            to use, by default the whole folder.
+        streaming: Whether to read Parquet files, tars and Hub datasets as a stream. Without it,
+            tars and Hub datasets are copied into the cache of `datasets` first. Folders of image
+            files and saved datasets are always read by position.
+        image_column: Name of the image column; by default, the column is found by its type.
+        label_column: Name of the label column, or COLUMN.FIELD for a field of a struct; by default,
+            the ClassLabel column, a column named label, labels or cls, or the label in a JSON
+            column.
 
     Raises:
-        FileNotFoundError: if there is nothing of that name, here or on the Hub.
-        ValueError: if it holds no images; the message says what it holds.
+        FileNotFoundError: If there is no such folder or file, and no such dataset on the Hub.
+        ValueError: If the data contains no images; the message lists what it contains.
     """
     path = Path(data).expanduser()
     columns = {"image_column": image_column, "label_column": label_column}
@@ -101,12 +101,12 @@ def open_images(
                         f"{file.relative_to(path)} {file.stat().st_size}" for file in shards
                     ]
                 return _open_dataset(where, name, split, streaming, columns, identity)
-        return FolderSource(path)  # which says what is missing
+        return FolderSource(path)  # raises an error that lists the contents
     if path.is_file():
         if path.suffix.lower() not in SHARDS:
             raise ValueError(
-                f"{str(data)!r} is a file; give the folder of the images, or a .parquet or .tar "
-                "file."
+                f"data must be a folder, a .parquet file or a .tar file, but {str(data)!r} is "
+                "another file; give the folder that contains the images."
             )
         builder, _ = SHARDS[path.suffix.lower()]
         where = {"path": builder, "data_files": str(path)}
@@ -122,10 +122,10 @@ def open_images(
             name = f"{repo_id}@{revision}"
         where = {"path": repo_id, "revision": revision}
         return _open_dataset(where, name, split, streaming, columns, [name])
-    except OSError as error:  # not there, or the Hub is out of reach
+    except OSError as error:  # there is no such dataset, or the Hub is not reachable
         raise FileNotFoundError(
-            f"{str(data)!r} is no folder or file here, and opening it as a dataset of the Hub "
-            f"failed: {error}"
+            f"{str(data)!r} is not a local folder or file, and it cannot be opened as a dataset "
+            f"on the Hub: {error}"
         ) from error
 
 
@@ -133,8 +133,8 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     if split is None or (folder / split).is_dir():
         return folder / (split or "")
     raise ValueError(
-        f"{str(folder)!r} is a folder of image files without a sub-folder {split!r}; "
-        "leave split out to use all of them."
+        f"the split of a folder of image files must be a sub-folder, but {str(folder)!r} is "
+        f"without a sub-folder {split!r}; omit --split to use all images."
     )
 
 
@@ -145,10 +145,12 @@ def _open_saved_dataset(path: Path, split: str | None, columns: dict) -> Dataset
     if isinstance(dataset, datasets.DatasetDict):
         split = split or "train"
         if split not in dataset:
-            raise ValueError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
+            raise ValueError(
+                f"{str(path)!r} has no split {split!r}; choose one of {', '.join(dataset)}."
+            )
         dataset = dataset[split]
     elif split is not None:
-        raise ValueError(f"{str(path)!r} has no splits; leave split out.")
+        raise ValueError(f"{str(path)!r} has no splits; omit --split.")
     return DatasetSource(dataset, f"{len(dataset)} rows of the dataset in {path}", **columns)
 
 
@@ -172,8 +174,9 @@ def _open_dataset(
         if where["path"] != "webdataset" or "split" in str(error):
             raise
         raise ValueError(
-            f"{name} cannot be read as WebDataset shards, in which the files of an image follow "
-            f"each other and share a name, as 0001.jpg and 0001.cls: {error.__cause__ or error}"
+            f"{name} cannot be read as WebDataset shards. In a shard, the files of an image must "
+            "be adjacent and have the same name, for example 0001.jpg and 0001.cls. The error was: "
+            f"{error.__cause__ or error}"
         ) from error
     if streaming:
         description = f"{name} ({split}), streamed"
@@ -183,7 +186,7 @@ def _open_dataset(
 
 def _stream(builder: datasets.DatasetBuilder, split: str) -> datasets.IterableDataset:
     if builder.name == "parquet":
-        # by default the rows of a file's first row group, which fails where there are none
+        # By default, it is the size of the first row group, which fails for an empty file.
         builder.config.batch_size = ROWS_AT_ONCE
     return builder.as_streaming_dataset(split=split)
 

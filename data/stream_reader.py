@@ -1,10 +1,11 @@
-"""In which order the readers of a stream read it, and how each goes on from where it stood.
+"""Read a stream in a shuffled order that several readers share and that can be resumed.
 
-A pass deals the shards out to the readers in a new random order, so that each record comes once a
-pass, and readers of unequal parts have other ones in the next. A reader goes from shard to shard
-with a few of them open, takes a record of each in turn, and shuffles the records within blocks: a
-block is decided by where it began, so that a reader which goes on in its midst reads it anew and
-leaves out what was handed out. (The buffer of `datasets` loses what it holds at a resume.)
+In every epoch, the shards are distributed to the readers in a new random order. Each record is read
+once per epoch, and a reader that had more records than the others in one epoch has other shards in
+the next. A reader keeps a few shards open, takes one record from each in turn, and shuffles the
+records within blocks. The order of a block depends only on the position where the block begins: a
+reader that resumes within a block reads the block again and skips the records that it has already
+returned. (The shuffle buffer of `datasets` loses its records on resume.)
 """
 
 from __future__ import annotations
@@ -21,25 +22,24 @@ import numpy as np
 from .dataset_source import StreamingImageSource
 from .image_source import ImageRecord
 
-# More mix data that is stored class by class better; fewer need less memory (a row group of Parquet
-# each), and less is read again at a resume.
+# More open shards mix data better that is sorted by class. Fewer need less memory (one Parquet row
+# group per shard) and fewer reads on resume.
 OPEN_SHARDS = 4
-# Of a reader: its shards have no records, nor had those dealt to it in the passes before.
-MAX_EMPTY_PASSES = 100
-SHARD_ORDER, BLOCK_ORDER = 3, 4  # draws apart from those of a run's views (1) and mixing (2)
+MAX_EMPTY_EPOCHS = 100  # consecutive epochs in which a reader finds no record
+SHARD_ORDER, BLOCK_ORDER = 3, 4  # random streams; a run uses 1 for its views and 2 for mixing
 
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where a reader stands.
+    """Position of a reader in a stream.
 
     Args:
-        epoch: number of the pass.
-        block: number of the block in the pass.
-        open_shards: as the block began, in turn: number among the reader's shards of the pass, and
-            records read of it.
-        num_opened: shards opened before the block began.
-        handed_out: records of the block.
+        epoch: Index of the epoch.
+        block: Index of the block in the epoch.
+        open_shards: Shards that were open when the block began, in the order of their turns: index
+            among the shards of the reader in this epoch, and number of records read from it.
+        num_opened: Number of shards opened before the block began.
+        handed_out: Number of records of the block that the reader has returned.
     """
 
     epoch: int = 0
@@ -49,37 +49,38 @@ class StreamPosition:
     handed_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the position as a dictionary that JSON can represent."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StreamPosition:
-        """Read what `to_dict` gave."""
+        """Create a position from the result of `to_dict`, possibly read from JSON."""
         open_shards = tuple((number, row) for number, row in values["open_shards"])
         return cls(**{**values, "open_shards": open_shards})
 
 
 @dataclass
 class _OpenShard:
-    number: int  # among the reader's shards of the pass
-    row: int  # the next
+    number: int  # index among the shards of the reader in this epoch
+    row: int  # index of the next record
     records: Iterator[ImageRecord]
 
 
 class StreamReader:
-    """One of the readers that share a stream: its records, pass after pass, without end.
+    """Endless iterator over the records of one of several readers that share a stream.
 
-    Where there are fewer shards than readers, all read all shards, and each keeps another record
-    of so many, as `datasets.distributed.split_dataset_by_node` does it.
+    If there are fewer shards than readers, every reader reads all shards and keeps every
+    `num_readers`-th record, as in `datasets.distributed.split_dataset_by_node`.
 
     Args:
-        source: the stream.
-        seed: of the order.
-        reader: number of this one.
-        num_readers: that share the stream.
-        shuffle_buffer: records of a block; 0 for the stored order.
-        position: to go on from; the beginning by default.
-        reading: is entered with the number of a shard while that is read.
+        source: Stream to read.
+        seed: Random seed of the order.
+        reader: Index of this reader.
+        num_readers: Number of readers that share the stream.
+        shuffle_buffer: Number of records per block; 0 keeps the stored order.
+        position: Position to resume from; the beginning by default.
+        reading: Function that takes the index of a shard and returns a context manager, which is
+            active while a record of that shard is read.
     """
 
     def __init__(
@@ -102,46 +103,47 @@ class StreamReader:
         self.reading = reading
 
     def __iter__(self) -> Generator[tuple[ImageRecord, StreamPosition], None, None]:
-        """Yield records, each with the position behind it.
+        """Yield each record with the position after it.
 
         Raises:
-            ValueError: if the shards that this reader is dealt have no records.
+            ValueError: If the shards of this reader contain no records.
         """
         start, num_empty = self.position, 0
-        while num_empty < MAX_EMPTY_PASSES:
+        while num_empty < MAX_EMPTY_EPOCHS:
             num_empty += 1
-            for record, position in self.rest_of_pass(start):
+            for record, position in self.read_epoch(start):
                 num_empty = 0
                 yield record, position
             start = StreamPosition(start.epoch + 1)
         raise ValueError(
-            f"reader {self.reader} of {self.num_readers} found no record in {num_empty} passes "
-            f"over its part of {self.source.description}; use fewer processes and workers."
+            f"every reader needs at least one record, but reader {self.reader} of "
+            f"{self.num_readers} found none in {num_empty} epochs of {self.source.description}; "
+            "use fewer processes and workers."
         )
 
-    def rest_of_pass(
+    def read_epoch(
         self, position: StreamPosition
     ) -> Generator[tuple[ImageRecord, StreamPosition], None, None]:
-        """Yield what is left of a pass."""
+        """Yield the records of an epoch after a position, each with the position after it."""
         records = _Records(self, position)
         block_size = max(1, self.shuffle_buffer)
         block: list[ImageRecord | None] = [*itertools.islice(records, block_size)]
         while block:
-            behind = records.position(position)
+            next_position = records.position(position)
             rng = np.random.default_rng(
                 [self.seed, position.epoch, BLOCK_ORDER, self.reader, position.block]
             )
             upcoming: list[ImageRecord | None] = []
             for handed_out, place in enumerate(rng.permutation(len(block)), start=1):
-                # a record comes in for each that goes out: no pause between two blocks
+                # Read one record for each one returned, so that no block causes a pause.
                 upcoming.extend(itertools.islice(records, 1))
                 record, block[place] = block[place], None
                 if record is not None and handed_out > position.handed_out:
                     yield record, replace(position, handed_out=handed_out)
-            block, position = upcoming, behind
+            block, position = upcoming, next_position
 
-    def shards_of_pass(self, epoch: int) -> list[int]:
-        """Return the numbers of the shards that this reader reads in a pass, in their order."""
+    def epoch_shards(self, epoch: int) -> list[int]:
+        """Return the indices of the shards that this reader reads in an epoch, in their order."""
         shards = np.arange(self.source.num_shards)
         if self.shuffle_buffer > 0:
             shards = np.random.default_rng([self.seed, epoch, SHARD_ORDER]).permutation(shards)
@@ -149,24 +151,24 @@ class StreamReader:
 
     @property
     def splits_shards(self) -> bool:
-        """Whether shards are shared record by record, as there are too few."""
+        """Whether the readers share each shard, because there are fewer shards than readers."""
         return self.source.num_shards < self.num_readers
 
     def read(self, shard: int, number: int, row: int) -> Iterator[ImageRecord]:
-        """Yield this reader's records of a shard, from a row of them on."""
+        """Return an iterator over the records of this reader in a shard, starting at `row`."""
         if not self.splits_shards:
             return self.source.read_shard(shard, start=row)
-        # not the first record of each shard to the same reader
+        # Rotate the parts, so that one reader does not get the first record of every shard.
         part = (self.reader + number) % self.num_readers
         return self.source.read_shard(shard, start=row, part=part, num_parts=self.num_readers)
 
 
 class _Records:
-    """The records of a pass as they are stored, but for the turns that open shards take."""
+    """Iterator over the records of an epoch before shuffling, with the open shards in turn."""
 
     def __init__(self, reader: StreamReader, position: StreamPosition):
         self._reader = reader
-        self._shards = reader.shards_of_pass(position.epoch)
+        self._shards = reader.epoch_shards(position.epoch)
         self._num_opened = position.num_opened
         self._open = deque(self._opened(number, row) for number, row in position.open_shards)
         self._max_open = OPEN_SHARDS if reader.shuffle_buffer > 0 else 1
@@ -194,7 +196,7 @@ class _Records:
                 return record
 
     def position(self, block: StreamPosition) -> StreamPosition:
-        """Return that of the block which begins here, after another one or as the first."""
+        """Return the position of the block that begins at the next record and follows `block`."""
         return StreamPosition(
             epoch=block.epoch,
             block=block.block + 1,

@@ -1,4 +1,4 @@
-"""Worker processes that decode images."""
+"""Initialization of worker processes that decode images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def use_one_thread(worker_id: int) -> None:
-    """Initialize a worker of a DataLoader: the workers are the parallelism, so each has one thread.
+    """Limit a DataLoader worker to one thread, because the workers already run in parallel.
 
     Args:
-        worker_id: Number of the worker, which DataLoader passes; unused.
+        worker_id: Index of the worker, passed by DataLoader; unused.
     """
     torch.set_num_threads(1)
     if "cv2" in sys.modules:  # OpenCV is optional

@@ -1,1 +1,1 @@
-"""From images to vectors."""
+"""Embedding: turn images into vectors."""

@@ -1,4 +1,4 @@
-"""Images to vectors: decoding and preprocessing in workers, the model in batches."""
+"""Embed images: decode and preprocess them in workers, and run the model in batches."""
 
 # B batch · N images · E embedding
 
@@ -31,7 +31,12 @@ AnyImage = bytes | str | Path | Image.Image
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """An image without a vector, and why."""
+    """Image that cannot be read and has no vector.
+
+    Args:
+        id: Name of the image.
+        reason: Reason why it cannot be read.
+    """
 
     id: str
     reason: str
@@ -39,13 +44,13 @@ class SkippedImage:
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
-    """What one batch gives.
+    """Result of one batch.
 
     Args:
-        ids: of the images that could be read, at most B.
-        labels: of the same images; None for an image without one.
-        vectors: (len(ids), E), float32.
-        skipped: the others.
+        ids: Names of the images that can be read, at most B.
+        labels: Labels of the same images; None for an image without a label.
+        vectors: Vectors of the same images, (len(ids), E), float32.
+        skipped: Images that cannot be read.
     """
 
     ids: list[str]
@@ -56,14 +61,15 @@ class EmbeddedBatch:
 
 @dataclass
 class EmbeddedImages:
-    """Vectors of a whole source, in its order.
+    """Vectors of all images of a source, in the order of the source.
 
     Args:
-        vectors: (N, E), float32.
-        ids: of the N images that could be read.
-        labels: (N,), int64, -1 for an image without a label; None if the source is unlabeled.
-        label_names: names of the classes, or None.
-        skipped: images that could not be read.
+        vectors: Vectors of the N images that can be read, (N, E), float32.
+        ids: Names of the same images.
+        labels: Labels, (N,), int64, -1 for an image without a label; None if the source is
+            unlabeled.
+        label_names: Names of the classes, or None.
+        skipped: Images that cannot be read.
     """
 
     vectors: np.ndarray
@@ -74,22 +80,24 @@ class EmbeddedImages:
 
 
 class Embedder:
-    """Embeds images with a model and the image processor of its checkpoint.
+    """Compute vectors of images with a model and its image processor.
 
-    Vectors equal those of `pipeline("image-feature-extraction", ...)(path, pool=True)`. A model
-    that is being trained can be used: its modes and the global random state are left as they were.
+    The vectors equal those of `pipeline("image-feature-extraction", ...)(path, pool=True)`. The
+    model may be in training: the mode of every module and the global random state do not change.
 
     Args:
-        model: the encoder; moved if `device` or `dtype` is given.
-        processor: image processor.
-        normalize: whether vectors are scaled to length 1.
-        batch_size: images.
-        num_workers: processes that decode and preprocess; 0 for this one.
-        device: where to compute, or None for where the model is.
-        dtype: what to compute in, or None for what the model is in. Vectors are float32 always.
+        model: Encoder; it is moved if `device` or `dtype` is given.
+        processor: Image processor.
+        normalize: Whether to scale the vectors to length 1.
+        batch_size: Number of images per batch.
+        num_workers: Number of processes that decode and preprocess images; 0 uses the current
+            process.
+        device: Device to compute on; None for the current device of the model.
+        dtype: Precision to compute in; None for the current one of the model. The vectors are
+            always float32.
 
     Raises:
-        ValueError: if `batch_size` or `num_workers` is out of range.
+        ValueError: If `batch_size` or `num_workers` is out of range.
 
     Example:
         >>> embedder = Embedder.from_pretrained("OUT")
@@ -130,21 +138,24 @@ class Embedder:
         device: str | None = None,
         dtype: str = "float32",
     ) -> Embedder:
-        """Load the encoder of any selfvit checkpoint, and its image processor.
+        """Load the encoder and the image processor of any selfvit checkpoint.
 
         Args:
-            checkpoint: folder, Hub id, or USER/NAME@REVISION.
-            network: "teacher" or "student", as for `SelfViTModel.from_pretrained`.
-            pooling: what a vector is, as for `SelfViTConfig`; None for the checkpoint's own.
-            normalize: whether vectors are scaled to length 1.
-            batch_size: images.
-            num_workers: processes that decode and preprocess; 0 for this one.
-            device: None for CUDA where there is one, else MPS, else the CPU.
-            dtype: "float32", "bfloat16" or "float16".
+            checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
+            network: "teacher" or "student", as in `SelfViTModel.from_pretrained`.
+            pooling: Pooling of the vectors, as in `SelfViTConfig`; None for the one stored in the
+                checkpoint.
+            normalize: Whether to scale the vectors to length 1.
+            batch_size: Number of images per batch.
+            num_workers: Number of processes that decode and preprocess images; 0 uses the current
+                process.
+            device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
+                first.
+            dtype: Precision to compute in: "float32", "bfloat16" or "float16".
 
         Raises:
-            FileNotFoundError: if there is no such checkpoint.
-            ValueError: if its weights do not fit, or an argument is not one of those above.
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If the weights do not match the model, or an argument has no valid value.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}.")
@@ -166,20 +177,21 @@ class Embedder:
 
     @property
     def embedding_size(self) -> int:
-        """Length of a vector (E)."""
+        """Number of values per vector (E)."""
         return self.model.config.embedding_size
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> np.ndarray:
-        """Embed images at hand.
+        """Embed one or more images.
 
         Args:
-            images: one or several of: path, content of an image file, PIL image.
+            images: One image or a sequence of images, each a path, the content of an image file, or
+                a PIL image.
 
         Returns:
-            (N, E), float32; (E,) for an image that is not in a list.
+            Vectors, (N, E), float32; for a single image, (E,).
 
         Raises:
-            UnreadableImageError: if one cannot be read; the message says which.
+            UnreadableImageError: If an image cannot be read; the message names the image.
         """
         if isinstance(images, (bytes, str, Path, Image.Image)):
             return self([images])[0]
@@ -196,11 +208,11 @@ class Embedder:
         return np.concatenate(vectors)
 
     def embed(self, source: ImageSource, *, progress: bool = False) -> EmbeddedImages:
-        """Embed all images of a source; holds all vectors in memory.
+        """Embed all images of a source and return all vectors in memory.
 
         Args:
-            source: of images, see `open_images`.
-            progress: whether to show a bar.
+            source: Images to embed, see `open_images`.
+            progress: Whether to show a progress bar.
         """
         batches = list(self.stream(source, progress=progress))
         vectors = [batch.vectors for batch in batches if len(batch.ids)]
@@ -216,17 +228,18 @@ class Embedder:
         )
 
     def stream(self, source: ImageSource, *, progress: bool = False) -> Iterator[EmbeddedBatch]:
-        """Embed a source batch by batch, in its order.
+        """Embed a source batch by batch, in the order of the source.
 
         Args:
-            source: of images, see `open_images`.
-            progress: whether to show a bar, with images per second and the number skipped.
+            source: Images to embed, see `open_images`.
+            progress: Whether to show a progress bar with images per second and the number of
+                skipped images.
 
         Yields:
-            Batches; one whose images are all unreadable has no vectors.
+            Results of the batches; a batch without readable images has no vectors.
 
         Raises:
-            ValueError: if vectors are not finite.
+            ValueError: If vectors are not finite.
         """
         loader = DataLoader(
             _PreprocessedImages(source, self.processor),
@@ -235,7 +248,7 @@ class Embedder:
             collate_fn=_collate,
             pin_memory=self.model.device.type == "cuda",
             worker_init_fn=use_one_thread,
-            generator=torch.Generator(),  # a DataLoader draws a seed: not from the global state
+            generator=torch.Generator(),  # keeps the DataLoader from using the global random state
         )
         num_skipped = 0
         with progress_bar(total=len(source), description="embedding", disable=not progress) as bar:
@@ -252,21 +265,22 @@ class Embedder:
         """Embed preprocessed images.
 
         Args:
-            pixel_values: (B, C, H, W), normalized.
+            pixel_values: Normalized pixels, (B, C, H, W).
 
         Returns:
-            (B, E), float32.
+            Vectors, (B, E), float32.
 
         Raises:
-            ValueError: if vectors are not finite.
+            ValueError: If vectors are not finite.
         """
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), eval_mode(self.model):
             pixel_values = pixel_values.to(self.model.device, non_blocking=True)
             vectors = self.model.embed(pixel_values).float()  # (B, E)
             if not vectors.isfinite().all():
                 raise ValueError(
-                    f"the model gives vectors that are not finite, in {self.model.dtype}; if "
-                    "float32 does not, it is the precision, else the weights are broken."
+                    "vectors must be finite, but the model computes NaN or infinity in "
+                    f"{self.model.dtype}; use dtype float32. If the vectors are still not finite, "
+                    "the weights are damaged."
                 )
             if self.normalize:
                 vectors = nn.functional.normalize(vectors, dim=-1)
@@ -277,20 +291,20 @@ def preprocess(image: AnyImage, processor: BaseImageProcessor) -> Tensor:
     """Decode and preprocess one image.
 
     Args:
-        image: path, content of an image file, or PIL image.
-        processor: image processor.
+        image: Path, content of an image file, or PIL image.
+        processor: Image processor.
 
     Returns:
-        (C, H, W), float32.
+        Normalized pixels, (C, H, W), float32.
 
     Raises:
-        UnreadableImageError: if it cannot be decoded.
+        UnreadableImageError: If the image cannot be decoded.
     """
     return processor(decode_image(image), return_tensors="pt")["pixel_values"][0]
 
 
 class _PreprocessedImages(Dataset):
-    """(record's id, its label, pixels or the reason why there are none), by position."""
+    """Dataset of (id, label, pixels); for an unreadable image, the reason replaces the pixels."""
 
     def __init__(self, source: ImageSource, processor: BaseImageProcessor):
         self.source = source
@@ -317,10 +331,13 @@ def _collate(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and each back in its own.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and restore the mode of each module afterwards.
 
-    Each, for a frozen part of a model in training may have been in evaluation mode before.
+    The modes can differ: a frozen part of a model in training may already be in evaluation mode.
+
+    Args:
+        model: Model to evaluate.
     """
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -350,8 +367,7 @@ def best_device(device: str | None = None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device ({device!r}) cannot be used: {reason}. Use cpu, or leave it out for the best "
-            "available."
+            f"device ({device!r}) cannot be used: {reason}; choose another one, for example cpu."
         ) from error
     return device
 
@@ -362,6 +378,6 @@ __all__ = [
     "Embedder",
     "SkippedImage",
     "best_device",
-    "evaluating",
+    "eval_mode",
     "preprocess",
 ]

@@ -1,8 +1,8 @@
-"""The image processor of a checkpoint.
+"""Build the image processor of a checkpoint.
 
-It is a stock class of transformers, so `AutoImageProcessor` opens it without selfvit. Its
-`save_pretrained` stores the class name without `Pil`, so a checkpoint is the same with and without
-torchvision.
+The processor is a class of transformers, so `AutoImageProcessor` opens it without selfvit. Its
+`save_pretrained` stores the class name without `Pil`, so the saved file does not depend on whether
+torchvision is installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 
-BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, as preprocessor_config.json stores it
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
 
 
 def build_processor(
@@ -25,26 +25,29 @@ def build_processor(
     resize: Literal["shortest_edge", "square"] = "shortest_edge",
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
-    crop_ratio: float = 256 / 224,  # DINO's evaluation (its eval_knn.py): resize to 256, crop 224
+    crop_ratio: float = 256 / 224,  # DINO (eval_knn.py): resize to 256, crop 224
 ) -> BaseImageProcessor:
-    """Return the processor for images of `config.image_size`.
+    """Return an image processor whose output has the size `config.image_size`.
 
     Args:
-        config: of the model.
-        resize: "shortest_edge" scales the shorter side and cuts out the center, so proportions are
-            kept and the margins lost; "square" scales both sides, so nothing is lost and the
-            proportions are not kept. An `image_size` that is not square always means the latter.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
-        crop_ratio: shorter side before the crop, as a multiple of `image_size`; at least 1.
+        config: Configuration of the model.
+        resize: "shortest_edge" scales the shorter side and crops the center, which keeps the aspect
+            ratio but loses the margins; "square" scales both sides, which keeps the whole image but
+            not the aspect ratio. If `image_size` is not square, both sides are always scaled.
+        mean: Mean per channel, for pixel values in [0, 1].
+        std: Standard deviation per channel, for pixel values in [0, 1].
+        crop_ratio: Shorter side before the crop, as a multiple of `image_size`; at least 1.
 
     Raises:
-        ValueError: for another `resize`, or a smaller `crop_ratio`.
+        ValueError: If `resize` is not one of these values, or `crop_ratio` is below 1.
     """
     if resize not in ("shortest_edge", "square"):
         raise ValueError(f"resize ({resize!r}) must be 'shortest_edge' or 'square'.")
     if crop_ratio < 1:
-        raise ValueError(f"crop_ratio ({crop_ratio}) must be at least 1: a crop fits its image.")
+        raise ValueError(
+            f"crop_ratio ({crop_ratio}) must be at least 1, because a crop cannot be larger than "
+            "its image."
+        )
     height, width = config.image_height_width
     crops = resize == "shortest_edge" and height == width
     size = {"shortest_edge": round(crop_ratio * height)}
@@ -65,12 +68,12 @@ def build_processor(
 def resized_processor(
     processor: BaseImageProcessor, image_size: int | tuple[int, int]
 ) -> BaseImageProcessor:
-    """Return a processor with the same steps and another output size.
+    """Return a copy of a processor with another output size.
 
     Args:
-        processor: Image processor that `build_processor` made; it is not modified.
-        image_size: Output size in pixels, one number or (height, width). A size that is not square
-            scales both sides and crops nothing, as in `build_processor`.
+        processor: Image processor made by `build_processor`; it is not changed.
+        image_size: Size of the output in pixels, one number or (height, width). A size that is not
+            square scales both sides and crops nothing, as in `build_processor`.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     values: Any = processor.to_dict()
@@ -85,7 +88,7 @@ def resized_processor(
 
 
 def _processor_class(crops: bool) -> type[BaseImageProcessor]:
-    # Without torchvision the names without `Pil` are placeholders that raise when they are called.
+    # Without torchvision, the classes without `Pil` are placeholders that raise when called.
     if is_torchvision_available():
         from transformers import BitImageProcessor, ViTImageProcessor
 

@@ -1,6 +1,6 @@
-"""Vectors on the disk: a folder with a Parquet table, the images skipped, and where it is from.
+"""Write embeddings to a folder: a Parquet table, the skipped images, and metadata.
 
-The folder appears whole or not at all.
+The folder appears completely or not at all.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import transformers
 
-from ..atomic_output import atomic_output, names_to_replace
+from ..atomic_output import atomic_output
+from ..atomic_output import check_output as check_output_folder
 from ..data.image_source import ImageSource
 from .embedder import EmbeddedBatch, Embedder
 
 TABLE, SKIPPED, METADATA = "embeddings.parquet", "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
 
-# Rows of the table are written in groups of this many values: 16 MiB of float32.
-VALUES_PER_ROW_GROUP = 4 * 2**20
+VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of the table: 16 MiB of float32
 
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What was written.
+    """Result of `write_embeddings`.
 
     Args:
-        num_embedded: images in the table.
-        num_skipped: images that could not be read.
-        seconds: wall-clock time.
+        num_embedded: Number of images in the table.
+        num_skipped: Number of images that cannot be read.
+        seconds: Wall-clock time in seconds.
     """
 
     num_embedded: int
@@ -51,23 +51,24 @@ def write_embeddings(
     progress: bool = True,
     metadata: dict[str, Any] | None = None,
 ) -> WriteReport:
-    """Embed a source into a folder.
+    """Embed a source and write the vectors to a folder.
 
-    The folder holds `embeddings.parquet` (columns `path` or `id`; `label`, the class's name, if the
-    source is labeled; `embedding`, E float32 values), `skipped.csv` (path, reason) and
-    `metadata.json`. Memory stays bounded, whatever the number of images.
+    The folder contains `embeddings.parquet` (columns `path` or `id`; `label`, the name of the
+    class, if the source is labeled; `embedding`, E float32 values), `skipped.csv` (path, reason)
+    and `metadata.json`. Memory use does not grow with the number of images.
 
     Args:
-        embedder: gives the vectors.
-        source: of images.
-        output: the folder; must not exist, or be empty, or be replaced.
-        overwrite: whether an `output` of an earlier run is replaced, once the new one is whole.
-        progress: whether to show a bar.
-        metadata: to be added to `metadata.json`: the model's name, for instance.
+        embedder: Embedder that computes the vectors.
+        source: Images to embed.
+        output: Folder to write; it must be new or empty, unless `overwrite` is set.
+        overwrite: Whether to replace the embeddings of an earlier run, once the new ones are
+            complete.
+        progress: Whether to show a progress bar.
+        metadata: Additional entries for `metadata.json`, for example the name of the model.
 
     Raises:
-        FileExistsError: if `output` is in the way (see `check_output`).
-        ValueError: if no image can be read; then there is no output.
+        FileExistsError: If `output` may not be replaced (see `check_output`).
+        ValueError: If no image can be read; nothing is written then.
     """
     started = time.perf_counter()
     output = Path(output)
@@ -90,52 +91,38 @@ def write_embeddings(
                 reason = batch.skipped[-1].reason if batch.skipped else reason
         if not num_embedded:
             raise ValueError(
-                f"none of the {num_skipped} images can be read ({source.description}); the last: "
-                f"{reason}. Nothing was written."
+                f"none of the {num_skipped} images can be read ({source.description}); the reason "
+                f"for the last one: {reason}. Nothing was written."
             )
-        facts = {
+        content = {
             **(metadata or {}),
-            **_facts(embedder),
+            **_embedder_metadata(embedder),
             "data": source.description,
             "num_embedded": num_embedded,
             "num_skipped": num_skipped,
         }
-        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / METADATA).write_text(text, encoding="utf-8")
     return WriteReport(num_embedded, num_skipped, time.perf_counter() - started)
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:
-    """Check that a folder can be written, before any work is done.
+    """Check that embeddings can be written to a folder, before any work is done.
 
     Args:
-        output: the folder.
-        overwrite: whether it may hold an earlier run's output.
+        output: Folder to write.
+        overwrite: Whether the embeddings of an earlier run may be replaced.
 
     Raises:
-        FileExistsError: if it is a file, or holds anything else than what may be replaced: no file
-            that `write_embeddings` did not make is ever deleted.
+        FileExistsError: If `output` is a file or a link, or contains something that may not be
+            replaced: a file that `write_embeddings` did not write is never deleted.
     """
-    held = names_to_replace(output, overwrite)
-    if not held:
-        return
-    foreign = [name for name in held if name not in (TABLE, SKIPPED, METADATA)]
-    if foreign or not _is_earlier_output(output):
-        raise FileExistsError(
-            f"{str(output)!r} is not replaced: it "
-            + (f"holds other things, {', '.join(foreign[:3])}" if foreign else "has other contents")
-            + f", which {CREATED_BY!r} did not write. Give a new folder."
-        )
+    check_output_folder(
+        output, METADATA, overwrite, files=(TABLE, SKIPPED, METADATA), created_by=CREATED_BY
+    )
 
 
-def _is_earlier_output(folder: Path) -> bool:
-    try:
-        return json.loads((folder / METADATA).read_text("utf-8"))["created_by"] == CREATED_BY
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _facts(embedder: Embedder) -> dict[str, Any]:
+def _embedder_metadata(embedder: Embedder) -> dict[str, Any]:
     from .. import __version__
 
     return {
@@ -150,7 +137,7 @@ def _facts(embedder: Embedder) -> dict[str, Any]:
 
 
 class _TableWriter:
-    """Writes batches to a Parquet file, gathered into row groups of a size good for reading."""
+    """Writer that collects batches into row groups large enough to be read efficiently."""
 
     def __init__(self, path: Path, embedding_size: int, source: ImageSource):
         self.label_names = source.label_names

@@ -1,36 +1,38 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic output: write files and folders completely or not at all.
 
-A leaf below all folders that write: it needs the standard library only.
+Every folder of the package may import this module; it needs the standard library only.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path that takes the place of `path` at the end; on any exception, nothing changes.
+    """Yield a temporary path that replaces `path` when the block ends without an exception.
 
-    The caller makes a file or a folder there, whichever it wants. What stood at `path` before is
-    replaced. Folders above it are made where they are missing. A process that is killed leaves a
-    hidden `.NAME.unfinished-*` beside `path`, and `path` itself as it was (but for the instant
-    between two renames in which a folder takes the place of another).
+    The caller creates either a file or a folder at the temporary path. Missing parent folders are
+    created. After an exception, `path` is unchanged. A process that is killed leaves a hidden
+    `.NAME.unfinished-*` next to `path`; `path` itself is unchanged, except in the instant between
+    the two renames that replace an existing folder.
 
     Args:
-        path: of the file or folder.
+        path: File or folder to write.
 
     Yields:
-        a path where nothing is yet, in the same folder: renaming is atomic only within one file
-        system.
+        A path that does not exist yet, in the same folder as `path`: renaming is atomic only within
+        one file system.
 
     Raises:
-        OSError: if it cannot be written, or a file is to replace a folder.
+        OSError: If the output cannot be written, or if a file would replace a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,55 +47,81 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     flush_entry(path.parent)
 
 
-def names_to_replace(folder: Path, overwrite: bool) -> list[str]:
-    """Return what lies in a folder that is to be written; nothing, if it is not there yet.
+def check_output(
+    output: Path,
+    marker: str,
+    overwrite: bool = False,
+    *,
+    files: Sequence[str] | None = None,
+    created_by: str | None = None,
+) -> None:
+    """Check that an output folder can be written, before any work is done.
 
-    Ask before any work is done, and refuse names that are not those of an earlier result.
-
-    Args:
-        folder: to be written.
-        overwrite: whether an earlier result may be replaced.
-
-    Raises:
-        FileExistsError: if it is a file or a link, or not empty and may not be replaced.
-    """
-    if not folder.exists() and not folder.is_symlink():
-        return []
-    if not folder.is_dir() or folder.is_symlink():
-        raise FileExistsError(f"{str(folder)!r} is a file or a link; give a new folder.")
-    names = sorted(entry.name for entry in folder.iterdir())
-    if names and not overwrite:
-        raise FileExistsError(
-            f"{str(folder)!r} is not empty; give a new folder, or --overwrite (overwrite=True) to "
-            "replace an earlier result."
-        )
-    return names
-
-
-def check_output(output: Path, marker: str, overwrite: bool = False) -> None:
-    """Check that a folder can be written, before any work is done.
+    The folder must be new or empty. With `overwrite`, it may hold an earlier result, which the
+    marker file identifies; a folder that holds anything else is never deleted.
 
     Args:
-        output: the folder.
-        marker: name of the file that tells an earlier result from anything else.
-        overwrite: whether an earlier result may be replaced.
+        output: Folder to write.
+        marker: Name of a file that every earlier result contains.
+        overwrite: Whether an earlier result may be replaced.
+        files: Patterns (as in `fnmatch`) for the names that an earlier result may contain; None
+            allows any.
+        created_by: Value of `created_by` that the marker, a JSON file, must contain; None accepts
+            any file.
 
     Raises:
-        FileExistsError: if it is a file or a link, or holds what may not be replaced: a folder
-            without the marker is never deleted.
+        FileExistsError: If `output` is a file or a link, or contains something that may not be
+            replaced.
     """
-    held = names_to_replace(output, overwrite)
-    if held and marker not in held:
+    if not output.exists() and not output.is_symlink():
+        return
+    if not output.is_dir() or output.is_symlink():
         raise FileExistsError(
-            f"{str(output)!r} is not replaced: it has no {marker}, so it holds something else "
-            f"({', '.join(held[:3])}). Give a new folder."
+            f"the output must be a folder, but {str(output)!r} is a file or a link; choose a new "
+            "folder."
         )
+    names = sorted(entry.name for entry in output.iterdir())
+    if not names:
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{str(output)!r} is not empty; choose a new folder, or use --overwrite "
+            "(overwrite=True) to replace an earlier result."
+        )
+    author = "" if created_by is None else f" created by {created_by!r}"
+    if not _is_marker(output / marker, created_by):
+        raise FileExistsError(
+            f"{str(output)!r} is not replaced, because it contains {', '.join(names[:3])} but no "
+            f"{marker}{author}; choose a new folder."
+        )
+    foreign = [
+        name
+        for name in names
+        if files is not None and not any(fnmatchcase(name, pattern) for pattern in files)
+    ]
+    if foreign:
+        raise FileExistsError(
+            f"{str(output)!r} is not replaced, because it contains {', '.join(foreign[:3])}, which "
+            f"{(created_by or 'selfvit')!r} did not write; choose a new folder."
+        )
+
+
+def _is_marker(path: Path, created_by: str | None) -> bool:
+    if created_by is None:
+        return path.is_file()
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["created_by"] == created_by
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or a folder and the files in it, are on the disk.
+    """Wait until a file, or a folder and all files in it, are on the disk.
 
-    Before a rename: after a power cut there could otherwise be the new name and no content.
+    Call this before a rename; otherwise a power failure can leave the new name without its content.
+
+    Args:
+        path: File or folder.
     """
     if path.is_dir():
         for inside in path.iterdir():
@@ -102,9 +130,13 @@ def flush_to_disk(path: Path) -> None:
 
 
 def flush_entry(path: Path) -> None:
-    """Wait until one file, or the names in a folder, are on the disk."""
+    """Wait until one file, or the list of names in a folder, is on the disk.
+
+    Args:
+        path: File or folder.
+    """
     if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
+        return  # Windows cannot open folders.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,8 +148,8 @@ def _replace(path: Path, unfinished: Path) -> None:
     if not (unfinished.is_dir() and path.exists()):
         os.replace(unfinished, path)
         return
-    # A folder that is not empty cannot be renamed over. The old one steps aside first, and comes
-    # back if the new one cannot take its place.
+    # A rename cannot replace a folder that is not empty. The old folder is moved away first, and
+    # moved back if the new one cannot take its place.
     aside = unfinished.with_name(unfinished.name.replace("unfinished", "replaced"))
     path.rename(aside)
     try:
@@ -135,4 +167,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "check_output", "flush_entry", "flush_to_disk", "names_to_replace"]
+__all__ = ["atomic_output", "check_output", "flush_entry", "flush_to_disk"]

@@ -1,9 +1,9 @@
-"""Fixtures that all tests share. Nothing here touches the network or the user's caches."""
+"""Fixtures of all tests. The tests use neither the network nor the caches of the user."""
 
 import os
 import tempfile
 
-# Before datasets, huggingface_hub or transformers are imported: they read these once.
+# datasets, huggingface_hub and transformers read these variables once, when they are imported.
 CACHE = tempfile.TemporaryDirectory(prefix="selfvit-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = CACHE.name
@@ -28,14 +28,14 @@ def tiny_config():
         num_attention_heads=2,
         image_size=32,
         patch_size=8,
-        initializer_range=0.2,  # so that outputs depend on the image visibly
+        initializer_range=0.2,  # makes outputs depend clearly on the image
         dino_config=DINOConfig(num_prototypes=16, head_hidden_size=24, head_bottleneck_size=8),
     )
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config, tmp_path_factory):
-    """Folder of a SelfViTForDINO whose student and teacher differ, with its image processor."""
+    """Checkpoint of a SelfViTForDINO whose student and teacher differ, with an image processor."""
     torch.manual_seed(0)
     model = SelfViTForDINO(tiny_config)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def tiny_checkpoint(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """Seven images of three classes in a nested folder."""
+    """Nested folder with seven images of three classes."""
     folder = tmp_path_factory.mktemp("images")
     paths = ["cat/1.png", "cat/2.JPG", "cat/more/3.png", "dog/1.png", "dog/2.png", "owl/1.png"]
     for seed, path in enumerate([*paths, "owl/2.webp"]):

@@ -1,14 +1,14 @@
-"""The code blocks of a documentation page, read and run in order, as a reader would.
+"""Run the code blocks of a documentation page in order, as a reader would.
 
     python -m tests.documentation PAGE
 
 runs the `python` and `bash` blocks of a page in the current folder. Python blocks share a
-namespace, as the cells of a notebook do; a bash block stops at its first failing command. Comments
-in a page, which a reader does not see, say what is otherwise:
+namespace, like the cells of a notebook; a bash block stops at the first command that fails. Hidden
+comments in the page change how it is tested:
 
-    <!-- test: not run: REASON -->      the next block is not run
-    <!-- test: append OPTIONS -->       each `selfvit train` of the next block has these, too
-    <!-- test: fixtures NAME ... -->    what the page needs beside the folders of images (anywhere)
+    <!-- test: not run: REASON -->      skip the next block
+    <!-- test: append OPTIONS -->       add options to each `selfvit train` of the next block
+    <!-- test: fixtures NAME ... -->    fixtures that the page needs besides the image folders
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 RUN = ("python", "bash")
-SHOWN = ("text", "json", "yaml", "bibtex")  # what a command prints, what a file holds
+SHOWN = ("text", "json", "yaml", "bibtex")  # output of commands and content of files
 DIRECTIVE = re.compile(r"<!-- test: (not run:|append|fixtures) (.+?) -->\n?")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block.
+    """Fenced code block.
 
     Args:
-        line: number of the line that its code starts at, from 1.
-        language: as the page says it.
-        code: what the reader sees.
-        not_run: why it is not run, or None.
-        append: options for each `selfvit train`, as bash reads them.
+        line: Number of the first line of the code, from 1.
+        language: Language of the block.
+        code: Code of the block.
+        not_run: Reason why the block is not run, or None.
+        append: Options that are added to each `selfvit train`, in bash syntax.
     """
 
     line: int
@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page has to run, and what it needs for that."""
+    """Code blocks of a page and the fixtures that they need."""
 
     blocks: list[Block]
     fixtures: list[str]
@@ -58,7 +58,7 @@ def read_page(path: Path) -> Page:
     """Read the blocks of a page.
 
     Raises:
-        ValueError: if a comment for the tests is not understood, or stands before no block.
+        ValueError: If a test comment is invalid, or is not followed by a block.
     """
     blocks: list[Block] = []
     fixtures: list[str] = []
@@ -67,7 +67,7 @@ def read_page(path: Path) -> Page:
         where = f"{path}:{(token.map or [0])[0] + 1}"
         if token.type == "html_block" and "test:" in token.content:
             if DIRECTIVE.sub("", token.content):
-                raise ValueError(f"{where}: not understood: {token.content!r}; see {__file__}.")
+                raise ValueError(f"{where}: invalid comment {token.content!r}; see {__file__}.")
             for keyword, value in DIRECTIVE.findall(token.content):
                 if keyword == "fixtures":
                     fixtures += value.split()
@@ -76,13 +76,13 @@ def read_page(path: Path) -> Page:
         elif token.type == "fence":
             assert token.map is not None
             if "append" in waiting and "selfvit train" not in token.content:
-                raise ValueError(f"{where}: options are appended to no `selfvit train`.")
+                raise ValueError(f"{where}: the block has no `selfvit train` to append options to.")
             blocks.append(Block(token.map[0] + 2, token.info.strip(), token.content, **waiting))
             waiting = {}
         elif waiting and token.type != "html_block":
-            raise ValueError(f"{where}: a comment for the tests stands before no block.")
+            raise ValueError(f"{where}: the last test comment is not followed by a block.")
     if waiting:
-        raise ValueError(f"{path}: the last comment for the tests stands before no block.")
+        raise ValueError(f"{path}: the last test comment is not followed by a block.")
     return Page(blocks, fixtures)
 
 
@@ -90,7 +90,7 @@ def run_page(path: Path) -> None:
     """Run the blocks of a page in the current folder.
 
     Raises:
-        Exception: the first block's that fails; its traceback has the page's line numbers.
+        Exception: If a block fails; the traceback contains the line numbers of the page.
     """
     namespace = {"__name__": "__main__"}
     for block in read_page(path).blocks:
@@ -98,14 +98,14 @@ def run_page(path: Path) -> None:
             continue
         print(f"--- {path}:{block.line}\n{block.code}", flush=True)
         if block.language == "python":
-            code = "\n" * (block.line - 1) + block.code  # a traceback then names lines of the page
+            code = "\n" * (block.line - 1) + block.code  # line numbers as in the page
             exec(compile(code, str(path), "exec"), namespace)
         else:
             subprocess.run(["bash", "-euo", "pipefail", "-c", bash_of(block)], check=True)
 
 
 def bash_of(block: Block) -> str:
-    """Return the script of a bash block: with appended options, `selfvit` is a function first."""
+    """Return the script of a bash block; a `selfvit` function appends the options, if any."""
     if not block.append:
         return block.code
     return f"""selfvit() {{

@@ -1,4 +1,4 @@
-"""A repository of the Hub in memory: commits on branches and pull requests."""
+"""In-memory repository of the Hub: commits on branches and pull requests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a commit.
+    """File of a commit.
 
     Args:
-        content: bytes.
-        sha256: hexadecimal, if it is in LFS; None for a regular one.
+        content: Content of the file.
+        sha256: SHA-256 hash in hexadecimal if the file is in LFS; None for a regular file.
     """
 
     content: bytes
@@ -25,12 +25,12 @@ class StoredFile:
 
     @property
     def git_sha(self) -> str:
-        """What git calls its content."""
+        """Hash of the content in git."""
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
     @property
     def oid(self) -> str:
-        """What the Hub calls its content."""
+        """Hash of the content on the Hub."""
         return self.sha256 or self.git_sha
 
 
@@ -39,7 +39,7 @@ Files = dict[str, StoredFile]  # by path
 
 @dataclass(frozen=True)
 class Commit:
-    """All files as they are after it, and what it was called."""
+    """Commit with its message and all files of the repository after it."""
 
     sha: str
     message: str
@@ -47,16 +47,17 @@ class Commit:
 
 
 class MissingObjectError(Exception):
-    """A commit names an LFS object that was never uploaded."""
+    """Commit that refers to an LFS object that was not uploaded."""
 
 
 @dataclass
 class Repository:
-    """Branches, pull requests, and the commits of each.
+    """Branches and pull requests with their commits.
 
     Args:
-        owner: user who may write.
-        private: whether others may not read.
+        owner: User with write access.
+        private: Whether only the owner has read access.
+        refs: Commits of each branch and pull request, oldest first.
     """
 
     owner: str
@@ -69,7 +70,7 @@ class Repository:
 
     @property
     def main(self) -> Commit:
-        """The newest commit of main."""
+        """Newest commit of main."""
         return self.refs["refs/heads/main"][-1]
 
     @property
@@ -83,7 +84,7 @@ class Repository:
         return [name for name in self.refs if name.startswith("refs/pr/")]
 
     def at(self, revision: str) -> Commit | None:
-        """Return the commit of a branch, a pull request or a hash; None if there is none."""
+        """Return the commit of a branch, pull request or hash, or None if it does not exist."""
         for name in (f"refs/heads/{revision}", revision):
             if name in self.refs:
                 return self.refs[name][-1]
@@ -91,7 +92,7 @@ class Repository:
         return next((commit for commit in commits if commit.sha == revision), None)
 
     def branch(self, name: str, start: str = "main") -> bool:
-        """Make a branch; return whether it is new."""
+        """Create a branch; return False if it exists or its start does not."""
         commit = self.at(start)
         if f"refs/heads/{name}" in self.refs or commit is None:
             return False
@@ -99,16 +100,21 @@ class Repository:
         return True
 
     def open_pull_request(self) -> str:
-        """Return the name of a new pull request that starts at main."""
+        """Open a pull request that starts at main; return its name."""
         name = f"refs/pr/{len(self.pull_requests) + 1}"
         self.refs[name] = [self.main]
         return name
 
     def apply(self, revision: str, payload: bytes, lfs: Mapping[str, bytes]) -> Commit:
-        """Add a commit, from the lines that the client sends.
+        """Add a commit.
+
+        Args:
+            revision: Branch or pull request to commit to.
+            payload: Lines of JSON that the client sends.
+            lfs: Uploaded LFS objects by SHA-256 hash.
 
         Raises:
-            MissingObjectError: if content was not uploaded; nothing is committed then.
+            MissingObjectError: If an LFS object was not uploaded; nothing is committed then.
         """
         name = revision if revision in self.refs else f"refs/heads/{revision}"
         files, message = dict(self.refs[name][-1].files), ""

@@ -1,4 +1,4 @@
-"""How the Hub of the tests reads requests: who asks, what they may, what goes wrong, the log."""
+"""Request handling of the test Hub: authentication, permissions, injected faults and the log."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from .hub_repository import Commit, Repository
 
 USER, TOKEN = "local-user", "hf_local"
 OTHER_USER, OTHER_TOKEN = "other-user", "hf_other"
-PAGES_USER, PAGES_TOKEN = "USER", "hf_pages"  # the documentation's
+PAGES_USER, PAGES_TOKEN = "USER", "hf_pages"  # used in the documentation
 USERS = {TOKEN: USER, OTHER_TOKEN: OTHER_USER, PAGES_TOKEN: PAGES_USER}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the log keeps: method, path, bytes of the body that arrived, status of the answer.
+    """Entry of the request log.
 
-    The status is 0 where the connection was cut.
+    Args:
+        method: HTTP method.
+        path: Path of the URL.
+        num_bytes: Number of bytes of the body that were received.
+        status: HTTP status of the response; 0 if the connection was closed without one.
     """
 
     method: str
@@ -36,15 +40,16 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests of a kind.
+    """Fault that is injected into matching requests.
 
     Args:
-        method: of the request.
-        path: regular expression that its path matches.
-        times: how often; the fault then is over.
-        status: to answer with; 0 cuts the connection, in the middle of the body.
-        after_doing: do what was asked, and only then cut the connection: the answer is lost.
-        delay: seconds to wait with the answer; nothing else goes wrong then.
+        method: HTTP method of the requests.
+        path: Regular expression that matches the path of the requests.
+        times: Number of requests that fail.
+        status: HTTP status of the response; 0 closes the connection in the middle of the body.
+        after_doing: Whether to execute the request before the connection is closed, so that only
+            the response is lost.
+        delay: Seconds to delay the response; the request then succeeds.
     """
 
     method: str
@@ -56,17 +61,17 @@ class Fault:
 
     @property
     def cuts_request(self) -> bool:
-        """Whether the connection ends in the middle of the body."""
+        """Whether the connection is closed in the middle of the body."""
         return not (self.status or self.after_doing or self.delay)
 
 
 class ConnectionCut(Exception):
-    """The rest of a request is not read, and nothing is answered."""
+    """Close the connection without reading the rest of the request and without a response."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """An endpoint; `needs` is what the user must be allowed to: read, sign in, write."""
+    """Endpoint; `needs` is the required permission: "read", "sign in" or "write"."""
 
     methods: str
     path: str
@@ -75,7 +80,7 @@ class Route:
 
 
 class HubServer(ThreadingHTTPServer):
-    """What is stored, the log, and what is to go wrong."""
+    """Server with its repositories, request log and injected faults."""
 
     daemon_threads = True
 
@@ -89,7 +94,7 @@ class HubServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def next_fault(self, method: str, path: str) -> Fault | None:
-        """Return what shall go wrong with a request, once for each time it shall."""
+        """Return the fault for a request, if any, and count it as used."""
         with self.lock:
             for fault in self.faults:
                 if fault.times and fault.method == method and re.search(fault.path, path):
@@ -98,11 +103,11 @@ class HubServer(ThreadingHTTPServer):
         return None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing when a client went away."""
+        """Print nothing when a client disconnects."""
 
 
 class HubRequestHandler(BaseHTTPRequestHandler):
-    """Answers one client."""
+    """Handler of the requests of one client."""
 
     protocol_version = "HTTP/1.1"
     routes: ClassVar[list[Route]]
@@ -112,10 +117,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     lose_answer: bool
 
     def log_message(self, *args: object) -> None:
-        """Print nothing; the server keeps a log."""
+        """Print nothing; the server has its own log."""
 
     def handle_one(self) -> None:
-        """Read a request, answer it or fail as asked, and log it."""
+        """Read a request, respond to it or inject a fault, and log it."""
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)
         self.body, self.status, self.lose_answer = b"", 0, False
@@ -127,7 +132,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 raise ConnectionCut
             self.body = self.rfile.read(size)
             if fault is not None and fault.status:
-                self.error(fault.status, "ServerError", "the server is not well")
+                self.error(fault.status, "ServerError", "injected server error")
                 return
             if fault is not None:
                 time.sleep(fault.delay)
@@ -144,7 +149,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one
 
     def answer_to(self, path: str) -> None:
-        """Find the route, check who asks, and call it."""
+        """Find the route of a request, check permissions, and call the endpoint."""
         for route in self.routes:
             match = re.fullmatch(route.path, path)
             if match and self.command in route.methods:
@@ -156,15 +161,15 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 return
         self.error(404, "EntryNotFound", f"no such endpoint: {self.command} {path}")
 
-    # --- who asks
+    # --- permissions
 
     @property
     def user(self) -> str | None:
-        """Who asks; None for nobody, or for a token that is not known."""
+        """User of the request; None without a token or with an unknown one."""
         return USERS.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def may(self, need: str, repo_id: str | None) -> bool:
-        """Return whether the user may do it, or answer why not."""
+        """Return whether the user has a permission; if not, send an error."""
         token_is_wrong = "Authorization" in self.headers and self.user is None
         if token_is_wrong or (need != "read" and self.user is None):
             self.error(401, "InvalidToken", "Invalid credentials in Authorization header")
@@ -187,20 +192,20 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         return True
 
     def repository(self, repo: str) -> Repository:
-        """Return a repository that `may` has let through."""
+        """Return a repository; `may` has already checked the permission."""
         return self.server.repositories[repo]
 
     def commit_at(self, repo: str, revision: str) -> Commit | None:
-        """Return a commit, or answer that there is none."""
+        """Return a commit; if it does not exist, send an error and return None."""
         commit = self.repository(repo).at(revision)
         if commit is None:
             self.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    # --- answers
+    # --- responses
 
     def send(self, status: int, content: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Send bytes."""
+        """Send a response."""
         if self.status == 0 and self.lose_answer:
             raise ConnectionCut
         self.status = status
@@ -215,11 +220,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def send_json(
         self, value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Send JSON."""
+        """Send a JSON response."""
         content_type = ("Content-Type", "application/json")
         self.send(status, json.dumps(value).encode(), [content_type, *headers])
 
     def error(self, status: int, code: str, message: str) -> None:
-        """Send an error as the Hub words them."""
+        """Send an error in the format of the Hub."""
         headers = [("X-Error-Code", code), ("X-Error-Message", message)]
         self.send_json({"error": message}, status, headers)

@@ -1,4 +1,4 @@
-"""Real image files of the awkward kinds that real folders hold."""
+"""Image files with the unusual formats and defects that occur in real folders."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ LIGHT, DARK = 200, 40
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth random color, so that JPEG keeps it."""
+    """Return an image of smooth random colors, which JPEG changes little."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def light_left(width: int = 48, height: int = 32) -> Image.Image:
-    """Gray, the left half light, the right half dark."""
+    """Return a gray image whose left half is light and whose right half is dark."""
     pixels = np.full((height, width, 3), DARK, dtype=np.uint8)
     pixels[:, : width // 2] = LIGHT
     return Image.fromarray(pixels)
 
 
 def exif_rotated_jpeg(path: Path, orientation: int = 6) -> None:
-    """Stored with the light half on the left; 6 shows it on top."""
+    """Write a photo stored with the light half on the left; orientation 6 shows it on top."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     light_left().save(path, "JPEG", quality=95, exif=exif)
@@ -41,7 +41,7 @@ def cmyk_jpeg(path: Path) -> None:
 
 
 def sixteen_bit_png(path: Path, value: int = 32896) -> None:
-    """One gray of 16 bits: 32896 is 128 in 8 bits."""
+    """Write an image of one 16-bit gray value; 32896 is 128 in 8 bits."""
     Image.fromarray(np.full((32, 48), value, dtype=np.uint16)).save(path, "PNG")
 
 
@@ -52,7 +52,7 @@ def float_tiff(path: Path, value: float = 0.5) -> None:
 
 
 def palette_png(path: Path) -> None:
-    """Palette with one transparent color."""
+    """Write an image with a palette that contains transparent colors."""
     image = light_left().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     image.save(path, "PNG", transparency=bytes([0, 128, 255, 255]))
 
@@ -74,7 +74,7 @@ def gray_jpeg(path: Path) -> None:
 
 
 def animated_gif(path: Path) -> None:
-    """The first frame has the light half on the left, the second on the right."""
+    """Write two frames: the light half is on the left in the first, on the right in the second."""
     second = light_left().transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     light_left().save(path, "GIF", save_all=True, append_images=[second], duration=50)
 
@@ -98,11 +98,11 @@ def empty_jpeg(path: Path) -> None:
 
 
 def text_jpeg(path: Path) -> None:
-    path.write_text("This is no image.\n")
+    path.write_text("This is not an image.\n")
 
 
 def damaged_png(path: Path) -> None:
-    """The signature and the size are right, the rest is nonsense."""
+    """Write a file with a valid signature and size, but invalid content."""
     buffer = io.BytesIO()
     noise(64, 64).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())
@@ -111,12 +111,12 @@ def damaged_png(path: Path) -> None:
 
 
 def bomb_png(path: Path) -> None:
-    """400 megapixels in 49 kB: above twice Pillow's limit."""
+    """Write 400 megapixels in 49 kB: more than twice Pillow's limit."""
     Image.new("1", (20_000, 20_000)).save(path, "PNG")
 
 
 def huge_png(path: Path) -> None:
-    """90 megapixels: between Pillow's limit, where it warns, and twice the limit."""
+    """Write 90 megapixels: between Pillow's limit for warnings and twice that limit."""
     Image.new("1", (10_000, 9_000), 1).save(path, "PNG")
 
 
@@ -143,7 +143,7 @@ UNREADABLE = {
 
 
 def write_all(folder: Path, without: tuple[str, ...] = ()) -> None:
-    """One file of every kind, readable and unreadable."""
+    """Write one file of every kind, readable and unreadable, except those in `without`."""
     writers = {**READABLE, **{name: write for name, (write, _) in UNREADABLE.items()}}
     for name in writers.keys() - set(without):
         writers[name](folder / name)

@@ -1,7 +1,8 @@
-"""A Hugging Face Hub on 127.0.0.1: repositories, LFS uploads, commits, downloads, and faults.
+"""Local Hugging Face Hub on 127.0.0.1: repositories, LFS uploads, commits, downloads, and faults.
 
-It follows what `huggingface_hub` sends; it is no proof that the real Hub accepts a call. Clients
-are processes of their own with `LocalHub.environment`: the library reads it once, when imported.
+It implements the requests that `huggingface_hub` sends; the real Hub may behave differently. Every
+client runs in its own process with `LocalHub.environment`, because the library reads its
+environment only when it is imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ REGULAR = (".json", ".md", ".py", ".txt", ".gitattributes", ".yaml", ".yml", ".p
 
 
 class Handler(HubRequestHandler):
-    """The endpoints."""
+    """Endpoints of the Hub."""
 
     # --- accounts and repositories
 
@@ -101,7 +102,7 @@ class Handler(HubRequestHandler):
 
     def lfs_batch(self, repo: str) -> None:
         asked = json.loads(self.body)
-        if "ref" in asked and self.user != self.repository(repo).owner:  # not for a pull request
+        if "ref" in asked and self.user != self.repository(repo).owner:  # a pull request has no ref
             self.error(403, "Forbidden", "Authorization error.")
             return
         objects = []
@@ -191,7 +192,7 @@ class Handler(HubRequestHandler):
 
 
 def _entries(commit: Commit) -> dict[str, dict[str, Any]]:
-    """Return what the Hub says of each file and folder, by path."""
+    """Return the metadata that the Hub sends for each file and folder, by path."""
     entries: dict[str, dict[str, Any]] = {}
     for path, file in sorted(commit.files.items()):
         for folder in list(PurePosixPath(path).parents)[:-1]:
@@ -204,7 +205,7 @@ def _entries(commit: Commit) -> dict[str, dict[str, Any]]:
     return entries
 
 
-# Data sets are called datasets/OWNER/NAME throughout, as in their addresses.
+# Datasets have the name datasets/OWNER/NAME everywhere, as in their URLs.
 REPO = r"(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"
 API = rf"/api/(?:models/)?{REPO}"
@@ -228,25 +229,25 @@ Handler.routes = [
 
 
 class LocalHub(HubServer):
-    """`with LocalHub() as hub:` serves on `hub.url` until the block ends."""
+    """Hub that serves requests on `hub.url` within `with LocalHub() as hub:`."""
 
     def __init__(self) -> None:
         super().__init__(Handler)
 
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
-        """Return the variables of a client whose caches are in `home`."""
+        """Return the environment variables of a client with its caches in `home`."""
         values = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",  # the client would ask for it wherever hf_xet is installed
+            "HF_HUB_DISABLE_XET": "1",  # the client would use it if hf_xet is installed
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
         }
         return values if token is None else {**values, "HF_TOKEN": token}
 
     def sent(self, method: str, path: str) -> list[Request]:
-        """Return the requests of a kind, in their order."""
+        """Return the requests with a method and a path that matches a pattern, in their order."""
         return [
             request
             for request in self.requests

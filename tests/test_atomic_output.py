@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from selfvit.atomic_output import atomic_output
+from selfvit.atomic_output import atomic_output, check_output
 
 
 def make_folder(path, content):
@@ -81,3 +81,56 @@ def test_a_killed_process_leaves_what_was_there(tmp_path):
     result = subprocess.run([sys.executable, "-c", code])
     assert result.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+class TestCheckOutput:
+    @pytest.fixture
+    def earlier(self, tmp_path):
+        folder = tmp_path / "earlier"
+        folder.mkdir()
+        (folder / "report.json").write_text('{"created_by": "selfvit embed"}')
+        (folder / "model.bin").touch()
+        return folder
+
+    def check(self, folder, overwrite=True):
+        check_output(
+            folder,
+            "report.json",
+            overwrite,
+            files=("report.json", "model*"),
+            created_by="selfvit embed",
+        )
+
+    def test_new_and_empty_folders_are_accepted(self, tmp_path):
+        self.check(tmp_path / "new", overwrite=False)
+        self.check(tmp_path, overwrite=False)
+
+    @pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+    def test_files_and_links_are_refused(self, kind, earlier, tmp_path):
+        path = tmp_path / "output"
+        if kind == "file":
+            path.touch()
+        else:
+            path.symlink_to(earlier if kind == "link" else tmp_path / "missing")
+        with pytest.raises(FileExistsError, match="is a file or a link"):
+            self.check(path)
+
+    def test_an_earlier_result_is_replaced_only_with_overwrite(self, earlier):
+        self.check(earlier)
+        with pytest.raises(FileExistsError, match="is not empty; .* --overwrite"):
+            self.check(earlier, overwrite=False)
+
+    @pytest.mark.parametrize("content", [None, "{}", "[]", "text", '{"created_by": "me"}'])
+    def test_a_folder_without_the_marker_is_not_replaced(self, content, earlier):
+        if content is None:
+            (earlier / "report.json").unlink()
+        else:
+            (earlier / "report.json").write_text(content)
+        with pytest.raises(FileExistsError, match=r"but no report.json created by 'selfvit embed'"):
+            self.check(earlier)
+
+    def test_a_folder_with_another_file_is_not_replaced(self, earlier):
+        (earlier / "notes.txt").touch()
+        with pytest.raises(FileExistsError, match=r"notes.txt, which 'selfvit embed' did not"):
+            self.check(earlier)
+        check_output(earlier, "report.json", overwrite=True)  # any name is allowed without `files`

@@ -159,7 +159,7 @@ class TestErrors:
         output.parent.mkdir()
         output.write_bytes(b"my photo")
         result = draw(plot, model="/nowhere/model", data="/nowhere/photos")
-        assert result.exit_code == 2 and "exists; give a new path" in result.stderr
+        assert result.exit_code == 2 and "exists; choose a new path" in result.stderr
         assert output.read_bytes() == b"my photo"
         assert draw(plot, "--overwrite").exit_code == 0
         assert Image.open(output).format == "PNG" and os.listdir(output.parent) == [output.name]

@@ -324,13 +324,13 @@ class TestRunner:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("<!-- test: skip -->\n```bash\ntrue\n```\n", "not understood"),
-            ("<!-- test: not run: no reason -->\n\nText.\n", "before no block"),
-            ("<!-- test: append --x 1 -->\n", "before no block"),
+            ("<!-- test: skip -->\n```bash\ntrue\n```\n", "invalid comment"),
+            ("<!-- test: not run: no reason -->\n\nText.\n", "not followed by a block"),
+            ("<!-- test: append --x 1 -->\n", "not followed by a block"),
             ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "no `selfvit train`"),
         ],
     )
-    def test_a_comment_that_says_nothing_is_an_error(self, text, message, tmp_path):
+    def test_an_invalid_test_comment_is_an_error(self, text, message, tmp_path):
         (tmp_path / "page.md").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_page(tmp_path / "page.md")

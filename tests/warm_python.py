@@ -1,12 +1,12 @@
-"""A Python that has the slow imports behind it: one process imports, each command is its fork.
+"""Fork server for Python commands: the slow imports run once, in the process that is forked.
 
-Importing torch and transformers takes seconds, and the documentation has dozens of commands. A
-command still is a process of its own, with its own arguments, folder, environment and exit code.
-Only what a library reads from the environment while it is imported is as the server was started
-with.
+Importing torch and transformers takes seconds, and the documentation contains dozens of commands.
+Each command still runs in its own process with its own arguments, folder, environment and exit
+code. The only difference: variables that a library reads when it is imported have the values that
+they had when the server was started.
 """
 
-# Linux and macOS: it needs fork and sockets that carry file descriptors.
+# Requires Linux or macOS: fork, and sockets that transfer file descriptors.
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# What the commands of the documentation spend their seconds importing.
+# Slow imports of the commands in the documentation.
 PRELOAD = (
     "datasets",
     "accelerate",
@@ -36,7 +36,7 @@ PRELOAD = (
     "selfvit.training.train",
 )
 
-# Runs without `site`, so that it starts in milliseconds; only the standard library is there.
+# Runs without `site`, to start within milliseconds; it can use only the standard library.
 CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
@@ -54,14 +54,15 @@ sys.exit(int(connection.recv(16) or b"1"))
 
 @contextmanager
 def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
-    """Start the server, and make a folder of commands for PATH: `python` and `selfvit`.
+    """Start the server, and create a folder for PATH with the commands `python` and `selfvit`.
 
     Args:
-        folder: empty; for the socket and the commands. Short, as a socket's path has 107 bytes.
-        environment: variables that libraries read while they are imported.
+        folder: Empty folder for the socket and the commands. Its path must be short: the path of a
+            socket has at most 107 bytes.
+        environment: Variables that libraries read when they are imported.
 
     Yields:
-        The folder of the commands.
+        Folder of the commands.
     """
     address = folder / "socket"
     commands = folder / "bin"
@@ -74,12 +75,12 @@ def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
         [sys.executable, "-m", "tests.warm_python", str(address)],
         cwd=Path(__file__).parents[1],
         env={"OMP_NUM_THREADS": "1", **os.environ, **environment},
-        stdin=subprocess.PIPE,  # its end tells the server to stop, even if the tests were killed
+        stdin=subprocess.PIPE,  # the server stops when it is closed, even if the tests are killed
         stdout=subprocess.PIPE,
     )
     try:
         assert server.stdout is not None and server.stdin is not None
-        assert server.stdout.readline() == b"ready\n", "the warm Python did not start"
+        assert server.stdout.readline() == b"ready\n", "the fork server did not start"
         yield commands
     finally:
         server.stdin.close()
@@ -88,7 +89,7 @@ def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
 
 
 def serve(address: str) -> None:
-    """Fork a child for every connection, until standard input ends."""
+    """Fork a child process for every connection, until standard input is closed."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -105,7 +106,7 @@ def serve(address: str) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Run one command, in a child so that its exit code is known whatever ends it."""
+    """Run one command in a child process, so that its exit code is known even if it is killed."""
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
     request = json.loads(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
     command = os.fork()
@@ -121,7 +122,7 @@ def answer(connection: socket.socket) -> None:
 
 
 def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
-    """Do what `python ARGUMENTS` does in that folder, and end the process."""
+    """Run `python ARGUMENTS` in a folder, and exit the process."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -135,7 +136,7 @@ def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -
             print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-    # Taking apart every object that the imports made would take longer than most commands.
+    # A normal exit would free all imported objects, which takes longer than most commands.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -151,7 +152,7 @@ def execute(arguments: Sequence[str]) -> None:
         sys.argv = list(arguments)
         runpy.run_path(arguments[0], run_name="__main__")
     else:
-        sys.exit(f"warm Python knows -m MODULE and FILE, not {shlex.join(arguments)}.")
+        sys.exit(f"the arguments must be -m MODULE or FILE, not {shlex.join(arguments)}.")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ..data.image_source import NO_LABEL, ChosenSource, ImageSource, RecordSourc
 from ..data.sources import open_images
 from ..data.stream_reader import StreamPosition, StreamReader
 from ..data.workers import use_one_thread
-from ..embedding.embedder import EmbeddedImages, Embedder, evaluating
+from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
 from ..evaluation.bootstrap import Figure
 from ..evaluation.comparison import Measurement
 from ..evaluation.evaluate import (
@@ -150,7 +150,7 @@ def open_evaluation_images(
 
 
 def _first_images(source: StreamingImageSource, limit: int) -> RecordSource:
-    first_pass = StreamReader(source, seed=0).rest_of_pass(StreamPosition())
+    first_pass = StreamReader(source, seed=0).read_epoch(StreamPosition())
     with closing(first_pass):
         records = [record for record, _ in itertools.islice(first_pass, limit)]
     return RecordSource(records, f"first of the {source.description}", source.label_names)
@@ -248,7 +248,7 @@ class Evaluation:
             embedded.labels[is_labeled], embedded.label_names, np.arange(len(names)), names
         )
         # evaluating: a batch norm would take the test images' statistics, and learn them
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), eval_mode(self.model):
             vectors = torch.from_numpy(embedded.vectors[is_labeled]).to(self.model.device)
             predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
         return {"accuracy": predictions == labels}

@@ -1,1 +1,1 @@
-"""Pictures: attention, PCA of patches, reconstructions, maps of embeddings."""
+"""Visualization: attention maps, PCA of patches, reconstructions, embedding maps."""

@@ -1,4 +1,4 @@
-"""What the class token attends to in the last block (DINO, arXiv 2104.14294, Fig. 1 and 3)."""
+"""Attention maps of the class token in the last block (DINO, arXiv 2104.14294, Fig. 1 and 3)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..embedding.embedder import evaluating
-from .figures import draw_panels, heat, require_matplotlib
-from .inputs import as_seen, preprocess_images
+from ..embedding.embedder import eval_mode
+from .figures import draw_panels, heatmap, require_matplotlib
+from .inputs import denormalize, preprocess_images
 
 # B images · A heads · T tokens · N patches = rows x columns
 
@@ -23,17 +23,17 @@ MAX_HEADS = 6
 
 
 def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """Return the class token's attention to every patch in the last block, head by head.
+    """Return the attention of the class token to every patch in the last block, for each head.
 
-    The model is left as it was: attention implementation, and training or evaluation mode.
+    The attention implementation and the mode (training or evaluation) of the model do not change.
 
     Args:
-        model: an encoder, or any model around one (of a model with a teacher, its teacher is used).
-        pixel_values: (B, C, H, W), normalized.
+        model: Encoder, or model that contains one (if the model has a teacher, the teacher).
+        pixel_values: Normalized pixels, (B, C, H, W).
 
     Returns:
-        (B, A, rows, columns), float32; a map sums to at most 1, what is missing goes to the class
-        and register tokens.
+        Attention, (B, A, rows, columns), float32. A map sums to at most 1; the rest is the
+        attention to the class and register tokens.
     """
     encoder = cast(Any, model.base_model)
     patch_size = encoder.config.patch_size
@@ -41,12 +41,12 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     by_class_token: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, outputs: tuple[Tensor, Tensor]) -> None:
-        by_class_token.append(outputs[1][:, :, 0])  # of (B, A, T, T)
+        by_class_token.append(outputs[1][:, :, 0])  # (B, A, T, T) -> (B, A, T)
 
-    # not by output_attentions, which would hold those of all blocks, gigabytes for a large image
+    # `output_attentions` would keep the attention of all blocks: gigabytes for a large image.
     hook = encoder.layers[-1].attention.register_forward_hook(keep)
     try:
-        with evaluating(encoder), _eager(encoder), torch.no_grad():
+        with eval_mode(encoder), _eager(encoder), torch.no_grad():
             encoder(pixel_values.to(encoder.device))
     finally:
         hook.remove()
@@ -59,20 +59,20 @@ def plot_attention_maps(
     images: Sequence[Image.Image],
     path: str | os.PathLike[str],
 ) -> None:
-    """Draw attention maps as a PNG: one row an image.
+    """Draw attention maps as a PNG with one row per image.
 
-    A row has the image as the model saw it, the mean over all heads, and the first heads, six at
-    most. Each map has its own scale, from its smallest to its largest value.
+    A row shows the preprocessed image, the mean over all heads, and up to six heads. Each map has
+    its own color scale, from its smallest to its largest value.
 
     Args:
-        model: as for `attention_maps`.
-        processor: an image processor of transformers, the checkpoint's own.
-        images: RGB, of any size.
-        path: of the PNG.
+        model: Model, as in `attention_maps`.
+        processor: Image processor of the checkpoint.
+        images: RGB images of any size.
+        path: PNG file to write.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: if there is no image.
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no image.
     """
     rows = attention_panels(model, processor, preprocess_images(images, processor))
     titles = ["image", "mean of heads"] + [f"head {head + 1}" for head in range(len(rows[0]) - 2)]
@@ -82,33 +82,34 @@ def plot_attention_maps(
 def attention_panels(
     model: PreTrainedModel, processor: Any, pixel_values: Tensor
 ) -> list[list[np.ndarray]]:
-    """Return a row of panels an image: as it was seen, the mean over all heads, the first heads.
+    """Return a row of panels per image: the image, the mean over all heads, the first heads.
 
     Args:
-        model: as for `attention_maps`.
-        processor: whose normalization is undone.
-        pixel_values: (B, C, H, W), normalized.
+        model: Model, as in `attention_maps`.
+        processor: Image processor that normalized the pixels.
+        pixel_values: Normalized pixels, (B, C, H, W).
 
     Returns:
-        B rows of at most eight panels: (H, W, 3), then (rows, columns, 3), in [0, 1].
+        B rows of at most eight panels with values in [0, 1]: the image, (H, W, 3), then the maps,
+        (rows, columns, 3).
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
-    # image by image, for the same reason as above
+    # One image at a time, to limit the memory for attention.
     maps = [attention_maps(model, values)[0].cpu().numpy() for values in pixel_values.split(1)]
     return [
-        [seen, heat(heads.mean(axis=0)), *map(heat, heads[:MAX_HEADS])]
-        for seen, heads in zip(as_seen(pixel_values, processor), maps, strict=True)
+        [image, heatmap(heads.mean(axis=0)), *map(heatmap, heads[:MAX_HEADS])]
+        for image, heads in zip(denormalize(pixel_values, processor), maps, strict=True)
     ]
 
 
 @contextmanager
 def _eager(encoder: PreTrainedModel) -> Iterator[None]:
-    """Use the one implementation that returns attention."""
+    """Use the eager implementation, the only one that returns attention."""
     implementation = encoder.config._attn_implementation
-    # "" is the encoder alone: an objective's part of the configuration has no attention
+    # "" selects the encoder only; the sub-configuration of an objective has no attention.
     encoder.set_attn_implementation({"": "eager"})
     try:
         yield

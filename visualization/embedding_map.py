@@ -1,4 +1,4 @@
-"""A map of embeddings: t-SNE to the plane (van der Maaten and Hinton, JMLR 2008), with pictures."""
+"""Embedding map: t-SNE in two dimensions (van der Maaten and Hinton, JMLR 2008) with thumbnails."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 1600, 1040  # pixels
 MARGIN, TITLE_HEIGHT, LEGEND_WIDTH = 24, 56, 260  # pixels
-THUMBNAIL = 42  # pixels, longest side
-THUMBNAIL_DISTANCE = 68  # pixels between the centers of two thumbnails, so that points show between
-MAX_LEGEND_CLASSES = 30  # more do not fit the height
+THUMBNAIL = 42  # pixels, longer side
+THUMBNAIL_DISTANCE = 68  # pixels between the centers of thumbnails; points remain visible between
+MAX_LEGEND_CLASSES = 30  # more do not fit into the height
 
 
 def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 30) -> np.ndarray:
-    """Lay vectors out in the plane by t-SNE, so that neighbors by cosine stay neighbors.
+    """Project vectors to two dimensions with t-SNE, which keeps neighbors by cosine close.
 
-    Distances between clusters and sizes of clusters mean nothing in such a map.
+    Distances between clusters and sizes of clusters are not meaningful in such a map.
 
     Args:
-        vectors: (N, E); minutes for more than 10,000.
-        seed: of the optimization.
-        perplexity: neighbors that each point is to keep; at most (N - 1) / 3 is used.
+        vectors: Vectors, (N, E); more than 10,000 take minutes.
+        seed: Random seed of the optimization.
+        perplexity: Approximate number of neighbors considered for each point; limited to
+            (N - 1) / 3.
 
     Returns:
-        (N, 2), float32.
+        Positions, (N, 2), float32.
 
     Raises:
-        ImportError: without scikit-learn.
-        ValueError: for fewer than 4 vectors, or vectors of one dimension.
+        ImportError: If scikit-learn is not installed.
+        ValueError: If N is below 4 or E is below 2.
     """
     try:
         from sklearn.manifold import TSNE
@@ -48,7 +49,10 @@ def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 
         ) from error
     vectors = np.asarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) < 4 or vectors.shape[1] < 2:
-        raise ValueError(f"vectors must be (N, E) with N >= 4 and E >= 2, not {vectors.shape}.")
+        raise ValueError(
+            f"vectors must be (N, E) with N >= 4 and E >= 2, but the shape is {vectors.shape}; "
+            "use more images."
+        )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     directions = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
     tsne = TSNE(
@@ -61,14 +65,14 @@ def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 
 
 
 def select_thumbnails(positions: np.ndarray, min_distance: float) -> list[int]:
-    """Choose points, first come first served, none closer than a distance to one chosen before.
+    """Select points greedily in their order, with a minimum distance to all selected points.
 
     Args:
-        positions: (N, 2).
-        min_distance: in the unit of the positions.
+        positions: Positions, (N, 2).
+        min_distance: Minimum distance, in the unit of the positions.
 
     Returns:
-        indices of the chosen points, ascending.
+        Indices of the selected points, ascending.
     """
     chosen: list[int] = []
     for index, position in enumerate(positions):
@@ -91,34 +95,35 @@ def plot_embedding_map(
 ) -> None:
     """Draw an embedding map as a PNG of 1600 x 1040 pixels.
 
-    Points are colored by class; a part of the images stands at its points, framed in its class'
-    color, where there is room.
+    Points are colored by class. Where there is room, the image of a point is drawn as a thumbnail,
+    framed in the color of its class.
 
     Args:
-        vectors: (N, E).
-        images: N images, or None for points only. Only those drawn are read, so a lazy sequence
-            will do.
-        labels: (N,) class indices, or None for points of one color.
-        label_names: name of each class, by index, or None for the indices themselves.
-        path: of the PNG.
-        seed: of t-SNE, and of which images are drawn.
-        perplexity: as for `project_to_plane`.
-        title: above the map; by default it says what the map is.
+        vectors: Vectors, (N, E).
+        images: N images, or None to draw points only. Only images that are drawn are read, so a
+            lazy sequence is possible.
+        labels: Class indices, (N,), or None for points of one color.
+        label_names: Name of each class, by index, or None to show the indices.
+        path: PNG file to write.
+        seed: Random seed of t-SNE and of the selection of thumbnails.
+        perplexity: Perplexity, as in `project_to_plane`.
+        title: Title of the map; by default, it describes the map.
 
     Raises:
-        ImportError: without matplotlib or scikit-learn.
-        ValueError: as `project_to_plane`, or if there are not as many images or labels as vectors.
+        ImportError: If matplotlib or scikit-learn is not installed.
+        ValueError: If `project_to_plane` rejects the vectors, or the number of images or labels is
+            not the number of vectors.
     """
     for name, given in (("images", images), ("labels", labels)):
         if given is not None and len(given) != len(vectors):
             raise ValueError(
-                f"{name} ({len(given)}) and vectors ({len(vectors)}) must be equally many."
+                f"the numbers of {name} ({len(given)}) and vectors ({len(vectors)}) must be equal."
             )
     figure = new_figure(WIDTH, HEIGHT)
     right = MARGIN if labels is None else LEGEND_WIDTH
     width, height = WIDTH - MARGIN - right, HEIGHT - MARGIN - TITLE_HEIGHT
     axes = figure.add_axes((MARGIN / WIDTH, MARGIN / HEIGHT, width / WIDTH, height / HEIGHT))
-    # drawn in pixels of the axes, so that distances between thumbnails are distances on the screen
+    # The unit of the axes is one pixel, as for the distance between thumbnails.
     positions = _scale_to(
         project_to_plane(vectors, seed=seed, perplexity=perplexity), width, height
     )
@@ -137,7 +142,7 @@ def plot_embedding_map(
 
 
 def _scale_to(positions: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Stretch to the axes, leaving room for half a thumbnail at the edges (N, 2)."""
+    """Scale positions (N, 2) to the axes, with a margin of half a thumbnail at the edges."""
     low, high = positions.min(axis=0), positions.max(axis=0)
     unit = (positions - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     return THUMBNAIL * 0.75 + unit * (np.array([width, height]) - THUMBNAIL * 1.5)
@@ -171,7 +176,7 @@ def _draw_points(
 
 
 def _palette(num_classes: int) -> np.ndarray:
-    """Return the colors of the classes (L, 4); beyond 20 neighboring hues look alike."""
+    """Return the colors of the classes (L, 4); beyond 20 classes, adjacent hues look similar."""
     import matplotlib
 
     if num_classes <= 10:
@@ -185,7 +190,7 @@ def _draw_thumbnail(axes: Axes, position: np.ndarray, image: Image.Image, color:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     small = ImageOps.contain(image.convert("RGB"), (THUMBNAIL, THUMBNAIL))
-    # OffsetImage counts in points of 1/72 inch and rescales to the figure's resolution
+    # The unit of OffsetImage is a point of 1/72 inch.
     picture = OffsetImage(np.asarray(small), zoom=72 / axes.figure.dpi, interpolation="antialiased")
     frame = {"edgecolor": color, "linewidth": 1.5, "facecolor": "none"}
     axes.add_artist(AnnotationBbox(picture, tuple(position), pad=0.05, bboxprops=frame))

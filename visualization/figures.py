@@ -1,4 +1,4 @@
-"""Figures without pyplot: no global state and no window, safe in any process or thread."""
+"""Draw figures without pyplot: no global state and no window, safe in any process and thread."""
 
 from __future__ import annotations
 
@@ -17,33 +17,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 100
-# A panel shows its image enlarged by a whole number, so that its longer side has at least
-# MIN_PANEL pixels; larger images are shrunk to MAX_PANEL.
+# Images are enlarged by an integer factor until the longer side has at least MIN_PANEL pixels;
+# larger images are shrunk to MAX_PANEL pixels.
 MIN_PANEL, MAX_PANEL = 200, 512  # pixels
-TILE = 112  # pixels, of a small picture; half of a view of ImageNet
-GAP = 8  # pixels between panels, and around them
-HEADER = 34  # pixels
+TILE = 112  # longer side of a small panel in pixels: half of a view of ImageNet
+GAP = 8  # pixels between panels and around them
+HEADER = 34  # height of the titles in pixels
 
 
 def require_matplotlib() -> None:
-    """Say how to install matplotlib where it is missing.
+    """Check that matplotlib is installed.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: If it is not; the message explains how to install it.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'pictures need matplotlib; install it with pip install "selfvit[viz]".'
+            'figures need matplotlib; install it with pip install "selfvit[viz]".'
         ) from error
 
 
 def new_figure(width: int, height: int) -> Figure:
-    """Return an empty figure of (width, height) pixels that draws with Agg.
+    """Return an empty figure that is drawn with Agg.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +60,12 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all; the folder is made where it is missing."""
+    """Write a figure as a PNG, completely or not at all.
+
+    Args:
+        figure: Figure to write.
+        path: PNG file to write; missing parent folders are created.
+    """
     with atomic_output(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=PIXELS_PER_INCH)
 
@@ -65,30 +74,39 @@ def check_picture(path: Path, overwrite: bool = False) -> None:
     """Check that a picture can be drawn and written, before any work is done.
 
     Args:
-        path: of the PNG.
-        overwrite: whether a file there may be replaced.
+        path: PNG file to write.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: if there is a file already, or a folder.
-        ImportError: without matplotlib.
-        ValueError: for another extension than .png.
+        FileExistsError: If the file exists and may not be replaced, or is a folder.
+        ImportError: If matplotlib is not installed.
+        ValueError: If the extension is not .png.
     """
     if path.suffix.lower() != ".png":
-        raise ValueError(f"the picture is a PNG, and {str(path)!r} does not end in .png.")
+        raise ValueError(
+            f"the picture must be a PNG file, but {str(path)!r} does not end in .png; choose a "
+            "path that does."
+        )
     if path.is_dir():
-        raise FileExistsError(f"{str(path)!r} is a folder; give the path of a new .png file.")
+        raise FileExistsError(f"{str(path)!r} is a folder; choose the path of a new .png file.")
     if path.exists() and not overwrite:
         raise FileExistsError(
-            f"{str(path)!r} exists; give a new path, or --overwrite to replace the picture."
+            f"{str(path)!r} exists; choose a new path, or use --overwrite to replace the picture."
         )
     require_matplotlib()
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """Color a map from its smallest value, black, to its largest, light: (h, w) -> (h, w, 3).
+def heatmap(values: np.ndarray) -> np.ndarray:
+    """Color a map from black (smallest value) to light (largest value): (h, w) -> (h, w, 3).
+
+    Args:
+        values: Map, (h, w).
+
+    Returns:
+        Colors in [0, 1], (h, w, 3).
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     require_matplotlib()
     import matplotlib
@@ -100,18 +118,18 @@ def heat(values: np.ndarray) -> np.ndarray:
 def draw_panels(
     titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], path: str | os.PathLike[str]
 ) -> None:
-    """Draw a grid of panels as a PNG, each column under its title.
+    """Draw a grid of panels as a PNG with column titles.
 
-    All panels get the size of the first, pixel by pixel: nothing is interpolated unless images are
-    larger than a panel may be.
+    All panels are scaled to the size of the first one. Enlarged panels show every pixel as a
+    square; only panels that are shrunk are interpolated.
 
     Args:
-        titles: of the columns.
-        rows: of panels, a panel a title; each (height, width, 3), in [0, 1].
-        path: of the PNG.
+        titles: Titles of the columns.
+        rows: Rows of panels, one panel per title; each panel (height, width, 3), in [0, 1].
+        path: PNG file to write.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     panel_height, panel_width = _panel_size(*rows[0][0].shape[:2])
     width = GAP + len(titles) * (panel_width + GAP)
@@ -129,14 +147,16 @@ def draw_panels(
 
 
 def tile_panels(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Lay panels out as a small picture, without titles and without matplotlib.
+    """Arrange panels in a small picture without titles; matplotlib is not needed.
+
+    All panels are scaled to the size of the first one: it is enlarged by an integer factor, or
+    shrunk, so that its longer side has at most `TILE` pixels.
 
     Args:
-        rows: of equally many panels; each (height, width, 3), in [0, 1]. All get the size of the
-            first: enlarged by a whole number, or shrunk, to a longer side of TILE pixels at most.
+        rows: Rows of equal length; each panel (height, width, 3), in [0, 1].
 
     Returns:
-        (H, W, 3), uint8, white between the panels.
+        Picture, (H, W, 3), uint8, white between the panels.
     """
     height, width = _tile_size(*rows[0][0].shape[:2])
     size = (len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3)
@@ -167,7 +187,7 @@ def _shrunk(height: int, width: int, longest: int) -> tuple[int, int]:
 
 
 def _resized(panel: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a panel as eight-bit (height, width, 3); pixels stay squares where it grows."""
+    """Return a panel as uint8 (height, width, 3); enlarged pixels stay squares."""
     image = Image.fromarray((panel * 255).round().astype(np.uint8))
     grows = height >= image.height
     resample = Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS

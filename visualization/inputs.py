@@ -1,4 +1,4 @@
-"""What goes into a picture: a checkpoint, images spread over a source, pixels as the model saw."""
+"""Inputs of a picture: the checkpoint, images spread over a source, and denormalized pixels."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def open_checkpoint(
     image_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> tuple[ModelT, Any]:
-    """Load a model and its image processor, for pictures.
+    """Load a model and its image processor.
 
     Args:
-        model_class: class to load.
-        checkpoint: folder, Hub id, or USER/NAME@REVISION.
-        image_size: Size that images are brought to, in pixels: one number or (height, width),
-            multiples of the patch size; the processor's own if None.
-        kwargs: as for `load_strictly`.
+        model_class: Model class to load.
+        checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
+        image_size: Size of the preprocessed images in pixels, one number or (height, width),
+            multiples of the patch size; None for the size stored in the checkpoint.
+        kwargs: Keyword arguments of `load_strictly`.
 
     Returns:
-        the model, float32 and in evaluation mode; the image processor.
+        The model, in float32 and in evaluation mode, and the image processor.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if its weights do not fit.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the weights do not match the model.
     """
     checkpoint = resolve_checkpoint(checkpoint)
     model = load_strictly(model_class, checkpoint, dtype=torch.float32, **kwargs)
@@ -56,19 +56,21 @@ def open_checkpoint(
 def choose_images(
     source: ImageSource, num_images: int
 ) -> tuple[list[Image.Image], list[SkippedImage]]:
-    """Decode some images of a source: the first that can be read of each of equal stretches.
+    """Decode images spread evenly over a source.
 
-    Not the first ones of all: sources are often sorted by class.
+    The source is divided into `num_images` equal sections, and the first readable image of each
+    section is used. The first images of the source would not be representative: sources are often
+    sorted by class.
 
     Args:
-        source: of images, see `open_images`.
-        num_images: at most; of a smaller source, all.
+        source: Source of images, see `open_images`.
+        num_images: Maximum number of images; all images of a smaller source are used.
 
     Returns:
-        the images, RGB, and those that could not be read on the way.
+        The RGB images, and the images that were skipped because they cannot be read.
 
     Raises:
-        ValueError: if none can be read, or `num_images` is below 1.
+        ValueError: If no image can be read, or `num_images` is below 1.
     """
     if num_images < 1:
         raise ValueError(f"num_images ({num_images}) must be at least 1.")
@@ -86,32 +88,39 @@ def choose_images(
     if not images:
         last = skipped[-1]
         raise ValueError(
-            f"none of the {len(skipped)} images can be read ({source.description}); the last, "
-            f"{last.id}: {last.reason}. There is nothing to draw."
+            f"none of the {len(skipped)} images can be read ({source.description}); the last one "
+            f"is {last.id}: {last.reason}. Choose data with readable images."
         )
     return images, skipped
 
 
 def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:
-    """Return images as the model takes them, (B, C, H, W), normalized.
+    """Preprocess images for a model.
+
+    Args:
+        images: RGB images of any size.
+        processor: Image processor of the checkpoint.
+
+    Returns:
+        Normalized pixels, (B, C, H, W).
 
     Raises:
-        ValueError: if there is no image.
+        ValueError: If there is no image.
     """
     if len(images) == 0:
-        raise ValueError("images is empty; hand over at least one image to draw.")
+        raise ValueError("images must not be empty; pass at least one image to draw.")
     return processor(list(images), return_tensors="pt")["pixel_values"]
 
 
-def as_seen(pixel_values: Tensor, processor: Any) -> np.ndarray:
-    """Undo the normalization by the processor's own mean and deviation.
+def denormalize(pixel_values: Tensor, processor: Any) -> np.ndarray:
+    """Undo the normalization of pixels, with the mean and std of the processor.
 
     Args:
-        pixel_values: (B, C, H, W), C = 1 or 3.
-        processor: the image processor that normalized them, or would have.
+        pixel_values: Normalized pixels, (B, C, H, W), with C = 1 or 3.
+        processor: Image processor that normalized the pixels.
 
     Returns:
-        (B, H, W, 3), float32, in [0, 1].
+        Images, (B, H, W, 3), float32, in [0, 1].
     """
     images = pixel_values.movedim(1, -1).cpu().float()
     if getattr(processor, "do_normalize", True):
@@ -119,4 +128,4 @@ def as_seen(pixel_values: Tensor, processor: Any) -> np.ndarray:
     return images.clamp(0, 1).expand(-1, -1, -1, 3).numpy()
 
 
-__all__ = ["as_seen", "choose_images", "open_checkpoint", "preprocess_images"]
+__all__ = ["choose_images", "denormalize", "open_checkpoint", "preprocess_images"]

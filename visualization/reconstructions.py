@@ -1,4 +1,4 @@
-"""What a masked autoencoder fills in (MAE, arXiv 2111.06377, Fig. 2 and 3)."""
+"""Reconstructions of a masked autoencoder (MAE, arXiv 2111.06377, Fig. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..embedding.embedder import evaluating
+from ..embedding.embedder import eval_mode
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import stored_config
 from ..modeling.modeling_mae import SelfViTForMAE
 from .figures import draw_panels
-from .inputs import as_seen, open_checkpoint, preprocess_images
+from .inputs import denormalize, open_checkpoint, preprocess_images
 
 # B images · N patches = rows x columns · H, W pixels
 
-GRAY = 0.5  # of masked patches
+GRAY = 0.5  # value of masked patches
 
 
 def open_mae(
@@ -30,28 +30,30 @@ def open_mae(
     image_size: int | tuple[int, int] | None = None,
     mask_ratio: float | None = None,
 ) -> tuple[SelfViTForMAE, Any]:
-    """Load a MAE checkpoint, decoder included, and its image processor.
+    """Load an MAE checkpoint with its decoder, and its image processor.
 
     Args:
-        checkpoint: folder, Hub id, or USER/NAME@REVISION.
-        image_size: as for `open_checkpoint`.
-        mask_ratio: fraction of the patches to mask; the checkpoint's own if None.
+        checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
+        image_size: Height and width of the preprocessed images in pixels, as in `open_checkpoint`.
+        mask_ratio: Fraction of the patches to mask; None for the one stored in the checkpoint.
 
     Returns:
-        the model, float32 and in evaluation mode; the image processor.
+        The model, in float32 and in evaluation mode, and the image processor.
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if it has no decoder, its weights do not fit, or an argument is out of range.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the checkpoint has no decoder, its weights do not match the model, or an
+            argument is out of range.
     """
     checkpoint = resolve_checkpoint(checkpoint)
     stored = stored_config(checkpoint)
     architecture = (stored.get("architectures") or ["unnamed"])[0]
     if architecture != "SelfViTForMAE":
         raise ValueError(
+            "reconstructions need an MAE checkpoint, but "
             f"{str(checkpoint)!r} is a {architecture} checkpoint, without the decoder that "
-            "reconstructs images; train one that has it, by a MAE recipe: "
-            "selfvit train mae_demo --data FOLDER --output OUT."
+            "reconstructs images; train one with an MAE recipe: "
+            "selfvit train mae_demo --data IMAGES --output RUN."
         )
     config = SelfViTConfig.from_pretrained(checkpoint)
     if mask_ratio is not None:
@@ -68,23 +70,24 @@ def plot_reconstructions(
     *,
     seed: int = 0,
 ) -> None:
-    """Draw reconstructions as a PNG: one row an image, as it was, masked and filled in.
+    """Draw reconstructions as a PNG with one row per image: original, masked, reconstructed.
 
-    Masked patches are gray. Visible patches of the last panel are the image's own. A model trained
-    with `norm_pix_loss` predicts no brightness and no contrast: its patches are drawn with those of
-    the true ones.
+    Masked patches are gray. In the reconstruction, visible patches are those of the original image.
+    A model trained with `norm_pix_loss` does not predict brightness and contrast: its patches are
+    drawn with the brightness and contrast of the original patches.
 
     Args:
-        model: its `mask_ratio` is used; its training or evaluation mode is left as it was.
-        processor: an image processor of transformers, the checkpoint's own.
-        images: RGB, of any size.
-        path: of the PNG.
-        seed: of the masks: the same gives the same masks.
+        model: MAE model; its `mask_ratio` is used, and its mode (training or evaluation) does not
+            change.
+        processor: Image processor of the checkpoint.
+        images: RGB images of any size.
+        path: PNG file to write.
+        seed: Random seed of the masks.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: if there is no image, the patch size does not divide what the processor makes
-            of them, or the mask ratio leaves no patch visible or none masked.
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no image, the patch size does not divide the size of the
+            preprocessed images, or the mask ratio masks all patches or none.
     """
     pixel_values = preprocess_images(images, processor)
     rows, columns = (size // model.config.patch_size for size in pixel_values.shape[-2:])
@@ -97,30 +100,30 @@ def plot_reconstructions(
 def reconstruction_panels(
     model: SelfViTForMAE, processor: Any, pixel_values: Tensor, noise: Tensor
 ) -> list[list[np.ndarray]]:
-    """Return a row of panels an image: as it was, masked, and filled in.
+    """Return a row of panels per image: original, masked, reconstructed.
 
     Args:
-        model: its training or evaluation mode is left as it was.
-        processor: whose normalization is undone.
-        pixel_values: (B, C, H, W), normalized.
-        noise: (B, N), the patches with the lowest numbers stay visible.
+        model: MAE model; its mode (training or evaluation) does not change.
+        processor: Image processor that normalized the pixels.
+        pixel_values: Normalized pixels, (B, C, H, W).
+        noise: Random numbers, (B, N); the patches with the lowest ones stay visible.
 
     Returns:
-        B rows of three panels (H, W, 3), in [0, 1].
+        B rows of three panels, (H, W, 3), in [0, 1].
     """
     rows, columns = (size // model.config.patch_size for size in pixel_values.shape[-2:])
     panels = []
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for values, draws in zip(pixel_values.split(1), noise.split(1), strict=True):
             filled, mask = model.reconstruct(values.to(model.device), draws.to(model.device))
-            seen = as_seen(values, processor)[0]  # (H, W, 3)
-            masked = _masked(seen, mask.reshape(rows, columns).bool().cpu().numpy())
-            panels.append([seen, masked, as_seen(filled, processor)[0]])
+            image = denormalize(values, processor)[0]  # (H, W, 3)
+            masked = _masked(image, mask.reshape(rows, columns).bool().cpu().numpy())
+            panels.append([image, masked, denormalize(filled, processor)[0]])
     return panels
 
 
 def _masked(image: np.ndarray, is_masked: np.ndarray) -> np.ndarray:
-    """Cover patches with gray: (H, W, 3), (rows, columns) -> (H, W, 3)."""
+    """Replace masked patches with gray: (H, W, 3), (rows, columns) -> (H, W, 3)."""
     patch_size = len(image) // len(is_masked)
     pixels = np.kron(is_masked, np.ones((patch_size, patch_size), dtype=bool))  # (H, W)
     return np.where(pixels[..., None], GRAY, image)

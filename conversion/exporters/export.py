@@ -28,6 +28,18 @@ from .transformers import check_transformers, write_transformers
 FORMATS = ("transformers", "timm", "onnx", "sentence-transformers")
 CAN_NORMALIZE = ("onnx", "sentence-transformers")  # the others have no place for it
 FACTS = "selfvit_export.json"
+CREATED_BY = "selfvit export"
+FILES = (  # names that an export may contain, as patterns
+    FACTS,
+    "config.json",
+    "preprocessor_config.json",
+    "model*",
+    # sentence-transformers
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ def export(
             what it can.
     """
     _check_arguments(to, normalize, int8)
-    check_output(output, FACTS, overwrite)
+    check_output(output, FACTS, overwrite, files=FILES, created_by=CREATED_BY)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
     device = best_device(device)
     opened = resolve_checkpoint(checkpoint)
@@ -170,7 +182,7 @@ def _facts(report: ExportReport, normalize: bool) -> dict[str, Any]:
     from ... import __version__
 
     return {
-        "created_by": "selfvit export",
+        "created_by": CREATED_BY,
         "selfvit_version": __version__,
         "pooling": report.pooling,
         "normalize": normalize,

@@ -73,7 +73,9 @@ def test_the_code_can_be_left_out_of_a_conversion_that_is_made_again(tmp_path: P
         assert ("auto_map" in config) == has_code
     (tmp_path / "out" / "mine.py").write_text("")
     result = run_here(source, "--output", tmp_path / "out", "--num-heads", 3, "--overwrite")
-    assert result.exit_code == 2 and "did not write mine.py" in result.output
+    assert (
+        result.exit_code == 2 and "mine.py, which 'selfvit convert' did not write" in result.output
+    )
 
 
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path):

@@ -52,7 +52,7 @@ class TestOutput:
 
     def test_an_existing_one_is_replaced_only_if_asked(self, checkpoint, tmp_path):
         export(checkpoint, tmp_path / "out", to="timm")
-        with pytest.raises(FileExistsError, match="is not empty; give a new folder, or --overwr"):
+        with pytest.raises(FileExistsError, match="is not empty; choose a new folder, or use --ov"):
             export(checkpoint, tmp_path / "out", to="transformers")
         export(checkpoint, tmp_path / "out", to="transformers", overwrite=True)
         assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "dinov2"
@@ -62,6 +62,10 @@ class TestOutput:
         for output in (copied, copied / "config.json"):
             with pytest.raises(FileExistsError):
                 export(checkpoint, output, to="transformers", overwrite=True)
+        export(checkpoint, copied.parent / "out", to="timm")
+        (copied.parent / "out" / "notes.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match=r"notes\.txt"):
+            export(checkpoint, copied.parent / "out", to="timm", overwrite=True)
         assert SelfViTModel.from_pretrained(copied) is not None
 
     def test_a_failure_leaves_the_earlier_one(self, checkpoint, copied, tmp_path):

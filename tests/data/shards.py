@@ -1,4 +1,4 @@
-"""Shards as real data sets have them: Parquet files and WebDataset tars of small images."""
+"""Writers of small shards in real formats: Parquet files and WebDataset tars of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..image_files import noise
 
 
 def encoded(seed: int, kind: str = "PNG", size: int = 36) -> bytes:
-    """Content of an image file."""
+    """Return the content of an image file with random pixels."""
     content = io.BytesIO()
     noise(size, size, seed).save(content, kind)
     return content.getvalue()
@@ -23,14 +23,14 @@ def encoded(seed: int, kind: str = "PNG", size: int = 36) -> bytes:
 def write_parquet_shards(
     folder: Path, sizes: list[int], row_group_size: int | None = None, unreadable: tuple = ()
 ) -> Path:
-    """Write a file for each size, with ids 0, 1, 2 ... over all of them; return the folder."""
+    """Write one file per size, with consecutive ids over all files; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     first = 0
     for shard, size in enumerate(sizes):
         rows = [
             {
                 "image": {
-                    "bytes": b"no image" if number in unreadable else encoded(number),
+                    "bytes": b"not an image" if number in unreadable else encoded(number),
                     "path": None,
                 },
                 "id": str(number),
@@ -47,7 +47,7 @@ IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a tar of files by name."""
+    """Write a tar file with the given files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in members.items():
@@ -58,7 +58,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_tar_shards(folder: Path, sizes: list[int], labels: str | None = "cls") -> Path:
-    """Write a tar for each size: JPEGs named 0, 1, 2 ... with labels 0, 1, 2 in `cls` or JSON."""
+    """Write one tar per size: JPEGs named 0, 1, 2, ... with labels 0 to 2 in `cls` or JSON."""
     first = 0
     for shard, size in enumerate(sizes):
         members = {}

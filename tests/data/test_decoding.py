@@ -15,7 +15,7 @@ from ..image_files import DARK, LIGHT
 
 
 def halves(image):
-    """Mean gray of the left, right, top and bottom third."""
+    """Return the mean gray value of the left, right, top and bottom third."""
     gray = np.asarray(image.convert("L"), dtype=float)
     height, width = gray.shape
     sides = gray[:, : width // 3], gray[:, -width // 3 :], gray[: height // 3], gray[-height // 3 :]
@@ -31,7 +31,7 @@ def test_readable_files_become_rgb(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", image_files.UNREADABLE)
-def test_unreadable_files_give_their_reason(name, tmp_path):
+def test_the_error_for_an_unreadable_file_gives_the_reason(name, tmp_path):
     write, reason = image_files.UNREADABLE[name]
     write(tmp_path / name)
     for image in (tmp_path / name, str(tmp_path / name), (tmp_path / name).read_bytes()):
@@ -49,13 +49,13 @@ def test_pixels_equal_those_of_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_that_of_transformers(orientation, tmp_path):
+def test_every_orientation_equals_that_of_transformers(orientation, tmp_path):
     image_files.exif_rotated_jpeg(tmp_path / "a.jpg", orientation)
     ours, theirs = decode_image(tmp_path / "a.jpg"), load_image(str(tmp_path / "a.jpg"))
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_a_rotated_photo_comes_upright(tmp_path):
+def test_a_rotated_photo_is_turned_upright(tmp_path):
     image_files.exif_rotated_jpeg(tmp_path / "a.jpg", orientation=6)
     image = decode_image(tmp_path / "a.jpg")
     assert image.size == (32, 48)
@@ -63,7 +63,7 @@ def test_a_rotated_photo_comes_upright(tmp_path):
     assert top == pytest.approx(LIGHT, abs=8) and bottom == pytest.approx(DARK, abs=8)
 
 
-def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+def test_an_animation_gives_its_first_frame(tmp_path):
     image_files.animated_gif(tmp_path / "a.gif")
     left, right, _, _ = halves(decode_image(tmp_path / "a.gif"))
     assert left == pytest.approx(LIGHT, abs=8) and right == pytest.approx(DARK, abs=8)
@@ -71,7 +71,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path):
 
 @pytest.mark.parametrize("stored, shown", [(0, 0), (256, 1), (32896, 128), (65535, 255)])
 def test_sixteen_bit_grays_are_scaled_not_clipped(stored, shown, tmp_path):
-    # Pillow's convert makes everything from 255 of 65535 on white.
+    # Pillow's convert would turn every value from 255 of 65535 into white.
     image_files.sixteen_bit_png(tmp_path / "a.png", stored)
     assert decode_image(tmp_path / "a.png").getpixel((20, 20)) == (shown,) * 3
 
@@ -82,7 +82,7 @@ def test_float_grays_up_to_one_are_scaled(tmp_path):
 
 
 @pytest.mark.parametrize("brightest, shown", [(255, 100), (65535, 0), (1000000, 0)])
-def test_integer_grays_are_scaled_by_the_range_they_need(brightest, shown):
+def test_integer_grays_are_scaled_by_the_smallest_range_that_fits(brightest, shown):
     pixels = np.full((8, 8), 100, dtype=np.int32)
     pixels[0, 0] = brightest
     image = decode_image(Image.fromarray(pixels))
@@ -90,12 +90,12 @@ def test_integer_grays_are_scaled_by_the_range_they_need(brightest, shown):
     assert image.getpixel((0, 0)) == (255,) * 3
 
 
-def test_not_a_number_is_black():
+def test_nan_becomes_black():
     pixels = np.full((8, 8), np.nan, dtype=np.float32)
     assert decode_image(Image.fromarray(pixels)).getpixel((0, 0)) == (0, 0, 0)
 
 
-def test_a_photo_above_the_limit_that_pillow_warns_of_is_read_silently(tmp_path):
+def test_a_photo_above_the_warning_limit_of_pillow_gives_no_warning(tmp_path):
     image_files.huge_png(tmp_path / "a.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -107,7 +107,7 @@ def test_a_missing_file_is_unreadable(tmp_path):
         decode_image(tmp_path / "missing.jpg")
 
 
-def test_a_given_image_is_left_as_it_is():
+def test_an_open_image_is_not_changed():
     image = image_files.light_left().convert("L")
     before = image.tobytes()
     decode_image(image).putpixel((0, 0), (1, 2, 3))
@@ -136,6 +136,6 @@ def test_damaged_bytes_never_crash(suffix, tmp_path):
             assert str(error) and os.linesep not in str(error)
 
 
-def test_the_error_survives_a_worker_process():
+def test_the_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(UnreadableImageError("empty file (0 bytes)")))
     assert str(error) == "empty file (0 bytes)"

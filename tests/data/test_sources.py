@@ -53,7 +53,7 @@ def assert_same_pixels(record, seed):
 
 
 class TestFolder:
-    def test_images_come_sorted_and_labeled_by_first_folder(self, image_folder):
+    def test_images_are_sorted_and_labeled_by_first_level_folder(self, image_folder):
         source = open_images(image_folder)
         ids = [source[i].id for i in range(len(source))]
         assert ids == [
@@ -70,18 +70,18 @@ class TestFolder:
         assert source.label_names is None and source.labels() is None
         assert source[0].label is None and source[0].id == "1.png"
 
-    def test_a_single_sub_folder_is_no_class(self, tmp_path):
+    def test_a_single_sub_folder_is_not_a_class(self, tmp_path):
         (tmp_path / "all").mkdir()
         noise(8, 8).save(tmp_path / "all" / "a.png")
         assert open_images(tmp_path).label_names is None
 
-    def test_one_image_beside_the_class_folders_makes_it_unlabeled(self, tmp_path):
+    def test_one_image_outside_the_class_folders_makes_the_source_unlabeled(self, tmp_path):
         for path in ("a/1.png", "b/1.png", "1.png"):
             (tmp_path / path).parent.mkdir(exist_ok=True)
             noise(8, 8).save(tmp_path / path)
         assert open_images(tmp_path).label_names is None
 
-    def test_hidden_files_other_files_and_videos_are_left_out(self, tmp_path):
+    def test_hidden_files_and_files_of_other_types_are_ignored(self, tmp_path):
         for name in ("a.png", ".hidden.png", ".cache/b.png"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             noise(8, 8).save(tmp_path / name)
@@ -90,7 +90,7 @@ class TestFolder:
         source = open_images(tmp_path)
         assert [source[i].id for i in range(len(source))] == ["a.png"]
 
-    def test_usual_extensions_are_known(self):
+    def test_common_extensions_are_known(self):
         assert {
             ".jpg",
             ".jpeg",
@@ -110,12 +110,12 @@ class TestFolder:
         source = open_images(data)
         assert [source[i].id for i in range(len(source))] == ["pets/1.png", "pets/2.png"]
 
-    def test_a_file_name_that_is_no_utf8_has_a_printable_id(self, tmp_path):
+    def test_a_file_name_that_is_not_utf8_has_a_printable_id(self, tmp_path):
         name = os.fsdecode(b"caf\xe9.png")
         try:
             noise(8, 8).save(tmp_path / name)
         except OSError:
-            pytest.skip("this file system takes UTF-8 names only")
+            pytest.skip("this file system accepts only UTF-8 names")
         record = open_images(tmp_path)[0]
         record.id.encode("utf-8")
         assert decode_image(record.image).size == (8, 8)
@@ -129,30 +129,30 @@ class TestFolder:
         source = open_images(image_folder, streaming=True)
         assert isinstance(source, ImageSource) and len(source) == 7
 
-    def test_a_folder_without_images_says_what_it_holds(self, tmp_path):
+    def test_the_error_for_a_folder_without_images_lists_its_contents(self, tmp_path):
         (tmp_path / "notes.txt").write_text("x")
-        with pytest.raises(ValueError, match=r"holds notes.txt.*\.jpeg"):
+        with pytest.raises(ValueError, match=r"contains notes.txt.*\.jpeg"):
             open_images(tmp_path)
 
-    def test_an_empty_folder_says_so(self, tmp_path):
-        with pytest.raises(ValueError, match="holds nothing"):
+    def test_an_empty_folder_is_an_error(self, tmp_path):
+        with pytest.raises(ValueError, match="contains nothing"):
             open_images(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name", ["./photos", "/nowhere/photos", "~/no/such", "a/b/c", "no spaces here"]
 )
-def test_a_missing_folder_is_named(name):
+def test_the_error_for_a_missing_folder_names_it(name):
     with pytest.raises(FileNotFoundError, match="there is no folder or file"):
         open_images(name)
 
 
-def test_a_name_that_could_be_on_the_hub_tells_of_both():
-    with pytest.raises(FileNotFoundError, match="'photos' is no folder or file here.*Hub"):
+def test_the_error_for_a_possible_hub_id_mentions_the_hub():
+    with pytest.raises(FileNotFoundError, match="'photos' is not a local folder or file.*Hub"):
         open_images("photos")
 
 
-def test_a_file_that_is_no_parquet_is_refused(image_folder):
+def test_a_file_that_is_neither_parquet_nor_tar_is_refused(image_folder):
     with pytest.raises(ValueError, match="give the folder"):
         open_images(image_folder / "cat" / "1.png")
 
@@ -171,7 +171,7 @@ class TestParquet:
             write_parquet(tmp_path / f"part-{part}.parquet", 4)
         assert len(open_images(tmp_path)) == 8
 
-    def test_splits_of_a_folder_are_told_by_file_names(self, tmp_path):
+    def test_splits_of_a_folder_come_from_the_file_names(self, tmp_path):
         write_parquet(tmp_path / "train-00000-of-00001.parquet", 4)
         write_parquet(tmp_path / "test-00000-of-00001.parquet", 3)
         assert len(open_images(tmp_path)) == 4
@@ -192,7 +192,7 @@ class TestParquet:
         assert labels_of(source) == [1, 0, 1, -1]
         assert source[3].label is None
 
-    def test_a_split_whose_labels_are_withheld_is_unlabeled(self, tmp_path):
+    def test_a_split_with_hidden_labels_is_unlabeled(self, tmp_path):
         dataset = class_dataset(3).map(lambda row: {"label": -1})
         dataset.to_parquet(tmp_path / "a.parquet")
         assert open_images(tmp_path / "a.parquet").label_names is None
@@ -208,14 +208,14 @@ class TestParquet:
         source = open_images(path, image_column="thumbnail", label_column="kind")
         assert source.label_names == ["x"]
         assert_same_pixels(source[0], 1)
-        with pytest.raises(ValueError, match="no image column among columns photo, thumbnail"):
+        with pytest.raises(ValueError, match="the columns are photo, thumbnail"):
             open_images(path)
-        with pytest.raises(ValueError, match="no column 'picture'; there are columns photo"):
+        with pytest.raises(ValueError, match="no column 'picture'; .* columns photo"):
             open_images(path, image_column="picture")
-        with pytest.raises(ValueError, match="'size' holds .* no labels"):
+        with pytest.raises(ValueError, match="labels must be .* 'size' contains .*float"):
             open_images(path, image_column="photo", label_column="size")
 
-    def test_a_row_without_an_image_has_a_reason(self, tmp_path):
+    def test_a_row_without_an_image_is_unreadable(self, tmp_path):
         pq.write_table(pa.table({"image": [png(0), None]}), tmp_path / "a.parquet")
         source = open_images(tmp_path / "a.parquet")
         with pytest.raises(UnreadableImageError, match="empty"):
@@ -231,18 +231,18 @@ class TestSavedDataset:
         with pytest.raises(ValueError, match="no splits"):
             open_images(tmp_path / "saved", split="train")
 
-    def test_a_selection_of_rows_keeps_rows_and_labels_together(self, tmp_path):
+    def test_selected_rows_keep_their_labels(self, tmp_path):
         class_dataset(6).select([5, 2, 3]).save_to_disk(tmp_path / "saved")
         source = open_images(tmp_path / "saved")
         assert labels_of(source) == [1, 0, 1]
         assert_same_pixels(source[1], 2)
 
-    def test_a_dict_takes_its_split(self, tmp_path):
+    def test_a_dataset_dict_opens_one_split(self, tmp_path):
         splits = datasets.DatasetDict(train=class_dataset(4), test=class_dataset(3))
         splits.save_to_disk(tmp_path / "saved")
         assert len(open_images(tmp_path / "saved")) == 4
         assert len(open_images(tmp_path / "saved", split="test")) == 3
-        with pytest.raises(ValueError, match="it has train, test"):
+        with pytest.raises(ValueError, match="choose one of train, test"):
             open_images(tmp_path / "saved", split="validation")
 
 
@@ -253,28 +253,28 @@ class TestAnySource:
             return open_images(image_folder)
         return open_images(write_parquet(tmp_path / "a.parquet", 7, label=list("aabbcca")))
 
-    def test_pickles(self, source):
+    def test_a_source_can_be_pickled(self, source):
         copy = pickle.loads(pickle.dumps(source))
         assert len(copy) == 7 and copy[4] == source[4] and copy.fingerprint == source.fingerprint
 
-    def test_ends_where_it_ends(self, source):
+    def test_a_position_past_the_end_is_an_error(self, source):
         with pytest.raises(IndexError):
             source[7]
 
-    def test_chosen_images_come_in_order_with_their_labels(self, source):
+    def test_chosen_images_are_in_order_and_keep_their_labels(self, source):
         chosen = ChosenSource(source, np.array([3, 1]))
         assert [chosen[i] for i in range(len(chosen))] == [source[1], source[3]]
         assert labels_of(chosen) == [source[1].label, source[3].label]
         others = ChosenSource(source, np.array([1, 2]))
         assert len({chosen.fingerprint, others.fingerprint, source.fingerprint}) == 3
 
-    def test_records_at_hand_are_a_source_like_the_one_they_are_from(self, source):
+    def test_records_in_memory_equal_the_source_they_come_from(self, source):
         records = RecordSource(
-            [source[i] for i in range(len(source))], "at hand", source.label_names
+            [source[i] for i in range(len(source))], "in memory", source.label_names
         )
         assert [records[i] for i in range(len(records))] == [source[i] for i in range(len(source))]
         assert np.array_equal(records.labels(), source.labels())
-        fewer = RecordSource([source[0]], "at hand", source.label_names)
+        fewer = RecordSource([source[0]], "in memory", source.label_names)
         assert fewer.fingerprint != records.fingerprint
 
     def test_a_sample_is_the_same_each_time_and_keeps_labels(self, source):
@@ -284,14 +284,14 @@ class TestAnySource:
         assert [sample[i].label for i in range(4)] == labels_of(sample)
         assert source.sample(100) is source
 
-    def test_sizes_differ_in_fingerprint(self, source):
+    def test_fingerprints_of_different_sizes_differ(self, source):
         assert (
             len({source.fingerprint, source.sample(4).fingerprint, source.sample(5).fingerprint})
             == 3
         )
 
 
-def test_the_fingerprint_notices_a_renamed_file(tmp_path):
+def test_the_fingerprint_changes_when_a_file_is_renamed(tmp_path):
     noise(8, 8).save(tmp_path / "a.png")
     before = open_images(tmp_path).fingerprint
     assert open_images(tmp_path).fingerprint == before

@@ -26,51 +26,51 @@ def stream(request, tmp_path_factory):
     return open_images(folder, streaming=True)
 
 
-def pass_of(stream, epoch=0, **options):
-    """Return the ids of a pass of a reader, and the positions behind each record."""
-    records = [*StreamReader(stream, seed=0, **options).rest_of_pass(StreamPosition(epoch))]
+def read_epoch(stream, epoch=0, **options):
+    """Return the ids of the records in an epoch of a reader, and the position after each record."""
+    records = [*StreamReader(stream, seed=0, **options).read_epoch(StreamPosition(epoch))]
     return [record.id for record, _ in records], [position for _, position in records]
 
 
-def everything(stream):
-    return sorted(pass_of(stream, shuffle_buffer=0)[0])
+def all_ids(stream):
+    return sorted(read_epoch(stream, shuffle_buffer=0)[0])
 
 
-def test_tars_and_parquet_give_their_records_in_their_stored_order_if_asked(stream):
-    ids, _ = pass_of(stream, shuffle_buffer=0)
+def test_without_shuffling_records_come_in_their_stored_order(stream):
+    ids, _ = read_epoch(stream, shuffle_buffer=0)
     assert ids == [str(number) for number in range(sum(SIZES))]
 
 
-@pytest.mark.parametrize("num_readers", [1, 2, 4, 6, 7, 13])  # above 6: shared record by record
-def test_readers_have_every_record_of_a_pass_once(stream, num_readers):
+@pytest.mark.parametrize("num_readers", [1, 2, 4, 6, 7, 13])  # above 6: readers share each shard
+def test_readers_together_read_every_record_once_per_epoch(stream, num_readers):
     for epoch in (0, 1, 5):
         parts = [
-            pass_of(stream, epoch, reader=reader, num_readers=num_readers, shuffle_buffer=4)[0]
+            read_epoch(stream, epoch, reader=reader, num_readers=num_readers, shuffle_buffer=4)[0]
             for reader in range(num_readers)
         ]
-        assert sorted(sum(parts, [])) == everything(stream)
+        assert sorted(sum(parts, [])) == all_ids(stream)
 
 
-def test_the_order_is_of_the_seed_and_the_pass(stream):
-    first, _ = pass_of(stream)
-    assert pass_of(stream)[0] == first != pass_of(stream, 1)[0]
-    other_seed = StreamReader(stream, seed=1).rest_of_pass(StreamPosition())
+def test_the_order_depends_on_the_seed_and_the_epoch(stream):
+    first, _ = read_epoch(stream)
+    assert read_epoch(stream)[0] == first != read_epoch(stream, 1)[0]
+    other_seed = StreamReader(stream, seed=1).read_epoch(StreamPosition())
     assert [record.id for record, _ in other_seed] != first
 
 
-def test_readers_of_unequal_parts_have_other_shards_in_the_next_pass(stream):
+def test_a_reader_gets_different_shards_in_each_epoch(stream):
     lengths = {
-        epoch: len(pass_of(stream, epoch, num_readers=5, shuffle_buffer=3)[0])
+        epoch: len(read_epoch(stream, epoch, num_readers=5, shuffle_buffer=3)[0])
         for epoch in range(20)
     }
     assert len(set(lengths.values())) > 3
 
 
 @pytest.mark.parametrize("shuffle_buffer", [1, 3, 8])
-def test_records_are_shuffled_within_blocks_of_the_buffer_and_no_further(stream, shuffle_buffer):
-    shuffled, _ = pass_of(stream, shuffle_buffer=shuffle_buffer)
-    # with a buffer of one: the order of shards, and turns among those that are open
-    turns, _ = pass_of(stream, shuffle_buffer=1)
+def test_records_are_shuffled_only_within_blocks_of_the_buffer_size(stream, shuffle_buffer):
+    shuffled, _ = read_epoch(stream, shuffle_buffer=shuffle_buffer)
+    # A buffer of one leaves only the order of the shards and the turns of the open shards.
+    turns, _ = read_epoch(stream, shuffle_buffer=1)
     blocks = [
         (shuffled[first : first + shuffle_buffer], turns[first : first + shuffle_buffer])
         for first in range(0, len(turns), shuffle_buffer)
@@ -81,17 +81,17 @@ def test_records_are_shuffled_within_blocks_of_the_buffer_and_no_further(stream,
 
 
 def test_neighbors_come_from_several_shards(tmp_path):
-    # data that is stored class by class would otherwise give batches of one class
+    # Otherwise, data that is sorted by class would give batches of one class.
     stream = open_images(write_parquet_shards(tmp_path, [20] * 6), streaming=True)
-    ids, _ = pass_of(stream, shuffle_buffer=1)
+    ids, _ = read_epoch(stream, shuffle_buffer=1)
     assert len({int(number) // 20 for number in ids[:OPEN_SHARDS]}) == OPEN_SHARDS
 
 
 @pytest.mark.parametrize(("reader", "num_readers"), [(0, 1), (1, 2), (7, 9)])
-def test_a_reader_goes_on_from_any_position_as_if_nothing_had_happened(stream, reader, num_readers):
+def test_a_reader_resumes_exactly_from_any_position(stream, reader, num_readers):
     options = {"seed": 3, "reader": reader, "num_readers": num_readers, "shuffle_buffer": 5}
     with closing(iter(StreamReader(stream, **options))) as records:
-        unbroken = [*itertools.islice(records, 80)]  # over several passes
+        unbroken = [*itertools.islice(records, 80)]  # several epochs
     assert len({position.epoch for _, position in unbroken}) > 1
     for done in range(0, 70, 3):
         position = unbroken[done][1]
@@ -100,43 +100,43 @@ def test_a_reader_goes_on_from_any_position_as_if_nothing_had_happened(stream, r
             assert [*itertools.islice(records, 10)] == unbroken[done + 1 : done + 11]
 
 
-def test_a_position_reads_no_shard_again_that_was_behind_its_block(tmp_path):
+def test_resuming_reads_no_shard_that_ended_before_the_block(tmp_path):
     folder = write_parquet_shards(tmp_path, [4] * 12)
     stream = open_images(folder, streaming=True)
-    _, positions = pass_of(stream, shuffle_buffer=4)
+    _, positions = read_epoch(stream, shuffle_buffer=4)
     read = set()
 
-    class Noting:
+    class RecordShard:
         def __init__(self, shard):
             read.add(shard)
 
         __enter__ = __exit__ = lambda self, *_: None
 
-    reader = StreamReader(stream, seed=0, shuffle_buffer=4, reading=Noting)
-    left = [record.id for record, _ in reader.rest_of_pass(positions[-8])]
+    reader = StreamReader(stream, seed=0, shuffle_buffer=4, reading=RecordShard)
+    left = [record.id for record, _ in reader.read_epoch(positions[-8])]
     assert len(left) == 7
     assert len(read) <= OPEN_SHARDS  # of 12
 
 
-def test_readers_without_records_say_so(tmp_path):
+def test_a_reader_without_records_is_an_error(tmp_path):
     stream = open_images(write_parquet_shards(tmp_path, [0, 0]), streaming=True)
-    with pytest.raises(ValueError, match=r"reader 1 of 2 found no record.*use fewer processes"):
+    with pytest.raises(ValueError, match=r"reader 1 of 2 found none.*use fewer processes"):
         next(iter(StreamReader(stream, seed=0, reader=1, num_readers=2)))
 
 
-def test_row_groups_are_shards_where_there_are_too_few_files(tmp_path):
+def test_parquet_files_are_resharded_into_row_groups(tmp_path):
     folder = write_parquet_shards(tmp_path, [10, 5], row_group_size=3)
     stream = open_images(folder, streaming=True)
-    smaller = stream.in_smaller_shards
-    assert (stream.num_shards, smaller.num_shards) == (2, 6)
-    assert everything(smaller) == everything(stream)
-    parts = [pass_of(smaller, reader=reader, num_readers=4)[0] for reader in range(4)]
-    assert all(parts) and sorted(sum(parts, [])) == everything(stream)
+    resharded = stream.resharded
+    assert (stream.num_shards, resharded.num_shards) == (2, 6)
+    assert all_ids(resharded) == all_ids(stream)
+    parts = [read_epoch(resharded, reader=reader, num_readers=4)[0] for reader in range(4)]
+    assert all(parts) and sorted(sum(parts, [])) == all_ids(stream)
 
 
-def test_tars_have_no_smaller_shards(tmp_path):
+def test_tars_cannot_be_resharded(tmp_path):
     stream = open_images(write_tar_shards(tmp_path, [3, 3]), streaming=True)
-    assert stream.in_smaller_shards.num_shards == 2
+    assert stream.resharded.num_shards == 2
 
 
 def test_a_stream_keeps_class_names_and_pixels(tmp_path):
@@ -153,7 +153,7 @@ def test_a_stream_keeps_class_names_and_pixels(tmp_path):
     assert kept == ["shard 0 row 3"]
 
 
-def test_plain_labels_are_not_streamed(tmp_path):
+def test_streams_have_no_labels_of_other_types_than_class_label(tmp_path):
     stream = open_images(write_tar_shards(tmp_path, [2]), streaming=True)
     assert stream.label_names is None
     assert next(stream.read_shard(0)).label is None
@@ -161,13 +161,13 @@ def test_plain_labels_are_not_streamed(tmp_path):
         open_images(tmp_path, streaming=True, label_column="cls")
 
 
-def test_a_truncated_tar_is_named(tmp_path):
+def test_the_error_for_a_truncated_tar_names_the_shard(tmp_path):
     write_tar_shards(tmp_path, [6, 6])
     content = (tmp_path / "shard-001.tar").read_bytes()
     (tmp_path / "shard-001.tar").write_bytes(content[: content.index(encoded(8, "JPEG")) + 99])
     stream = open_images(tmp_path, streaming=True)
-    with pytest.raises(ValueError, match=r"shard 1 .* cannot be read: .*mend it"):
-        pass_of(stream)
+    with pytest.raises(ValueError, match=r"shard 1 .* cannot be read: .*repair or restore"):
+        read_epoch(stream)
 
 
 class TestTarsByPosition:
@@ -201,12 +201,12 @@ class TestTarsByPosition:
     @pytest.mark.parametrize(
         "members", [{}, {"a.jpg": b"x", "b.cls": b"1"}], ids=["empty", "no groups"]
     )
-    def test_what_is_no_webdataset_says_what_it_should_be(self, streaming, members, tmp_path):
+    def test_the_error_for_another_tar_explains_the_format(self, streaming, members, tmp_path):
         path = write_tar(tmp_path / "a.tar", members)
-        with pytest.raises(ValueError, match=r"a.tar .*WebDataset shards.*0001.jpg and 0001.cls: "):
+        with pytest.raises(ValueError, match=r"a.tar .*WebDataset shards.*0001.jpg and 0001.cls"):
             open_images(path, streaming=streaming)
 
-    def test_what_is_no_tar_says_so(self, tmp_path):
-        (tmp_path / "a.tar").write_text("This is no tar.")
+    def test_a_file_that_is_not_a_tar_is_an_error(self, tmp_path):
+        (tmp_path / "a.tar").write_text("This is not a tar.")
         with pytest.raises(ValueError, match="a.tar cannot be read as WebDataset shards"):
             open_images(tmp_path / "a.tar", streaming=True)

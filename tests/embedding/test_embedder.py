@@ -27,7 +27,7 @@ def embedder(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def awkward_folder(tmp_path_factory):
-    """Every readable kind, and every unreadable one but the large."""
+    """Folder with every kind of file in `image_files`, except the very large one."""
     folder = tmp_path_factory.mktemp("awkward")
     image_files.write_all(folder, without=("bomb.png",))
     return folder
@@ -35,7 +35,7 @@ def awkward_folder(tmp_path_factory):
 
 class TestPipelineEquality:
     @pytest.mark.parametrize("pooling", POOLINGS)
-    def test_vectors_equal_the_pipelines(self, pooling, tiny_checkpoint, image_folder, tmp_path):
+    def test_vectors_equal_the_pipeline(self, pooling, tiny_checkpoint, image_folder, tmp_path):
         model = SelfViTModel.from_pretrained(tiny_checkpoint, pooling=pooling)
         model.save_pretrained(tmp_path)
         AutoImageProcessor.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
@@ -46,7 +46,7 @@ class TestPipelineEquality:
             expected = np.array(extractor(str(image_folder / name), pool=True)[0])
             np.testing.assert_allclose(vector, expected, atol=1e-5)
 
-    def test_awkward_files_too_except_the_grays_that_it_clips(
+    def test_unusual_files_give_the_same_vectors_except_clipped_grays(
         self, tiny_checkpoint, awkward_folder
     ):
         extractor = pipeline("image-feature-extraction", model=str(tiny_checkpoint), device="cpu")
@@ -59,7 +59,7 @@ class TestPipelineEquality:
 
 
 class TestEmbed:
-    def test_order_ids_and_labels_are_the_sources(self, embedder, image_folder):
+    def test_order_ids_and_labels_equal_those_of_the_source(self, embedder, image_folder):
         source = open_images(image_folder)
         embedded = embedder.embed(source)
         assert embedded.ids == [source[i].id for i in range(7)]
@@ -69,11 +69,11 @@ class TestEmbed:
         alone = embedder([source[i].image for i in range(7)])
         np.testing.assert_allclose(embedded.vectors, alone, atol=1e-6)
 
-    def test_images_differ(self, embedder, image_folder):
+    def test_different_images_give_different_vectors(self, embedder, image_folder):
         vectors = embedder.embed(open_images(image_folder)).vectors
         assert np.linalg.norm(vectors[0] - vectors[1]) > 0.1
 
-    def test_unreadable_images_are_skipped_with_their_reason(self, embedder, awkward_folder):
+    def test_unreadable_images_are_skipped_with_a_reason(self, embedder, awkward_folder):
         embedded = embedder.embed(open_images(awkward_folder))
         assert sorted(embedded.ids) == sorted(image_files.READABLE)
         assert len(embedded.vectors) == len(embedded.ids) and embedded.labels is None
@@ -86,7 +86,9 @@ class TestEmbed:
         embedded = embedder.embed(open_images(tmp_path))
         assert embedded.vectors.shape == (0, 32) and len(embedded.skipped) == 1
 
-    def test_workers_and_batch_size_change_nothing(self, embedder, tiny_checkpoint, awkward_folder):
+    def test_workers_and_batch_size_change_no_vector(
+        self, embedder, tiny_checkpoint, awkward_folder
+    ):
         source = open_images(awkward_folder)
         other = Embedder.from_pretrained(
             tiny_checkpoint, device="cpu", batch_size=64, num_workers=2
@@ -96,7 +98,7 @@ class TestEmbed:
         np.testing.assert_allclose(one.vectors, two.vectors, atol=1e-5)
 
     @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_the_global_random_state_is_left_alone(
+    def test_the_global_random_state_does_not_change(
         self, num_workers, tiny_checkpoint, image_folder
     ):
         embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", num_workers=num_workers)
@@ -105,7 +107,7 @@ class TestEmbed:
         assert torch.equal(torch.get_rng_state(), before)
         assert pickle.dumps(np.random.get_state()) == numpy_before
 
-    def test_a_model_in_training_is_evaluated_and_left_in_training(self, image_folder):
+    def test_a_model_in_training_is_evaluated_and_stays_in_training(self, image_folder):
         torch.manual_seed(0)
         config = SelfViTConfig(
             hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8,
@@ -133,7 +135,7 @@ class TestEmbed:
         vectors = embedder.embed(open_images(image_folder)).vectors
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
-    def test_bfloat16_gives_float32_vectors_close_by(self, embedder, tiny_checkpoint, image_folder):
+    def test_bfloat16_gives_similar_float32_vectors(self, embedder, tiny_checkpoint, image_folder):
         source = open_images(image_folder)
         half = Embedder.from_pretrained(tiny_checkpoint, device="cpu", dtype="bfloat16")
         assert half.model.dtype == torch.bfloat16
@@ -147,7 +149,7 @@ class TestCall:
     def test_one_image_gives_one_vector(self, embedder):
         assert embedder(noise(40, 40)).shape == (32,)
 
-    def test_all_kinds_of_images_are_equal(self, embedder, image_folder):
+    def test_all_types_of_input_give_the_same_vector(self, embedder, image_folder):
         path = image_folder / "cat" / "1.png"
         images = [path, str(path), path.read_bytes(), decode_image(path), Image.open(path)]
         vectors = embedder(images)
@@ -156,7 +158,7 @@ class TestCall:
     def test_no_images_give_no_vectors(self, embedder):
         assert embedder([]).shape == (0, 32)
 
-    def test_an_unreadable_image_is_named(self, embedder, tmp_path):
+    def test_the_error_for_an_unreadable_image_names_it(self, embedder, tmp_path):
         image_files.empty_jpeg(tmp_path / "a.jpg")
         with pytest.raises(UnreadableImageError, match=r"a\.jpg' cannot be read: empty"):
             embedder([noise(8, 8), tmp_path / "a.jpg"])
@@ -169,25 +171,25 @@ class TestFromPretrained:
         student = Embedder.from_pretrained(tiny_checkpoint, device="cpu", network="student")
         assert not np.allclose(student(noise(40, 40)), embedder(noise(40, 40)), atol=1e-3)
 
-    def test_the_pooling_can_be_another(self, tiny_checkpoint):
+    def test_the_pooling_can_be_changed(self, tiny_checkpoint):
         embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", pooling="concat:3")
         assert embedder(noise(40, 40)).shape == (96,) and embedder.embedding_size == 96
 
     @pytest.mark.parametrize("pooling", ["max", "concat:4"])
-    def test_a_pooling_that_the_model_cannot_do_is_an_error(self, pooling, tiny_checkpoint):
+    def test_an_unsupported_pooling_is_an_error(self, pooling, tiny_checkpoint):
         with pytest.raises(StrictDataclassError, match="pooling"):
             Embedder.from_pretrained(tiny_checkpoint, device="cpu", pooling=pooling)
 
     @pytest.mark.parametrize(
         "wrong", [{"dtype": "float8"}, {"batch_size": 0}, {"num_workers": -1}, {"device": "tpu9"}]
     )
-    def test_wrong_arguments_are_errors_that_name_them(self, wrong, tiny_checkpoint):
+    def test_errors_for_wrong_arguments_name_the_argument(self, wrong, tiny_checkpoint):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Embedder.from_pretrained(tiny_checkpoint, **{"device": "cpu", **wrong})
 
 
 class TestBuildProcessor:
-    def test_shortest_edge_keeps_proportions(self):
+    def test_shortest_edge_keeps_the_aspect_ratio(self):
         config = SelfViTConfig.from_name("vits16")
         processor: Any = build_processor(config)
         assert dict(processor.size) == {"shortest_edge": 256}
@@ -195,18 +197,18 @@ class TestBuildProcessor:
         assert pixels.shape == (1, 3, 224, 224)
 
     @pytest.mark.parametrize("image_size, resize", [(224, "square"), ((96, 160), "shortest_edge")])
-    def test_square_and_oblong_sizes_are_direct(self, image_size, resize):
+    def test_square_and_oblong_sizes_keep_the_whole_image(self, image_size, resize):
         config = SelfViTConfig.from_name("vits16", image_size=image_size)
         processor: Any = build_processor(config, resize=resize)
         pixels = processor(image_files.light_left(300, 100), return_tensors="pt")["pixel_values"]
         assert pixels.shape == (1, 3, *config.image_height_width)
-        # nothing is cut off: as much light as dark
+        # Nothing is cropped: half of the pixels are light, half are dark.
         gray = np.mean([image_files.LIGHT, image_files.DARK]) / 255
         middle = (gray - processor.image_mean[0]) / processor.image_std[0]
         assert pixels[0, 0].mean() == pytest.approx(middle, abs=0.02)
 
     @pytest.mark.parametrize("resize", ["shortest_edge", "square"])
-    def test_it_is_a_stock_class_under_its_plain_name(self, resize, tmp_path):
+    def test_it_is_saved_as_a_class_of_transformers_without_pil_in_its_name(self, resize, tmp_path):
         processor = build_processor(SelfViTConfig.from_name("vits16"), resize=resize)
         processor.save_pretrained(tmp_path)
         text = (tmp_path / "preprocessor_config.json").read_text()
@@ -219,7 +221,7 @@ class TestBuildProcessor:
             processor(image, return_tensors="pt")["pixel_values"],
         )
 
-    def test_wrong_policies_are_errors(self):
+    def test_wrong_resize_and_crop_ratio_are_errors(self):
         config = SelfViTConfig.from_name("vits16")
         with pytest.raises(ValueError, match="resize"):
             build_processor(config, resize="longest_edge")  # type: ignore[arg-type]

@@ -72,7 +72,9 @@ def test_a_stream_stays_at_the_commit_that_it_was_opened_at(photos, client):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_revision_or_data_set_that_is_not_there_is_an_error(streaming, photos, client):
     for name in (f"{NAME}@v2", f"{USER}/paintings"):
-        with pytest.raises(FileNotFoundError, match=rf"'{name}' is no folder or file here.*Hub"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"'{name}' is not a local folder or file.*Hub"
+        ):
             client(ids, name, streaming)
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from selfvit.embedding.preprocessing import build_processor
-from selfvit.training.callbacks.images import view_panels, whole_views
+from selfvit.training.callbacks.images import largest_views, view_panels
 from selfvit.training.callbacks.progress import Reporter
 from selfvit.training.train import main
 from selfvit.visualization.figures import TILE, tile_panels
@@ -74,7 +74,7 @@ def test_the_views_of_a_step_are_drawn_as_they_were_before_normalization(tiny_co
     assert [len(row) for row in rows] == [3, 3, 3, 3]  # of four images
     for drawn, view in zip(rows[3], (whole[0, 3], whole[1, 3], local[0, 3]), strict=True):
         np.testing.assert_allclose(drawn, view.permute(1, 2, 0), atol=1e-6)
-    assert torch.equal(whole_views(inputs), inputs["global_views"][0])
+    assert torch.equal(largest_views(inputs), inputs["global_views"][0])
 
 
 def test_small_panels_grow_by_whole_pixels_and_large_ones_shrink():

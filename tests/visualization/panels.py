@@ -1,4 +1,4 @@
-"""Reading the panels of a picture back."""
+"""Read the panels of a picture."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from selfvit.visualization.figures import GAP, HEADER
 def panel_of(
     picture: Image.Image, row: int, column: int, size: tuple[int, int] = (224, 224)
 ) -> np.ndarray:
-    """Return the pixels of one panel, (height, width, 3), 0 to 255.
+    """Return the pixels of one panel, (height, width, 3), with values from 0 to 255.
 
     Args:
-        picture: as `draw_panels` writes it.
-        row: from the top, counted from 0.
-        column: from the left, counted from 0.
-        size: (height, width) of a panel; a 32 x 32 image's is 224 x 224.
+        picture: Picture written by `draw_panels`.
+        row: Index of the row, from 0 at the top.
+        column: Index of the column, from 0 at the left.
+        size: Height and width of a panel in pixels; a 32 x 32 image is enlarged to 224 x 224.
     """
     height, width = size
     top, left = HEADER + row * (height + GAP), GAP + column * (width + GAP)

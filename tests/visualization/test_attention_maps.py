@@ -25,7 +25,7 @@ GEOMETRY: dict[str, Any] = {
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    # wide initial weights, so that attention is far from uniform
+    # Large initial weights make attention far from uniform.
     return SelfViTModel(SelfViTConfig(**GEOMETRY, initializer_range=0.5)).eval()
 
 
@@ -34,18 +34,18 @@ def pixel_values():
     return torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
-def test_maps_equal_the_models_own_attentions(model, pixel_values):
+def test_maps_equal_the_attentions_that_the_model_returns(model, pixel_values):
     maps = attention_maps(model, pixel_values)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = model(pixel_values, output_attentions=True).attentions[-1]
     assert maps.shape == (3, 2, 4, 6)
-    # patches come after the class token and three registers, row by row
+    # Patches follow the class token and three register tokens, row by row.
     assert torch.equal(maps.flatten(2), attentions[:, :, 0, 4:])
     assert maps[0, 0, 1, 2] == attentions[0, 0, 0, 4 + 1 * 6 + 2]
 
 
-def test_a_map_and_the_prefix_tokens_share_all_attention(model, pixel_values):
+def test_attention_to_patches_and_prefix_tokens_sums_to_one(model, pixel_values):
     maps = attention_maps(model, pixel_values)
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_attention_implementation_is_restored_after_an_error(model):
     assert model.config._attn_implementation == before == "sdpa"
 
 
-def test_a_pretraining_model_shows_its_teacher():
+def test_a_pretraining_model_uses_its_teacher():
     torch.manual_seed(0)
     dino = DINOConfig(num_prototypes=16, head_hidden_size=16, head_bottleneck_size=8)
     model = SelfViTForDINO(SelfViTConfig(**GEOMETRY, dino_config=dino)).eval()
@@ -79,7 +79,7 @@ def test_a_pretraining_model_shows_its_teacher():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_picture_has_a_row_an_image_and_a_column_a_head(model, tmp_path):
+def test_the_picture_has_one_row_per_image_and_one_column_per_head(model, tmp_path):
     pytest.importorskip("matplotlib")
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_convert_rgb=True)
     red = Image.new("RGB", (50, 40), (255, 0, 0))
@@ -87,14 +87,14 @@ def test_picture_has_a_row_an_image_and_a_column_a_head(model, tmp_path):
     plot_attention_maps(model, processor, [red, gray], tmp_path / "new" / "maps.png")
     picture = Image.open(tmp_path / "new" / "maps.png").convert("RGB")
     assert picture.size == (4 * 232 + 8, 2 * 232 + 34)  # image, mean, two heads; two rows
-    # the image as seen, normalization undone
+    # The first panel is the preprocessed image without normalization.
     assert (panel_of(picture, 0, 0) == (255, 0, 0)).all()
     seen = np.asarray(gray.convert("RGB"))
     np.testing.assert_array_equal(panel_of(picture, 1, 0), np.kron(seen, np.ones((7, 7, 1))))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.png"]
 
 
-def test_panels_are_the_models_maps(model, tmp_path):
+def test_panels_show_the_attention_maps(model, tmp_path):
     pytest.importorskip("matplotlib")
     processor = ViTImageProcessor(size={"height": 32, "width": 48}, do_convert_rgb=True)
     images = [noise(48, 32, seed) for seed in range(2)]
@@ -106,7 +106,7 @@ def test_panels_are_the_models_maps(model, tmp_path):
         for column, heads in enumerate(expected, start=1):
             drawn = panel_of(picture, row, column, (160, 240))
             brightness = drawn.reshape(4, 40, 6, 40, 3)[:, 0, :, 0].sum(axis=2).ravel()
-            order = heads.flatten().argsort()  # magma is the brighter the larger
+            order = heads.flatten().argsort()  # in magma, larger values are brighter
             assert (np.diff(brightness[order]) >= 0).all()
             assert brightness.min() < 10 and brightness.max() > 600
 

@@ -23,19 +23,19 @@ LABELS = np.arange(30) % 3
 COLORS = [(255, 0, 255), (0, 255, 255), (255, 255, 0)]
 
 
-def test_picture_is_1600_pixels_wide_and_shows_the_images(vectors, tmp_path):
+def test_the_picture_is_1600_pixels_wide_and_shows_thumbnails(vectors, tmp_path):
     images = [Image.new("RGB", (30, 20), COLORS[label]) for label in LABELS]
     path = tmp_path / "new" / "map.png"
     plot_embedding_map(vectors, images, LABELS, ["cat", "dog", "owl"], path)
     picture = Image.open(path)
     assert picture.size == (1600, 1040)
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    for color in COLORS:  # one thumbnail of each class at least, at its full size
+    for color in COLORS:  # at least one complete thumbnail per class
         assert (pixels == color).all(axis=1).sum() >= 0.8 * 42 * 28
     assert [file.name for file in path.parent.iterdir()] == ["map.png"]
 
 
-def test_labels_images_and_names_may_be_missing(vectors, tmp_path):
+def test_labels_images_and_names_are_optional(vectors, tmp_path):
     plot_embedding_map(vectors, None, None, None, tmp_path / "points.png")
     plot_embedding_map(vectors, None, LABELS, None, tmp_path / "classes.png")
     for name in ("points.png", "classes.png"):
@@ -56,7 +56,7 @@ def test_only_drawn_images_are_read(vectors, tmp_path):
     assert 0 < len(set(images.read)) <= 30 + 10
 
 
-def test_map_keeps_neighbors_together_and_repeats_with_its_seed(vectors):
+def test_the_map_keeps_neighbors_close_and_is_reproducible(vectors):
     positions = project_to_plane(vectors)
     distances = np.linalg.norm(positions[:, None] - positions, axis=2)
     np.fill_diagonal(distances, np.inf)
@@ -66,7 +66,7 @@ def test_map_keeps_neighbors_together_and_repeats_with_its_seed(vectors):
 
 @pytest.mark.parametrize("num_images", [4, 7])
 def test_few_points_get_a_smaller_perplexity(vectors, num_images):
-    # scikit-learn refuses a perplexity of the number of points or more
+    # scikit-learn rejects a perplexity that is not below the number of points.
     positions = project_to_plane(vectors[:num_images], perplexity=30)
     assert positions.shape == (num_images, 2) and np.isfinite(positions).all()
 
@@ -76,22 +76,22 @@ def test_too_few_points_are_refused(vectors):
         project_to_plane(vectors[:3])
 
 
-def test_thumbnails_keep_their_distance():
+def test_thumbnails_have_a_minimum_distance():
     positions = np.random.default_rng(0).uniform(0, 100, size=(300, 2))
     chosen = positions[select_thumbnails(positions, 20)]
     gaps = np.linalg.norm(chosen[:, None] - chosen, axis=2)
     np.fill_diagonal(gaps, np.inf)
     assert gaps.min() >= 20
-    # greedy and maximal: no point is left that would have fitted
+    # The selection is maximal: no other point would fit.
     assert (np.linalg.norm(positions[:, None] - chosen, axis=2).min(axis=1) < 20).all()
 
 
-def test_other_numbers_of_labels_than_vectors_are_refused(vectors, tmp_path):
+def test_different_numbers_of_labels_and_vectors_are_refused(vectors, tmp_path):
     with pytest.raises(ValueError, match=r"labels \(29\) and vectors \(30\)"):
         plot_embedding_map(vectors, None, LABELS[1:], None, tmp_path / "map.png")
 
 
-def test_missing_libraries_name_the_extra(vectors, tmp_path, monkeypatch):
+def test_the_error_for_a_missing_library_names_the_extra(vectors, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(ImportError, match=r"selfvit\[viz\]"):
         project_to_plane(vectors)

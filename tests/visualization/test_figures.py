@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("matplotlib")
-from selfvit.visualization.figures import GAP, HEADER, check_picture, draw_panels, heat
+from selfvit.visualization.figures import GAP, HEADER, check_picture, draw_panels, heatmap
 
 from .panels import panel_of
 
@@ -39,7 +39,7 @@ def test_large_images_are_shrunk_and_keep_their_proportions(tmp_path):
     assert (panel_of(picture, 0, 0, (512, 256)) == 102).all()
 
 
-def test_titles_stand_above_their_columns(tmp_path):
+def test_titles_are_above_their_columns(tmp_path):
     draw_panels(["", "MMM"], [[np.zeros((200, 200, 3))] * 2], tmp_path / "panels.png")
     header = np.asarray(Image.open(tmp_path / "panels.png").convert("L"))[:HEADER]
     columns = np.flatnonzero((header < 128).any(axis=0))
@@ -48,12 +48,12 @@ def test_titles_stand_above_their_columns(tmp_path):
     assert rows.min() > 2 and rows.max() < HEADER - 2
 
 
-def test_heat_spans_black_to_light_and_takes_constants():
-    colors = heat(np.array([[0.1, 0.2], [0.3, 0.4]]))
+def test_heatmaps_range_from_black_to_light_and_accept_constants():
+    colors = heatmap(np.array([[0.1, 0.2], [0.3, 0.4]]))
     brightness = colors.sum(axis=2)
     assert brightness[0, 0] < 0.1 and brightness[1, 1] > 2
     assert (np.diff(brightness.ravel()) > 0).all()
-    constant = heat(np.full((3, 3), 0.25))
+    constant = heatmap(np.full((3, 3), 0.25))
     assert np.isfinite(constant).all() and (constant == constant[0, 0]).all()
 
 
@@ -63,7 +63,7 @@ def test_other_extensions_are_refused(name, tmp_path):
         check_picture(tmp_path / name)
 
 
-def test_an_existing_picture_is_replaced_on_request_only(tmp_path):
+def test_an_existing_picture_is_replaced_only_with_overwrite(tmp_path):
     check_picture(tmp_path / "new" / "picture.PNG")
     (tmp_path / "picture.png").touch()
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -74,8 +74,8 @@ def test_an_existing_picture_is_replaced_on_request_only(tmp_path):
         check_picture(tmp_path / "folder.png", overwrite=True)
 
 
-def test_missing_matplotlib_is_told_before_any_work(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_an_error_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for needs_it in (lambda: check_picture(tmp_path / "a.png"), lambda: heat(np.zeros((2, 2)))):
+    for function in (lambda: check_picture(tmp_path / "a.png"), lambda: heatmap(np.zeros((2, 2)))):
         with pytest.raises(ImportError, match=r"selfvit\[viz\]"):
-            needs_it()
+            function()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic_output import atomic_output
-from ...data.image_source import hash_of
+from ...data.image_source import short_hash
 from ...evaluation.evaluate import save_metrics
 from ..checkpoints.model_writer import ModelWriter
 from ..checkpoints.run_folder import BEST, BEST_FILE
@@ -28,7 +28,7 @@ class BestCheckpoint:
         self.writer = writer
         self.folder = output / BEST
         self.metric = metric
-        self.data = hash_of([data.encode()])
+        self.data = short_hash([data.encode()])
 
     def read(self) -> dict[str, Any] | None:
         """Return "step", "metric", "value" and "data" of the one that is kept, if any.

@@ -20,7 +20,7 @@ from ...modeling.modeling_mae import SelfViTForMAE
 from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...visualization.attention_maps import attention_panels
 from ...visualization.figures import tile_panels
-from ...visualization.inputs import as_seen
+from ...visualization.inputs import denormalize
 from ...visualization.reconstructions import reconstruction_panels
 from ..runtime.fsdp import is_sharded
 from .progress import Reporter
@@ -44,7 +44,7 @@ def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
         if value.dim() >= 4:
             views += value if value.dim() == 5 else [value]
     views.sort(key=lambda view: view.shape[-1], reverse=True)  # stable: global views stay in order
-    columns = [as_seen(view[:NUM_IMAGES], processor) for view in views]
+    columns = [denormalize(view[:NUM_IMAGES], processor) for view in views]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -67,12 +67,12 @@ def drawings(
             reconstruction_panels, model, processor, values, noise
         )
     elif model is not None:
-        values = whole_views(inputs)[:NUM_IMAGES]
+        values = largest_views(inputs)[:NUM_IMAGES]
         pictures["attention"] = partial(attention_panels, model, processor, values)
     return pictures
 
 
-def whole_views(inputs: dict[str, Tensor]) -> Tensor:
+def largest_views(inputs: dict[str, Tensor]) -> Tensor:
     """Return the largest view of each image, (B, C, H, W): the first of those of that size."""
     largest = max((value for value in inputs.values() if value.dim() >= 4), key=_width)
     return largest[0] if largest.dim() == 5 else largest
@@ -122,4 +122,4 @@ class LoggedImages:
                 self.reporter.warn(f"pictures of {name} are left out from here on: {error}")
 
 
-__all__ = ["LoggedImages", "drawings", "view_panels", "whole_views"]
+__all__ = ["LoggedImages", "drawings", "largest_views", "view_panels"]

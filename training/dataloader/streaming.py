@@ -59,7 +59,7 @@ def divide(source: StreamingImageSource, num_processes: int, num_workers: int) -
     """
     asked = max(1, num_workers)
     if source.num_shards < num_processes * asked:
-        source = source.in_smaller_shards
+        source = source.resharded
     fitting = max(1, source.num_shards // num_processes)
     return StreamDivision(source, num_processes, min(asked, fitting), asked)
 
