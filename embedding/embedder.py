@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
@@ -25,6 +24,7 @@ from ..data.workers import use_one_thread
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..progress import progress_bar
 
 AnyImage = bytes | str | Path | Image.Image
 
@@ -159,8 +159,7 @@ class Embedder:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}.")
-        device = device or _best_device()
-        _check_device(device)
+        device = best_device(device)
         checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
         model = load_strictly(
@@ -252,7 +251,7 @@ class Embedder:
             generator=torch.Generator(),  # keeps the DataLoader from using the global random state
         )
         num_skipped = 0
-        with tqdm(total=len(source), unit=" images", disable=not progress) as bar:
+        with progress_bar(total=len(source), description="embedding", disable=not progress) as bar:
             for ids, labels, pixel_values, skipped in loader:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
                 if pixel_values is not None:
@@ -350,13 +349,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def best_device(device: str | None = None) -> str:
+    """Return the device to compute on.
 
+    Args:
+        device: Device to check, for example "cuda:1"; None for the best available.
 
-def _check_device(device: str) -> None:
+    Raises:
+        ValueError: If the device cannot be used.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -364,6 +369,7 @@ def _check_device(device: str) -> None:
         raise ValueError(
             f"device ({device!r}) cannot be used: {reason}; choose another one, for example cpu."
         ) from error
+    return device
 
 
 __all__ = [
@@ -371,6 +377,7 @@ __all__ = [
     "EmbeddedImages",
     "Embedder",
     "SkippedImage",
+    "best_device",
     "eval_mode",
     "preprocess",
 ]

@@ -65,19 +65,25 @@ def build_processor(
     )
 
 
-def resized_processor(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
+def resized_processor(
+    processor: BaseImageProcessor, image_size: int | tuple[int, int]
+) -> BaseImageProcessor:
     """Return a copy of a processor with another output size.
 
     Args:
         processor: Image processor made by `build_processor`; it is not changed.
-        image_size: Height and width of the output in pixels.
+        image_size: Size of the output in pixels, one number or (height, width). A size that is not
+            square scales both sides and crops nothing, as in `build_processor`.
     """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     values: Any = processor.to_dict()
-    sides = {"height": image_size, "width": image_size}
+    sides = {"height": height, "width": width}
     if not values.get("do_center_crop"):
         return processor.from_dict(values, size=sides)
+    if height != width:
+        return processor.from_dict(values, size=sides, do_center_crop=False, crop_size=None)
     crop_ratio = values["size"]["shortest_edge"] / values["crop_size"]["height"]
-    size = {"shortest_edge": round(crop_ratio * image_size)}
+    size = {"shortest_edge": round(crop_ratio * height)}
     return processor.from_dict(values, size=size, crop_size=sides)
 
 

@@ -43,7 +43,7 @@ FRACTIONS = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  
 
 
 def evaluate_checkpoint(
-    model: str | PathLike[str],
+    checkpoint: str | PathLike[str],
     train: ImageSource,
     test: ImageSource | None = None,
     *,
@@ -53,13 +53,14 @@ def evaluate_checkpoint(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str | None = None,
+    dtype: str = "float32",
     limit: int | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Embed images with a checkpoint and compute the metrics of the vectors.
 
     Args:
-        model: Checkpoint folder, Hub id or USER/NAME@REVISION.
+        checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
         train: Images that the classifiers are fitted on.
         test: Images that the accuracies are measured on. Without test images, or without labels,
             only the label-free metrics are computed.
@@ -69,6 +70,7 @@ def evaluate_checkpoint(
         batch_size: Number of images per batch.
         num_workers: Number of worker processes that decode images; 0 decodes in this process.
         device: Device, for example "cpu" or "cuda"; None selects the best available one.
+        dtype: Data type of the weights: "float32", "bfloat16" or "float16".
         limit: Maximum number of images of each source, as in `ImageSource.sample`; None uses all.
         progress: Whether to show a progress bar.
 
@@ -81,12 +83,13 @@ def evaluate_checkpoint(
         ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
     embedder = Embedder.from_pretrained(
-        model,
+        checkpoint,
         network=network,
         pooling=pooling,
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
+        dtype=dtype,
     )
     if limit is not None:
         train = train.sample(limit)

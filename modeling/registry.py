@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from typing import Any
 
+from transformers import AutoModelForPreTraining, PreTrainedModel
+
+from ..configuration.configuration_selfvit import SelfViTConfig
 from .modeling_dino import SelfViTForDINO
 from .modeling_mae import SelfViTForMAE
 from .modeling_pmsn import SelfViTForPMSN
@@ -24,5 +27,32 @@ MODEL_CLASSES: dict[str, ModelClass] = {
     "SelfViTModel": SelfViTModel,
     "SelfViTBackbone": SelfViTBackbone,
 }
+BUILT_IN = frozenset(MODEL_CLASSES)
 
-__all__ = ["MODEL_CLASSES", "PRETRAINING_CLASSES", "TRAINABLE_CLASSES", "ModelClass"]
+
+def register_objective(model_class: ModelClass) -> ModelClass:
+    """Register the model class of an objective that is defined outside of selfvit; a decorator.
+
+    `train` then accepts the class as `architecture` of a run, and `AutoModelForPreTraining` opens
+    its checkpoints.
+
+    Raises:
+        ValueError: If another class has this name.
+    """
+    name = model_class.__name__
+    if MODEL_CLASSES.get(name, model_class) is not model_class:
+        raise ValueError(f"there is a model class {name!r} already; give the class another name.")
+    TRAINABLE_CLASSES[name] = MODEL_CLASSES[name] = model_class
+    classes = (*PRETRAINING_CLASSES, *(c for n, c in MODEL_CLASSES.items() if n not in BUILT_IN))
+    mapping: Any = AutoModelForPreTraining._model_mapping
+    mapping.register(SelfViTConfig, classes, exist_ok=True)
+    return model_class
+
+
+__all__ = [
+    "MODEL_CLASSES",
+    "PRETRAINING_CLASSES",
+    "TRAINABLE_CLASSES",
+    "ModelClass",
+    "register_objective",
+]

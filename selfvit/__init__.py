@@ -1,51 +1,131 @@
 """Self-supervised vision transformers, as transformers models.
 
-Importing this package registers its classes with transformers' Auto classes; it imports no training
-code.
+Importing this package imports neither torch nor transformers: each name is imported at its first
+use, and the classes are registered with transformers' Auto classes once transformers is imported.
 """
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-)
+from __future__ import annotations
 
-from .configuration.configuration_dino import DINOConfig
-from .configuration.configuration_mae import MAEConfig
-from .configuration.configuration_pmsn import PMSNConfig
-from .configuration.configuration_selfvit import SelfViTConfig
-from .configuration.format_version import VERSION
-from .modeling.modeling_dino import SelfViTForDINO
-from .modeling.modeling_mae import SelfViTForMAE
-from .modeling.modeling_pmsn import SelfViTForPMSN
-from .modeling.modeling_selfvit import (
-    SelfViTBackbone,
-    SelfViTForImageClassification,
-    SelfViTModel,
-)
-from .modeling.registry import PRETRAINING_CLASSES
+from importlib import import_module, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__version__ = VERSION
+from .auto_registration import register_once_transformers_is_imported
+
+if TYPE_CHECKING:
+    from .configuration.configuration_dino import DINOConfig as DINOConfig
+    from .configuration.configuration_mae import MAEConfig as MAEConfig
+    from .configuration.configuration_pmsn import PMSNConfig as PMSNConfig
+    from .configuration.configuration_selfvit import SelfViTConfig as SelfViTConfig
+    from .conversion.audit.audit import audit as audit
+    from .conversion.convert import convert as convert
+    from .conversion.exporters.export import export as export
+    from .data.decoding import decode_image as decode_image
+    from .data.sources import open_images as open_images
+    from .embedding.embedder import EmbeddedImages as EmbeddedImages
+    from .embedding.embedder import Embedder as Embedder
+    from .embedding.embedder import preprocess as preprocess
+    from .embedding.preprocessing import build_processor as build_processor
+    from .embedding.writer import write_embeddings as write_embeddings
+    from .evaluation.evaluate import evaluate_checkpoint as evaluate_checkpoint
+    from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
+    from .evaluation.evaluate import format_table as format_table
+    from .evaluation.evaluate import save_metrics as save_metrics
+    from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
+    from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
+    from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
+    from .modeling.modeling_selfvit import SelfViTBackbone as SelfViTBackbone
+    from .modeling.modeling_selfvit import (
+        SelfViTForImageClassification as SelfViTForImageClassification,
+    )
+    from .modeling.modeling_selfvit import SelfViTModel as SelfViTModel
+    from .modeling.modeling_selfvit import SelfViTPreTrainedModel as SelfViTPreTrainedModel
+    from .modeling.registry import register_objective as register_objective
+    from .sharing.publish import publish as publish
+    from .training.recipes import RECIPES as RECIPES
+    from .training.recipes import register_recipe as register_recipe
+    from .training.train import train_recipe as train  # noqa: F401
+    from .visualization.attention_maps import plot_attention_maps as plot_attention_maps
+    from .visualization.embedding_map import plot_embedding_map as plot_embedding_map
+    from .visualization.inputs import open_checkpoint as open_checkpoint
+    from .visualization.pca_maps import plot_pca_maps as plot_pca_maps
+    from .visualization.reconstructions import open_mae as open_mae
+    from .visualization.reconstructions import plot_reconstructions as plot_reconstructions
+
+    __version__: str
+
+# Module of each public name, and its name there if it is another one. Type checkers read the same
+# from the imports above.
+MODULES = {
+    "DINOConfig": "configuration.configuration_dino",
+    "EmbeddedImages": "embedding.embedder",
+    "Embedder": "embedding.embedder",
+    "MAEConfig": "configuration.configuration_mae",
+    "PMSNConfig": "configuration.configuration_pmsn",
+    "RECIPES": "training.recipes",
+    "SelfViTBackbone": "modeling.modeling_selfvit",
+    "SelfViTConfig": "configuration.configuration_selfvit",
+    "SelfViTForDINO": "modeling.modeling_dino",
+    "SelfViTForImageClassification": "modeling.modeling_selfvit",
+    "SelfViTForMAE": "modeling.modeling_mae",
+    "SelfViTForPMSN": "modeling.modeling_pmsn",
+    "SelfViTModel": "modeling.modeling_selfvit",
+    "SelfViTPreTrainedModel": "modeling.modeling_selfvit",
+    "audit": "conversion.audit.audit",
+    "build_processor": "embedding.preprocessing",
+    "convert": "conversion.convert",
+    "decode_image": "data.decoding",
+    "evaluate_checkpoint": "evaluation.evaluate",
+    "evaluate_embeddings": "evaluation.evaluate",
+    "export": "conversion.exporters.export",
+    "format_table": "evaluation.evaluate",
+    "open_checkpoint": "visualization.inputs",
+    "open_images": "data.sources",
+    "open_mae": "visualization.reconstructions",
+    "plot_attention_maps": "visualization.attention_maps",
+    "plot_embedding_map": "visualization.embedding_map",
+    "plot_pca_maps": "visualization.pca_maps",
+    "plot_reconstructions": "visualization.reconstructions",
+    "preprocess": "embedding.embedder",
+    "publish": "sharing.publish",
+    "register_objective": "modeling.registry",
+    "register_recipe": "training.recipes",
+    "save_metrics": "evaluation.evaluate",
+    "train": "training.train:train_recipe",
+    "write_embeddings": "embedding.writer",
+}
+
+__all__ = [*MODULES, "__version__"]
 
 
-AutoConfig.register("selfvit", SelfViTConfig)
-AutoModel.register(SelfViTConfig, SelfViTModel)
-AutoModelForImageClassification.register(SelfViTConfig, SelfViTForImageClassification)
-AutoBackbone.register(SelfViTConfig, SelfViTBackbone)
-AutoModelForPreTraining._model_mapping.register(SelfViTConfig, PRETRAINING_CLASSES)  # type: ignore[arg-type]
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _read_version()
+    elif name in MODULES:
+        if MODULES[name].startswith(("configuration.", "modeling.")):
+            # Before a module of selfvit is locked: a thread that imports transformers imports
+            # these modules too, and would wait for this one.
+            import_module("transformers")
+        module, _, attribute = MODULES[name].partition(":")
+        value = getattr(import_module(f".{module}", __name__), attribute or name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-__all__ = [
-    "DINOConfig",
-    "MAEConfig",
-    "PMSNConfig",
-    "SelfViTBackbone",
-    "SelfViTConfig",
-    "SelfViTForDINO",
-    "SelfViTForImageClassification",
-    "SelfViTForMAE",
-    "SelfViTForPMSN",
-    "SelfViTModel",
-    "__version__",
-]
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _read_version() -> str:
+    """Return the version from `configuration`, whose other modules need transformers."""
+    file = Path(__file__).parent / "configuration" / "format_version.py"
+    spec = util.spec_from_file_location("selfvit_format_version", file)
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VERSION
+
+
+register_once_transformers_is_imported()

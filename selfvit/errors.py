@@ -15,26 +15,33 @@ def one_line_errors() -> Iterator[None]:
     """Print an error that the user can fix as `error: ...` on standard error, without a traceback.
 
     Raises:
-        SystemExit: with code 2, after such an error.
+        SystemExit: With code 2, after such an error.
     """
     try:
         yield
     except Exception as error:
         if not isinstance(error, _user_errors()):
             raise
-        from tqdm.auto import tqdm
-
-        # tqdm writes above a progress bar, not behind it. The line and its end are one write, since
-        # other processes write to the same terminal.
-        tqdm.write(f"error: {one_line(error)}\n", file=sys.stderr, end="")
+        # The line and its end are one write: other processes write to the same terminal.
+        _print_error(f"error: {one_line(error)}\n")
         raise SystemExit(2) from error
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Values, files, extras, configurations, and losses that are not finite or collapsed."""
-    from huggingface_hub.errors import StrictDataclassError
+    """Return the types of errors about values, files, extras, configurations and losses."""
+    types: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, FloatingPointError)
+    # An error of this module can only occur once the module is imported.
+    hub_errors = sys.modules.get("huggingface_hub.errors")
+    return types if hub_errors is None else (*types, hub_errors.StrictDataclassError)
 
-    return (ValueError, OSError, ImportError, StrictDataclassError, FloatingPointError)
+
+def _print_error(line: str) -> None:
+    if "tqdm" not in sys.modules:
+        sys.stderr.write(line)
+        return
+    from tqdm.auto import tqdm
+
+    tqdm.write(line, file=sys.stderr, end="")  # above a progress bar instead of behind it
 
 
 def one_line(error: BaseException) -> str:

@@ -15,9 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # configuration <- modeling; data; embedding <- {evaluation, visualization} <- sharing
-# <- {conversion, training} <- cli; conversion writes an image processor, which embedding builds,
-# and a card, which sharing renders
-LEAVES = {"atomic_output", "errors", "file_modes"}  # below all folders
+# <- {conversion, training} <- commands <- cli; conversion writes an image processor, which
+# embedding builds, and a card, which sharing renders
+LEAVES = {"atomic_output", "errors", "file_modes", "progress"}  # below all folders
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},
@@ -46,8 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 FOLDERS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
-PACKAGE_FILES = sorted((ROOT / "selfvit").glob("*.py"))
-HEAVY = {"accelerate", "datasets", "torchvision", "cv2"}
+PACKAGE_FILES = sorted(
+    file for folder in ("", "commands") for file in (ROOT / "selfvit" / folder).glob("*.py")
+)
+REGISTRATION = ROOT / "selfvit" / "auto_registration.py"
+HEAVY = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "pyarrow", "typer", "tqdm"}
+TRAINING = {"accelerate", "datasets", "torchvision", "cv2"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,7 @@ def file_of(parts: tuple[str, ...]) -> Path:
     """Return the file of a module of the package."""
     if not parts:
         return ROOT / "selfvit" / "__init__.py"
-    places = [ROOT, ROOT / "selfvit"] if len(parts) == 1 else [ROOT]
-    for place in places:
+    for place in (ROOT, ROOT / "selfvit"):
         path = place.joinpath(*parts)
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):
             if candidate.exists():
@@ -158,7 +161,15 @@ def test_models_need_torch_and_transformers_only(folder):
                 assert entry.module.split(".")[0] in allowed, f"{show(file, entry)}: {entry.module}"
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES - {"errors"}))
+def test_the_command_line_only_assembles_commands():
+    file = ROOT / "selfvit" / "cli.py"
+    assert len(file.read_text().splitlines()) <= 100
+    for entry in imports_of(file):
+        if entry.level and entry.name != "__version__":
+            assert target_of(file, entry)[0] == "commands", show(file, entry)
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES - {"errors", "progress"}))
 def test_a_leaf_needs_the_standard_library_only(name):
     file = ROOT / "selfvit" / f"{name}.py"
     for entry in imports_of(file):
@@ -253,17 +264,17 @@ def test_the_batch_size_trial_and_the_benchmark_use_the_steps_of_the_loop():
 
 
 def statements_on_transformers() -> str:
-    """Return the imports of torch and transformers that `import selfvit` executes."""
-    files = [ROOT / "selfvit" / "__init__.py", *(ROOT / "configuration").glob("*.py")]
+    """Return the imports of torch and transformers that importing the models executes."""
     lines = []
-    for file in [*files, *(ROOT / "modeling").glob("*.py")]:
+    for file in [*(ROOT / "configuration").glob("*.py"), *(ROOT / "modeling").glob("*.py")]:
         for node in ast.parse(file.read_text()).body:
             external = isinstance(node, ast.Import) or (
                 isinstance(node, ast.ImportFrom) and node.level == 0 and node.module != "__future__"
             )
             if external:
                 lines.append(ast.unparse(node))
-    return "\n".join(lines)
+    auto = [entry.name for entry in imports_of(REGISTRATION) if entry.module == "transformers"]
+    return "\n".join([*lines, f"from transformers import {', '.join(map(str, auto))}"])
 
 
 def modules_after(code: str) -> set[str]:
@@ -276,20 +287,32 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
+def folders_in(modules: set[str]) -> set[str]:
+    """Return the folders and files of the package that some modules are from."""
+    return {name.split(".")[1] for name in modules if name.startswith("selfvit.")}
+
+
+def test_importing_selfvit_loads_nothing_heavy():
+    modules = modules_after("import selfvit; selfvit.__version__")
+    assert not modules & (HEAVY | TRAINING)
+    assert folders_in(modules) == {"auto_registration"}
+
+
 @pytest.fixture(scope="module")
-def modules_of_selfvit() -> set[str]:
-    return modules_after("import selfvit")
+def modules_of_the_models() -> set[str]:
+    return modules_after("from selfvit import SelfViTForDINO, SelfViTModel")
 
 
-def test_importing_selfvit_loads_no_training_code(modules_of_selfvit):
+def test_importing_the_models_loads_no_training_code(modules_of_the_models):
     # transformers loads accelerate and torchvision by itself where they are installed
-    alone = modules_after(statements_on_transformers()) & HEAVY
-    added = (modules_of_selfvit & HEAVY) - alone
-    assert not added, (
-        f"`import selfvit` loads {sorted(added)}; transformers alone loads {sorted(alone)}"
-    )
+    alone = modules_after(statements_on_transformers()) & TRAINING
+    added = (modules_of_the_models & TRAINING) - alone
+    assert not added, f"the models load {sorted(added)}; transformers alone loads {sorted(alone)}"
 
 
-def test_importing_selfvit_loads_none_of_its_other_folders(modules_of_selfvit):
-    inside = {name.split(".")[1] for name in modules_of_selfvit if name.startswith("selfvit.")}
-    assert inside - LEAVES == {"configuration", "modeling"}
+def test_importing_the_models_loads_none_of_the_other_folders(modules_of_the_models):
+    assert folders_in(modules_of_the_models) - LEAVES == {
+        "auto_registration",
+        "configuration",
+        "modeling",
+    }

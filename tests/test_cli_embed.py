@@ -33,7 +33,7 @@ def output(tmp_path):
 @pytest.fixture
 def embed(tiny_checkpoint, image_folder, output):
     def command(*arguments, model=tiny_checkpoint, data=image_folder):
-        where = ["--model", model, "--data", data, "--output", output]
+        where = [model, "--data", data, "--output", output]
         return run("embed", *where, "--device", "cpu", "--num-workers", 0, *arguments)
 
     return command
@@ -126,7 +126,7 @@ class TestAwkwardFiles:
         assert sorted(reasons) == sorted(image_files.UNREADABLE)
         for name, (_, reason) in image_files.UNREADABLE.items():
             assert reasons[name].startswith(reason)
-        assert "6 skipped" in result.stdout and str(output / "skipped.csv") in result.stdout
+        assert "6 images skipped" in result.stdout and str(output / "skipped.csv") in result.stdout
         assert metadata(output)["num_skipped"] == 6
 
     def test_strict_writes_and_exits_with_one(self, embed, output, awkward_folder):
@@ -241,21 +241,12 @@ class TestErrors:
         assert result.exit_code == 2 and "has no student network" in result.stderr
 
     def test_traceback_shows_where(self, embed, tmp_path):
-        arguments = [
-            "--traceback",
-            "embed",
-            "--model",
-            "x",
-            "--data",
-            "/no",
-            "--output",
-            tmp_path / "o",
-        ]
+        arguments = ["--traceback", "embed", "x", "--data", "/no", "--output", tmp_path / "o"]
         assert isinstance(run(*arguments).exception, FileNotFoundError)
 
 
 def test_a_real_process_embeds_with_workers(tiny_checkpoint, image_folder, output):
-    command = [sys.executable, "-m", "selfvit.cli", "embed", "--model", str(tiny_checkpoint)]
+    command = [sys.executable, "-m", "selfvit.cli", "embed", str(tiny_checkpoint)]
     command += ["--data", str(image_folder), "--output", str(output), "--num-workers", "2"]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

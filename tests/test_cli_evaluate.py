@@ -20,7 +20,7 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(tiny_checkpoint, tmp_pat
     write_folder(data / "val", 6, seed=1)
     output = tmp_path / "new" / "metrics.json"
     result = run(
-        *("--model", tiny_checkpoint, "--num-workers", 0, "--output", output),
+        *(tiny_checkpoint, "--num-workers", 0, "--output", output),
         *("--train", data, "--train-split", "train", "--test", data, "--test-split", "val"),
     )
     assert result.exit_code == 0, result.output
@@ -31,7 +31,7 @@ def test_evaluate_prints_a_table_and_writes_the_metrics(tiny_checkpoint, tmp_pat
 
 def test_evaluate_without_test_images_gives_label_free_figures(tiny_checkpoint, tmp_path):
     train = write_folder(tmp_path, 3, names=("black",))
-    result = run("--model", tiny_checkpoint, "--num-workers", 0, "--train", train)
+    result = run(tiny_checkpoint, "--num-workers", 0, "--train", train)
     assert result.exit_code == 0, result.output
     assert "RankMe" in result.stdout and "No accuracies" in result.stdout
 
@@ -40,7 +40,7 @@ def test_evaluate_without_test_images_gives_label_free_figures(tiny_checkpoint, 
 def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network, caplog):
     train = write_folder(tmp_path / "train", 4)
     result = run(
-        *("--model", tiny_checkpoint, "--num-workers", 0, "--train", train, "--test", train),
+        *(tiny_checkpoint, "--num-workers", 0, "--train", train, "--test", train),
         *("--network", network, "--pooling", "cls+mean", "--batch-size", 3),
     )
     assert result.exit_code == 0, result.output
@@ -50,7 +50,7 @@ def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network
 def test_evaluate_says_in_one_line_what_is_wrong(tiny_checkpoint, tmp_path):
     train = write_folder(tmp_path / "train", 2)
     test = write_folder(tmp_path / "test", 2, names=("black", "gray"))
-    result = run("--model", tiny_checkpoint, "--train", train, "--test", test)
+    result = run(tiny_checkpoint, "--train", train, "--test", test)
     assert result.exit_code == 2
     assert "lacks gray" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

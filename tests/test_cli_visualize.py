@@ -46,7 +46,7 @@ def output(tmp_path):
 @pytest.fixture
 def draw(checkpoints, image_folder, output):
     def command(plot, *arguments, data=image_folder, model=None, output=output):
-        where = ["--model", model or checkpoints[plot], "--data", data, "--output", output]
+        where = [model or checkpoints[plot], "--data", data, "--output", output]
         return CliRunner().invoke(app, ["visualize", plot, *map(str, [*where, *arguments])])
 
     return command
@@ -188,7 +188,7 @@ class TestErrors:
 
 def test_a_real_process_draws(tiny_checkpoint, image_folder, output):
     command = [sys.executable, "-m", "selfvit.cli", "visualize", "pca", "--num-images", "2"]
-    command += ["--model", tiny_checkpoint, "--data", image_folder, "--output", output]
+    command += [tiny_checkpoint, "--data", image_folder, "--output", output]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -49,7 +49,11 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(wheel):
         files = [path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")]
         modules = {f"selfvit/{file}" for file in files}
         assert modules and modules <= names
-    assert {"selfvit/py.typed", "selfvit/model_card.md", "selfvit/cli.py"} <= names
+    package = {f"selfvit/{path.name}" for path in (ROOT / "selfvit").glob("*.py")}
+    commands = {f"selfvit/commands/{path.name}" for path in (ROOT / "selfvit/commands").iterdir()}
+    commands.discard("selfvit/commands/__pycache__")
+    assert {"selfvit/cli.py", "selfvit/py.typed", "selfvit/model_card.md"} <= names
+    assert "selfvit/commands/embed.py" in commands and package | commands <= names
     top = {name.split("/")[0] for name in names}
     assert top == {"selfvit", next(name for name in top if name.endswith(".dist-info"))}
 
@@ -71,7 +75,7 @@ def test_the_installed_package_embeds_without_the_checkout(
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     command = [
-        sys.executable, "-P", "-m", "selfvit.cli", "embed", "--model", str(tiny_checkpoint),
+        sys.executable, "-P", "-m", "selfvit.cli", "embed", str(tiny_checkpoint),
         "--data", str(image_folder), "--output", "vectors", "--num-workers", "0",
     ]  # fmt: skip
     printed = subprocess.run(

@@ -28,7 +28,7 @@ def open_checkpoint(
     model_class: type[ModelT],
     checkpoint: str | os.PathLike[str],
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> tuple[ModelT, Any]:
     """Load a model and its image processor.
@@ -36,8 +36,8 @@ def open_checkpoint(
     Args:
         model_class: Model class to load.
         checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
-        image_size: Height and width of the preprocessed images in pixels, a multiple of the patch
-            size; None for the size stored in the checkpoint.
+        image_size: Size of the preprocessed images in pixels, one number or (height, width),
+            multiples of the patch size; None for the size stored in the checkpoint.
         kwargs: Keyword arguments of `load_strictly`.
 
     Returns:

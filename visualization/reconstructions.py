@@ -27,7 +27,7 @@ GRAY = 0.5  # value of masked patches
 def open_mae(
     checkpoint: str | os.PathLike[str],
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     mask_ratio: float | None = None,
 ) -> tuple[SelfViTForMAE, Any]:
     """Load an MAE checkpoint with its decoder, and its image processor.

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ...atomic_output import atomic_output, check_output
 from ...configuration.configuration_selfvit import SelfViTConfig
+from ...embedding.embedder import best_device
 from ...modeling.checkpoints.hub_revision import resolve_checkpoint
 from ...modeling.checkpoints.loading import load_strictly
 from ...modeling.modeling_selfvit import SelfViTModel
@@ -65,6 +66,7 @@ def export(
     pooling: str | None = None,
     normalize: bool = False,
     int8: Int8 | None = None,
+    device: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Export the encoder of a checkpoint to the format of another library.
@@ -81,6 +83,7 @@ def export(
         pooling: Pooling of the vectors, as for `SelfViTConfig`. Default: the checkpoint's.
         normalize: Whether to scale vectors to length 1 (onnx and sentence-transformers only).
         int8: Settings of an additional 8-bit graph (onnx only), or None.
+        device: Device of the encoder that the export is compared with. Default: the best one.
         overwrite: Whether to replace an earlier export in `output`.
 
     Raises:
@@ -93,10 +96,12 @@ def export(
     _check_arguments(to, normalize, int8)
     check_output(output, EXPORT_FILE, overwrite, files=FILES, created_by=CREATED_BY)
     overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
+    device = best_device(device)
     opened = resolve_checkpoint(checkpoint)
     config = AutoConfig.from_pretrained(opened, **overrides)
     _check_format(to, config)
     encoder = load_strictly(SelfViTModel, opened, network=network, dtype=torch.float32, **overrides)
+    encoder = encoder.to(device)  # type: ignore[arg-type]
     processor = _load_processor(opened)
     provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:

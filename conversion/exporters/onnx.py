@@ -110,7 +110,7 @@ def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
     config = encoder.config
     patch = config.patch_size
     # Unusual sizes, so that the exporter takes none of them for a constant of the model.
-    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch)
+    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch, device=encoder.device)
     sizes = {
         0: torch.export.Dim("batch", min=1),
         2: patch * torch.export.Dim("rows", min=1),

@@ -27,7 +27,7 @@ def run_here(*arguments: object) -> Result:
 
 def test_what_was_done_is_printed_and_kept(tmp_path: Path):
     source = save_weights(golden_weights("lightly_dino_checkpoint"), tmp_path)
-    result = run(source, tmp_path / "out", "--num-heads", 3)
+    result = run(source, "--output", tmp_path / "out", "--num-heads", 3)
     assert result.returncode == 0, result.stderr
     for line in (
         "Lightly DINO module",
@@ -66,14 +66,14 @@ def test_what_was_done_is_printed_and_kept(tmp_path: Path):
 
 def test_the_code_can_be_left_out_of_a_conversion_that_is_made_again(tmp_path: Path):
     source = save_weights(golden_weights("dino_vit"), tmp_path)
-    for options, has_code in (((), True), (("--no-code", "--overwrite"), False)):
-        result = run_here(source, tmp_path / "out", "--num-heads", 3, *options)
+    for options, has_code in (((), True), (("--no-save-code", "--overwrite"), False)):
+        result = run_here(source, "--output", tmp_path / "out", "--num-heads", 3, *options)
         assert result.exit_code == 0, result.output
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert any((tmp_path / "out").glob("*.py")) == has_code
         assert ("auto_map" in config) == has_code
     (tmp_path / "out" / "mine.py").write_text("")
-    result = run_here(source, tmp_path / "out", "--num-heads", 3, "--overwrite")
+    result = run_here(source, "--output", tmp_path / "out", "--num-heads", 3, "--overwrite")
     assert (
         result.exit_code == 2 and "mine.py, which 'selfvit convert' did not write" in result.output
     )
@@ -82,8 +82,8 @@ def test_the_code_can_be_left_out_of_a_conversion_that_is_made_again(tmp_path: P
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path):
     weights = golden_weights("dino_vit")
     del weights["blocks.1.norm1.bias"]
-    result = run(save_weights(weights, tmp_path), tmp_path / "out", "--num-heads", 3)
+    result = run(save_weights(weights, tmp_path), "--output", tmp_path / "out", "--num-heads", 3)
     assert result.returncode == 2 and "blocks.1.norm1.bias" in result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
-    result = run(tmp_path / "nothing.pth", tmp_path / "out")
+    result = run(tmp_path / "nothing.pth", "--output", tmp_path / "out")
     assert result.returncode == 2 and "there is no file" in result.stderr

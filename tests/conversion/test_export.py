@@ -147,7 +147,9 @@ class TestCommand:
         assert (copied.parent / "copy-timm" / "model.safetensors").is_file()
 
     def test_errors_are_one_line(self, checkpoint, tmp_path):
-        result = run(checkpoint, tmp_path / "out", "--to", "transformers", "--pooling", "mean")
+        result = run(
+            checkpoint, "--output", tmp_path / "out", "--to", "transformers", "--pooling", "mean"
+        )
         assert result.exit_code == 2 and result.stderr.startswith("error: pooling ('mean')")
-        result = run(checkpoint, tmp_path / "out", "--to", "timm", "--data", "images")
-        assert result.exit_code == 2 and "give --int8, too" in result.stderr
+        result = run(checkpoint, "--output", tmp_path / "out", "--to", "timm", "--data", "images")
+        assert result.exit_code == 2 and "add --int8" in result.stderr

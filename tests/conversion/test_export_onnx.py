@@ -71,8 +71,18 @@ def test_the_reported_cosine_is_that_of_the_8_bit_graph(checkpoint, exported):
 def test_an_8_bit_graph_below_min_cosine_on_the_given_images_is_refused(
     make_checkpoint, image_folder, tmp_path
 ):
-    arguments = [make_checkpoint(num_hidden_layers=1), tmp_path / "out", "--to", "onnx", "--int8"]
-    arguments += ["--data", image_folder, "--max-images", 4, "--min-cosine", 1]
+    arguments = [make_checkpoint(num_hidden_layers=1), "--output", tmp_path / "out"]
+    arguments += [
+        "--to",
+        "onnx",
+        "--int8",
+        "--data",
+        image_folder,
+        "--max-images",
+        4,
+        "--min-cosine",
+        1,
+    ]
     result = CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
     assert result.exit_code == 2
     assert "over 4 images (the given images); the average must be at least 1.0" in result.stderr

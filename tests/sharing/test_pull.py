@@ -54,7 +54,7 @@ def test_the_auto_classes_load_a_subfolder(hub, client, checkpoints, images):
 
 
 def embedded(client, model, data, output, *options):
-    where = ("--model", model, "--data", data, "--output", output, "--num-workers", 0)
+    where = (model, "--data", data, "--output", output, "--num-workers", 0)
     code, printed = client.run("embed", *where, "--device", "cpu", *options)
     assert code == 0, printed
     return np.array(pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist())
@@ -82,27 +82,27 @@ def test_a_missing_revision_or_repository_is_reported(
     model, message, client, two_revisions, image_folder, tmp_path
 ):
     where = ("--data", image_folder, "--output", tmp_path / "out", "--num-workers", 0)
-    code, printed = client.run("embed", "--model", model, *where)
+    code, printed = client.run("embed", model, *where)
     assert code == 2 and message in printed
 
 
 def test_evaluate_visualize_and_export_accept_a_revision(
     client, two_revisions, image_folder, tmp_path
 ):
-    model = ("--model", f"{NAME}@v1")
+    model = f"{NAME}@v1"
     code, printed = client.run(
-        *("evaluate", *model, "--train", image_folder, "--device", "cpu", "--num-workers", 0)
+        *("evaluate", model, "--train", image_folder, "--device", "cpu", "--num-workers", 0)
     )
     assert code == 0, printed
     for kind in ("attention", "reconstruct"):
         picture = tmp_path / f"{kind}.png"
         code, printed = client.run(
-            *("visualize", kind, *model, "--data", image_folder, "--output", picture)
+            *("visualize", kind, model, "--data", image_folder, "--output", picture)
         )
         assert code == 0 and picture.is_file(), printed
     exported = tmp_path / "exported"
     code, printed = client.run(
-        *("export", f"{NAME}@v1", exported, "--to", "timm", "--pooling", "mean")
+        *("export", model, "--output", exported, "--to", "timm", "--pooling", "mean")
     )
     assert code == 0, printed
     facts = json.loads((exported / "selfvit_export.json").read_text())
@@ -128,7 +128,7 @@ def test_the_cache_is_used_offline(hub, client, two_revisions, image_folder, tmp
         hub.requests.clear()
         output = tmp_path / f"offline{index}"
         command = [
-            sys.executable, "-m", "selfvit.cli", "embed", "--model", model, "--data",
+            sys.executable, "-m", "selfvit.cli", "embed", model, "--data",
             str(image_folder), "--output", str(output), "--num-workers", "0", "--device", "cpu",
         ]  # fmt: skip
         environment = {**os.environ, **client.environment, "HF_HUB_OFFLINE": "1"}

@@ -24,8 +24,8 @@ from ...sharing.citations import objective_of
 from ...sharing.model_card import CardContents, TrainingFacts, render_model_card
 from ...sharing.provenance import derived_provenance, display_name, hub_id
 from ...visualization.attention_maps import plot_attention_maps
+from ...visualization.figures import require_matplotlib
 from ...visualization.inputs import choose_images
-from ...visualization.samples import require_matplotlib
 from ..config.from_checkpoint import read_config
 from ..config.run_config import RunConfig
 from ..config.training_config import OPTIMIZERS

@@ -1,0 +1,79 @@
+"""`selfvit evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..data.image_source import ImageSource
+
+
+def evaluate(
+    checkpoint: options.Checkpoint,
+    train: Annotated[
+        str,
+        typer.Option(
+            metavar="IMAGES",
+            help="Labeled images to fit k-NN and the linear probe on, as --data of embed.",
+        ),
+    ],
+    test: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Labeled images to measure the accuracies on, as --data of embed.",
+            show_default="none, which gives no accuracies",
+        ),
+    ] = None,
+    train_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split or sub-folder of the training images.", show_default=options.WHOLE_DATA
+        ),
+    ] = None,
+    test_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split or sub-folder of the test images.", show_default=options.WHOLE_DATA
+        ),
+    ] = None,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    pooling: options.Pooling = None,
+    network: options.Network = options.NetworkName.teacher,
+    dtype: options.DType = options.DTypeName.float32,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 64,
+    num_workers: options.NumWorkers = None,
+    output: Annotated[Path | None, options.output("JSON", "none")] = None,
+) -> None:
+    """Measure embeddings by k-NN, a linear probe and metrics that need no labels.
+
+    The metrics are printed as a table. With --output they are also written as a JSON file.
+    """
+    from ..data.sources import open_images
+    from ..evaluation.evaluate import evaluate_checkpoint, format_table, save_metrics
+
+    def open_split(data: str, split: str | None) -> ImageSource:
+        return open_images(data, split=split, image_column=image_column, label_column=label_column)
+
+    metrics = evaluate_checkpoint(
+        checkpoint,
+        open_split(train, train_split),
+        None if test is None else open_split(test, test_split),
+        network=network.value,
+        pooling=pooling,
+        dtype=dtype.value,
+        batch_size=batch_size,
+        num_workers=options.choose_num_workers(num_workers),
+        device=device,
+        progress=True,
+    )
+    typer.echo(format_table(metrics))
+    if output is not None:
+        save_metrics(metrics, output)

@@ -1,0 +1,107 @@
+"""`selfvit export`."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+
+
+class Format(str, Enum):
+    """Formats of an export, by name."""
+
+    transformers = "transformers"
+    timm = "timm"
+    onnx = "onnx"
+    sentence_transformers = "sentence-transformers"
+
+
+def export(
+    checkpoint: options.Checkpoint,
+    to: Annotated[Format, typer.Option(metavar="FORMAT", help="Format to write.")],
+    output: Annotated[Path | None, options.output("FOLDER", "CHECKPOINT-FORMAT")] = None,
+    pooling: options.Pooling = None,
+    network: options.Network = options.NetworkName.teacher,
+    normalize: options.Normalize = False,
+    device: options.Device = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Write an 8-bit graph as well (onnx).")
+    ] = False,
+    min_cosine: Annotated[
+        float,
+        typer.Option(
+            help="Smallest mean centered cosine between 8-bit and float32 vectors that is "
+            "accepted; -1 accepts any."
+        ),
+    ] = 0.99,  # an angle of 8 degrees
+    data: options.OptionalData = None,
+    split: options.Split = None,
+    image_column: options.ImageColumn = None,
+    max_images: Annotated[
+        int, typer.Option(help="Largest number of images to measure the 8-bit graph on.")
+    ] = 128,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Export a checkpoint for users without selfvit, and check that it gives the same vectors.
+
+    FORMAT is transformers, timm, onnx or sentence-transformers; --normalize works with the last
+    two. FOLDER is a new folder. --data are the images that the graph of --int8 is measured on,
+    random pixels by default.
+    """
+    from ..conversion.exporters.export import export as export_checkpoint
+    from ..conversion.exporters.onnx import Int8
+
+    pixel_values = None
+    if data is not None:
+        if not int8:
+            raise ValueError(
+                f"--data ({data}) are images to measure the 8-bit graph on; add --int8, or leave "
+                "--data out."
+            )
+        pixel_values = _load_pixels(checkpoint, data, split, image_column, max_images)
+    report = export_checkpoint(
+        checkpoint,
+        output or _default_output(checkpoint, to.value),
+        to=to.value,
+        network=network.value,
+        pooling=pooling,
+        normalize=normalize,
+        int8=Int8(min_cosine, pixel_values) if int8 else None,
+        device=device,
+        overwrite=overwrite,
+    )
+    difference = report.fidelity.max_difference
+    typer.echo(
+        f"{report.output}: pooling {report.pooling}"
+        + ("" if difference is None else f", largest difference from selfvit {difference:.1e}")
+    )
+    for note in report.fidelity.notes:
+        typer.echo(f"note: {note}")
+
+
+def _default_output(checkpoint: str, to: str) -> Path:
+    """Return CHECKPOINT-FORMAT: next to a checkpoint folder, here for a Hub id."""
+    folder = os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else Path(checkpoint).name
+    return Path(f"{folder}-{to}")
+
+
+def _load_pixels(
+    checkpoint: str, data: str, split: str | None, image_column: str | None, max_images: int
+) -> Any:
+    """Return preprocessed images, evenly spread over a source: (N, C, H, W)."""
+    import torch
+    from transformers import AutoImageProcessor
+
+    from ..data.sources import open_images
+    from ..embedding.embedder import preprocess
+    from ..modeling.checkpoints.hub_revision import resolve_checkpoint
+
+    source = open_images(data, split=split, image_column=image_column)
+    processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
+    positions = range(0, len(source), max(1, len(source) // max_images))[:max_images]
+    return torch.stack([preprocess(source[position].image, processor) for position in positions])

@@ -1,0 +1,115 @@
+"""The grammar that all commands share: usage lines, spellings, and errors that name the fix."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from ..errors import one_line_errors
+
+# Spellings of earlier versions, and what to write instead.
+FORMER_OPTIONS = {
+    "--model": "The checkpoint is the first argument",
+    "--no-code": "The option is --no-save-code",
+}
+
+
+def kebab_case(token: str) -> str:
+    """Return the spelling that is registered: `--batch_size` is `--batch-size`."""
+    return token.replace("_", "-")
+
+
+class Group(TyperGroup):
+    """Group of commands: an error that the user can fix is one line, with exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        if not sys.stderr.isatty():
+            # huggingface_hub, transformers and datasets read these when they are imported.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        with nullcontext() if ctx.params.get("traceback") else one_line_errors():
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands with their whole summaries, which typer cuts to one line."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            rows.append((name, " ".join((command.help or "").partition("\n\n")[0].split())))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+class Command(TyperCommand):
+    """Command whose usage line names all that is required, in the order of the grammar."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line after the command's name."""
+        pieces = []
+        for parameter in self.params:
+            value = parameter.metavar or str(parameter.name).upper()
+            if parameter.param_type_name == "argument":
+                pieces.append(value)
+            elif parameter.required:
+                pieces.append(f"{parameter.opts[0]} {value}")
+        return [*pieces, "[OPTIONS]"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command's name."""
+        self._check_former_options(ctx, args)
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, join_image_size(args))
+        if extra and not ctx.resilient_parsing:
+            ctx.fail(self._explain_extra(ctx, extra))
+        return extra
+
+    def _check_former_options(self, ctx: Any, args: list[str]) -> None:
+        own = {kebab_case(name) for parameter in self.params for name in parameter.opts}
+        for word in args:
+            name = kebab_case(word.partition("=")[0])
+            if name in FORMER_OPTIONS and name not in own:
+                ctx.fail(f"There is no {name}. {FORMER_OPTIONS[name]}: {self._usage(ctx)}")
+
+    def _explain_extra(self, ctx: Any, extra: list[str]) -> str:
+        words = " ".join(extra)
+        message = f"Unexpected extra argument ({words})."
+        if extra[0].lower() in ("true", "false"):
+            return f"{message} Flags take no value; leave it out."
+        if any("--output" in parameter.opts for parameter in self.params):
+            return f"{message} The output is an option: --output {words}."
+        return f"{message} Usage: {self._usage(ctx)}"
+
+    def _usage(self, ctx: Any) -> str:
+        names: list[str] = []
+        while ctx.parent is not None:
+            names, ctx = [ctx.info_name, *names], ctx.parent
+        return " ".join(["selfvit", *names, *self.collect_usage_pieces(ctx)])
+
+
+class RawCommand(TyperCommand):
+    """Command that gets its words as they are, in `context.args`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep all words, those that look like options too."""
+        ctx.args = list(args)
+        return []
+
+
+def join_image_size(args: list[str]) -> list[str]:
+    """Write `--image-size 224 336` as `--image-size 224x336`: an option has one value."""
+    joined: list[str] = []
+    for word in args:
+        is_size = len(joined) > 1 and kebab_case(joined[-2]) == "--image-size"
+        if is_size and word.isdecimal() and joined[-1].isdecimal():
+            joined[-1] += f"x{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+__all__ = ["Command", "Group", "RawCommand", "join_image_size", "kebab_case"]

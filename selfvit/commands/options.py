@@ -1,0 +1,153 @@
+"""Arguments and options that several commands share: one name, type and help text each."""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+
+class NetworkName(str, Enum):
+    """Networks of a checkpoint."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class DTypeName(str, Enum):
+    """Data types by name."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Size(NamedTuple):
+    """Image size in pixels."""
+
+    height: int
+    width: int
+
+
+def parse_image_size(text: str | Size) -> Size:
+    """Read "224" or "224x336" (height x width).
+
+    Raises:
+        typer.BadParameter: If the text is neither.
+    """
+    if isinstance(text, Size):
+        return text
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} must be one number or two: 224, or 224 336.")
+    return Size(int(match[1]), int(match[2] or match[1]))
+
+
+def output(metavar: str, default: str | bool = True) -> Any:
+    """Return the option --output.
+
+    Args:
+        metavar: Name of what is written, in the usage line.
+        default: Text for the default, or whether to show the value.
+    """
+    return typer.Option(
+        "--output",
+        "-o",
+        metavar=metavar,
+        show_default=default,
+        help="Path to write, as described above.",
+    )
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        show_default=False,
+        help="Checkpoint: a folder, Hub id or USER/NAME@REVISION.",
+    ),
+]
+CheckpointFolder = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", show_default=False, help="Checkpoint folder.")
+]
+
+_DATA = typer.Option(
+    "--data",
+    metavar="IMAGES",
+    help="Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
+)
+Data = Annotated[str, _DATA]
+OptionalData = Annotated[str | None, _DATA]
+WHOLE_DATA = "train, or the whole image folder"  # what is read without a split
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="Split of a dataset, or sub-folder of an image folder.",
+        show_default=WHOLE_DATA,
+    ),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--image-column", help="Column that holds the images.", show_default="found by its type"
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column",
+        help="Column that holds the labels.",
+        show_default="found by its type or name",
+    ),
+]
+Pooling = Annotated[
+    str | None,
+    typer.Option(
+        "--pooling",
+        help="Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
+        show_default="the checkpoint's",
+    ),
+]
+Network = Annotated[
+    NetworkName, typer.Option("--network", help="Network to use if the checkpoint holds two.")
+]
+Normalize = Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")]
+_DTYPE_HELP = "Data type of the model's weights."
+DType = Annotated[DTypeName, typer.Option("--dtype", help=_DTYPE_HELP)]
+OptionalDType = Annotated[
+    DTypeName | None, typer.Option("--dtype", help=_DTYPE_HELP, show_default="the source's")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Device: cuda, mps or cpu.", show_default="the best available"),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Number of images per batch.")]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--num-workers",
+        help="Number of processes that decode images; 0 decodes in the main process.",
+        show_default="the number of cores, at most 8",
+    ),
+]
+ImageSize = Annotated[
+    Size | None,
+    typer.Option(
+        "--image-size",
+        parser=parse_image_size,
+        metavar="SIZE | HEIGHT WIDTH",
+        help="Image size in pixels: one number, or height and width (224 or 224 336).",
+        show_default="the checkpoint's",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output.")]
+
+
+def choose_num_workers(wanted: int | None) -> int:
+    """Return the number of worker processes, where None is one per core, up to 8."""
+    return min(8, os.cpu_count() or 1) if wanted is None else wanted

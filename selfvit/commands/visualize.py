@@ -1,0 +1,130 @@
+"""`selfvit visualize attention|pca|reconstruct`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NumImages = Annotated[
+    int, typer.Option(help="Number of images to draw, evenly spread over the data.")
+]
+
+
+def attention(
+    checkpoint: options.Checkpoint,
+    data: options.Data,
+    output: Annotated[Path, options.output("PNG")],
+    split: options.Split = None,
+    image_column: options.ImageColumn = None,
+    num_images: NumImages = 8,
+    network: options.Network = options.NetworkName.teacher,
+    image_size: options.ImageSize = None,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw the attention of the class token in the last block, one map per head.
+
+    PNG has one row per image.
+    """
+    from ..visualization.attention_maps import plot_attention_maps
+
+    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    plot_attention_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
+def pca(
+    checkpoint: options.Checkpoint,
+    data: options.Data,
+    output: Annotated[Path, options.output("PNG")],
+    split: options.Split = None,
+    image_column: options.ImageColumn = None,
+    num_images: NumImages = 8,
+    network: options.Network = options.NetworkName.teacher,
+    image_size: options.ImageSize = None,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw the first three principal components of the patch tokens as colors.
+
+    The components are computed over all images. PNG has one row per image.
+    """
+    from ..visualization.pca_maps import plot_pca_maps
+
+    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    plot_pca_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
+def reconstruct(
+    checkpoint: options.Checkpoint,
+    data: options.Data,
+    output: Annotated[Path, options.output("PNG")],
+    split: options.Split = None,
+    image_column: options.ImageColumn = None,
+    num_images: NumImages = 8,
+    image_size: options.ImageSize = None,
+    mask_ratio: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the patches to mask.", show_default="the checkpoint's"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the masks.")] = 0,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw how a MAE checkpoint reconstructs masked patches.
+
+    A model trained with norm_pix_loss predicts neither brightness nor contrast; its patches are
+    drawn with the brightness and contrast of the original. PNG has one row per image.
+    """
+    from ..embedding.embedder import best_device
+    from ..visualization.reconstructions import open_mae, plot_reconstructions
+
+    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    mae, processor = open_mae(checkpoint, image_size=image_size, mask_ratio=mask_ratio)
+    mae.to(best_device(device))  # type: ignore[arg-type]
+    plot_reconstructions(mae, processor, images, output, seed=seed)
+    typer.echo(f"{len(images)} images drawn: {output}")
+
+
+def _choose_images(
+    data: str,
+    split: str | None,
+    image_column: str | None,
+    num_images: int,
+    output: Path,
+    overwrite: bool,
+) -> list[Image]:
+    from ..data.sources import open_images
+    from ..visualization.figures import check_picture
+    from ..visualization.inputs import choose_images
+
+    check_picture(output, overwrite)
+    source = open_images(data, split=split, image_column=image_column)
+    images, skipped = choose_images(source, num_images)
+    for image in skipped:
+        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
+    return images
+
+
+def _open_encoder(
+    checkpoint: str,
+    network: options.NetworkName,
+    image_size: options.Size | None,
+    device: str | None,
+) -> tuple[Any, Any]:
+    from ..embedding.embedder import best_device
+    from ..modeling.modeling_selfvit import SelfViTModel
+    from ..visualization.inputs import open_checkpoint
+
+    model, processor = open_checkpoint(
+        SelfViTModel, checkpoint, image_size=image_size, network=network.value
+    )
+    return model.to(best_device(device)), processor  # type: ignore[arg-type]
