@@ -2,8 +2,8 @@
 
     python docs/write_configuration_reference.py
 
-The meaning of a field is its help text (training and augmentations) or its entry in the docstring of
-the class (models).
+The meaning of a field is its help text (training and augmentations) or its entry in the docstring
+of the class (models).
 """
 
 from __future__ import annotations
