@@ -1,14 +1,15 @@
-"""The code blocks of a documentation page, read and run in order, as a reader would.
+"""Run the code blocks of a documentation page in order, as a reader would.
 
     python -m tests.documentation PAGE
 
-runs the `python` and `bash` blocks of a page in the current folder. Python blocks share a
-namespace, as the cells of a notebook do; a bash block stops at its first failing command. Comments
-in a page, which a reader does not see, say what is otherwise:
+This runs the `python` and `bash` blocks of a page in the current folder. Python blocks share a
+namespace, like the cells of a notebook. A bash block stops at its first failing command. HTML
+comments in a page, which are not rendered, change this:
 
-    <!-- test: not run: REASON -->      the next block is not run
-    <!-- test: append OPTIONS -->       each `selfvit train` of the next block has these, too
-    <!-- test: fixtures NAME ... -->    what the page needs beside the folders of images (anywhere)
+    <!-- test: not run: REASON -->      Skip the next block.
+    <!-- test: append OPTIONS -->       Add options to each `selfvit train` of the next block.
+    <!-- test: fixtures NAME ... -->    Fixtures that the page needs in addition to the folders of
+                                        images (anywhere in the page).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 RUN = ("python", "bash")
-SHOWN = ("text", "json", "yaml", "bibtex")  # what a command prints, what a file holds
+SHOWN = ("text", "json", "yaml", "bibtex")  # output of commands and contents of files; not run
 DIRECTIVE = re.compile(r"<!-- test: (not run:|append|fixtures) (.+?) -->\n?")
 
 
@@ -32,11 +33,11 @@ class Block:
     """One fenced block.
 
     Args:
-        line: number of the line that its code starts at, from 1.
-        language: as the page says it.
-        code: what the reader sees.
-        not_run: why it is not run, or None.
-        append: options for each `selfvit train`, as bash reads them.
+        line: Line number at which the code starts, from 1.
+        language: Language as written in the page.
+        code: Code as the reader sees it.
+        not_run: Reason for not running it, or None.
+        append: Options for each `selfvit train`, in bash syntax.
     """
 
     line: int
@@ -48,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page has to run, and what it needs for that."""
+    """Blocks of a page, and names of the fixtures that they need."""
 
     blocks: list[Block]
     fixtures: list[str]
@@ -58,7 +59,7 @@ def read_page(path: Path) -> Page:
     """Read the blocks of a page.
 
     Raises:
-        ValueError: if a comment for the tests is not understood, or stands before no block.
+        ValueError: If a test comment is not understood, or no block follows it.
     """
     blocks: list[Block] = []
     fixtures: list[str] = []
@@ -76,13 +77,13 @@ def read_page(path: Path) -> Page:
         elif token.type == "fence":
             assert token.map is not None
             if "append" in waiting and "selfvit train" not in token.content:
-                raise ValueError(f"{where}: options are appended to no `selfvit train`.")
+                raise ValueError(f"{where}: the block to append options to has no `selfvit train`.")
             blocks.append(Block(token.map[0] + 2, token.info.strip(), token.content, **waiting))
             waiting = {}
         elif waiting and token.type != "html_block":
-            raise ValueError(f"{where}: a comment for the tests stands before no block.")
+            raise ValueError(f"{where}: a test comment must be followed by a block.")
     if waiting:
-        raise ValueError(f"{path}: the last comment for the tests stands before no block.")
+        raise ValueError(f"{path}: the last test comment must be followed by a block.")
     return Page(blocks, fixtures)
 
 
@@ -90,7 +91,7 @@ def run_page(path: Path) -> None:
     """Run the blocks of a page in the current folder.
 
     Raises:
-        Exception: the first block's that fails; its traceback has the page's line numbers.
+        Exception: From the first block that fails; its traceback has the page's line numbers.
     """
     namespace = {"__name__": "__main__"}
     for block in read_page(path).blocks:
@@ -98,14 +99,16 @@ def run_page(path: Path) -> None:
             continue
         print(f"--- {path}:{block.line}\n{block.code}", flush=True)
         if block.language == "python":
-            code = "\n" * (block.line - 1) + block.code  # a traceback then names lines of the page
+            code = (
+                "\n" * (block.line - 1) + block.code
+            )  # tracebacks then have the lines of the page
             exec(compile(code, str(path), "exec"), namespace)
         else:
             subprocess.run(["bash", "-euo", "pipefail", "-c", bash_of(block)], check=True)
 
 
 def bash_of(block: Block) -> str:
-    """Return the script of a bash block: with appended options, `selfvit` is a function first."""
+    """Return the script of a bash block; a function `selfvit` appends its options."""
     if not block.append:
         return block.code
     return f"""selfvit() {{

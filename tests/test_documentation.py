@@ -367,9 +367,9 @@ class TestRunner:
         "text, message",
         [
             ("<!-- test: skip -->\n```bash\ntrue\n```\n", "not understood"),
-            ("<!-- test: not run: no reason -->\n\nText.\n", "before no block"),
-            ("<!-- test: append --x 1 -->\n", "before no block"),
-            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "no `selfvit train`"),
+            ("<!-- test: not run: no reason -->\n\nText.\n", "followed by a block"),
+            ("<!-- test: append --x 1 -->\n", "followed by a block"),
+            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "has no `selfvit train`"),
         ],
     )
     def test_a_comment_without_effect_is_an_error(self, text, message, tmp_path):
