@@ -82,7 +82,13 @@ def main() -> None:
 
     show("3 of 3: Drawing.")
     pictures = draw(checkpoint, test_images, vectors, output)
-    add_results(checkpoint, metrics["trained"], pictures)
+    add_results(
+        checkpoint,
+        metrics["trained"],
+        pictures,
+        baselines={"raw pixels": metrics["raw_pixels"], "untrained": metrics["untrained"]},
+        evaluated_on=str(SAMPLE / "test.parquet"),
+    )
 
     print_summary(recipe, output, metrics)
 
@@ -149,8 +155,10 @@ def loss_curve(checkpoint: Path) -> dict[str, float]:
     return {"start": means[0], "highest": means.max(), "end": means[-1]}
 
 
-def draw(checkpoint: Path, test_images: Any, vectors: EmbeddedImages, output: Path) -> list[Path]:
-    """Draw a map of the test images and attention maps of four of them; return the files."""
+def draw(
+    checkpoint: Path, test_images: Any, vectors: EmbeddedImages, output: Path
+) -> list[tuple[Path, str]]:
+    """Draw a map of the test images and attention maps of four; return files and captions."""
     embedding_map, attention = output / "embedding_map.png", output / "attention_maps.png"
     images = [decode_image(record.image) for record in test_images]
     show(f"arranging {len(images):,} test images on a map (t-SNE)")
@@ -167,7 +175,10 @@ def draw(checkpoint: Path, test_images: Any, vectors: EmbeddedImages, output: Pa
     model, processor = open_checkpoint(SelfViTModel, checkpoint, image_size=112)
     chosen = [images[int(np.argmax(vectors.labels == label))] for label in (0, 3, 5, 8)]
     plot_attention_maps(model, processor, chosen, attention)
-    return [embedding_map, attention]
+    return [
+        (embedding_map, "The test images, arranged by their vectors (t-SNE)."),
+        (attention, "Attention of the class token in the last block, for four test images."),
+    ]
 
 
 def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
