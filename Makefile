@@ -1,4 +1,4 @@
-# The words people type. Each sets up what it needs in .venv.
+# Each target sets up what it needs in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,12 +15,12 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 OBJECTIVE ?= dino
 DEMO := $(if $(filter dino,$(OBJECTIVE)),demo,demo_$(OBJECTIVE))
 
-demo: .venv/installed  ## train on images of clothes, embed, evaluate, draw: demo/, or demo_mae/ by OBJECTIVE=mae
-	# the loader shares the cores: threads that wait must not spin
+demo: .venv/installed  ## train on images of clothes, embed, evaluate and draw; writes demo/, or demo_mae/ with OBJECTIVE=mae
+	# Data loader workers share the cores with torch, so its idle threads must not spin.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --objective $(OBJECTIVE) --output $(DEMO)
 
 test: .venv/installed
-	# transformers' own tests of every model, which its wheel lacks: downloaded once
+	# transformers' own model tests are not in its wheel, so they are downloaded once.
 	$(BIN)/python -m tests.conventions.transformers_source
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
@@ -29,13 +29,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/installed  ## write docs/configuration.md anew, from the dataclasses
+docs: .venv/installed  ## write docs/configuration.md from the dataclasses
 	$(BIN)/python docs/write_configuration_reference.py
 
-build: .venv/installed  ## wheel and source distribution: dist/
+build: .venv/installed  ## build wheel and source distribution in dist/
 	$(BIN)/python -m build
 
-bench: .venv/installed  ## what the demo gives, and how selfvit trains beside Lightly: benchmarks/results
+bench: .venv/installed  ## measure the demo and compare with Lightly; results are in benchmarks/results
 	$(BIN)/python benchmarks/demo_curve.py --objective $(OBJECTIVE)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.objectives

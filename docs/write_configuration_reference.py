@@ -2,7 +2,8 @@
 
     python docs/write_configuration_reference.py
 
-The meaning of a field is its `help` (training), or its entry in the class' docstring (models).
+The meaning of a field is its help text (training and augmentations) or its entry in the docstring
+of the class (models).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from selfvit import DINOConfig, MAEConfig, PMSNConfig, SelfViTConfig
 from selfvit.training.augmentations.registry import AUGMENTATIONS
-from selfvit.training.config.training_config import TrainingConfig
+from selfvit.training.config.training_config import SECTIONS
 from selfvit.training.recipes import RECIPES
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -30,30 +31,32 @@ INTRODUCTION = """\
 <!-- Written by `make docs` (docs/write_configuration_reference.py). Edit the dataclasses, not this
 page. -->
 
-Every value of a run has a name, a default and one place: the model (`config.json`), the
-augmentation or the training (`training.yaml`). On the command line the place does not matter; with
-underscores or hyphens is the same:
+Every value of a run has a name, a default and one place: a section of `training.yaml` or, for the
+model, also `config.json`. On the command line the place does not matter, and names have hyphens
+(underscores work too):
 
-<!-- test: append --max_steps 2 --batch_size 8 -->
+<!-- test: append --max-steps 2 --batch-size 8 -->
 ```bash
-selfvit train dino_demo --data FOLDER --output first --num_prototypes 256 --epochs 30
+selfvit train dino_demo --data FOLDER --output first --num-prototypes 256 --epochs 30
 ```
 
-A recipe changes some defaults, the command line goes before the recipe, and `--init_from` brings
-geometry and preprocessing of the checkpoint; a size that its weights do not have is refused. What
-came of it stands in `training.yaml`, all values, and runs again:
+A recipe changes some defaults. With `--init-from`, geometry and preprocessing come from the
+checkpoint. Options on the command line take precedence over both; a size that the checkpoint's
+weights do not have is refused. All resulting values are written to `training.yaml`, which can be
+run again:
 
-<!-- test: append --max_steps 2 -->
+<!-- test: append --max-steps 2 -->
 ```bash
-selfvit train first/training.yaml --output again --base_learning_rate 0.001
+selfvit train first/training.yaml --output again --base-learning-rate 0.001
 ```
 
-`selfvit train --help` lists the recipes, `selfvit train RECIPE --help` the options of one. Lists
-are given with spaces (`--local_crop_scale 0.1 0.4`), but for the model's, which are JSON
-(`--image_size "[28, 56]"`). Truth values are `true` and `false`. A value that does not fit is
-refused before anything is written, with the rule and, where there is one, a value that would do.
+`selfvit train --help` lists the recipes, `selfvit train RECIPE --help` the options of a recipe.
+Flags take no value (`--resume`, `--no-save-code`). Lists are separated by spaces
+(`--local-crop-scale 0.1 0.4`), and so are height and width of `--image-size 28 56`. A value that is
+not allowed is refused before anything is written; the error states the rule and, if there is one,
+the nearest allowed value.
 
-In Python, a model's configuration is an object like any of transformers':
+In Python, the configuration of a model is an object as in transformers:
 
 ```python
 from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
@@ -65,13 +68,13 @@ config.embedding_size  # 768: class token and mean, 384 each
 model = SelfViTForDINO(config)
 ```
 
-Numbers that are a paper's have their source beside them in
-[configuration/](../configuration) and [training/recipes/](../training/recipes).
+Numbers from papers have their source next to them in [configuration/](../configuration) and
+[training/recipes/](../training/recipes).
 """
 
 
 def reference() -> str:
-    """Return the page."""
+    """Return the text of the page."""
     parts = [INTRODUCTION, "## Model\n"]
     for config in (SelfViTConfig, DINOConfig, MAEConfig, PMSNConfig):
         summary, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
@@ -81,12 +84,19 @@ def reference() -> str:
         "Named sizes, for `SelfViTConfig.from_name`: `vit` + `ti`, `s`, `b` or `l` + patch size 8, "
         "14, 16 or 32, as in `vits16`.\n"
     )
-    parts.append(f"## Training\n\n### TrainingConfig\n\n{paragraph(TrainingConfig.__doc__)}\n")
-    parts.append(table(TrainingConfig, fields(TrainingConfig)))
+    parts.append("## Training\n")
+    for name, section in SECTIONS.items():
+        parts.append(f"### {section.__name__}\n\n{paragraph(section.__doc__)}\n")
+        if name == "hub":
+            parts.append("Not written to `training.yaml`.\n")
+        else:
+            parts.append(f"Section `{name}` of `training.yaml`.\n")
+        parts.append(table(section, fields(section)))
     parts.append("## Augmentations\n")
     parts.append(
-        "A recipe chooses the kind; its numbers are options. Fractions of an area are of the "
-        "image's; crops have the size of the model's images where no other is named.\n"
+        "A recipe chooses the kind of augmentation; its fields are options. Areas are fractions of "
+        "the image's area. Crops have the image size of the model unless a field gives another "
+        "size.\n"
     )
     for name, kind in AUGMENTATIONS.items():
         parts.append(f"### {kind.__name__}\n\n{paragraph(kind.__doc__)}\n")
@@ -101,7 +111,7 @@ def reference() -> str:
 
 
 def own_fields(config: type[PreTrainedConfig]) -> Iterator[Field]:
-    """Yield what a configuration adds to those of transformers."""
+    """Yield the fields that a configuration adds to those of transformers."""
     inherited = {entry.name for entry in fields(PreTrainedConfig)}
     for entry in fields(config):
         if entry.name not in inherited and not entry.name.startswith("_"):
@@ -109,12 +119,15 @@ def own_fields(config: type[PreTrainedConfig]) -> Iterator[Field]:
 
 
 def table(owner: type, entries: Any, meanings: dict[str, str] | None = None) -> str:
-    """Return a row a field: name, type, default, meaning.
+    """Return a Markdown table with one row per field: name, type, default, meaning.
 
-    Types are read from the class: HfArgumentParser writes others into the fields of what it parsed.
+    Args:
+        owner: Class that declares the fields.
+        entries: Fields of the class, in order.
+        meanings: Meaning of each field; None to use the help texts of the fields.
 
     Raises:
-        ValueError: if a field has no meaning.
+        ValueError: If a field has no meaning.
     """
     rows = ["| name | type | default | meaning |", "| --- | --- | --- | --- |"]
     annotations = {
@@ -124,7 +137,7 @@ def table(owner: type, entries: Any, meanings: dict[str, str] | None = None) -> 
         meaning = entry.metadata.get("help") if meanings is None else meanings.get(entry.name)
         if not meaning:
             raise ValueError(
-                f"the field {entry.name} has no text; give it one where it is defined."
+                f"the field {entry.name} has no description; add one where it is defined."
             )
         default = entry.default_factory() if entry.default is MISSING else entry.default
         cells = (
@@ -138,7 +151,7 @@ def table(owner: type, entries: Any, meanings: dict[str, str] | None = None) -> 
 
 
 def type_of(name: str, kind: Any) -> str:
-    """Return a field's type as one would say it."""
+    """Return the type of a field in readable form."""
     if kind is Any:  # sub-configurations
         objective = SelfViTConfig.sub_configs_defaults[name].config_class
         return f"{objective.__name__} or None"
@@ -151,7 +164,7 @@ def type_of(name: str, kind: Any) -> str:
 
 
 def value(thing: Any) -> str:
-    """Return a value as YAML writes it; None stands for itself."""
+    """Return a value as YAML writes it, and None as None."""
     if thing is None:
         return "None"
     if isinstance(thing, bool):
@@ -160,7 +173,7 @@ def value(thing: Any) -> str:
 
 
 def paragraph(docstring: str | None) -> str:
-    """Return a docstring in lines as the page's are."""
+    """Return the text of a docstring without its indentation."""
     return inspect.cleandoc(docstring or "").strip()
 
 

@@ -1,9 +1,10 @@
-"""The demo: train a small encoder on pictures of clothes, embed them, measure, draw.
+"""Demo: train a small encoder on images of clothes, embed them, evaluate it, draw pictures.
 
-    python examples/demo.py --objective dino --output demo [--seed 0] [any field of the recipe]
+    python examples/demo.py --objective dino --output demo [--seed 0] [--max-steps 1875]
 
-It writes a checkpoint, the test images' vectors, metrics.json (raw pixels, untrained and trained
-encoder side by side), a map of the vectors and attention maps.
+Writes a checkpoint, the vectors of the test images, metrics.json (raw pixels, untrained encoder and
+trained encoder), a map of the vectors and attention maps. The metrics and the pictures are also
+added to the checkpoint's card.
 """
 
 from __future__ import annotations
@@ -12,92 +13,64 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForPreTraining,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
-import selfvit  # noqa: F401 - registers the models with transformers
-from selfvit.data.decoding import decode_image
-from selfvit.data.image_source import ImageSource
-from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import EmbeddedImages, Embedder
-from selfvit.embedding.writer import write_embeddings
-from selfvit.evaluation.evaluate import evaluate_embeddings, save_metrics
-from selfvit.training.recipes import RECIPES
-from selfvit.training.train import main as train
-from selfvit.visualization.attention_maps import plot_attention_maps
-from selfvit.visualization.embedding_map import plot_embedding_map
+from selfvit import (
+    EmbeddedImages,
+    Embedder,
+    SelfViTModel,
+    decode_image,
+    evaluate_embeddings,
+    open_checkpoint,
+    open_images,
+    plot_attention_maps,
+    plot_embedding_map,
+    save_metrics,
+    train,
+    write_embeddings,
+)
+from selfvit.sharing.model_card import add_results
 
 SAMPLE = Path(__file__).parent / "fashion_mnist_sample"
-OBJECTIVES = [name.removesuffix("_demo") for name in RECIPES if name.endswith("_demo")]
-
-
-def raw_pixels(source: ImageSource) -> EmbeddedImages:
-    """Return the images' own pixels as vectors: what any encoder has to beat."""
-    images = [decode_image(source[position].image).convert("L") for position in range(len(source))]
-    vectors = np.stack([np.asarray(image, dtype=np.float32).ravel() / 255 for image in images])
-    ids = [source[position].id for position in range(len(source))]
-    return EmbeddedImages(vectors, ids, source.labels(), source.label_names, skipped=[])
-
-
-def loss_curve(checkpoint: Path) -> dict[str, float]:
-    """Return the loss at the start, at its highest, at the end: means over ten log lines."""
-    lines = (checkpoint / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
-    window = min(10, len(losses))
-    means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    return {"start": means[0], "highest": means.max(), "end": means[-1]}
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
-    parser.add_argument("--output", type=Path, default=Path("demo"))
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, recipe_options = parser.parse_known_args()
+    parser.add_argument("--objective", choices=["dino", "mae", "pmsn"], default="dino")
+    parser.add_argument("--output", "-o", type=Path, default=Path("demo"), help="Folder to write.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of the run.")
+    parser.add_argument(
+        "--max-steps", type=int, help="Number of optimizer steps; that of the recipe by default."
+    )
+    arguments = parser.parse_args()
     output, checkpoint = arguments.output, arguments.output / "checkpoint"
     recipe = f"{arguments.objective}_demo"
-    output.mkdir(parents=True, exist_ok=True)
-    train_source = open_images(SAMPLE / "train.parquet")
-    test_source = open_images(SAMPLE / "test.parquet")
+    train_images = open_images(SAMPLE / "train.parquet")
+    test_images = open_images(SAMPLE / "test.parquet")
 
-    print(f"1. Training on {len(train_source)} images, without their labels.", flush=True)
+    show(f"1 of 3: Training on {len(train_images):,} images, without their labels.")
+    seconds = {}
     started = time.perf_counter()
+    options = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
     train(
-        [
-            recipe, "--data", str(SAMPLE / "train.parquet"), "--output", str(checkpoint),
-            "--overwrite", "true", "--seed", str(arguments.seed), *recipe_options,
-        ]
-    )  # fmt: skip
-    seconds = {"train": time.perf_counter() - started}
-
-    print("2. Embedding and evaluating.", flush=True)
-    started = time.perf_counter()
-    config = AutoConfig.from_pretrained(checkpoint)
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
-    torch.manual_seed(arguments.seed)
-    encoders = {
-        "untrained": AutoModelForPreTraining.from_config(config).vit,
-        "trained": AutoModel.from_pretrained(checkpoint),
-    }
-    metrics: dict = {
-        "raw_pixels": evaluate_embeddings(raw_pixels(train_source), raw_pixels(test_source))
-    }
-    for name, encoder in encoders.items():
-        embedder = Embedder(encoder, processor, batch_size=256)
-        vectors = [embedder.embed(source) for source in (train_source, test_source)]
-        metrics[name] = evaluate_embeddings(*vectors)
-    metadata = {"model": str(checkpoint), "network": "teacher"}
-    write_embeddings(
-        embedder, test_source, output / "vectors", overwrite=True, progress=False, metadata=metadata
+        recipe,
+        data=SAMPLE / "train.parquet",
+        output=checkpoint,
+        seed=arguments.seed,
+        overwrite=True,
+        **options,
     )
+    seconds["train"] = time.perf_counter() - started
+
+    show("2 of 3: Embedding and evaluating.")
+    started = time.perf_counter()
+    metrics, vectors = evaluate(checkpoint, train_images, test_images, arguments.seed)
+    write_vectors(checkpoint, test_images, output / "vectors")
     seconds["evaluate"] = time.perf_counter() - started
     metrics |= {
         "recipe": recipe,
@@ -107,26 +80,109 @@ def main() -> None:
     }
     save_metrics(metrics, output / "metrics.json")
 
-    print("3. Drawing.", flush=True)
-    images = [decode_image(record.image) for record in test_source]
-    _, test_vectors = vectors
-    plot_embedding_map(
-        test_vectors.vectors,
-        images,
-        test_vectors.labels,
-        test_vectors.label_names,
-        output / "embedding_map.png",
-        title="Test images by their vectors (t-SNE), learned without labels",
+    show("3 of 3: Drawing.")
+    pictures = draw(checkpoint, test_images, vectors, output)
+    add_results(
+        checkpoint,
+        metrics["trained"],
+        pictures,
+        baselines={"raw pixels": metrics["raw_pixels"], "untrained": metrics["untrained"]},
+        evaluated_on=str(SAMPLE / "test.parquet"),
     )
-    one_of_each = [int(np.argmax(test_vectors.labels == label)) for label in range(6)]
-    chosen = [images[position] for position in one_of_each]
-    plot_attention_maps(encoders["trained"], processor, chosen, output / "attention_maps.png")
 
     print_summary(recipe, output, metrics)
 
 
-def print_summary(recipe: str, output: Path, metrics: dict) -> None:
-    """Print the figures, what was made, and what to do next."""
+def show(text: str) -> None:
+    """Print a line of progress immediately, also to a pipe or file."""
+    print(text, flush=True)
+
+
+def evaluate(
+    checkpoint: Path, train_images: Any, test_images: Any, seed: int
+) -> tuple[dict[str, Any], EmbeddedImages]:
+    """Evaluate raw pixels, the encoder without training and the trained encoder.
+
+    Args:
+        checkpoint: Checkpoint folder.
+        train_images: Labeled images that k-NN and linear probe learn from.
+        test_images: Labeled images that they are tested on.
+        seed: Random seed of the untrained encoder.
+
+    Returns:
+        Metrics by encoder, and the test images' vectors by the trained encoder.
+    """
+    show("raw pixels: k-NN and linear probe")
+    metrics = {"raw_pixels": evaluate_embeddings(raw_pixels(train_images), raw_pixels(test_images))}
+    config = AutoConfig.from_pretrained(checkpoint)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    torch.manual_seed(seed)
+    encoders = {
+        "untrained": AutoModelForPreTraining.from_config(config).vit,
+        "trained": AutoModel.from_pretrained(checkpoint),
+    }
+    for name, encoder in encoders.items():
+        embedder = Embedder(encoder, processor, batch_size=256)
+        show(f"{name} encoder: embedding {len(train_images) + len(test_images):,} images")
+        vectors = [embedder.embed(images, progress=True) for images in (train_images, test_images)]
+        show(f"{name} encoder: k-NN and linear probe")
+        metrics[name] = evaluate_embeddings(*vectors)
+    return metrics, vectors[1]
+
+
+def raw_pixels(images: Any) -> EmbeddedImages:
+    """Return the gray values of images as vectors, a baseline for every encoder."""
+    records = list(images)
+    gray = [decode_image(record.image).convert("L") for record in records]
+    vectors = np.stack([np.asarray(image, dtype=np.float32).ravel() / 255 for image in gray])
+    ids = [record.id for record in records]
+    return EmbeddedImages(vectors, ids, images.labels(), images.label_names, skipped=[])
+
+
+def write_vectors(checkpoint: Path, images: Any, folder: Path) -> None:
+    """Write the vectors of images, as `selfvit embed` does."""
+    embedder = Embedder.from_pretrained(checkpoint, batch_size=256)
+    metadata = {"model": str(checkpoint), "network": "teacher"}
+    write_embeddings(embedder, images, folder, overwrite=True, progress=False, metadata=metadata)
+
+
+def loss_curve(checkpoint: Path) -> dict[str, float]:
+    """Return the loss at the start, at its highest and at the end, as means over ten log lines."""
+    lines = (checkpoint / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    window = min(10, len(losses))
+    means = np.convolve(losses, np.ones(window) / window, mode="valid")
+    return {"start": means[0], "highest": means.max(), "end": means[-1]}
+
+
+def draw(
+    checkpoint: Path, test_images: Any, vectors: EmbeddedImages, output: Path
+) -> list[tuple[Path, str]]:
+    """Draw a map of the test images and attention maps of four; return files and captions."""
+    embedding_map, attention = output / "embedding_map.png", output / "attention_maps.png"
+    images = [decode_image(record.image) for record in test_images]
+    show(f"arranging {len(images):,} test images on a map (t-SNE)")
+    plot_embedding_map(
+        vectors.vectors,
+        images,
+        vectors.labels,
+        vectors.label_names,
+        embedding_map,
+        title="Test images by their vectors (t-SNE), learned without labels",
+    )
+    show("attention of the class token")
+    # Four times the size of training, because more patches give a finer map.
+    model, processor = open_checkpoint(SelfViTModel, checkpoint, image_size=112)
+    chosen = [images[int(np.argmax(vectors.labels == label))] for label in (0, 3, 5, 8)]
+    plot_attention_maps(model, processor, chosen, attention)
+    return [
+        (embedding_map, "The test images, arranged by their vectors (t-SNE)."),
+        (attention, "Attention of the class token in the last block, for four test images."),
+    ]
+
+
+def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
+    """Print the metrics, the files that were written, and the next commands."""
     print(f"\n{'accuracy in %':<16}{'k-NN (k=20)':>12}{'linear probe':>14}")
     for name in ("raw_pixels", "untrained", "trained"):
         row = metrics[name]
@@ -134,20 +190,20 @@ def print_summary(recipe: str, output: Path, metrics: dict) -> None:
         print(f"{title:<16}{100 * row['knn_20']:>12.1f}{100 * row['linear_probe']:>14.1f}")
     loss = metrics["loss"]
     print(
-        f"\nTrained in {metrics['seconds']['train']:.0f} s; loss {loss['start']:.2f} at the start, "
-        f"{loss['highest']:.2f} at its highest, {loss['end']:.2f} at the end."
+        f"\nTraining took {metrics['seconds']['train']:.0f} s. Loss: {loss['start']:.2f} at the "
+        f"start, {loss['highest']:.2f} at its highest, {loss['end']:.2f} at the end."
     )
     print(
         f"""
 {output}/checkpoint          the model: AutoModel.from_pretrained("{output}/checkpoint")
 {output}/vectors             embeddings.parquet of the test images
-{output}/metrics.json        all figures
-{output}/embedding_map.png   the test images on a map, alike beside alike
-{output}/attention_maps.png  what the class token looks at
+{output}/metrics.json        all metrics
+{output}/embedding_map.png   map of the test images, similar ones next to each other
+{output}/attention_maps.png  attention of the class token
 
 Next, on a folder of your own images:
-  selfvit train {recipe} --data FOLDER --output my_model --image_size 56
-  selfvit embed --model my_model --data FOLDER --output my_vectors"""
+  selfvit train {recipe} --data FOLDER --output my_model --image-size 56
+  selfvit embed my_model --data FOLDER --output my_vectors"""
     )
 
 

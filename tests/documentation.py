@@ -2,13 +2,14 @@
 
     python -m tests.documentation PAGE
 
-runs the `python` and `bash` blocks of a page in the current folder. Python blocks share a
-namespace, like the cells of a notebook; a bash block stops at the first command that fails. Hidden
-comments in the page change how it is tested:
+This runs the `python` and `bash` blocks of a page in the current folder. Python blocks share a
+namespace, like the cells of a notebook. A bash block stops at its first failing command. HTML
+comments in a page, which are not rendered, change this:
 
-    <!-- test: not run: REASON -->      skip the next block
-    <!-- test: append OPTIONS -->       add options to each `selfvit train` of the next block
-    <!-- test: fixtures NAME ... -->    fixtures that the page needs besides the image folders
+    <!-- test: not run: REASON -->      Skip the next block.
+    <!-- test: append OPTIONS -->       Add options to each `selfvit train` of the next block.
+    <!-- test: fixtures NAME ... -->    Fixtures that the page needs in addition to the folders of
+                                        images (anywhere in the page).
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 RUN = ("python", "bash")
-SHOWN = ("text", "json", "yaml", "bibtex")  # output of commands and content of files
+SHOWN = ("text", "json", "yaml", "bibtex")  # output of commands and contents of files; not run
 DIRECTIVE = re.compile(r"<!-- test: (not run:|append|fixtures) (.+?) -->\n?")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Fenced code block.
+    """One fenced block.
 
     Args:
-        line: Number of the first line of the code, from 1.
-        language: Language of the block.
-        code: Code of the block.
-        not_run: Reason why the block is not run, or None.
-        append: Options that are added to each `selfvit train`, in bash syntax.
+        line: Line number at which the code starts, from 1.
+        language: Language as written in the page.
+        code: Code as the reader sees it.
+        not_run: Reason for not running it, or None.
+        append: Options for each `selfvit train`, in bash syntax.
     """
 
     line: int
@@ -48,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Page:
-    """Code blocks of a page and the fixtures that they need."""
+    """Blocks of a page, and names of the fixtures that they need."""
 
     blocks: list[Block]
     fixtures: list[str]
@@ -58,7 +59,7 @@ def read_page(path: Path) -> Page:
     """Read the blocks of a page.
 
     Raises:
-        ValueError: If a test comment is invalid, or is not followed by a block.
+        ValueError: If a test comment is not understood, or no block follows it.
     """
     blocks: list[Block] = []
     fixtures: list[str] = []
@@ -67,7 +68,7 @@ def read_page(path: Path) -> Page:
         where = f"{path}:{(token.map or [0])[0] + 1}"
         if token.type == "html_block" and "test:" in token.content:
             if DIRECTIVE.sub("", token.content):
-                raise ValueError(f"{where}: invalid comment {token.content!r}; see {__file__}.")
+                raise ValueError(f"{where}: not understood: {token.content!r}; see {__file__}.")
             for keyword, value in DIRECTIVE.findall(token.content):
                 if keyword == "fixtures":
                     fixtures += value.split()
@@ -76,13 +77,13 @@ def read_page(path: Path) -> Page:
         elif token.type == "fence":
             assert token.map is not None
             if "append" in waiting and "selfvit train" not in token.content:
-                raise ValueError(f"{where}: the block has no `selfvit train` to append options to.")
+                raise ValueError(f"{where}: the block to append options to has no `selfvit train`.")
             blocks.append(Block(token.map[0] + 2, token.info.strip(), token.content, **waiting))
             waiting = {}
         elif waiting and token.type != "html_block":
-            raise ValueError(f"{where}: the last test comment is not followed by a block.")
+            raise ValueError(f"{where}: a test comment must be followed by a block.")
     if waiting:
-        raise ValueError(f"{path}: the last test comment is not followed by a block.")
+        raise ValueError(f"{path}: the last test comment must be followed by a block.")
     return Page(blocks, fixtures)
 
 
@@ -90,7 +91,7 @@ def run_page(path: Path) -> None:
     """Run the blocks of a page in the current folder.
 
     Raises:
-        Exception: If a block fails; the traceback contains the line numbers of the page.
+        Exception: From the first block that fails; its traceback has the page's line numbers.
     """
     namespace = {"__name__": "__main__"}
     for block in read_page(path).blocks:
@@ -98,14 +99,16 @@ def run_page(path: Path) -> None:
             continue
         print(f"--- {path}:{block.line}\n{block.code}", flush=True)
         if block.language == "python":
-            code = "\n" * (block.line - 1) + block.code  # line numbers as in the page
+            code = (
+                "\n" * (block.line - 1) + block.code
+            )  # tracebacks then have the lines of the page
             exec(compile(code, str(path), "exec"), namespace)
         else:
             subprocess.run(["bash", "-euo", "pipefail", "-c", bash_of(block)], check=True)
 
 
 def bash_of(block: Block) -> str:
-    """Return the script of a bash block; a `selfvit` function appends the options, if any."""
+    """Return the script of a bash block; a function `selfvit` appends its options."""
     if not block.append:
         return block.code
     return f"""selfvit() {{

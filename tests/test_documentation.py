@@ -1,4 +1,4 @@
-"""The documentation is true: its blocks and its notebook run, its links lead somewhere."""
+"""The code blocks and the notebook of the documentation run, its links and numbers are right."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ import torch
 from markdown_it import MarkdownIt
 from timm.models import VisionTransformer
 
+from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
 from selfvit.data.decoding import decode_image
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.registry import TRAINABLE_CLASSES
+from selfvit.training.preflight.dry_run import exact_memory
 from selfvit.training.recipes import RECIPES
 
 from .documentation import RUN, SHOWN, read_page
@@ -43,23 +45,23 @@ PAGES_WITH_CODE = [
     if any(block.language in RUN and not block.not_run for block in read_page(page).blocks)
 ]
 MAX_NOT_RUN = 8
-SECONDS = 900  # a limit for busy machines; a page takes 5 to 30
+SECONDS = 900  # limit per page on a busy machine; a page usually takes 5 to 30
 
 
 def label(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# ---------------------------------------------------------------------- what a page finds
+# ---------------------------------------------------------------------- images of the pages
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
-    """Folders of images under the names that the pages use, of the sample.
+    """Return a folder with images of the sample under the names that the pages use.
 
-    FOLDER: 64 images, unlabeled. LABELED_FOLDER and LABELED_TEST_FOLDER: a sub-folder for each
-    of ten classes, with 6 and 4 images. photo.jpg: one image, larger and not square. And
-    the sample itself, cut to 512 and 128 images, which the pages find in examples/.
+    FOLDER has 64 unlabeled images. LABELED_FOLDER and LABELED_TEST_FOLDER have a sub-folder for
+    each of ten classes, with 6 and 4 images. photo.jpg is one image, larger and not square.
+    fashion_mnist_sample is the sample itself, cut to 512 and 128 images; pages see it in examples/.
     """
     folder = tmp_path_factory.mktemp("images")
     source = open_images(SAMPLE / "train.parquet")
@@ -90,8 +92,8 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def page_folder(images, tmp_path) -> Path:
-    """The folder in which a page is run."""
-    (tmp_path / "examples").mkdir()  # not a link, as the notebook writes into it
+    """Return the folder in which a page is run."""
+    (tmp_path / "examples").mkdir()  # not a link, because the notebook writes into it
     (tmp_path / "examples" / "launch").symlink_to(ROOT / "examples" / "launch")
     for entry in images.iterdir():
         place = tmp_path / "examples" if entry.name == SAMPLE.name else tmp_path
@@ -101,7 +103,7 @@ def page_folder(images, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def start_python() -> Iterator[Callable[[dict[str, str]], Path]]:
-    """A function from environment variables to a folder of commands, started once for each."""
+    """Return a function from environment variables to a folder of commands, started once each."""
     started: dict[frozenset, Path] = {}
     with ExitStack() as stack:
 
@@ -117,7 +119,7 @@ def start_python() -> Iterator[Callable[[dict[str, str]], Path]]:
 
 @pytest.fixture(scope="session")
 def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs a page in a folder, with more environment variables."""
+    """Return a function that runs a page in a folder, with additional environment variables."""
 
     def run(
         page: Path, folder: Path, environment: dict[str, str] | None = None
@@ -130,8 +132,8 @@ def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]
                 **os.environ,
                 **(environment or {}),
                 "OMP_NUM_THREADS": "1",
-                "TQDM_MININTERVAL": "60",  # fewer lines of progress in a report of a failure
-                # what comes with other packages, as `accelerate`, lies beside this Python
+                "TQDM_MININTERVAL": "60",  # fewer lines of progress in the report of a failure
+                # Commands of other packages, such as `accelerate`, are next to this Python.
                 "PATH": os.pathsep.join(
                     [str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]
                 ),
@@ -146,56 +148,53 @@ def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]
     return run
 
 
-# ---------------------------------------------------------------------- what a page may ask for
+# ---------------------------------------------------------------------- fixtures of the pages
 
 
 def save_checkpoint(recipe: str, folder: Path, **options: Any) -> None:
-    """Write a checkpoint as a recipe starts with, untrained."""
+    """Write an untrained checkpoint of a recipe."""
     run = RECIPES[recipe](None, None).with_options(options)
     torch.manual_seed(0)
     TRAINABLE_CLASSES[run.architecture](run.model).save_pretrained(folder)
-    preprocessing = run.preprocessing
+    pixels = run.preprocessing
     processor = build_processor(
-        run.model,
-        resize=preprocessing.resize,
-        mean=preprocessing.image_mean,
-        std=preprocessing.image_std,
+        run.model, resize=pixels.resize, mean=pixels.image_mean, std=pixels.image_std
     )
     processor.save_pretrained(folder)
 
 
 @pytest.fixture
 def my_model(page_folder):
-    """A checkpoint named so, as the quickstart's."""
+    """Write an untrained checkpoint my_model with the sizes of the quickstart's."""
     save_checkpoint("dino_demo", page_folder / "my_model")
 
 
 @pytest.fixture
 def my_mae(page_folder):
-    """A checkpoint named so, as page mae.md trains it."""
+    """Write an untrained checkpoint my_mae with the sizes of the one in mae.md."""
     save_checkpoint("mae_demo", page_folder / "my_mae")
 
 
-# two blocks of width 64: of the size of a ViT-S/16 only the images and patches
+# Two blocks of width 64; image size and patch size are those of a ViT-S/16.
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
 
 
 @pytest.fixture
 def vits16(page_folder):
-    """A small checkpoint of 224 pixels and patches of 16, named so."""
+    """Write a small checkpoint vits16 for images of 224 pixels and patches of 16."""
     save_checkpoint("dino_vits16_in1k", page_folder / "vits16", **TINY, num_prototypes=64)
 
 
 @pytest.fixture
 def weights(page_folder):
-    """A file weights.pth of a small vision transformer, as timm names its tensors."""
+    """Write weights.pth of a small vision transformer, with timm's tensor names."""
     model = VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
     torch.save(model.state_dict(), page_folder / "weights.pth")
 
 
 @pytest.fixture
 def local_hub(tmp_path_factory):
-    """A Hub on this machine, on which one is signed in as USER."""
+    """Start a local Hub, and return the environment variables of its user USER."""
     with LocalHub() as hub:
         yield hub.environment(tmp_path_factory.mktemp("hf_home"), PAGES_TOKEN)
 
@@ -213,7 +212,7 @@ def test_every_block_of_a_page_runs(page, page_folder, run_page_in, request):
         pytest.fail(f"{label(page)} does not run:\n{result.stdout[-6000:]}", pytrace=False)
 
 
-def test_blocks_that_are_not_run_are_few_and_say_why():
+def test_few_blocks_are_not_run_and_each_gives_a_reason():
     reasons = {
         f"{label(page)}:{block.line}": block.not_run
         for page in PAGES
@@ -225,13 +224,13 @@ def test_blocks_that_are_not_run_are_few_and_say_why():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
-def test_every_block_says_its_language(page):
+def test_every_block_names_its_language(page):
     for block in read_page(page).blocks:
         assert block.language in (*RUN, *SHOWN), f"{label(page)}:{block.line}: {block.language!r}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for target in links_of(page):
         file, _, anchor = target.partition("#")
         linked = (page.parent / unquote(file)).resolve() if file else page
@@ -240,14 +239,14 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors_of(linked), f"{label(page)}: {target}"
 
 
-def test_the_index_names_every_page():
+def test_the_index_links_to_every_page():
     index = ROOT / "docs" / "README.md"
     linked = {target.partition("#")[0] for target in links_of(index)}
     assert {page.name for page in index.parent.glob("*.md")} - {"README.md"} <= linked
 
 
 def links_of(page: Path) -> list[str]:
-    """Return the targets of links and pictures that are not on the web."""
+    """Return the targets of links and pictures, without those on the web."""
     tokens = [
         child
         for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8"))
@@ -258,7 +257,7 @@ def links_of(page: Path) -> list[str]:
 
 
 def anchors_of(page: Path) -> set[str]:
-    """Return the anchors that GitHub makes of headings."""
+    """Return the anchors that GitHub generates for headings."""
     tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
     headings = [
         tokens[position + 1].content
@@ -272,9 +271,49 @@ def test_the_configuration_reference_is_up_to_date():
     writer = runpy.run_path(str(ROOT / "docs" / "write_configuration_reference.py"))
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == writer["reference"](), (
-        "docs/configuration.md is not what the dataclasses say; rewrite it by `make docs` "
+        "docs/configuration.md does not match the dataclasses; run `make docs` "
         "(python docs/write_configuration_reference.py)."
     )
+
+
+# Width, blocks and heads of the encoders in scaling.md, by the start of their rows.
+ENCODERS = {
+    "ViT-S/16": (384, 12, 6),
+    "ViT-B/16": (768, 12, 12),
+    "ViT-L/16": (1024, 24, 16),
+    "ViT-H/16": (1280, 32, 16),
+    "ViT-g/16": (1408, 40, 16),
+    "ViT-G/16": (1664, 48, 16),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_memory_table_of_scaling_is_right(name):
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))
+    width, num_blocks, num_heads = ENCODERS[name]
+    config = SelfViTConfig(
+        hidden_size=width,
+        num_hidden_layers=num_blocks,
+        num_attention_heads=num_heads,
+        dino_config=DINOConfig(),
+    )
+    with torch.device("meta"):  # shapes without numbers
+        model = SelfViTForDINO(config)
+        optimizer = torch.optim.AdamW([weights for _, weights in model.trained_parameters()])
+    ddp = exact_memory(model, optimizer, num_processes=8)
+    fsdp2 = exact_memory(model, optimizer, num_processes=8, num_shards=8)
+    num_parameters = sum(weights.numel() for weights in model.vit.parameters())
+    memory = [f"{size / 2**30:.1f}" for size in (ddp.total, fsdp2.total, ddp.checkpoint)]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
+        f"{num_parameters / 1e6:.0f} M",
+        *memory,
+    ]
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150
 
 
 # ---------------------------------------------------------------------- the runner itself
@@ -297,7 +336,7 @@ class TestRunner:
         )
         assert result.returncode == 0 and result.stdout.splitlines()[-1] == "42"
 
-    def test_a_failing_python_line_is_named(self, run_text):
+    def test_an_error_names_the_failing_python_line(self, run_text):
         result = run_text("# Title\n\n```python\nx = 1\nx.nothing\n```\n")
         assert result.returncode == 1
         assert 'page.md", line 5' in result.stdout and "AttributeError" in result.stdout
@@ -309,16 +348,16 @@ class TestRunner:
     def test_a_failing_command_fails_the_page(self, run_text, code):
         assert run_text(f"```bash\n{code}\n```\n").returncode != 0
 
-    def test_a_marked_block_is_not_run(self, run_text):
+    def test_a_block_marked_not_run_is_skipped(self, run_text):
         text = "```bash\nfalse\n```\n"
         assert run_text(f"<!-- test: not run: needs a GPU -->\n{text}").returncode == 0
         assert run_text(text).returncode != 0
 
-    def test_options_are_appended_to_training_alone(self, run_text):
+    def test_options_are_appended_to_selfvit_train_only(self, run_text):
         result = run_text(
-            "<!-- test: append --max_steps 1 --batch_size 8 -->\n```bash\n"
-            "selfvit train dino_demo --data FOLDER --output out --num_workers 0\n"
-            "selfvit embed --model out --data FOLDER --output vectors --num-workers 0\n```\n"
+            "<!-- test: append --max-steps 1 --batch-size 8 -->\n```bash\n"
+            "selfvit train dino_demo --data FOLDER --output out --num-workers 0\n"
+            "selfvit embed out --data FOLDER --output vectors --num-workers 0\n```\n"
         )
         assert result.returncode == 0, result.stdout
         assert "1 steps" in result.stdout or "1/1" in result.stdout
@@ -327,13 +366,13 @@ class TestRunner:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("<!-- test: skip -->\n```bash\ntrue\n```\n", "invalid comment"),
-            ("<!-- test: not run: no reason -->\n\nText.\n", "not followed by a block"),
-            ("<!-- test: append --x 1 -->\n", "not followed by a block"),
-            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "no `selfvit train`"),
+            ("<!-- test: skip -->\n```bash\ntrue\n```\n", "not understood"),
+            ("<!-- test: not run: no reason -->\n\nText.\n", "followed by a block"),
+            ("<!-- test: append --x 1 -->\n", "followed by a block"),
+            ("<!-- test: append --x 1 -->\n```bash\ntrue\n```\n", "has no `selfvit train`"),
         ],
     )
-    def test_an_invalid_test_comment_is_an_error(self, text, message, tmp_path):
+    def test_a_comment_without_effect_is_an_error(self, text, message, tmp_path):
         (tmp_path / "page.md").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_page(tmp_path / "page.md")
@@ -366,7 +405,7 @@ def test_the_notebook_runs(page_folder):
     assert len(pictures) == 5
 
 
-def test_the_notebook_shows_what_it_gave_and_stays_small():
+def test_the_notebook_has_its_outputs_and_stays_small():
     file = ROOT / "examples" / "quickstart.ipynb"
     notebook = nbformat.read(file, as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
