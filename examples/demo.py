@@ -23,6 +23,7 @@ from selfvit import (
     EmbeddedImages,
     Embedder,
     SelfViTModel,
+    add_results,
     decode_image,
     evaluate_embeddings,
     open_checkpoint,
@@ -33,7 +34,6 @@ from selfvit import (
     train,
     write_embeddings,
 )
-from selfvit.sharing.model_card import add_results
 
 SAMPLE = Path(__file__).parent / "fashion_mnist_sample"
 

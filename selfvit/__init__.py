@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_selfvit import SelfViTModel as SelfViTModel
     from .modeling.modeling_selfvit import SelfViTPreTrainedModel as SelfViTPreTrainedModel
     from .modeling.registry import register_objective as register_objective
+    from .sharing.model_card import add_results as add_results
     from .sharing.publish import publish as publish
     from .training.recipes import RECIPES as RECIPES
     from .training.recipes import register_recipe as register_recipe
@@ -71,6 +72,7 @@ MODULES = {
     "SelfViTForPMSN": "modeling.modeling_pmsn",
     "SelfViTModel": "modeling.modeling_selfvit",
     "SelfViTPreTrainedModel": "modeling.modeling_selfvit",
+    "add_results": "sharing.model_card",
     "audit": "conversion.audit.audit",
     "build_processor": "embedding.preprocessing",
     "convert": "conversion.convert",
