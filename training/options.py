@@ -22,7 +22,7 @@ def option(
 
     Args:
         default: Default value. A list is copied for each instance.
-        text: Help text, one sentence without its period.
+        text: Help text, one sentence.
         minimum: Smallest allowed number. For a list, of each of its numbers.
         above: Number that the value must exceed; an alternative to `minimum`.
         maximum: Largest allowed number.
@@ -31,7 +31,7 @@ def option(
         private: Whether the value stays out of `training.yaml`.
     """
     metadata = {
-        "help": text,
+        "help": text.rstrip("."),
         "minimum": minimum,
         "above": above,
         "maximum": maximum,

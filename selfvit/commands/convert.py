@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..option_help import HELP
 from . import options
 
 
@@ -45,7 +46,7 @@ def convert(
         bool | None,
         typer.Option(
             "--norm-pix-loss/--no-norm-pix-loss",
-            help="MAE's decoder predicts normalized pixels, or raw ones.",
+            help=HELP["norm_pix_loss"],
             show_default="raw pixels",
         ),
     ] = None,

@@ -10,6 +10,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from ..option_help import HELP
+
 
 class NetworkName(str, Enum):
     """Networks of a checkpoint."""
@@ -59,7 +61,7 @@ def output(metavar: str, default: str | bool = True) -> Any:
         "-o",
         metavar=metavar,
         show_default=default,
-        help="Path to write, as described above.",
+        help=HELP["output"],
     )
 
 
@@ -78,7 +80,7 @@ CheckpointFolder = Annotated[
 _DATA = typer.Option(
     "--data",
     metavar="IMAGES",
-    help="Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
+    help=HELP["data"],
 )
 Data = Annotated[str, _DATA]
 OptionalData = Annotated[str | None, _DATA]
@@ -87,21 +89,19 @@ Split = Annotated[
     str | None,
     typer.Option(
         "--split",
-        help="Split of a dataset, or sub-folder of an image folder.",
+        help=HELP["split"],
         show_default=WHOLE_DATA,
     ),
 ]
 ImageColumn = Annotated[
     str | None,
-    typer.Option(
-        "--image-column", help="Column that holds the images.", show_default="found by its type"
-    ),
+    typer.Option("--image-column", help=HELP["image_column"], show_default="found by its type"),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
         "--label-column",
-        help="Column that holds the labels.",
+        help=HELP["label_column"],
         show_default="found by its type or name",
     ),
 ]
@@ -109,7 +109,7 @@ Pooling = Annotated[
     str | None,
     typer.Option(
         "--pooling",
-        help="Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
+        help=HELP["pooling"],
         show_default="the checkpoint's",
     ),
 ]
@@ -126,12 +126,12 @@ Device = Annotated[
     str | None,
     typer.Option("--device", help="Device: cuda, mps or cpu.", show_default="the best available"),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Number of images per batch.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help=HELP["batch_size"])]
 NumWorkers = Annotated[
     int | None,
     typer.Option(
         "--num-workers",
-        help="Number of processes that decode images; 0 decodes in the main process.",
+        help=HELP["num_workers"],
         show_default="the number of cores, at most 8",
     ),
 ]
@@ -141,11 +141,11 @@ ImageSize = Annotated[
         "--image-size",
         parser=parse_image_size,
         metavar="SIZE | HEIGHT WIDTH",
-        help="Image size in pixels: one number, or height and width (224 or 224 336).",
+        help=HELP["image_size"],
         show_default="the checkpoint's",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
 
 
 def choose_num_workers(wanted: int | None) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..option_help import HELP
 from . import options
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ def reconstruct(
     image_size: options.ImageSize = None,
     mask_ratio: Annotated[
         float | None,
-        typer.Option(help="Fraction of the patches to mask.", show_default="the checkpoint's"),
+        typer.Option(help=HELP["mask_ratio"], show_default="the checkpoint's"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the masks.")] = 0,
+    seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: options.Device = None,
     overwrite: options.Overwrite = False,
 ) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
+from ...progress import progress_bar
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
 from ..config.run_config import RunConfig
 from ..state import TrainState
@@ -42,7 +43,7 @@ class ProgressLogger(Callback):
         self.skipped: dict[str, str] = {}
         self.started = time.perf_counter()
         self.start_step = 0
-        self.bar: tqdm | None = None
+        self.bar: Any = None
 
     def on_train_begin(self, state: TrainState) -> None:
         """Drop later lines of an interrupted run from the log, and open the bar."""
@@ -51,18 +52,15 @@ class ProgressLogger(Callback):
         if self.enabled:
             self._truncate_log(state.step)
         self.started = time.perf_counter()
-        self.bar = tqdm(
-            total=state.num_steps,
-            initial=state.step,
-            unit="step",
-            disable=not self.enabled,
-            smoothing=0.05,
-        )
+        if self.enabled:
+            self.bar = progress_bar(
+                total=state.num_steps, initial=state.step, unit="steps", description="training"
+            )
 
     def on_step_end(self, state: TrainState) -> None:
         """Advance the bar, and log the metrics if they are due."""
         self.log_skipped(state.skipped)
-        if not self.enabled or self.bar is None:
+        if self.bar is None:
             return
         rate = (state.step - self.start_step) * self.batch_size / self.seconds
         self.bar.update(1)

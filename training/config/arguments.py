@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
+from ...option_help import HELP
 from .from_checkpoint import read_config, read_preprocessing
 from .run_config import Recipe, RunConfig, model_fields, own_fields, select
 from .training_config import SECTION_OF, SECTIONS, DataConfig, StartConfig
@@ -200,8 +201,7 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
 
 def _add_model_option(group: Any, config: Any, name: str) -> None:
     _, meanings, _ = parse_google_format_docstring(inspect.getdoc(type(config)) or "")
-    text = " ".join((meanings or {}).get(name, "").split()).rstrip(".")
-    text = text[:1].upper() + text[1:]
+    text = HELP.get(name) or " ".join((meanings or {}).get(name, "").split())
     group.add_argument(
         f"--{name.replace('_', '-')}",
         dest=name,
@@ -224,6 +224,7 @@ class _OneOrTwo(argparse.Action):
 
 def _with_default(text: str, value: Any) -> str:
     """Append a value to a help text, in which argparse reads % as a format."""
+    text = text.rstrip(".") + "."
     if value is not None and value != "" and not isinstance(value, dict):
         shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         text = f"{text} (default: {shown})"

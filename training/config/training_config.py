@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...option_help import HELP
 from ..options import check_fields, option
 from .tracker_names import read_trackers
 
@@ -43,19 +44,16 @@ class DataConfig(Section):
     # The folder may have moved when a run is resumed; the data set's fingerprint is compared.
     data: str = option(
         "",
-        "Images: a folder, a Parquet file or WebDataset tar or a folder of them, a data set saved "
-        "to disk, or a Hub data set (USER/NAME or USER/NAME@REVISION)",
+        HELP["data"],
         resumable=True,
     )
-    split: str | None = option(None, "Split of a data set that has several")
+    split: str | None = option(None, HELP["split"])
     streaming: bool = option(
         False, "Read Parquet, WebDataset tars or a Hub data set as a stream; needs --max-steps"
     )
-    image_column: str | None = option(None, "Column of the images, if there are several candidates")
-    label_column: str | None = option(None, "Column of the labels, if there are several candidates")
-    num_workers: int = option(
-        4, "Number of worker processes that decode and augment images", minimum=0, resumable=True
-    )
+    image_column: str | None = option(None, HELP["image_column"])
+    label_column: str | None = option(None, HELP["label_column"])
+    num_workers: int = option(4, HELP["num_workers"], minimum=0, resumable=True)
     data_timeout: float = option(
         600.0,
         "Seconds that a worker may take to read one image before the run fails; 0 means no limit",
@@ -92,7 +90,7 @@ class StartConfig(Section):
 
     _argument_group_name = "start and output"
 
-    output: str = option("", "Folder of the run", resumable=True)
+    output: str = option("", HELP["output"], resumable=True)
     init_from: str | None = option(
         None, "Checkpoint to start from: a folder, a Hub id or USER/NAME@REVISION"
     )
@@ -102,11 +100,11 @@ class StartConfig(Section):
         choices=("encoder", "all"),
     )
     resume: bool = option(False, "Continue from the newest checkpoint in --output", resumable=True)
-    overwrite: bool = option(False, "Replace an earlier run in --output", resumable=True)
+    overwrite: bool = option(False, HELP["overwrite"], resumable=True)
     dry_run: bool = option(
         False, "Check the run and print its plan, without training or writing", resumable=True
     )
-    seed: int = option(0, "Random seed of initialization, data order and augmentation")
+    seed: int = option(0, HELP["seed"])
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,7 @@ class ScheduleConfig(Section):
 
     epochs: float = option(100.0, "Passes over the data; --max-steps takes precedence", above=0)
     max_steps: int | None = option(None, "Number of optimizer steps", minimum=1)
-    batch_size: int = option(
-        256, "Images of an optimizer step, over all processes and micro-batches", minimum=1
-    )
+    batch_size: int = option(256, HELP["batch_size"], minimum=1)
     base_learning_rate: float = option(
         5e-4, "Learning rate for a batch of 256; scaled linearly with the batch size", minimum=0
     )
@@ -252,7 +248,7 @@ class CheckpointConfig(Section):
     save_total_limit: int = option(2, "Number of checkpoints to keep", minimum=1, resumable=True)
     save_code: bool = option(
         True,
-        "Save the model's code beside the weights, so that they open without selfvit",
+        HELP["save_code"],
         resumable=True,
     )
 

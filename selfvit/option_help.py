@@ -1,0 +1,24 @@
+"""Help texts of the options that several commands share, by option name.
+
+`selfvit train` builds its options from the configuration of a run, the other commands declare
+theirs in `commands/`; both read these texts. A leaf that every folder may import.
+"""
+
+HELP = {
+    "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
+    "split": "Split of a dataset, or sub-folder of an image folder.",
+    "image_column": "Column that holds the images.",
+    "label_column": "Column that holds the labels.",
+    "output": "Folder or file to write.",
+    "overwrite": "Replace an earlier output.",
+    "batch_size": "Number of images per batch; in training, of an optimizer step.",
+    "num_workers": "Number of processes that decode images; 0 decodes in the main process.",
+    "pooling": "Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
+    "image_size": "Image size in pixels: one number, or height and width (224 or 224 336).",
+    "norm_pix_loss": "Whether MAE's decoder predicts normalized pixels instead of raw ones.",
+    "mask_ratio": "Fraction of the patches to mask.",
+    "seed": "Random seed.",
+    "save_code": "Save the model's code with the checkpoint, so that it opens without selfvit.",
+}
+
+__all__ = ["HELP"]
