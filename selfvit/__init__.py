@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .modeling.modeling_selfvit import SelfViTModel as SelfViTModel
     from .sharing.publish import publish as publish
+    from .training.train import train_recipe
     from .visualization.attention_maps import plot_attention_maps as plot_attention_maps
     from .visualization.embedding_map import plot_embedding_map as plot_embedding_map
     from .visualization.inputs import open_checkpoint as open_checkpoint
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
     from .visualization.reconstructions import open_mae as open_mae
     from .visualization.reconstructions import plot_reconstructions as plot_reconstructions
 
+    train = train_recipe
     __version__: str
 
-# Module of each public name; type checkers read the same from the imports above.
+# Module of each public name, and the name there if it differs; type checkers read the same from
+# the imports above.
 MODULES = {
     "DINOConfig": "configuration.configuration_dino",
     "EmbeddedImages": "embedding.embedder",
@@ -81,6 +84,7 @@ MODULES = {
     "preprocess": "embedding.embedder",
     "publish": "sharing.publish",
     "save_metrics": "evaluation.evaluate",
+    "train": "training.train:train_recipe",
     "write_embeddings": "embedding.writer",
 }
 
@@ -95,7 +99,8 @@ def __getattr__(name: str) -> Any:
             # Before a module of selfvit is locked: a thread that imports transformers imports
             # these modules too, and would wait for this one.
             import_module("transformers")
-        value = getattr(import_module(f".{MODULES[name]}", __name__), name)
+        module, _, attribute = MODULES[name].partition(":")
+        value = getattr(import_module(f".{module}", __name__), attribute or name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
