@@ -14,19 +14,22 @@ class DINOConfig(ObjectiveConfig):
     Ratios of a schedule are fractions of all training steps, so that a shorter run has the same
     schedule on a smaller scale.
 
+    The head has an output for each prototype. The momentum of the teacher rises along a cosine, its
+    temperature linearly over the warm-up.
+
     Args:
-        num_prototypes: Number of outputs of the projection head (K).
+        num_prototypes: Number of prototypes (K), which an image is assigned to.
         head_hidden_size: Width of the head's hidden layers.
         head_bottleneck_size: Width before the weight-normalized last layer.
         num_head_layers: Number of linear layers before the last layer.
         normalize_last_layer: Whether to fix the magnitudes of the last layer at 1. This is more
             stable; the reference trains them for ViT-S.
         student_temperature: Temperature of the student's softmax; unitless.
-        teacher_temperature: Temperature of the teacher's softmax after the warm-up; unitless.
+        teacher_temperature: Temperature of the teacher's softmax; unitless.
         warmup_teacher_temperature: Temperature of the teacher's softmax at the start of the linear
             warm-up; unitless.
         teacher_temperature_warmup_ratio: Length of that warm-up, as a fraction of the steps.
-        teacher_momentum: EMA momentum of the teacher at the first step; increases along a cosine.
+        teacher_momentum: EMA momentum of the teacher at the first step.
         teacher_momentum_end: EMA momentum of the teacher at the last step.
         center_momentum: EMA momentum of the center.
         freeze_last_layer_ratio: Fraction of the steps, from the start, in which the last layer is

@@ -16,6 +16,10 @@ class PMSNConfig(ObjectiveConfig):
     MSN is PMSN with `prior="uniform"`. Sections refer to MSN (arXiv 2204.07141) unless another
     paper is named.
 
+    The student predicts the anchors and the teacher the targets, by a softmax over cosines. A
+    prediction at temperature t that is sharpened by s, as in the reference code, equals a
+    prediction at temperature t * s. The momentum of the teacher rises linearly.
+
     Args:
         prior: Distribution that the mean prediction is drawn towards. "uniform": all prototypes
             are used equally. "power_law": prototype k is used in proportion to 1 / k^exponent (few
@@ -28,20 +32,18 @@ class PMSNConfig(ObjectiveConfig):
         regularization_weight: Weight of that divergence in the loss (lambda).
         entropy_weight: Weight of the mean entropy of the individual predictions in the loss; 0
             disables the term.
-        num_prototypes: Number of clusters (K).
+        num_prototypes: Number of prototypes (K), which an image is assigned to.
         freeze_prototypes: Whether to keep the prototypes at their initial values.
-        head_hidden_size: Width of the head's two hidden layers.
+        head_hidden_size: Width of the head's hidden layers.
         head_output_size: Width of the head's output and of the prototypes.
-        student_temperature: Temperature of the anchors' softmax over cosines; unitless.
-        teacher_temperature: Temperature of the targets' softmax over cosines; unitless. A
-            prediction at temperature t that is sharpened by s, as in the reference code, equals a
-            prediction at temperature t * s.
+        student_temperature: Temperature of the student's softmax; unitless.
+        teacher_temperature: Temperature of the teacher's softmax; unitless.
         sinkhorn_iterations: Number of Sinkhorn iterations that balance the targets of a batch over
             the prototypes; 0 disables it. Balanced targets are uniform, which contradicts a
             power-law prior.
         patch_drop_ratio: Fraction of the patches that are dropped from each random view.
-        teacher_momentum: EMA momentum of the teacher at the first step; increases linearly.
-        teacher_momentum_end: EMA momentum of the teacher at the end.
+        teacher_momentum: EMA momentum of the teacher at the first step.
+        teacher_momentum_end: EMA momentum of the teacher at the last step.
     """
 
     model_type = "selfvit_pmsn"

@@ -48,7 +48,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         layerscale_value: Initial value of LayerScale (arXiv 2103.17239); None for no LayerScale.
         drop_path_rate: Probability of stochastic depth in the last block; increases linearly from 0
             in the first block.
-        position_embedding_type: "learned", or "sincos" for fixed two-dimensional embeddings.
+        position_embedding_type: Type of position embeddings, "learned" or "sincos" (fixed, 2-D).
         use_mask_token: Whether the encoder has a learned token that replaces masked patches.
         pooling: Definition of `pooler_output`. "cls": class token; "mean": mean of the patch
             tokens; "cls+mean": both, concatenated; "gem": generalized mean of the patch tokens;

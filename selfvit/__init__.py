@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .sharing.publish import publish as publish
     from .training.recipes import RECIPES as RECIPES
     from .training.recipes import register_recipe as register_recipe
-    from .training.train import train_recipe as train  # noqa: F401
+    from .training.train import train_recipe
     from .visualization.attention_maps import plot_attention_maps as plot_attention_maps
     from .visualization.embedding_map import plot_embedding_map as plot_embedding_map
     from .visualization.inputs import open_checkpoint as open_checkpoint
@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from .visualization.reconstructions import open_mae as open_mae
     from .visualization.reconstructions import plot_reconstructions as plot_reconstructions
 
+    train = train_recipe
     __version__: str
 
-# Module of each public name, and its name there if it is another one. Type checkers read the same
-# from the imports above.
+# Module of each public name, and the name there if it differs; type checkers read the same from
+# the imports above.
 MODULES = {
     "DINOConfig": "configuration.configuration_dino",
     "EmbeddedImages": "embedding.embedder",

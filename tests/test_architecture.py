@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 # configuration <- modeling; data; embedding <- {evaluation, visualization} <- sharing
 # <- {conversion, training} <- commands <- cli; conversion writes an image processor, which
 # embedding builds, and a card, which sharing renders
-LEAVES = {"atomic_output", "errors", "file_modes", "option_help", "progress"}  # below all folders
+LEAVES = {
+    "atomic_output",
+    "errors",
+    "file_modes",
+    "option_help",
+    "progress",
+    "recipe_overview",
+}  # below all folders
 MAY_IMPORT: dict[str, set[str]] = {
     "configuration": set(),
     "modeling": {"configuration"},

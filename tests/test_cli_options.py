@@ -18,7 +18,7 @@ from selfvit import __version__
 from selfvit.cli import app
 from selfvit.commands.grammar import join_image_size, kebab_case
 from selfvit.commands.options import parse_image_size
-from selfvit.commands.train import recipe_summaries
+from selfvit.recipe_overview import recipe_summaries
 
 # Heavy packages, and those that only a running command needs.
 HEAVY = {

@@ -6,7 +6,6 @@ accelerate launch -m selfvit.training.train RECIPE --data IMAGES --output RUN [O
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..data.image_source import ImageSource
 from ..data.sources import open_images
 from ..embedding.preprocessing import build_processor
 from ..errors import one_line_errors
+from ..recipe_overview import overview
 from .callbacks.base import close_all, notify
 from .callbacks.build import build_callbacks
 from .checkpoints.checkpointer import Checkpointer
@@ -233,15 +233,6 @@ def run_request(request: RunRequest) -> dict[str, float]:
     run = build_run(request, num_images)
     with StopSignal() as stop, translate_errors():
         return train_or_roll_back(run, source, stop)
-
-
-def overview() -> str:
-    """Return what `selfvit train --help` prints."""
-    lines = ["selfvit train RECIPE --data IMAGES --output RUN [OPTION ...]", ""]
-    for name, recipe in RECIPES.items():
-        summary, _, _ = (inspect.getdoc(recipe) or "").partition("\n")
-        lines.append(f"  {name:<18} {summary}")
-    return "\n".join([*lines, "", "selfvit train RECIPE --help lists the options of a recipe."])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -136,7 +136,8 @@ class TrainParser(argparse.ArgumentParser):
     """Parser whose errors are one ValueError, without the hundred lines of usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. selfvit train RECIPE --help lists the options.")
+        end = "" if message.endswith("?") else "."
+        raise ValueError(f"{message}{end} selfvit train RECIPE --help lists the options.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         parsed, unknown = self.parse_known_args(args, namespace)
