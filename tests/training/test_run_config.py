@@ -98,7 +98,12 @@ def test_values_that_do_not_fit_are_errors_with_the_fix(arguments, message):
         ),
         ("dino_demo", "global_crop_scale", ["1", "0.25"], "must be above 0, the least first"),
         ("dino_demo", "global_crop_scale", ["0", "2"], "must be between 0 and 1"),
-        ("dino_demo", "num_local_views", ["-1"], r"\(-1\) must be at least 0: Number of local views"),
+        (
+            "dino_demo",
+            "num_local_views",
+            ["-1"],
+            r"\(-1\) must be at least 0: Number of local",
+        ),
         ("dino_demo", "local_view_size", ["0"], "must be at least 1"),
         ("dino_demo", "blur_sigma", ["0", "0"], "must be above 0"),
         ("dino_demo", "flip_probability", ["2"], "must be between 0 and 1"),
