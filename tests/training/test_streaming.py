@@ -265,7 +265,7 @@ def test_resuming_with_more_shards_is_an_error(shards, tmp_path):
     main(command)
     shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{NUM_STEPS:08d}")
     write_tar_shards(shards, [3] * 6)
-    with pytest.raises(ValueError, match="data set changed.* it was 5 WebDataset tars.* is 6 Web"):
+    with pytest.raises(ValueError, match="set has changed.* it was 5 WebDataset tars.* is 6 Web"):
         main([*command, "--resume", "true"])
 
 
