@@ -35,8 +35,8 @@ from .checkpoints.run_folder import (
 from .config.arguments import RunRequest, build_run, open_request, parse_arguments, request_with
 from .config.run_config import RunConfig
 from .config.training_config import DataConfig
-from .dataloader.loader import loader_of
-from .dataloader.streaming import divide
+from .dataloader.loader import build_run_loader
+from .dataloader.streaming import partition_stream
 from .exceptions import CollapseError, NotPublishedError, RunInterrupted
 from .loop import fit
 from .model import build_trainable
@@ -87,7 +87,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(
-            f"stream: {divide(source, checked.plan.num_processes, run.data.num_workers)}"
+            f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
         )
     _open_run_folder(run, accelerator)
 
@@ -104,7 +104,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
             notify(callbacks, "on_result", state)
             return {}
         plan = replace(checked.plan, start_step=state.step)
-        state.loader = loader_of(run, source, plan, saved.get("stream"))
+        state.loader = build_run_loader(run, source, plan, saved.get("stream"))
         fit(state, iter(state.loader), callbacks)
         if state.step == state.num_steps:
             shut_down(accelerator)
@@ -121,7 +121,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
 
 def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     def batches_of(plan: Any) -> Any:
-        return loader_of(checked.run, checked.source, plan)
+        return build_run_loader(checked.run, checked.source, plan)
 
     precision, shards = accelerator.mixed_precision, num_shards(accelerator)
     return describe_plan(

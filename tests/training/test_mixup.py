@@ -42,7 +42,7 @@ def test_without_smoothing_labels_are_one_hot():
 
 @pytest.mark.parametrize("labels", [[0, -1], [3, 0]])
 def test_a_label_that_is_no_class_is_an_error_naming_it(labels):
-    with pytest.raises(ValueError, match=rf"0 to 2 to be mixed, got {min(labels)} to"):
+    with pytest.raises(ValueError, match=rf"class indices from 0 to 2, got {min(labels)} to"):
         smooth_labels(torch.tensor(labels), 3)
 
 
@@ -153,7 +153,7 @@ def test_both_methods_are_used_where_both_are_on():
         (images == images[:, :, :1, :1]).all().item()
         for images in (mix(BOTH, seed=seed)["pixel_values"] for seed in range(200))
     ]
-    assert 70 < sum(uniform) < 130  # mixup; half of 200, within four deviations
+    assert 70 < sum(uniform) < 130  # mixup; half of 200, within four standard deviations
 
 
 def test_shares_of_mixup_are_drawn_from_its_beta():

@@ -1,10 +1,10 @@
-"""RandAugment's changes, each by what it does to a picture."""
+"""RandAugment: the effect of each operation on an image."""
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from selfvit.training.augmentations.randaugment import KINDS, SIGNED, change, rand_augment
+from selfvit.training.augmentations.randaugment import OPERATIONS, SIGNED, apply, rand_augment
 
 from ..image_files import noise
 
@@ -21,15 +21,15 @@ def smooth_image():
     )
 
 
-def test_there_are_fifteen_kinds():
-    assert len(KINDS) == len(set(KINDS)) == 15
+def test_there_are_fifteen_operations():
+    assert len(OPERATIONS) == len(set(OPERATIONS)) == 15
 
 
 @pytest.mark.parametrize("kind", sorted(SIGNED))
-def test_signed_changes_of_no_strength_change_nothing_and_signs_differ(kind):
+def test_signed_operations_of_strength_0_change_nothing_and_their_signs_differ(kind):
     image = noise(24, 24)
-    assert np.array_equal(pixels_of(change(image, kind, 0.0)), pixels_of(image))
-    there, back = change(image, kind, 0.9), change(image, kind, -0.9)
+    assert np.array_equal(pixels_of(apply(image, kind, 0.0)), pixels_of(image))
+    there, back = apply(image, kind, 0.9), apply(image, kind, -0.9)
     assert there.size == back.size == image.size
     assert not np.array_equal(pixels_of(there), pixels_of(image))
     assert not np.array_equal(pixels_of(there), pixels_of(back))
@@ -38,38 +38,38 @@ def test_signed_changes_of_no_strength_change_nothing_and_signs_differ(kind):
 def test_posterize_keeps_fewer_bits_the_stronger_it_is():
     image = noise(32, 32)
     for strength, bits in ((0.0, 4), (0.5, 2), (0.9, 1), (1.0, 1)):
-        assert (pixels_of(change(image, "posterize", strength)) % 2 ** (8 - bits) == 0).all()
-        assert len(np.unique(pixels_of(change(image, "posterize", strength)))) == 2**bits
+        assert (pixels_of(apply(image, "posterize", strength)) % 2 ** (8 - bits) == 0).all()
+        assert len(np.unique(pixels_of(apply(image, "posterize", strength)))) == 2**bits
 
 
 def test_solarize_inverts_levels_from_a_threshold_that_falls_with_strength():
     before = pixels_of(noise(32, 32))
     for strength, threshold in ((0.0, 256), (0.5, 128), (1.0, 0)):
-        after = pixels_of(change(noise(32, 32), "solarize", strength))
+        after = pixels_of(apply(noise(32, 32), "solarize", strength))
         assert np.array_equal(after, np.where(before < threshold, before, 255 - before))
 
 
 def test_solarize_add_lifts_the_dark_half():
     before = pixels_of(noise(32, 32))
-    after = pixels_of(change(noise(32, 32), "solarize_add", 0.5))
+    after = pixels_of(apply(noise(32, 32), "solarize_add", 0.5))
     assert np.array_equal(after, np.where(before < 128, before + 55, before))
 
 
 def test_invert_equalize_and_auto_contrast_are_pillows():
     image = smooth_image()
-    assert np.array_equal(pixels_of(change(image, "invert", 0.3)), 255 - pixels_of(image))
+    assert np.array_equal(pixels_of(apply(image, "invert", 0.3)), 255 - pixels_of(image))
     for kind, expected in (
         ("equalize", ImageOps.equalize(image)),
         ("auto_contrast", ImageOps.autocontrast(image)),
     ):
-        assert np.array_equal(pixels_of(change(image, kind, 0.3)), pixels_of(expected))
+        assert np.array_equal(pixels_of(apply(image, kind, 0.3)), pixels_of(expected))
 
 
 def test_brightness_and_color_at_their_ends():
     before = pixels_of(noise(16, 16))
-    dark = pixels_of(change(noise(16, 16), "brightness", -1.0))
+    dark = pixels_of(apply(noise(16, 16), "brightness", -1.0))
     assert np.abs(dark - before * 0.1).max() <= 1
-    gray = pixels_of(change(noise(16, 16), "color", -1.0))
+    gray = pixels_of(apply(noise(16, 16), "color", -1.0))
     spread = (gray.max(axis=2) - gray.min(axis=2)).max()
     assert spread <= 0.1 * 255 + 1
 
@@ -77,14 +77,14 @@ def test_brightness_and_color_at_their_ends():
 @pytest.mark.parametrize(("kind", "axis"), [("translate_x", 1), ("translate_y", 0)])
 def test_translate_moves_by_a_share_of_the_size_and_leaves_gray(kind, axis):
     image = noise(40, 40)
-    before, after = pixels_of(image), pixels_of(change(image, kind, 0.5))  # 0.225 x 40 = 9 pixels
+    before, after = pixels_of(image), pixels_of(apply(image, kind, 0.5))  # 0.225 x 40 = 9 pixels
     before, after = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)
     assert np.array_equal(after[:31], before[9:])
     assert (after[31:] == 128).all()
 
 
 def test_rotate_turns_by_thirty_degrees_at_most():
-    after = pixels_of(change(smooth_image(), "rotate", 1.0))
+    after = pixels_of(apply(smooth_image(), "rotate", 1.0))
     expected = pixels_of(
         smooth_image().rotate(30, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
     )
@@ -92,7 +92,7 @@ def test_rotate_turns_by_thirty_degrees_at_most():
 
 
 def test_shear_x_shifts_rows_by_their_distance_from_the_top():
-    before, after = pixels_of(smooth_image()), pixels_of(change(smooth_image(), "shear_x", 1.0))
+    before, after = pixels_of(smooth_image()), pixels_of(apply(smooth_image(), "shear_x", 1.0))
     # row 10 is shifted by 0.3 x 10.5 = 3.15 pixels of 8 levels each
     assert np.abs(after[10, :24, 0] - before[10, :24, 0] - 3.15 * 8).max() <= 2
     assert np.abs(after[:, 5, 1] - before[:, 5, 1]).max() <= 1  # rows stay at their height
@@ -109,8 +109,8 @@ def test_rand_augment_is_a_function_of_the_seed_and_leaves_its_input_alone():
     assert np.array_equal(pixels, before)
 
 
-def test_a_quarter_of_the_images_is_left_as_it_is():
-    # two changes, each left out half of the time
+def test_a_quarter_of_the_images_stays_unchanged():
+    # two operations, each skipped with probability 0.5
     pixels = np.array(noise(12, 12))
     same = [
         np.array_equal(rand_augment(pixels, 9.0, 0.5, np.random.default_rng(seed)), pixels)

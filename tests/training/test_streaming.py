@@ -1,4 +1,4 @@
-"""Streams over several processes and workers: each image once a pass, interrupted or not."""
+"""Streams over several processes and workers: each image once per pass, also after a resume."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from selfvit.data.sources import open_images
 from selfvit.training.augmentations.single_crop import CropAndFlip
 from selfvit.training.dataloader.loader import build_loader
 from selfvit.training.dataloader.sampler import BatchPlan
-from selfvit.training.dataloader.streaming import divide, stream_state
+from selfvit.training.dataloader.streaming import partition_stream, stream_state
 from selfvit.training.train import main
 
 from ..data.shards import write_parquet_shards, write_tar_shards
@@ -25,7 +25,7 @@ SEED = 3
 
 
 class Passing(CropAndFlip):
-    """Hands out the pixels of an image as they are, so that one can tell which it was."""
+    """Return the pixels of an image unchanged, so that a test can recognize the image."""
 
     def __call__(self, image, rng, image_size, patch_size):
         small = image.convert("RGB").resize(image_size)
@@ -50,7 +50,7 @@ def loader_of(source, rank=0, num_processes=1, num_workers=0, start_step=0, **op
 
 
 def images_of(batch):
-    """Return what tells the images of a batch from others."""
+    """Return the pixels of each image of a batch, which identify it."""
     return [view.numpy().tobytes() for view in batch["pixel_values"]]
 
 
@@ -71,8 +71,8 @@ def parquet(tmp_path_factory):
     return open_images(folder, streaming=True)
 
 
-def test_two_processes_of_two_workers_see_every_image_once_a_pass(tars):
-    # 8 shards of 6 images: each of the 4 readers has 12 a pass, which are 6 batches
+def test_two_processes_with_two_workers_read_each_image_once_per_pass(tars):
+    # 8 shards of 6 images: each of the 4 readers has 12 per pass, which are 6 batches
     for first in (0, 12):  # the first pass, and the second
         seen = []
         for rank in (0, 1):
@@ -83,7 +83,7 @@ def test_two_processes_of_two_workers_see_every_image_once_a_pass(tars):
 
 @pytest.mark.parametrize("num_batches", [1, 2, 5, 6, 13])
 @pytest.mark.parametrize("source", ["tars", "parquet"])
-def test_after_an_interruption_a_stream_goes_on_behind_the_last_batch_taken(
+def test_a_resumed_stream_continues_after_the_last_batch_that_was_used(
     source, num_batches, request
 ):
     source = request.getfixturevalue(source)
@@ -91,7 +91,7 @@ def test_after_an_interruption_a_stream_goes_on_behind_the_last_batch_taken(
         shared = {"rank": rank, "num_processes": 2, "num_workers": 3}
         unbroken = take(loader_of(source, **shared), 18)
         loader = loader_of(source, **shared)
-        take(loader, num_batches)  # the workers have read on
+        take(loader, num_batches)  # the workers have read further ahead
         state = json.loads(json.dumps(stream_state(loader)))
         state["readers"] *= 2  # the other process's are not used
         rest = take(
@@ -103,7 +103,7 @@ def test_after_an_interruption_a_stream_goes_on_behind_the_last_batch_taken(
             assert resumed["skipped"] == expected["skipped"]
 
 
-def test_readers_augment_with_draws_of_their_own(tars):
+def test_readers_have_different_draws(tars):
     draws = []
     for rank in (0, 1):
         samples = iter(loader_of(tars, rank, num_processes=2).dataset)
@@ -111,7 +111,7 @@ def test_readers_augment_with_draws_of_their_own(tars):
     assert len(set(draws)) == 40
 
 
-def test_unreadable_images_of_a_stream_are_skipped_and_reported_once_a_pass(parquet):
+def test_unreadable_images_of_a_stream_are_skipped_and_reported_once_per_pass(parquet):
     skipped = []
     for rank in (0, 1):
         # 12 shards of 4 for 4 readers: 12 images each, two of 48 unreadable
@@ -131,54 +131,54 @@ def test_a_stream_without_readable_images_is_an_error(tmp_path):
     ("sizes", "num_processes", "num_workers", "expected", "text"),
     [
         ([3] * 8, 2, 2, 2, "8 shards for 2 processes x 2 workers"),
-        ([3] * 5, 2, 4, 2, r"5 shards for 2 processes x 2 workers \(not 4: a worker needs"),
-        ([3] * 2, 4, 4, 1, "2 shards for 4 processes x 1 workers, too few: every process reads"),
+        ([3] * 5, 2, 4, 2, r"5 shards for 2 processes x 2 workers \(not 4, as each worker needs"),
+        ([3] * 2, 4, 4, 1, "2 shards for 4 processes x 1 workers; each process reads all shards"),
         ([3] * 3, 1, 0, 1, "3 shards for 1 processes x 1 workers"),
     ],
 )
-def test_workers_are_as_many_as_have_shards_of_their_own(
+def test_each_worker_has_its_own_shards(
     sizes, num_processes, num_workers, expected, text, tmp_path
 ):
     source = open_images(write_tar_shards(tmp_path, sizes), streaming=True)
-    division = divide(source, num_processes, num_workers)
-    assert division.num_workers == expected
-    assert re.match(text, str(division))
+    partition = partition_stream(source, num_processes, num_workers)
+    assert partition.num_workers == expected
+    assert re.match(text, str(partition))
 
 
-def test_a_stream_is_read_by_a_worker_even_if_none_is_asked_for(parquet):
-    # threads of pyarrow that read on made a process hang at its end
+def test_a_stream_has_a_worker_even_with_num_workers_0(parquet):
+    # Without one, threads of pyarrow that still read made the process hang at its exit.
     assert loader_of(parquet, num_workers=0).num_workers == 1
 
 
-def test_one_parquet_file_feeds_several_workers_by_its_row_groups(tmp_path):
+def test_row_groups_of_one_parquet_file_are_shared_among_workers(tmp_path):
     source = open_images(write_parquet_shards(tmp_path, [24], row_group_size=4), streaming=True)
-    assert divide(source, 1, 3).num_workers == 3
+    assert partition_stream(source, 1, 3).num_workers == 3
     loader = loader_of(source, num_workers=3)
     assert loader.num_workers == 3
     seen = [image for batch in take(loader, 12) for image in images_of(batch)]
     assert len(seen) == 24 == len(set(seen))
 
 
-@pytest.mark.parametrize(("then", "now"), [((1, 2), (1, 3)), ((1, 2), (2, 2))])
-def test_other_workers_or_processes_at_a_resume_are_an_error_with_the_values(tars, then, now):
-    loader = loader_of(tars, num_processes=then[0], num_workers=then[1])
+@pytest.mark.parametrize(("old", "new"), [((1, 2), (1, 3)), ((1, 2), (2, 2))])
+def test_resuming_with_other_processes_or_workers_is_an_error_with_the_numbers(tars, old, new):
+    loader = loader_of(tars, num_processes=old[0], num_workers=old[1])
     take(loader, 1)
     with pytest.raises(
         ValueError,
-        match=rf"{then[0]} processes x {then[1]} workers then, {now[0]} x {now[1]} now\. "
-        rf"Launch {then[0]} processes with --num_workers {then[1]}",
+        match=rf"has {old[0]} processes x {old[1]} workers, this run {new[0]} x {new[1]}\. "
+        rf"Launch {old[0]} processes with --num-workers {old[1]}",
     ):
         loader_of(
             tars,
-            num_processes=now[0],
-            num_workers=now[1],
+            num_processes=new[0],
+            num_workers=new[1],
             start_step=1,
             stream_state=stream_state(loader),
         )
 
 
-def test_a_checkpoint_that_does_not_say_where_the_stream_stood_is_an_error(tars):
-    with pytest.raises(ValueError, match="an earlier selfvit saved it.*--init_from"):
+def test_a_checkpoint_without_positions_of_a_stream_is_an_error(tars):
+    with pytest.raises(ValueError, match="the checkpoint has none, as.*--init-from"):
         loader_of(tars, start_step=1)
 
 
@@ -212,9 +212,9 @@ def test_a_killed_run_on_a_stream_resumes_to_the_same_result(shards, tmp_path):
     killed = start_training(command("killed"), tmp_path / "printed.txt", AtLogLine(6, kill_self))
     assert killed.exit_code() == -signal.SIGKILL, killed.printed
     assert "stream: 5 shards for 1 processes x 2 workers" in killed.printed
-    with pytest.raises(ValueError, match=r"1 processes x 2 workers then, 1 x 3 now"):
+    with pytest.raises(ValueError, match=r"has 1 processes x 2 workers, this run 1 x 3"):
         main([*command("killed"), "--resume", "true", "--num_workers", "3"])
-    shards = shards.rename(tmp_path / "moved")  # which `command` takes
+    shards = shards.rename(tmp_path / "moved")  # `command` uses the new path
     main([*command("killed"), "--resume", "true"])
     assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
 
@@ -223,7 +223,7 @@ def test_a_killed_run_of_two_processes_resumes_to_the_same_result(shards, tmp_pa
     def command(output):
         return arguments("mae", shards, tmp_path / output, *STREAM, "--num_workers", 2)
 
-    for folder in ("a", "b", "c"):  # of what is printed
+    for folder in ("a", "b", "c"):  # for the printed output
         (tmp_path / folder).mkdir()
     unbroken = start_two(command("unbroken"), tmp_path / "a")
     assert [process.exit_code() for process in unbroken] == [0, 0], unbroken[0].printed
@@ -244,9 +244,9 @@ def test_a_shard_that_hangs_ends_the_run_with_its_number(shards, tmp_path):
     assert "error: reading shard 2 of 5 WebDataset tars in" in training.printed
 
 
-def test_a_classifier_on_a_stream_of_plain_labels_is_told_to_leave_out_streaming(shards, tmp_path):
+def test_a_classifier_on_a_stream_of_plain_labels_is_an_error_with_the_fix(shards, tmp_path):
     options = ("--streaming", "true", "--max_steps", 2)
-    with pytest.raises(ValueError, match=r"only a ClassLabel's names.*leave out --streaming"):
+    with pytest.raises(ValueError, match=r"leave out --streaming, as only a ClassLabel"):
         main(
             [
                 "classify",
@@ -260,16 +260,16 @@ def test_a_classifier_on_a_stream_of_plain_labels_is_told_to_leave_out_streaming
         )
 
 
-def test_shards_that_were_added_are_noticed_at_a_resume(shards, tmp_path):
+def test_resuming_with_more_shards_is_an_error(shards, tmp_path):
     command = arguments("mae", shards, tmp_path / "out", *STREAM)
     main(command)
     shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{NUM_STEPS:08d}")
     write_tar_shards(shards, [3] * 6)
-    with pytest.raises(ValueError, match="data set changed.* it was 5 WebDataset tars.* is 6 Web"):
+    with pytest.raises(ValueError, match="set has changed.* it was 5 WebDataset tars.* is 6 Web"):
         main([*command, "--resume", "true"])
 
 
-def test_the_plan_says_how_a_stream_is_read(shards, tmp_path, capsys):
+def test_the_plan_shows_how_a_stream_is_partitioned(shards, tmp_path, capsys):
     options = (*STREAM, "--num_workers", 8, "--dry_run", "true")
     main(arguments("mae", shards, tmp_path / "out", *options))
-    assert "5 shards for 1 processes x 5 workers (not 8: a worker" in capsys.readouterr().out
+    assert "5 shards for 1 processes x 5 workers (not 8, as each worker" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Files that hang, for real: opening a file on which another process has a lease waits for it."""
+"""Real files that hang: opening a file waits while another process has a lease on it."""
 
 import contextlib
 import fcntl
@@ -30,11 +30,11 @@ def images(tmp_path):
 
 @contextlib.contextmanager
 def hanging(path):
-    """Nobody else can open the file; give a function that ends it.
+    """Block other processes from opening the file; yield a function that unblocks them.
 
-    The system ends it, too, after /proc/sys/fs/lease-break-time seconds, 45 by default.
+    The system unblocks them, too, after /proc/sys/fs/lease-break-time seconds, 45 by default.
     """
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the system asks for the lease back
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent to ask for the lease back
     descriptor = os.open(path, os.O_RDWR)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -53,7 +53,7 @@ def test_a_file_that_hangs_ends_the_run_with_its_name(images, tmp_path):
         training = start_training([*command, "--data_timeout", "2"], tmp_path / "printed.txt")
         assert training.exit_code() == 2
     assert "error: reading 3.png of 6 image files in" in training.printed
-    assert "--data_timeout" in training.printed
+    assert "--data-timeout" in training.printed
     main([*command, "--resume", "true"])  # data_timeout may differ
     main(arguments("dino", images, tmp_path / "unbroken", *OPTIONS))
     assert log_of(tmp_path / "out") == log_of(tmp_path / "unbroken")
@@ -63,7 +63,7 @@ def test_a_file_that_is_slow_changes_nothing(images, tmp_path):
     command = arguments("dino", images, tmp_path / "slow", *OPTIONS, "--num_workers", 2)
     with hanging(images / "3.png") as release:
         training = start_training(command, tmp_path / "printed.txt")
-        time.sleep(6)  # longer than the loader's patience between two looks
+        time.sleep(6)  # longer than the loader waits between two checks
         assert training.process.is_alive(), training.printed
         release()
         assert training.exit_code() == 0, training.printed
@@ -73,7 +73,7 @@ def test_a_file_that_is_slow_changes_nothing(images, tmp_path):
 
 
 def test_a_pipe_with_the_name_of_an_image_is_skipped_with_the_reason(images, tmp_path):
-    # It used to hang: opening a pipe waits for somebody to write.
+    # It used to hang, as opening a pipe waits for a writer.
     os.mkfifo(images / "2.5.png")
     main(arguments("dino", images, tmp_path / "out", *OPTIONS))
     listed = (tmp_path / "out" / "skipped.csv").read_text().splitlines()
@@ -81,7 +81,7 @@ def test_a_pipe_with_the_name_of_an_image_is_skipped_with_the_reason(images, tmp
 
 
 class Slow(torch.utils.data.IterableDataset):
-    """Numbers, of which each takes two seconds, in batches that take longer than is allowed."""
+    """Numbers that take two seconds each, so that a batch takes longer than the timeout."""
 
     def __init__(self, board):
         self.board = board
@@ -93,7 +93,7 @@ class Slow(torch.utils.data.IterableDataset):
             yield number
 
 
-def test_only_a_single_read_counts_not_the_batch():
+def test_the_timeout_is_for_one_read_not_for_the_batch():
     board = ReadingBoard(1)
     loader = WatchedLoader(
         Slow(board), batch_size=4, num_workers=1, board=board, name_of=str, data_timeout=7
@@ -101,7 +101,7 @@ def test_only_a_single_read_counts_not_the_batch():
     assert next(iter(loader)).tolist() == [0, 1, 2, 3]  # in 8 seconds
 
 
-def test_a_read_that_takes_too_long_is_named():
+def test_the_error_names_the_read_that_takes_too_long():
     board = ReadingBoard(1)
     loader = WatchedLoader(
         Slow(board),
@@ -115,6 +115,6 @@ def test_a_read_that_takes_too_long_is_named():
         next(iter(loader))
 
 
-def test_workers_that_nobody_watches_read_all_the_same():
+def test_workers_without_a_watchdog_read_as_usual():
     loader = torch.utils.data.DataLoader(Slow(ReadingBoard(0)), batch_size=1, num_workers=1)
     assert next(iter(loader)).tolist() == [0]

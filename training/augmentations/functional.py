@@ -1,6 +1,6 @@
-"""Changes of one image, on uint8 pixels: crop, flip, color, blur, an erased box.
+"""Transforms of one image, on uint8 pixels: crop, flip, color jitter, blur, random erasing.
 
-Cropping and resizing are torch's antialiased interpolation, color and blur are OpenCV's.
+Crops are resized by torch's antialiased interpolation; color and blur use OpenCV.
 """
 
 # C channels · h, w pixels
@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 try:
     import cv2
 except ImportError as error:  # pragma: no cover - depends on the installation
-    raise ImportError('training augments with OpenCV; pip install "selfvit[train]"') from error
+    raise ImportError('augmentations need OpenCV; pip install "selfvit[train]"') from error
 
 
 def random_crop_box(
@@ -25,14 +25,14 @@ def random_crop_box(
     """Draw a crop of random area and aspect ratio (Inception, arXiv 1409.4842, Sec. 6).
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        scale: smallest and largest area, fractions of the image's.
-        rng: source of randomness.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        scale: Smallest and largest area of the crop, as fractions of the image's area.
+        rng: Random number generator.
 
     Returns:
-        (top, left, height, width) in pixels; aspect ratios are log-uniform in 3/4 to 4/3. If ten
-        draws do not fit into the image, its largest central crop of an allowed ratio.
+        (top, left, height, width) in pixels. Aspect ratios are log-uniform in 3/4 to 4/3. If ten
+        draws do not fit into the image, the largest central crop of an allowed ratio.
     """
     log_ratio = math.log(4 / 3)
     for _ in range(10):
@@ -51,7 +51,13 @@ def random_crop_box(
 def crop_and_resize(
     pixels: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Cut a box out of (h, w, C) uint8 pixels and resize it, bicubic and antialiased."""
+    """Crop (h, w, C) uint8 pixels and resize the crop, bicubic and antialiased.
+
+    Args:
+        pixels: Image, (h, w, C) uint8.
+        box: (top, left, height, width) of the crop, pixels.
+        size: Height and width of the result, pixels.
+    """
     top, left, height, width = box
     crop = pixels[top : top + height, left : left + width]
     channels_last = torch.from_numpy(crop).permute(2, 0, 1).unsqueeze(0)  # (1, C, h, w), a view
@@ -62,13 +68,13 @@ def crop_and_resize(
 def jitter_color(
     pixels: np.ndarray, strengths: list[float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of (h, w, 3) uint8 pixels, in random order.
+    """Change brightness, contrast, saturation and hue, in random order.
 
     Args:
-        pixels: RGB.
-        strengths: of the four; the first three are factors in 1 +- strength, the last a shift of
-            +- strength turns of the color circle.
-        rng: source of randomness.
+        pixels: RGB image, (h, w, 3) uint8.
+        strengths: Strengths of the four changes. The first three multiply by a factor in
+            1 +- strength; the last turns the color circle by up to +- strength turns.
+        rng: Random number generator.
     """
     for kind in rng.permutation(4):
         strength = strengths[kind]
@@ -94,30 +100,34 @@ def jitter_color(
 
 
 def flip(pixels: np.ndarray) -> np.ndarray:
-    """Mirror (h, w, 3) uint8 pixels, left to right."""
+    """Flip (h, w, 3) uint8 pixels horizontally."""
     return cv2.flip(pixels, 1)
 
 
 def to_gray(pixels: np.ndarray) -> np.ndarray:
-    """Take the color away from (h, w, 3) uint8 pixels; there are three channels still."""
+    """Convert (h, w, 3) uint8 pixels to gray, with three equal channels."""
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur (h, w, 3) uint8 pixels by a Gaussian of a deviation in pixels."""
+    """Blur (h, w, 3) uint8 pixels by a Gaussian with a sigma in pixels."""
     return cv2.GaussianBlur(pixels, (0, 0), sigma)
 
 
 def erase_box(
     pixels: np.ndarray, area: list[float], ratio: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fill a random box of (h, w, C) uint8 pixels with random levels (arXiv 1708.04896, Alg. 1).
+    """Fill a random box with uniformly random levels (random erasing, arXiv 1708.04896, Alg. 1).
 
     Args:
-        pixels: an image.
-        area: smallest and largest area of the box, fractions of the image's.
-        ratio: smallest height over width, below 1; the largest is its inverse.
-        rng: source of randomness.
+        pixels: Image, (h, w, C) uint8.
+        area: Smallest and largest area of the box, as fractions of the image's area.
+        ratio: Smallest aspect ratio of the box (height / width), at most 1; the largest is its
+            inverse.
+        rng: Random number generator.
+
+    Returns:
+        A changed copy, or the image itself if ten draws do not fit into it.
     """
     height, width, channels = pixels.shape
     for _ in range(10):

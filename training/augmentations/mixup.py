@@ -1,7 +1,7 @@
-"""Two images of a batch made one, and their labels: mixup, cutmix, label smoothing.
+"""Mixup, cutmix and label smoothing, on batches of uint8 images.
 
-Pure functions on a batch as the DataLoader's worker stacks it: uint8 images and soft labels. What
-is drawn (shares, partners, boxes) is drawn outside, by `Augmentation.mix`.
+Mixing itself is deterministic: `Augmentation.mix` draws the shares, partners and boxes. It runs in
+the workers of the DataLoader, before normalization.
 """
 
 # B batch · C channels · H, W pixels · L classes
@@ -20,38 +20,39 @@ def smooth_labels(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> T
     """Turn class indices into probabilities (label smoothing, arXiv 1512.00567, Sec. 7).
 
     Args:
-        labels: (B,) int64, class indices.
-        num_classes: L.
-        smoothing: fraction of the probability that is spread evenly over all classes, the right one
-            included; 0 gives one-hot labels.
+        labels: Class indices, (B,) int64.
+        num_classes: Number of classes, L.
+        smoothing: Fraction of the probability that is spread evenly over all classes, including the
+            correct one; 0 gives one-hot labels.
 
     Returns:
         (B, L) float32, rows sum to 1.
 
     Raises:
-        ValueError: if a label is no index of a class.
+        ValueError: If a label is not a class index.
     """
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"labels must be 0 to {num_classes - 1} to be mixed, got {labels.min().item()} to "
-            f"{labels.max().item()}; leave out images without a label."
+            f"labels must be class indices from 0 to {num_classes - 1}, got {labels.min().item()} "
+            f"to {labels.max().item()}; leave out images without a label."
         )
     return F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
 def mixup(images: Tensor, labels: Tensor, partners: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Blend each image and its label with its partner's (arXiv 1710.09412, Sec. 2).
+    """Blend each image and its label with those of its partner (mixup, arXiv 1710.09412, Sec. 2).
 
-    Normalization is affine, so blending uint8 images before it is the same but for the rounding.
+    The images are blended before normalization. As normalization is affine, the result differs from
+    blending normalized images only by rounding.
 
     Args:
         images: (B, C, H, W) uint8.
         labels: (B, L), rows sum to 1.
-        partners: (B,) indices into the batch.
-        share: what is kept of the image itself, the paper's lambda, in [0, 1].
+        partners: Index of each image's partner in the batch, (B,).
+        share: Weight of the image itself, the paper's lambda, in [0, 1].
 
     Returns:
-        images (B, C, H, W) uint8, and labels (B, L).
+        Images (B, C, H, W) uint8 and labels (B, L).
     """
     blended = images.float().lerp(images[partners].float(), 1 - share).round_().to(images.dtype)
     return blended, labels.lerp(labels[partners], 1 - share)
@@ -60,16 +61,16 @@ def mixup(images: Tensor, labels: Tensor, partners: Tensor, share: float) -> tup
 def cutmix(
     images: Tensor, labels: Tensor, partners: Tensor, box: tuple[int, int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Paste a box of its partner into each image (arXiv 1905.04899, Sec. 3.1).
+    """Paste a box of its partner into each image (cutmix, arXiv 1905.04899, Sec. 3.1).
 
     Args:
         images: (B, C, H, W) uint8.
         labels: (B, L), rows sum to 1.
-        partners: (B,) indices into the batch.
+        partners: Index of each image's partner in the batch, (B,).
         box: (top, left, height, width) in pixels, within the image.
 
     Returns:
-        images (B, C, H, W) uint8, and labels (B, L), mixed by the areas.
+        Images (B, C, H, W) uint8 and labels (B, L), mixed in proportion to the areas.
     """
     top, left, height, width = box
     rows, columns = slice(top, top + height), slice(left, left + width)
@@ -82,16 +83,19 @@ def cutmix(
 def random_cut_box(
     height: int, width: int, share: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw a box of cutmix: the image's shape, its center anywhere (arXiv 1905.04899, Eq. 2).
+    """Draw a box for cutmix (arXiv 1905.04899, Eq. 2).
+
+    The box has the aspect ratio of the image, and its center is uniform over the image.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        share: of the area that is to stay outside, the paper's lambda, in [0, 1].
-        rng: source of randomness.
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        share: Fraction of the area outside the box, the paper's lambda, in [0, 1].
+        rng: Random number generator.
 
     Returns:
-        (top, left, height, width) in pixels, cut off at the border: more may stay outside.
+        (top, left, height, width) in pixels. The box is clipped at the border, so the fraction
+        outside may be larger.
     """
     ratio = math.sqrt(1 - share)
     center = rng.integers(height), rng.integers(width)
@@ -105,7 +109,15 @@ def random_cut_box(
 
 
 def random_partners(batch_size: int, rng: np.random.Generator) -> Tensor:
-    """Draw a partner for every image: the batch in another order (mixup, Sec. 2)."""
+    """Draw a partner for each image, as a permutation of the batch (mixup, Sec. 2).
+
+    Args:
+        batch_size: Number of images, B.
+        rng: Random number generator.
+
+    Returns:
+        Index of each image's partner, (B,) int64.
+    """
     return torch.from_numpy(rng.permutation(batch_size))
 
 

@@ -1,4 +1,4 @@
-"""Multi-crop augmentations: the views of DINO, and of MSN and PMSN."""
+"""Augmentations with several crops of an image, for DINO, MSN and PMSN."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .functional import blur, crop_and_resize, flip, jitter_color, random_crop_b
 
 @dataclass(frozen=True)
 class ColoredCrops(Augmentation):
-    """Random crops, flipped, with changed colors, some of them blurred.
+    """Base of augmentations with random crops, flips, color jitter, grayscale and blur.
 
-    The numbers are BYOL's (arXiv 2006.07733, Appendix B).
+    The defaults are from BYOL (arXiv 2006.07733, Appendix B).
     """
 
     flip_probability: float = option(
@@ -27,7 +27,7 @@ class ColoredCrops(Augmentation):
     )
     color_jitter: list[float] = option(
         [0.4, 0.4, 0.2, 0.1],
-        "Strength of brightness, contrast, saturation and hue (in turns)",
+        "Strength of color jitter: brightness, contrast, saturation and hue (in turns)",
         minimum=0,
     )
     color_jitter_probability: float = option(
@@ -72,39 +72,39 @@ class ColoredCrops(Augmentation):
 
 @dataclass(frozen=True)
 class MultiCrop(ColoredCrops):
-    """DINO's views: two large crops and several small ones (arXiv 2104.14294, Sec. 3.1, 3.2).
+    """Two large and several small crops, the views of DINO (arXiv 2104.14294, Sec. 3.1 and 3.2).
 
-    Solarization is BYOL's, too. Lists of three hold a number for the first global view, the second,
-    and the local ones.
+    Solarization is from BYOL, too. A list of three numbers is for the first global view, the second
+    global view and the local views.
     """
 
     small_crop_field = "local_view_size"
 
     num_local_views: int = option(
         8,
-        "Number of small crops of an image",
+        "Number of local views (small crops) of an image",
         minimum=0,
     )
     local_view_size: int = option(
         96,
-        "Size of a small crop in pixels; scales with --image-size if not given",
+        "Size of a local view in pixels; scales with --image-size if not given",
         minimum=1,
     )
     global_crop_scale: list[float] = option(
         [0.4, 1.0],
-        "Smallest and largest fraction of the area in a global view",
+        "Smallest and largest area of a global view, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
     local_crop_scale: list[float] = option(
         [0.05, 0.4],
-        "Smallest and largest fraction of the area in a local view",
+        "Smallest and largest area of a local view, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
     blur_probability: list[float] = option(
         [1.0, 0.1, 0.5],
-        "Probability of a blur; for multi-crop: first and second global view, local views",
+        "Probability of blur: first and second global view, local views",
         minimum=0,
         maximum=1,
     )
@@ -116,7 +116,7 @@ class MultiCrop(ColoredCrops):
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Sizes of the global and local views."""
+        """Return the (height, width) of the global and of the local views."""
         local_size = (self.local_view_size, self.local_view_size)
         return [image_size, local_size] if self.num_local_views else [image_size]
 
@@ -127,7 +127,7 @@ class MultiCrop(ColoredCrops):
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "global_views" (2, 3, H, W) and "local_views" (V - 2, 3, h, w), if any."""
+        """Return "global_views" (2, 3, H, W) and, if any, "local_views" (V - 2, 3, h, w)."""
         pixels = np.array(image)
         global_views = [
             self._solarized_view(pixels, kind, image_size, self.global_crop_scale, rng)
@@ -159,55 +159,56 @@ class MultiCrop(ColoredCrops):
 
 @dataclass(frozen=True)
 class FocalCrops(ColoredCrops):
-    """MSN's views: a target, and as anchors large crops to be masked and small, focal ones.
+    """One target view, random views to be masked and small focal views, as in MSN and PMSN.
 
-    (arXiv 2204.07141, Sec. 3 and Appendix A.1; scales: src/data_manager.py of the reference, color
-    strength: 0.5 of SimCLR's, its configs/pretrain/msn_vits16.yaml.)
+    Random and focal views are the anchors (arXiv 2204.07141, Sec. 3 and Appendix A.1). Crop scales
+    are from src/data_manager.py of the reference code, and the color strength, half of SimCLR's, is
+    from its configs/pretrain/msn_vits16.yaml.
     """
 
     small_crop_field = "focal_view_size"
 
     num_random_views: int = option(
         1,
-        "Number of large anchor crops of an image",
+        "Number of random views (large, masked anchors) of an image",
         minimum=1,
     )
     num_focal_views: int = option(
         10,
-        "Number of small anchor crops of an image",
+        "Number of focal views (small anchors) of an image",
         minimum=0,
     )
     focal_view_size: int = option(
         96,
-        "Size of a small crop in pixels; scales with --image-size if not given",
+        "Size of a focal view in pixels; scales with --image-size if not given",
         minimum=1,
     )
     random_crop_scale: list[float] = option(
         [0.3, 1.0],
-        "Smallest and largest fraction of the area in a target or a large anchor",
+        "Smallest and largest area of a target or random view, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
     focal_crop_scale: list[float] = option(
         [0.05, 0.3],
-        "Smallest and largest fraction of the area in a small anchor",
+        "Smallest and largest area of a focal view, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
     color_jitter: list[float] = option(
         [0.4, 0.4, 0.4, 0.1],
-        "Strength of brightness, contrast, saturation and hue (in turns)",
+        "Strength of color jitter: brightness, contrast, saturation and hue (in turns)",
         minimum=0,
     )
     blur_probability: float = option(
         0.5,
-        "Probability of a blur; for multi-crop: first and second global view, local views",
+        "Probability of blur",
         minimum=0,
         maximum=1,
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Sizes of the target and random views, and of the focal ones."""
+        """Return the (height, width) of the target and random views, and of the focal views."""
         focal_size = (self.focal_view_size, self.focal_view_size)
         return [image_size, focal_size] if self.num_focal_views else [image_size]
 
@@ -218,11 +219,11 @@ class FocalCrops(ColoredCrops):
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return the views, and the numbers that the random views' masks are made from.
+        """Return the views, and random numbers to make the masks of the random views from.
 
         Returns:
-            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1,
-            and "focal_views" (F, 3, h, w), if any.
+            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1
+            and, if any, "focal_views" (F, 3, h, w).
         """
         pixels = np.array(image)
 

@@ -1,8 +1,8 @@
-"""RandAugment: two random changes of one strength (arXiv 1909.13719).
+"""RandAugment: apply two random operations of similar strength (arXiv 1909.13719).
 
-The changes and their ranges are those that ViTs are fine-tuned with ("rand-m9-mstd0.5-inc1" of
-timm: a higher magnitude is a stronger change for every kind), not the paper's own fourteen, of
-which some weaken as the magnitude grows.
+The operations and their ranges are those used to fine-tune ViTs ("rand-m9-mstd0.5-inc1" of timm):
+for every operation, a higher magnitude is a stronger change. They are not the fourteen of the
+paper, as some of those get weaker with a higher magnitude.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-GRAY = (128, 128, 128)  # where a shifted image leaves nothing
+GRAY = (128, 128, 128)  # fills the area that a moved image leaves empty
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -29,7 +29,7 @@ def _enhance(kind: Callable) -> Callable[[Image.Image, float], Image.Image]:
     return lambda image, signed: kind(image).enhance(1 + 0.9 * signed)
 
 
-# A change takes an image and a strength: 0 to 1, and with a random sign for those of `SIGNED`.
+# Operations by name. Each takes an image and a strength: 0 to 1, or -1 to 1 in SIGNED.
 UNSIGNED: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "auto_contrast": lambda image, _: ImageOps.autocontrast(image),
     "equalize": lambda image, _: ImageOps.equalize(image),
@@ -53,32 +53,41 @@ SIGNED: dict[str, Callable[[Image.Image, float], Image.Image]] = {
         image, 1, 0, 0, 0, 1, 0.45 * signed * image.height
     ),
 }
-KINDS = [*UNSIGNED, *SIGNED]
+OPERATIONS = [*UNSIGNED, *SIGNED]
 
 
-def change(image: Image.Image, kind: str, strength: float) -> Image.Image:
-    """Apply one change; the strength is in [0, 1], in [-1, 1] for a kind of `SIGNED`."""
-    return (SIGNED.get(kind) or UNSIGNED[kind])(image, strength)
+def apply(image: Image.Image, name: str, strength: float) -> Image.Image:
+    """Return the image after one operation.
+
+    Args:
+        image: RGB image.
+        name: Name of the operation, one of `OPERATIONS`.
+        strength: Strength in [0, 1], or in [-1, 1] for an operation in `SIGNED`.
+    """
+    return (SIGNED.get(name) or UNSIGNED[name])(image, strength)
 
 
 def rand_augment(
-    pixels: np.ndarray, magnitude: float, deviation: float, rng: np.random.Generator
+    pixels: np.ndarray, magnitude: float, std: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Change (h, w, 3) uint8 pixels twice, each time by a random kind and half of the time.
+    """Draw two operations and apply each with probability 0.5.
 
     Args:
-        pixels: RGB.
-        magnitude: mean strength, 0 to 10.
-        deviation: of the strength, which is normal and cut off at 0 and 10.
-        rng: source of randomness.
+        pixels: RGB image, (h, w, 3) uint8.
+        magnitude: Mean of the magnitude, 0 to 10.
+        std: Standard deviation of the magnitude, which is normal and clipped to 0 to 10.
+        rng: Random number generator.
+
+    Returns:
+        The changed image, (h, w, 3) uint8.
     """
     image = Image.fromarray(pixels)
-    for kind in rng.choice(KINDS, size=2):
-        strength = min(max(rng.normal(magnitude, deviation), 0.0), 10.0) / 10
-        sign = rng.choice([-1.0, 1.0]) if kind in SIGNED else 1.0
+    for name in rng.choice(OPERATIONS, size=2):
+        strength = min(max(rng.normal(magnitude, std), 0.0), 10.0) / 10
+        sign = rng.choice([-1.0, 1.0]) if name in SIGNED else 1.0
         if rng.random() < 0.5:
-            image = change(image, str(kind), float(sign * strength))
+            image = apply(image, str(name), float(sign * strength))
     return np.array(image)
 
 
-__all__ = ["KINDS", "SIGNED", "UNSIGNED", "change", "rand_augment"]
+__all__ = ["OPERATIONS", "SIGNED", "UNSIGNED", "apply", "rand_augment"]

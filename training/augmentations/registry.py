@@ -1,4 +1,4 @@
-"""The augmentations by the name that training.yaml gives them."""
+"""Augmentations by their names in training.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentations that make one crop of an image: MAE and supervised training."""
+"""Augmentations with one crop of an image, for MAE and supervised training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .randaugment import rand_augment
 
 @dataclass(frozen=True)
 class CropAndFlip(Augmentation):
-    """One random crop, flipped half of the time: the plain augmentation of supervised training."""
+    """One random crop and a horizontal flip: the plain augmentation of supervised training."""
 
     crop_scale: list[float] = option(
         [0.25, 1.0],
-        "Smallest and largest fraction of the area in the crop",
+        "Smallest and largest area of the crop, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
@@ -33,12 +33,12 @@ class CropAndFlip(Augmentation):
     )
     color_jitter: list[float] = option(
         [0.0, 0.0, 0.0, 0.0],
-        "Strength of brightness, contrast, saturation and hue (in turns)",
+        "Strength of color jitter: brightness, contrast, saturation and hue (in turns)",
         minimum=0,
     )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Size of the crop."""
+        """Return the (height, width) of the crop."""
         return [image_size]
 
     def __call__(
@@ -48,7 +48,7 @@ class CropAndFlip(Augmentation):
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W)."""
+        """Return "pixel_values" (3, H, W) uint8."""
         pixels = np.array(image)
         box = random_crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, rng)
         view = crop_and_resize(pixels, box, image_size)
@@ -60,11 +60,11 @@ class CropAndFlip(Augmentation):
 
 @dataclass(frozen=True)
 class MAECrop(CropAndFlip):
-    """MAE's view: a crop, flipped half of the time, no color (arXiv 2111.06377, Table 1e)."""
+    """One random crop and a flip, without color changes (MAE, arXiv 2111.06377, Table 1e)."""
 
     crop_scale: list[float] = option(
         [0.2, 1.0],  # main_pretrain.py
-        "Smallest and largest fraction of the area in the crop",
+        "Smallest and largest area of the crop, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
@@ -76,7 +76,7 @@ class MAECrop(CropAndFlip):
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W), and "noise" (N,), which decides what is masked."""
+        """Return "pixel_values" (3, H, W) uint8, and "noise" (N,) float32, which makes the mask."""
         num_patches = count_patches(image_size, patch_size)
         view = super().__call__(image, rng, image_size, patch_size)
         return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
@@ -84,11 +84,11 @@ class MAECrop(CropAndFlip):
 
 @dataclass(frozen=True)
 class MixedCrop(CropAndFlip):
-    """A random crop changed more strongly, and mixed with another of its batch; all off by default.
+    """One random crop with strong regularization, all of it off by default.
 
-    RandAugment and random erasing change an image. Mixup or cutmix, each half of the time where
-    both are on, then combines every image of a batch with another, and their labels: these become
-    soft, (B, L) float32.
+    RandAugment and random erasing change single images. Mixup or cutmix then combines each image
+    of a batch and its label with another one; if both are on, each is used for half of the batches.
+    Labels become soft, (B, L) float32.
     """
 
     rand_augment_magnitude: float = option(
@@ -99,40 +99,40 @@ class MixedCrop(CropAndFlip):
     )
     rand_augment_std: float = option(
         0.5,
-        "Standard deviation of the magnitude between the changes of an image",
+        "Standard deviation of the magnitude of RandAugment",
         minimum=0,
     )
     random_erasing_probability: float = option(
         0.0,
-        "Probability that a box is erased",
+        "Probability of random erasing",
         minimum=0,
         maximum=1,
     )
     erased_area: list[float] = option(
         [0.02, 0.33],
-        "Smallest and largest fraction of the area that a box covers",
+        "Smallest and largest area of an erased box, as a fraction of the image",
         minimum=0,
         maximum=1,
     )
     erased_ratio: float = option(
         0.3,
-        "Smallest height of a box over its width; the largest is its inverse",
+        "Smallest aspect ratio of an erased box (height / width); the largest is its inverse",
         above=0,
         maximum=1,
     )
     mixup_alpha: float = option(
         0.0,
-        "Alpha of mixup's Beta distribution; 0 means no mixup",
+        "Alpha of the Beta distribution of mixup; 0 means no mixup",
         minimum=0,
     )
     cutmix_alpha: float = option(
         0.0,
-        "Alpha of cutmix's Beta distribution; 0 means no cutmix",
+        "Alpha of the Beta distribution of cutmix; 0 means no cutmix",
         minimum=0,
     )
     label_smoothing: float = option(
         0.0,
-        "Fraction of a label that is spread evenly over all classes",
+        "Fraction of the label's probability that is spread evenly over all classes",
         minimum=0,
         maximum=1,
     )
@@ -144,7 +144,7 @@ class MixedCrop(CropAndFlip):
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W)."""
+        """Return "pixel_values" (3, H, W) uint8."""
         crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
         view = np.ascontiguousarray(crop.transpose(1, 2, 0))
         if self.rand_augment_magnitude > 0:
@@ -156,7 +156,7 @@ class MixedCrop(CropAndFlip):
     def mix(
         self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
     ) -> dict[str, Any]:
-        """Return the batch with "pixel_values" mixed and "labels" (B, L) float32."""
+        """Return the batch with mixed "pixel_values" and soft "labels" (B, L) float32."""
         images = batch["pixel_values"]
         labels = smooth_labels(batch["labels"], num_classes, self.label_smoothing)
         partners = random_partners(len(images), rng)

@@ -244,7 +244,7 @@ class RunConfig:
                 changed = {**part.to_dict(), **select(options, own_fields(part))}
                 model[name] = type(part)(**changed)
         config = SelfViTConfig(**model)
-        augmentation = self.augmentation.for_images(
+        augmentation = self.augmentation.for_image_size(
             self.model.image_height_width, config.image_height_width, config.patch_size
         )
         augmentation_fields = {entry.name for entry in fields(augmentation)}

@@ -1,1 +1,1 @@
-"""From an image source to batches of augmented views."""
+"""DataLoaders that turn an image source into batches of augmented views."""

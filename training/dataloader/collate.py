@@ -1,4 +1,4 @@
-"""Stack samples into batches and move them to the device."""
+"""Stack samples into batches, and move batches to the device."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from ..config.training_config import PreprocessingConfig
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the inputs of one name.
+    """Stack the samples of a batch, input by input.
 
-    Views (uint8): (V, C, h, w) to (V, B, C, h, w), and (C, h, w) to (B, C, h, w). Numbers of their
-    patches (float32): (V, N) to (V, B, N), and (N,) to (B, N).
+    The batch axis comes after the view axis: uint8 views (V, C, h, w) become (V, B, C, h, w), and
+    (C, h, w) become (B, C, h, w). Random numbers of the patches, float32, (V, N) become (V, B, N),
+    and (N,) become (B, N).
+
+    Returns:
+        Inputs by name, "skipped" with the unreadable images of all samples, and for a stream
+        "reader" with the state of its reader after the last sample.
     """
     batch: dict[str, Any] = {
         "skipped": [entry for sample in samples for entry in sample["skipped"]]
     }
-    if "reader" in samples[-1]:  # of a stream: where it stands behind the last sample
+    if "reader" in samples[-1]:
         batch["reader"] = samples[-1]["reader"]
     for name in samples[0].keys() - {"skipped", "draw", "reader"}:
         values = [sample[name] for sample in samples]
@@ -37,12 +42,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Makes a batch of samples in the worker: stacks them, and lets the augmentation mix them.
+    """Collate function of the workers: stack samples, and let the augmentation mix them.
 
     Args:
-        augmentation: mixes labeled batches, or leaves them.
-        seed: of the run.
-        num_classes: of the data; None for batches without labels, which are not mixed.
+        augmentation: Augmentation whose `mix` gets the labeled batches.
+        seed: Random seed of the run.
+        num_classes: Number of classes; None for batches without labels, which are not mixed.
     """
 
     augmentation: Augmentation
@@ -50,17 +55,26 @@ class BatchMaker:
     num_classes: int | None
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch; the number of its first draw seeds the mixing."""
+        """Return the batch; the seed and the number of its first draw decide the mixing."""
         batch = collate(samples)
         if self.num_classes is None:
             return batch
-        # 2: apart from the views of the same draw
+        # The 2 makes these random numbers independent of those of the views, which have a 1.
         rng = np.random.default_rng([self.seed, samples[0]["draw"], 2])
         return self.augmentation.mix(batch, rng, self.num_classes)
 
 
 def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """uint8 (*, C, h, w) -> float32, scaled to 0 to 1, then by the channels' mean and deviation."""
+    """Scale pixels to 0 to 1, then normalize them by the mean and std of each channel.
+
+    Args:
+        views: Pixels, (*, C, h, w) uint8.
+        mean: Mean of each channel, for pixels in 0 to 1.
+        std: Standard deviation of each channel, for pixels in 0 to 1.
+
+    Returns:
+        Normalized pixels, (*, C, h, w) float32.
+    """
     shape = (-1, 1, 1)
     scale = torch.tensor(std, device=views.device).view(shape) * 255
     shift = torch.tensor(mean, device=views.device).view(shape) * 255
@@ -70,7 +84,16 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
 def to_model_inputs(
     batch: dict[str, Any], preprocessing: PreprocessingConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Move a batch to the device, and normalize its views there: uint8 travels faster."""
+    """Move a batch to the device, then normalize its views there, as uint8 is faster to copy.
+
+    Args:
+        batch: Tensors by name; the uint8 ones are views.
+        preprocessing: Mean and std of the channels.
+        device: Device of the model.
+
+    Returns:
+        Arguments of the model's `forward`, by name.
+    """
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return {
         name: normalize(value, preprocessing.image_mean, preprocessing.image_std)

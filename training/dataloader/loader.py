@@ -16,7 +16,7 @@ from ..config.run_config import RunConfig
 from ..runtime.signals import ignore_signals_in_worker
 from .collate import BatchMaker
 from .sampler import BatchPlan, ShuffledBatches
-from .streaming import ReaderState, StreamLoader, divide, readers_to_resume
+from .streaming import ReaderState, StreamLoader, partition_stream, restore_readers
 from .views import StreamingViewDataset, ViewDataset
 from .watchdog import ReadingBoard, WatchedLoader
 
@@ -38,32 +38,32 @@ def build_loader(
     """Return a loader of the micro-batches of this process, from `plan.start_step` on.
 
     Args:
-        source: of the images.
-        augmentation: makes the views.
-        plan: of the batches.
-        image_size: height and width of the model's images, pixels.
-        patch_size: pixels.
-        seed: of the run.
-        with_labels: whether batches have labels.
-        num_workers: processes that decode; a stream has at least one, and as many as its shards
-            allow.
-        shuffle_buffer: records that each reader of a stream shuffles at a time.
-        data_timeout: seconds that one image may take, 0 is for ever.
-        stream_state: of the checkpoint that a stream goes on from.
+        source: Images to load.
+        augmentation: Augmentation that makes the views.
+        plan: Batches of the run.
+        image_size: Height and width of the model's images, pixels.
+        patch_size: Side of the model's patches, pixels.
+        seed: Random seed of the run.
+        with_labels: Whether batches have labels.
+        num_workers: Number of worker processes that decode and augment images. A stream has at
+            least one, and no more than its shards allow.
+        shuffle_buffer: Number of records that each reader of a stream shuffles within.
+        data_timeout: Seconds that reading one image may take; 0 means no limit.
+        stream_state: State of a stream from the checkpoint to resume.
 
     Raises:
-        ValueError: if plan and data do not fit together.
+        ValueError: If the plan does not fit the data, or the stream cannot be resumed.
     """
-    division = None
+    partition = None
     if isinstance(source, StreamingImageSource):
-        division = divide(source, plan.num_processes, num_workers)
-        # At least one: pyarrow's threads still read when this process would end, and it would hang;
-        # a worker ends without waiting for them.
-        num_workers = division.num_workers
+        partition = partition_stream(source, plan.num_processes, num_workers)
+        # At least one worker: in this process, threads of pyarrow that still read would block its
+        # exit. A worker exits without waiting for them.
+        num_workers = partition.num_workers
     board = ReadingBoard(num_workers)
     views = (augmentation, image_size, patch_size, seed, with_labels, board)
     num_classes = len(source.label_names) if with_labels and source.label_names else None
-    # A loader without a generator of its own draws from the global one, and a resume would differ.
+    # Without its own generator, a loader draws from the global one, and a resumed run would differ.
     options: dict[str, Any] = {
         "num_workers": num_workers,
         "collate_fn": BatchMaker(augmentation, seed, num_classes),
@@ -74,15 +74,15 @@ def build_loader(
         "name_of": lambda position: _name_of(source, position),
         "data_timeout": data_timeout,
     }
-    if division is not None:
-        readers = [ReaderState()] * division.num_workers
+    if partition is not None:
+        readers = [ReaderState()] * partition.num_workers
         if plan.start_step > 0:
-            readers = readers_to_resume(stream_state, division, plan.rank)
+            readers = restore_readers(stream_state, partition, plan.rank)
         return StreamLoader(
-            StreamingViewDataset(division, readers, plan, shuffle_buffer, *views),
+            StreamingViewDataset(partition, readers, plan, shuffle_buffer, *views),
             batch_size=plan.micro_batch_size,
             readers=readers,
-            division=division,
+            partition=partition,
             **options,
         )
     assert isinstance(source, ImageSource)
@@ -91,7 +91,7 @@ def build_loader(
 
 
 def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
-    """Name an image without reading it, which would hang where the worker does."""
+    """Return the name of an image without reading it, as reading would hang as in the worker."""
     if isinstance(source, FolderSource):
         return f"{source.paths[position]} of {source.description}"
     part = "shard" if isinstance(source, StreamingImageSource) else "image"
@@ -103,13 +103,23 @@ def _prepare_worker(worker_id: int) -> None:
     use_one_thread(worker_id)
 
 
-def loader_of(
+def build_run_loader(
     run: RunConfig,
     source: ImageSource | StreamingImageSource,
     plan: BatchPlan,
     stream_state: dict[str, Any] | None = None,
 ) -> DataLoader:
-    """Return a loader of a run's views."""
+    """Return the loader of a run, with the settings of its configuration.
+
+    Args:
+        run: Configuration of the run.
+        source: Images to load.
+        plan: Batches of the run.
+        stream_state: State of a stream from the checkpoint to resume.
+
+    Raises:
+        ValueError: If the plan does not fit the data, or the stream cannot be resumed.
+    """
     return build_loader(
         source,
         run.augmentation,
@@ -125,4 +135,4 @@ def loader_of(
     )
 
 
-__all__ = ["build_loader", "loader_of"]
+__all__ = ["build_loader", "build_run_loader"]

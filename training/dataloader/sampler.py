@@ -1,8 +1,8 @@
-"""Which draws of images make which batch, the same whatever the processes and micro-batches.
+"""Deterministic sampling: global batches do not depend on the number of processes or micro-batches.
 
-Every draw of an image has a number in the run's sequence. The number decides which image it is, and
-seeds its augmentation: so a run can start at any step without replaying the ones before, and one
-process sees the same global batch as two.
+The draws of images are numbered over the whole run. The number of a draw decides its image and
+seeds its augmentation. So a run can start at any step without replaying the earlier ones, and two
+processes together see the same global batch as one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the draws of a run fall into optimizer steps, micro-batches and processes.
+    """Assignment of the draws of a run to optimizer steps, micro-batches and processes.
 
     Args:
-        num_steps: optimizer steps of the whole run.
-        start_step: the first one to do (above 0 after a resume).
-        batch_size: images an optimizer step, over all processes and micro-batches.
-        accumulation_steps: micro-batches an optimizer step.
-        num_processes: processes that share a micro-batch.
-        rank: of this process.
+        num_steps: Number of optimizer steps of the run.
+        start_step: First step to do; above 0 after a resume.
+        batch_size: Images of an optimizer step, over all processes and micro-batches.
+        accumulation_steps: Number of micro-batches of an optimizer step.
+        num_processes: Number of processes that share each micro-batch.
+        rank: Rank of this process.
+
+    Raises:
+        ValueError: If a batch cannot be divided into equal micro-batches.
     """
 
     num_steps: int
@@ -39,13 +42,13 @@ class BatchPlan:
         if self.batch_size % parts:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of gradient_accumulation_steps "
-                f"({self.accumulation_steps}) times processes ({self.num_processes}); "
-                f"use {max(1, self.batch_size // parts) * parts}."
+                f"({self.accumulation_steps}) times the number of processes "
+                f"({self.num_processes}); use {max(1, self.batch_size // parts) * parts}."
             )
 
     @property
     def micro_batch_size(self) -> int:
-        """Images that one process holds at a time."""
+        """Number of images that one process holds at a time."""
         return self.batch_size // (self.accumulation_steps * self.num_processes)
 
     def draws(self) -> Iterator[range]:
@@ -59,7 +62,18 @@ class BatchPlan:
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, draw): each epoch a new permutation of the source, its tail dropped."""
+    """Batches of (position, draw) from a new permutation of the source in each epoch.
+
+    The images left over at the end of an epoch, too few for a batch, are dropped.
+
+    Args:
+        num_images: Number of images of the source.
+        plan: Batches of the run.
+        seed: Random seed of the run.
+
+    Raises:
+        ValueError: If a batch is larger than the source.
+    """
 
     def __init__(self, num_images: int, plan: BatchPlan, seed: int):
         steps_per_epoch = num_images // plan.batch_size

@@ -1,4 +1,4 @@
-"""From a source of images to batches of views: reading, augmenting, stacking, in workers."""
+"""Data sets that read, decode and augment images, in the workers of the DataLoader."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from ...data.image_source import ImageRecord, ImageSource
 from ...data.stream_reader import StreamReader
 from ..augmentations.base import Augmentation
 from .sampler import BatchPlan
-from .streaming import ReaderState, StreamDivision
+from .streaming import ReaderState, StreamPartition
 from .watchdog import ReadingBoard
 
 MAX_UNREADABLE_IN_A_ROW = 100
 
 
 class _ViewMaker:
-    """Turns a record into the model's inputs, labels included."""
+    """Base of the data sets: turn a decoded image into the inputs of the model.
+
+    Args:
+        augmentation: Augmentation that makes the views.
+        image_size: Height and width of the model's images, pixels.
+        patch_size: Side of the model's patches, pixels.
+        seed: Random seed of the run.
+        with_labels: Whether samples have labels.
+        board: Board that shows what the worker reads; by default, it is not watched.
+    """
 
     def __init__(
         self,
@@ -39,9 +48,10 @@ class _ViewMaker:
         self.with_labels = with_labels
         self.board = board or ReadingBoard(0)
 
-    def views_of(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
-        """Return the views of one decoded image, and "draw", whose number seeds them."""
-        rng = np.random.default_rng([self.seed, draw, 1])  # 1: apart from the epochs' permutations
+    def make_views(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
+        """Return the views and the label of one decoded image, and "draw", which seeds them."""
+        # The 1 makes these random numbers independent of the permutations of the epochs.
+        rng = np.random.default_rng([self.seed, draw, 1])
         views: dict[str, Any] = dict(
             self.augmentation(image, rng, self.image_size, self.patch_size)
         )
@@ -53,8 +63,13 @@ class _ViewMaker:
 class ViewDataset(_ViewMaker, Dataset):
     """Views of the images of a source, indexed by (position, draw).
 
-    An unreadable image is replaced by the next readable one and reported with its reason under
-    "skipped".
+    An unreadable image is replaced by the next readable one, and listed under "skipped" with the
+    reason.
+
+    Args:
+        source: Images by position.
+        args: Positional arguments of `_ViewMaker`.
+        kwargs: Keyword arguments of `_ViewMaker`.
     """
 
     def __init__(self, source: ImageSource, *args: Any, **kwargs: Any):
@@ -62,7 +77,11 @@ class ViewDataset(_ViewMaker, Dataset):
         self.source = source
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Return views by name, "draw", and "skipped", a list of (id, reason)."""
+        """Return views by name, "draw", and "skipped", a list of (id, reason).
+
+        Raises:
+            ValueError: If too many images in a row cannot be read.
+        """
         position, draw = index
         skipped: list[tuple[str, str]] = []
         for offset in range(min(len(self.source), MAX_UNREADABLE_IN_A_ROW)):
@@ -74,25 +93,25 @@ class ViewDataset(_ViewMaker, Dataset):
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 continue
-            return {**self.views_of(image, record, draw), "skipped": skipped}
+            return {**self.make_views(image, record, draw), "skipped": skipped}
         raise _too_many_unreadable(skipped)
 
 
 class StreamingViewDataset(_ViewMaker, IterableDataset):
-    """Views of a stream, without end; each worker is a reader with a part of its own.
+    """Views of the images of a stream, without end; each worker reads its own part.
 
     Args:
-        division: of the stream among the readers.
-        readers: where those of this process stand.
-        plan: of the batches.
-        shuffle_buffer: records that a reader shuffles at a time.
-        args: as for `ViewDataset`, without its source.
-        kwargs: the same.
+        partition: Partition of the stream among the readers.
+        readers: States of the readers of this process.
+        plan: Batches of the run.
+        shuffle_buffer: Number of records that a reader shuffles within.
+        args: Positional arguments of `_ViewMaker`.
+        kwargs: Keyword arguments of `_ViewMaker`.
     """
 
     def __init__(
         self,
-        division: StreamDivision,
+        partition: StreamPartition,
         readers: list[ReaderState],
         plan: BatchPlan,
         shuffle_buffer: int,
@@ -100,23 +119,28 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.division = division
+        self.partition = partition
         self.readers = readers
         self.plan = plan
         self.shuffle_buffer = shuffle_buffer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield views by name, "draw", "skipped", and "reader": its number, and its new state."""
-        plan, division, worker = self.plan, self.division, get_worker_info()
-        # the DataLoader takes batches from its workers in turn: after a resume from where it stood
+        """Yield views by name, "draw", "skipped", and "reader": its number and its new state.
+
+        Raises:
+            ValueError: If too many images in a row cannot be read.
+        """
+        plan, partition, worker = self.plan, self.partition, get_worker_info()
+        # The DataLoader takes batches from its workers in turn, and starts with worker 0. After a
+        # resume, worker 0 therefore is the reader whose turn is next.
         batches_before = plan.start_step * plan.accumulation_steps
-        own = (batches_before + (0 if worker is None else worker.id)) % division.num_workers
-        reader = plan.rank * division.num_workers + own
+        own = (batches_before + (0 if worker is None else worker.id)) % partition.num_workers
+        reader = plan.rank * partition.num_workers + own
         records = StreamReader(
-            division.source,
+            partition.source,
             seed=self.seed,
             reader=reader,
-            num_readers=division.num_readers,
+            num_readers=partition.num_readers,
             shuffle_buffer=self.shuffle_buffer,
             position=self.readers[own].position,
             reading=self.board.reading,
@@ -131,10 +155,10 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
                 if len(skipped) >= MAX_UNREADABLE_IN_A_ROW:
                     raise _too_many_unreadable(skipped) from error
                 continue
-            draw = samples * division.num_readers + reader
+            draw = samples * partition.num_readers + reader
             samples += 1
             yield {
-                **self.views_of(image, record, draw),
+                **self.make_views(image, record, draw),
                 "skipped": skipped,
                 "reader": (own, ReaderState(samples, position)),
             }
@@ -144,8 +168,8 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
 def _too_many_unreadable(skipped: list[tuple[str, str]]) -> ValueError:
     name, reason = skipped[-1]
     return ValueError(
-        f"{len(skipped)} images in a row cannot be read, the last is {name} ({reason}); "
-        "check the data."
+        f"{len(skipped)} images in a row cannot be read; the last one is {name} ({reason}). "
+        "Check the data."
     )
 
 

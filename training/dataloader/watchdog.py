@@ -1,4 +1,4 @@
-"""A DataLoader that says what it waits for: the file that hangs, instead of silence for ever."""
+"""DataLoader with a timeout that names the image a worker hangs on."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch.utils.data import DataLoader, get_worker_info
 from ..runtime.errors import RESUME_HINT
 
 IDLE = -1.0
-SECONDS_BETWEEN_LOOKS = 5.0  # as torch looks whether workers are alive, where no timeout is set
+POLL_SECONDS = 5.0  # torch checks as often whether workers are alive, if it has no timeout
 
 
 class ReadingBoard:
-    """What each worker reads at the moment, and since when; in memory that they share.
+    """Shared memory in which each worker writes what it reads, and since when.
 
     Args:
-        num_workers: of the DataLoader; 0 if nobody watches them.
+        num_workers: Number of workers of the DataLoader; 0 if they are not watched.
     """
 
     def __init__(self, num_workers: int):
-        # (workers, 2): position in the source (of a stream: shard), or IDLE; seconds of the clock
+        # (workers, 2): position in the source (for a stream: shard) or IDLE; start time in seconds
         self._entries = torch.full((num_workers, 2), IDLE, dtype=torch.float64).share_memory_()
 
     @contextmanager
     def reading(self, position: int) -> Iterator[None]:
-        """Note what this worker reads, for as long as it does."""
-        self._note(position)
+        """Record that this worker reads a position, until the context ends."""
+        self._record(position)
         try:
             yield
         finally:
-            self._note(IDLE)
+            self._record(IDLE)
 
-    def _note(self, position: float) -> None:
+    def _record(self, position: float) -> None:
         worker = get_worker_info()
-        if worker is not None and worker.id < len(self._entries):  # else nobody watches it
-            # the time first: a new position with an old time would look like one that hangs
+        if worker is not None and worker.id < len(self._entries):  # else it is not watched
+            # Time first: a new position with an old time would look like a read that hangs.
             self._entries[worker.id, 1] = time.monotonic()
             self._entries[worker.id, 0] = position
 
-    def longest(self) -> tuple[int, float] | None:
-        """Return the position that has been read the longest, and the seconds; None if all idle."""
+    def longest_read(self) -> tuple[int, float] | None:
+        """Return the position and seconds of the longest current read; None if all are idle."""
         now = time.monotonic()
         reads = [
             (int(position), now - since)
@@ -56,15 +56,17 @@ class ReadingBoard:
 
 
 class WatchedLoader(DataLoader):
-    """Ends with an error that names the image, when a worker hangs on one.
+    """DataLoader that fails with the name of the image if a worker hangs on it.
 
-    A worker that is slow, but goes from image to image, may take as long as it likes.
+    The limit is for one image. A slow worker that makes progress may take any time for a batch.
 
     Args:
-        board: where the data set notes what it reads.
-        name_of: what to call a position of the source.
-        data_timeout: seconds that one image may take; 0 is for ever. Without workers there is
-            nobody to watch.
+        args: Positional arguments of `DataLoader`.
+        board: Board that the data set writes its reads on.
+        name_of: Function that returns the name of a position in the source.
+        data_timeout: Seconds that reading one image may take; 0 means no limit. Without workers,
+            nothing is watched.
+        options: Keyword arguments of `DataLoader`.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class WatchedLoader(DataLoader):
         data_timeout: float,
         **options: Any,
     ):
-        options["timeout"] = SECONDS_BETWEEN_LOOKS if options["num_workers"] else 0
+        options["timeout"] = POLL_SECONDS if options["num_workers"] else 0
         super().__init__(*args, **options)
         self._data_timeout = data_timeout or math.inf
         self._board = board
@@ -85,7 +87,7 @@ class WatchedLoader(DataLoader):
         """Yield batches.
 
         Raises:
-            TimeoutError: if a worker hangs.
+            TimeoutError: If a worker hangs.
         """
         batches = super().__iter__()
         waiting_since = time.monotonic()
@@ -97,14 +99,15 @@ class WatchedLoader(DataLoader):
             except RuntimeError as error:
                 if "timed out" not in str(error):
                     raise
-                read = self._board.longest()
+                read = self._board.longest_read()
                 seconds = time.monotonic() - waiting_since if read is None else read[1]
                 if seconds < self._data_timeout:
                     continue
                 name = "the next images" if read is None else self._name_of(read[0])
                 raise TimeoutError(
-                    f"reading {name} has taken {seconds:.0f} seconds: the disk, network or process "
-                    "hangs. Mend or remove it, or give a longer --data-timeout (0 waits for ever). "
+                    f"reading {name} has taken {seconds:.0f} seconds: the disk, the network or the "
+                    "process hangs. Repair or remove the file, or set a longer --data-timeout (0 "
+                    f"means no limit). "
                     f"{RESUME_HINT}"
                 ) from error
             yield batch

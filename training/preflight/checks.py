@@ -13,7 +13,7 @@ from ...data.image_source import NO_LABEL, ImageSource
 from ...sharing.publish import Target, check_target
 from ..checkpoints.card import check_card
 from ..config.run_config import RunConfig
-from ..dataloader.loader import loader_of
+from ..dataloader.loader import build_run_loader
 from ..dataloader.sampler import BatchPlan
 from ..evaluation import choose_metric, open_evaluation_images
 from ..lora import check_adapters
@@ -51,7 +51,7 @@ def check(
         num_processes=accelerator.num_processes,
         rank=accelerator.process_index,
     )
-    loader_of(run, source, plan)
+    build_run_loader(run, source, plan)
     check_optimizer(run.optimizer, accelerator.device)
     check_adapters(run.lora, sharded=is_sharded(accelerator))
     images = open_evaluation_images(run, source)
@@ -74,7 +74,7 @@ def _with_batches_that_fit(
     accelerator: Accelerator,
 ) -> RunConfig:
     def batches_of(plan: BatchPlan) -> Iterator[dict[str, Any]]:
-        return iter(loader_of(run, source, plan))
+        return iter(build_run_loader(run, source, plan))
 
     return find_batch_size(run, plan, accelerator, lambda: build_trainable(run), batches_of)
 

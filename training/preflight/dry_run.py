@@ -16,7 +16,7 @@ from ...data.image_source import ImageSource
 from ..config.run_config import RunConfig
 from ..dataloader.collate import to_model_inputs
 from ..dataloader.sampler import BatchPlan
-from ..dataloader.streaming import divide
+from ..dataloader.streaming import partition_stream
 from ..lora import count_parameters, describe_adapters, has_adapters, result_bytes
 from ..optimization import build_optimizer, optimized_parameters, set_schedules, state_bytes
 
@@ -249,8 +249,8 @@ def _length_of(
     source: ImageSource | StreamingImageSource, plan: BatchPlan, num_workers: int
 ) -> str:
     if isinstance(source, StreamingImageSource):
-        division = divide(source, plan.num_processes, num_workers)
-        return f"{source.description}, a stream of unknown length: {division}"
+        partition = partition_stream(source, plan.num_processes, num_workers)
+        return f"{source.description}, a stream of unknown length: {partition}"
     epochs = plan.num_steps * plan.batch_size / len(source)
     return f"{len(source):,} of {source.description}, each seen {epochs:.3g} times (epochs)"
 

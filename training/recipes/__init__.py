@@ -1,7 +1,8 @@
-"""Recipes: one function for each paper's run or use case, with the source of every number.
+"""Recipes: one function for each run of a paper or use case, with the source of every number.
 
-A recipe takes the number of images and the requested batch size (None where they are unknown) and
-returns a `RunConfig`. Every value can be changed on the command line by its name.
+A recipe takes the number of images and the requested batch size (None if unknown) and returns a
+`RunConfig`. Every value is an option of `selfvit train`. The first line of a recipe's docstring is
+its summary in `selfvit train --help`; the other lines give command, time, quality and status.
 """
 
 from __future__ import annotations
@@ -34,14 +35,20 @@ RECIPES: dict[str, Recipe] = {
 
 
 def register_recipe(recipe: Recipe) -> Recipe:
-    """Add a recipe under the name of its function, so that `train` finds it; a decorator.
+    """Register a recipe for `train` under the name of its function; usable as a decorator.
+
+    Args:
+        recipe: Function that returns the configuration of a run.
+
+    Returns:
+        The recipe itself.
 
     Raises:
         ValueError: If another recipe has this name.
     """
     name = recipe.__name__
     if RECIPES.setdefault(name, recipe) is not recipe:
-        raise ValueError(f"there is a recipe {name!r} already; give the function another name.")
+        raise ValueError(f"a recipe named {name!r} exists already; rename the function.")
     return recipe
 
 

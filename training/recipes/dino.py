@@ -20,14 +20,16 @@ from .teacher_momentum import finetuning_momentum
 
 
 def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """DINO, ViT-S/16 on ImageNet-1k, 100 epochs, 2 x 224 + 8 x 96 (arXiv 2104.14294).
+    """Pretrain a ViT-S/16 with DINO on ImageNet-1k for 100 epochs, as in the paper.
 
+    Paper: arXiv 2104.14294. Views: 2 of 224 and 8 of 96 pixels.
     Command: `accelerate launch -m selfvit.training.train dino_vits16_in1k --data IMAGENET/train
-    --output dino_vits16 --num_workers 10`
-    Time: 1.75 days on 8 V100 (the repository's figure). Quality: 69.3 k-NN, 74.0 linear probe (the
-    repository's, 100 epochs). Status: paper's numbers, not reproduced.
-    Differs from the repository: gradients are clipped by their norm as a whole, not one parameter
-    at a time.
+    --output RUN --num-workers 10`
+    Time: 1.75 days on 8 V100 GPUs, according to the authors' repository.
+    Quality: 69.3 % k-NN and 74.0 % linear probe, according to the repository, for 100 epochs.
+    Status: paper's numbers, not reproduced.
+    Difference from the repository: gradients are clipped by their total norm, not parameter by
+    parameter.
     """
     return RunConfig(
         recipe="dino_vits16_in1k",
@@ -60,26 +62,29 @@ def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfi
 
 
 def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue DINO from pretrained weights on a small data set of one's own.
+    """Continue DINO training from pretrained weights on your own small data set.
 
-    Command: `selfvit train dino_finetune --init_from CHECKPOINT --data FOLDER --output OUT`
-    What differs from pretraining, and why:
+    Command: `selfvit train dino_finetune --init-from CHECKPOINT --data IMAGES --output RUN`
+    Time and quality: depend on the data; compare k-NN before and after.
+    Status: mechanics tested here.
 
-    - Prototypes: the power of two next below a quarter of the images, 256 to 65,536. 65,536 for a
-      few thousand images leaves the teacher uniform and the loss at ln 65536 = 11.09 for good.
-    - Teacher momentum: the average should look back over as many images as in the paper (1,024 /
-      (1 - 0.996) = 256,000), so it grows as the batch shrinks (0.99975 at 64; the authors advise
-      0.9995 for small batches), but never over more than a tenth of the run: else the teacher
-      would still be the pretrained one at the end.
-    - A new head on good features gives useless gradients at first: the encoder is frozen for the
-      first tenth of the steps, and trains at a learning rate ten times below pretraining's, with
-      layer-wise decay: what is general (the lower blocks) moves least.
-    - KoLeo (weight 0.1, DINOv2's) keeps class tokens spread: on few images they would come to lie
-      in a few directions (`dino_demo`: 4 points of k-NN).
-    - Crops are less extreme (0.25 to 1 of the area is a global view), as small sets are often of
-      one subject that fills the image.
+    Differences from pretraining, with their reasons:
 
-    Status: mechanics tested here; quality depends on the data, so compare k-NN before and after.
+    - Prototypes: a quarter of the number of images, rounded down to a power of two, from 256 to
+      65,536. With 65,536 prototypes for a few thousand images, the teacher stays uniform and the
+      loss stays at ln 65536 = 11.09.
+    - Teacher momentum: the teacher should average over as many images as in the paper (1,024 /
+      (1 - 0.996) = 256,000), so the momentum is higher for a smaller batch: 0.99975 at 64 (the
+      authors recommend 0.9995 for small batches). The average never spans more than a tenth of
+      the run, otherwise the teacher would still be close to the pretrained weights at the end.
+    - Frozen start: a new head gives the encoder useless gradients at first, so the encoder is
+      frozen for the first tenth of the steps.
+    - Learning rate: ten times lower than in pretraining, with layer-wise decay, so that the lower
+      blocks, which are the most general, change least.
+    - KoLeo: a weight of 0.1, as in DINOv2, keeps class tokens spread out. With few images, they
+      would otherwise concentrate in a few directions (4 points of k-NN in `dino_demo`).
+    - Crops: less extreme, with global views of 0.25 to 1 of the area, as images of small data sets
+      often show one subject that fills the image.
     """
     batch_size = batch_size or 64
     epochs = 30
@@ -97,9 +102,9 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
             dino_config=DINOConfig(
                 num_prototypes=num_prototypes,
                 teacher_momentum=finetuning_momentum(batch_size, num_steps),
-                teacher_temperature=0.04,  # no warm-up: a sharp teacher is safe from good features
+                teacher_temperature=0.04,  # no warmup: with good features, a sharp teacher is safe
                 warmup_teacher_temperature=0.04,
-                freeze_last_layer_ratio=0.0,  # the new head is warmed up with the encoder frozen
+                freeze_last_layer_ratio=0.0,  # the frozen start warms up the new head
                 koleo_weight=0.1,
             ),
         ),
@@ -124,27 +129,32 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
 
 
 def dino_lora(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue DINO by low-rank adapters, for a small GPU (LoRA, arXiv 2106.09685).
+    """Continue DINO training with low-rank adapters (LoRA), for a small GPU.
 
-    Command: `selfvit train dino_lora --init_from CHECKPOINT --data FOLDER --output OUT`
-    As `dino_finetune`, but for what trains, and how fast:
+    Paper: arXiv 2106.09685.
+    Command: `selfvit train dino_lora --init-from CHECKPOINT --data IMAGES --output RUN`
+    Memory: the optimizer needs 8 % of what it needs in `dino_finetune` (ViT-S/16, 4,096
+    prototypes).
+    Quality: on the sample, the same gain as `dino_finetune` (docs/fine_tuning_dino.md). It depends
+    on the data; compare k-NN before and after.
+    Status: mechanics tested here.
 
-    - Adapters of rank 16 on all linear layers of the encoder, 1.3 M parameters for a ViT-S/16 of
-      21.6 M, which stands still. Teacher and student share it, so it is in memory once.
-    - A small head: dino_finetune's (2,048 wide, 5.5 M parameters before its prototypes) would need
-      more of the optimizer than all adapters. Never more than 16,384 prototypes, for the same
-      reason.
-    - Ten times the learning rate, the same in all blocks: adapters start at zero, and what is
-      general is kept by what stands still. On the sample that gains what dino_finetune gains
-      (docs/fine_tuning_dino.md), and without the frozen first tenth no more.
+    Differences from `dino_finetune`, with their reasons:
 
-    Optimizer memory (ViT-S/16, 4,096 prototypes): 8 % of dino_finetune's. Status: mechanics tested
-    here; quality depends on the data, so compare k-NN before and after.
+    - Adapters: rank 16 on all linear layers of the encoder, 1.3 M parameters for the 21.6 M of a
+      ViT-S/16, which stay frozen. Teacher and student share the frozen weights, so these are in
+      memory only once.
+    - Head: smaller, as the head of `dino_finetune` (2,048 wide, 5.5 M parameters without
+      prototypes) would need more optimizer memory than all adapters. For the same reason, there
+      are at most 16,384 prototypes.
+    - Learning rate: ten times higher and the same in all blocks, as adapters start at zero and the
+      frozen weights preserve what is general. Leaving out the frozen first tenth of the run gains
+      nothing more.
     """
     run = dino_finetune(num_images, batch_size)
     dino = run.model.dino_config
     assert dino is not None
-    small = {
+    changes = {
         "head_hidden_size": 512,
         "head_bottleneck_size": 128,
         "num_prototypes": min(dino.num_prototypes, 16384),
@@ -152,23 +162,29 @@ def dino_lora(num_images: int | None, batch_size: int | None) -> RunConfig:
         "base_learning_rate": 2e-3,
         "layer_decay": 1.0,
     }
-    return replace(run.with_options(small), recipe="dino_lora")
+    return replace(run.with_options(changes), recipe="dino_lora")
 
 
 def dino_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """DINO small enough for two CPU cores: 28 x 28 gray images, minutes.
+    """Pretrain a tiny DINO model on 28 x 28 gray images in minutes, on two CPU cores.
 
-    Command: `make demo`, or `selfvit train dino_demo --data FOLDER --output OUT`. Time: under five
-    minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`. Quality: README,
-    "How good are they?". Status: measured here.
+    Command: `make demo`, or `selfvit train dino_demo --data IMAGES --output RUN`
+    Time: under five minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`.
+    Quality: see docs/evaluation.md.
+    Status: measured here.
 
-    What differs from the paper is what a few thousand steps and images need: an encoder of two
-    blocks (more steps a minute beat more blocks); weights initialized four times larger (else the
-    class token hardly depends on the image at first, and the teacher says nothing); class tokens
-    spread by KoLeo (else they come to lie in a few directions: 4 points of k-NN); few prototypes;
-    mild crops and no local views, as the garments are centered and their outline tells them apart;
-    strong changes of brightness and contrast (gray images have no other color to give away).
-    Chosen on 1,500 images held out of the training part.
+    Differences from the paper, needed for a few thousand steps and images:
+
+    - Encoder: two blocks, as more steps per minute help more than more blocks.
+    - Initialization: weights are four times larger, otherwise the class token hardly depends on the
+      image at first, and the teacher gives no signal.
+    - KoLeo: keeps class tokens spread out, otherwise they concentrate in a few directions (4 points
+      of k-NN).
+    - Prototypes: few.
+    - Crops: mild and without local views, as the garments are centered and differ in their outline.
+    - Color: strong changes of brightness and contrast; gray images have no other color cue.
+
+    The settings were chosen on 1,500 images held out of the training part.
     """
     return RunConfig(
         recipe="dino_demo",
@@ -193,7 +209,7 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
         ),
         augmentation=MultiCrop(
             num_local_views=0,
-            local_view_size=14,  # for --num_local_views
+            local_view_size=14,  # used with --num-local-views
             global_crop_scale=[0.5, 1.0],
             color_jitter=[0.8, 0.8, 0.0, 0.0],
             grayscale_probability=0.0,
@@ -203,7 +219,7 @@ def dino_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
         ),
         data=DataConfig(num_workers=1),
         preprocessing=PreprocessingConfig(
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_mean=[0.2860] * 3,  # training images of Fashion-MNIST
             image_std=[0.3530] * 3,
             resize="square",
         ),

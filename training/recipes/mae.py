@@ -16,15 +16,16 @@ from ..config.training_config import (
 
 
 def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """MAE, ViT-B/16 on ImageNet-1k, 800 epochs (arXiv 2111.06377).
+    """Pretrain a ViT-B/16 with MAE on ImageNet-1k for 800 epochs, as in the paper.
 
+    Paper: arXiv 2111.06377. For its longer run, add `--epochs 1600 --warmup-ratio 0.025`.
     Command: `accelerate launch -m selfvit.training.train mae_vitb16_in1k --data IMAGENET/train
-    --output mae_vitb16 --mixed_precision bf16 --num_workers 10`; `--epochs 1600 --warmup_ratio
-    0.025` is the paper's longer run.
-    Time: not known here. Quality: 83.6 fine-tuned, of 1600 epochs (Table 3). Status: paper's
-    numbers, not reproduced.
-    Differs from the repository: query, key and value are initialized each by itself, not as one
-    matrix of three times the width; the cosine moves once a step.
+    --output RUN --mixed-precision bf16 --num-workers 10`
+    Time: unknown.
+    Quality: 83.6 % fine-tuned, after 1,600 epochs (Table 3).
+    Status: paper's numbers, not reproduced.
+    Differences from the repository: query, key and value are initialized separately, not as one
+    matrix of three times the width; the learning rate follows its cosine step by step.
     """
     return RunConfig(
         recipe="mae_vitb16_in1k",
@@ -41,7 +42,7 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig
         ),
         augmentation=MAECrop(),
         schedule=ScheduleConfig(
-            epochs=800,  # Sec. 4.1, the ablations'
+            epochs=800,  # Sec. 4.1, ablations
             batch_size=4096,  # Table 8
             base_learning_rate=1.5e-4,  # Table 8
             min_learning_rate=0.0,  # main_pretrain.py --min_lr
@@ -56,24 +57,27 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig
 
 
 def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue MAE from pretrained weights on a small data set of one's own.
+    """Continue MAE training from pretrained weights on your own small data set.
 
-    Command: `selfvit train mae_finetune --init_from CHECKPOINT --data FOLDER --output OUT`. With
-    `--init_scope all --freeze_encoder_ratio 0` and the checkpoint's `--decoder_...` fields, a MAE
-    checkpoint's decoder goes on being trained, too.
-    What differs from pretraining, and why:
+    Command: `selfvit train mae_finetune --init-from CHECKPOINT --data IMAGES --output RUN`. To keep
+    training the decoder of a MAE checkpoint, too, add `--init-scope all --freeze-encoder-ratio 0`
+    and the `--decoder-...` options of the checkpoint.
+    Time and quality: depend on the data; compare k-NN before and after.
+    Status: mechanics tested here.
 
-    - A new decoder gives the encoder useless gradients at first: the encoder is frozen for the
-      first tenth of the steps, and then trains with layer-wise decay: what is general (the lower
-      blocks) moves least.
-    - A decoder of two blocks, as few images must train it from scratch: of an encoder that is
-      fine-tuned afterwards its depth hardly shows (Table 1a: 84.8 of one block, 84.9 of eight); for
-      frozen features a deeper one is better (linear probe 70.0 of two, 73.5 of eight).
-    - Length is in steps, as MAE gains from long schedules (Fig. 7), and small sets have few steps
-      an epoch: 200 epochs. Crops and masks are drawn anew at each, so that they hardly repeat.
-    - Crops and mask ratio are the paper's: MAE works with no stronger augmentation (Table 1e).
+    Differences from pretraining, with their reasons:
 
-    Status: mechanics tested here; quality depends on the data, so compare k-NN before and after.
+    - Frozen start: a new decoder gives the encoder useless gradients at first, so the encoder is
+      frozen for the first tenth of the steps.
+    - Layer-wise decay: the lower blocks, which are the most general, change least.
+    - Decoder: two blocks, as few images must train it from scratch. For an encoder that is
+      fine-tuned afterwards, its depth hardly matters (Table 1a: 84.8 with one block, 84.9 with
+      eight). For frozen features, a deeper one is better (linear probe: 70.0 with two, 73.5 with
+      eight).
+    - Length: 200 epochs, as MAE gains from long schedules (Fig. 7), and small data sets have few
+      steps per epoch. Each epoch has new crops and masks, so inputs hardly repeat.
+
+    Crops and mask ratio are those of the paper, as MAE needs no stronger augmentation (Table 1e).
     """
     return RunConfig(
         recipe="mae_finetune",
@@ -101,19 +105,25 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
 
 
 def mae_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """MAE small enough for two CPU cores: 28 x 28 gray images, minutes.
+    """Pretrain a tiny MAE model on 28 x 28 gray images in minutes, on two CPU cores.
 
-    Command: `make demo OBJECTIVE=mae`, or `selfvit train mae_demo --data FOLDER --output OUT`.
+    Command: `make demo OBJECTIVE=mae`, or `selfvit train mae_demo --data IMAGES --output RUN`
     Time: under five minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`.
-    Quality: README, "How good are they?". Status: measured here.
+    Quality: see docs/evaluation.md.
+    Status: measured here.
 
-    What differs from the paper is what small images and few steps need: patches of 7 pixels, so 4
-    of 16 are visible (patches of 4 cost 2.5 times as much a step: in about equal time 73.4 k-NN and
-    81.4 linear, against 75.9 and 80.7); pixels predicted as they are (with patches of 4 pixels and
-    500 steps, 72.3 and 79.6 with `norm_pix_loss`, 73.4 and 81.4 without); a small decoder. Twice
-    the learning rate gave 74.6 and 82.1 after 1,000 steps. One run of each, chosen on 1,500
-    images held out of the training part, where raw pixels have 80.7 k-NN, an untrained encoder 70.0
-    and 76.5.
+    Differences from the paper, needed for small images and few steps; accuracies are k-NN and
+    linear probe, in %:
+
+    - Patches: 7 pixels, so 4 of 16 are visible. With patches of 4 pixels, a step takes 2.5 times as
+      long: in about equal time 73.4 and 81.4, against 75.9 and 80.7.
+    - Targets: unnormalized pixels. With patches of 4 pixels and 500 steps, 72.3 and 79.6 with
+      `norm_pix_loss`, 73.4 and 81.4 without.
+    - Decoder: small.
+
+    Twice the learning rate gave 74.6 and 82.1 after 1,000 steps. Each number is from one run. The
+    settings were chosen on 1,500 images held out of the training part, where raw pixels have 80.7
+    k-NN, and an untrained encoder 70.0 and 76.5.
     """
     return RunConfig(
         recipe="mae_demo",
@@ -136,7 +146,7 @@ def mae_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
         augmentation=MAECrop(),
         data=DataConfig(num_workers=1),
         preprocessing=PreprocessingConfig(
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_mean=[0.2860] * 3,  # training images of Fashion-MNIST
             image_std=[0.3530] * 3,
             resize="square",
         ),

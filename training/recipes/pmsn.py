@@ -19,16 +19,18 @@ from .teacher_momentum import finetuning_momentum
 
 
 def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """MSN, ViT-S/16 on ImageNet-1k, 800 epochs, 1 x 224 masked + 10 x 96 (arXiv 2204.07141).
+    """Pretrain a ViT-S/16 with MSN on ImageNet-1k for 800 epochs, as in the paper.
 
+    Paper: arXiv 2204.07141. Views: 1 masked of 224 and 10 of 96 pixels.
     Command: `accelerate launch -m selfvit.training.train msn_vits16_in1k --data IMAGENET/train
-    --output msn_vits16 --num_workers 10`
-    Time: the repository's example takes 16 GPUs, and gives no figure. Quality: 66.4 top-1 with 1 %
-    of the labels (Table 11, Sinkhorn); 67.2 without Sinkhorn and a weight of 5, which is
-    `--sinkhorn_iterations 0 --regularization_weight 5`. Status: paper's numbers, not reproduced.
-    Differs from the repository: the learning rate warms up from 0, not from 0.0002; gradients are
-    clipped by their norm with the prototypes' among them; cosines end with the run, the
-    repository's would go on for a quarter of it.
+    --output RUN --num-workers 10`
+    Time: unknown; the example of the authors' repository uses 16 GPUs.
+    Quality: 66.4 % top-1 with 1 % of the labels (Table 11, Sinkhorn); 67.2 % without Sinkhorn and
+    with a weight of 5: `--sinkhorn-iterations 0 --regularization-weight 5`.
+    Status: paper's numbers, not reproduced.
+    Differences from the repository: the learning rate warms up from 0, not from 0.0002; the norm
+    that gradients are clipped by includes the prototypes; cosines end with the run, while those of
+    the repository are a quarter longer than the run.
     """
     return RunConfig(
         recipe="msn_vits16_in1k",
@@ -49,13 +51,18 @@ def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig
 
 
 def pmsn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """PMSN, ViT-S/16: MSN with a power-law prior, for data of unequal classes (arXiv 2210.07277).
+    """Pretrain a ViT-S/16 with PMSN, for data with classes of unequal size.
 
-    Command: `accelerate launch -m selfvit.training.train pmsn_vits16_in1k --data FOLDER --output
-    pmsn_vits16 --num_workers 10`
-    On ImageNet-1k, whose classes are equal, MSN is the better choice; the paper gains on
-    iNaturalist-18. Everything but the prior is MSN's without Sinkhorn, which would make the targets
-    uniform. Quality: none known for this size. Status: paper's numbers, not reproduced.
+    Paper: arXiv 2210.07277.
+    Command: `accelerate launch -m selfvit.training.train pmsn_vits16_in1k --data IMAGES
+    --output RUN --num-workers 10`
+    Time: unknown.
+    Quality: unknown for this model size.
+    Status: paper's numbers, not reproduced.
+
+    PMSN is MSN with a power-law prior. On ImageNet-1k, whose classes have equal size, MSN is the
+    better choice; the paper shows gains on iNaturalist-18. All other settings are those of MSN
+    without Sinkhorn, which would make the targets uniform.
     """
     return RunConfig(
         recipe="pmsn_vits16_in1k",
@@ -89,24 +96,26 @@ def _msn_schedule() -> ScheduleConfig:
 
 
 def pmsn_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue PMSN from pretrained weights on a small data set of one's own.
+    """Continue PMSN training from pretrained weights on your own small data set.
 
-    Command: `selfvit train pmsn_finetune --init_from CHECKPOINT --data FOLDER --output OUT`
-    What differs from pretraining, and why:
+    Command: `selfvit train pmsn_finetune --init-from CHECKPOINT --data IMAGES --output RUN`
+    Time and quality: depend on the data; compare k-NN before and after.
+    Status: mechanics tested here.
 
-    - Prior: a power law, as one's own images are seldom sorted into classes of one size; for those
-      that are, `--prior uniform`.
-    - Prototypes: the power of two next below an eighth of the images, 64 to 1,024. The regularizer
-      asks the mean prediction of one batch to follow the prior: many more prototypes than anchors
-      in a batch cannot.
-    - Teacher momentum and the frozen first tenth are `dino_finetune`'s, for the same reasons: look
-      back over as many images as the paper does, but over no more than a tenth of the run; and
-      warm the new head up before it bends good features.
-    - Focal views are fewer and less small (0.1 to 0.4 of the area): small sets are often of one
-      subject that fills the image.
+    Differences from pretraining, with their reasons:
 
-    Batch norm needs 2 images in a micro-batch, and tells more of 32. Status: mechanics tested here;
-    quality depends on the data, so compare k-NN before and after.
+    - Prior: a power law, as classes of your own images seldom have equal size. If they do, use
+      `--prior uniform`.
+    - Prototypes: an eighth of the number of images, rounded down to a power of two, from 64 to
+      1,024. The regularizer pulls the mean prediction of a batch to the prior, which is impossible
+      with many more prototypes than anchors in a batch.
+    - Teacher momentum and frozen start: as in `dino_finetune`, for the same reasons. The teacher
+      averages over as many images as in the paper, but over no more than a tenth of the run. The
+      new head is warmed up before it can damage good features.
+    - Focal views: fewer and larger (0.1 to 0.4 of the area), as images of small data sets often
+      show one subject that fills the image.
+
+    Batch norm needs at least 2 images in a micro-batch, and its statistics are better with 32.
     """
     batch_size = batch_size or 64
     epochs = 30
@@ -145,18 +154,24 @@ def pmsn_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
 
 
 def pmsn_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """PMSN small enough for two CPU cores: 28 x 28 gray images, minutes.
+    """Pretrain a tiny PMSN model on 28 x 28 gray images in minutes, on two CPU cores.
 
-    Command: `make demo OBJECTIVE=pmsn`, or `selfvit train pmsn_demo --data FOLDER --output OUT`.
+    Command: `make demo OBJECTIVE=pmsn`, or `selfvit train pmsn_demo --data IMAGES --output RUN`
     Time: under five minutes on two cores for the 8,000 images of `examples/fashion_mnist_sample`.
-    Quality: README, "How good are they?". Status: measured here.
+    Quality: see docs/evaluation.md.
+    Status: measured here.
 
-    What differs from the paper, beside what `dino_demo` changes for the same reasons (two blocks,
-    larger initial weights, brightness and contrast): two masked views and no focal ones (after
-    600 steps 75.5 by k-NN; one masked and two focal ones, with a head half as wide, 72.7); crops of
-    at least half the image; a teacher that follows within 50 to 200 steps. 1,024 prototypes are the
-    paper's; with the focal views, 4,096 gave 72.1. Chosen on 1,500 images held out of the training
-    part, where raw pixels have 80.7 by k-NN and an untrained encoder 69.1.
+    Differences from the paper, besides those of `dino_demo`, which have the same reasons (two
+    blocks, larger initial weights, brightness and contrast); accuracies are k-NN, in %:
+
+    - Views: two masked views and no focal views: 75.5 after 600 steps. One masked view and two
+      focal views, with a head half as wide, gave 72.7.
+    - Crops: at least half of the image.
+    - Teacher: averages over 50 to 200 steps.
+
+    The 1,024 prototypes are those of the paper; with the focal views, 4,096 gave 72.1. The settings
+    were chosen on 1,500 images held out of the training part, where raw pixels have 80.7 and an
+    untrained encoder 69.1.
     """
     return RunConfig(
         recipe="pmsn_demo",
@@ -179,7 +194,7 @@ def pmsn_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
         augmentation=FocalCrops(
             num_random_views=2,
             num_focal_views=0,
-            focal_view_size=14,  # for --num_focal_views
+            focal_view_size=14,  # used with --num-focal-views
             random_crop_scale=[0.5, 1.0],
             color_jitter=[0.8, 0.8, 0.0, 0.0],
             grayscale_probability=0.0,
@@ -187,7 +202,7 @@ def pmsn_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
         ),
         data=DataConfig(num_workers=1),
         preprocessing=PreprocessingConfig(
-            image_mean=[0.2860] * 3,  # of Fashion-MNIST's training images
+            image_mean=[0.2860] * 3,  # training images of Fashion-MNIST
             image_std=[0.3530] * 3,
             resize="square",
         ),

@@ -1,4 +1,4 @@
-"""Recipes of classifiers on top of a pretrained encoder."""
+"""Recipes of classifiers with a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ..config.training_config import CheckpointConfig, OptimizerConfig, Schedule
 
 
 def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Train a classifier on a labeled folder, from a pretrained encoder.
+    """Train a classifier on labeled images, from a pretrained encoder.
 
-    Command: `selfvit train classify --init_from CHECKPOINT --data FOLDER --output OUT`.
-    Layer-wise decay is BEiT's and MAE's (arXiv 2111.06377, Table 9: 0.65 to 0.75); the learning
-    rate is above theirs, as runs on small sets have few steps. Status: mechanics tested here.
+    Command: `selfvit train classify --init-from CHECKPOINT --data IMAGES --output RUN`
+    Time and quality: depend on the data.
+    Status: mechanics tested here.
+
+    Layer-wise decay is in the range of BEiT and MAE (arXiv 2111.06377, Table 9: 0.65 to 0.75). The
+    learning rate is higher than theirs, as runs on small data sets have few steps.
     """
     return RunConfig(
         recipe="classify",
@@ -25,7 +28,7 @@ def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
         schedule=ScheduleConfig(
             epochs=30,
             batch_size=64,
-            base_learning_rate=4e-3,  # small sets have few steps; MAE, Table 9, has 1e-3
+            base_learning_rate=4e-3,  # small data sets have few steps; MAE, Table 9: 1e-3
             min_learning_rate=1e-6,
             warmup_ratio=0.05,  # MAE, Table 9: 5 epochs of 100
             weight_decay=0.05,  # MAE, Table 9
@@ -39,19 +42,24 @@ def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
 
 
 def mae_classify(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Fine-tune a classifier as MAE does, strongly regularized (arXiv 2111.06377, Table 9).
+    """Fine-tune a classifier with strong regularization, as in the MAE paper.
 
-    Command: `selfvit train mae_classify --init_from CHECKPOINT --data FOLDER --output OUT`
-    Numbers are those of ViT-B on ImageNet-1k. For ViT-L add `--base_learning_rate 1e-3
-    --layer_decay 0.75 --epochs 50 --drop_path_rate 0.2` (FINETUNE.md). Pooling is the checkpoint's,
-    mean for MAE's. The batch is the paper's where the data gives 16 of them an epoch, else as many
-    images as a power of two allows, 16 at least: a small folder still trains for enough steps, and
-    the learning rate follows the batch.
-    Time: 7.2 hours on 32 V100. Quality: 83.6 on ImageNet-1k (FINETUNE.md, mean of four seeds;
-    pretrained 1,600 epochs). Status: paper's numbers, not reproduced; mechanics tested here.
-    Differs from the repository: patches are normalized before their mean, not after it; erased
-    boxes are of uniform levels (arXiv 1708.04896), not of normal ones; partners in a batch are
-    drawn, not first with last.
+    Paper: arXiv 2111.06377, Table 9.
+    Command: `selfvit train mae_classify --init-from CHECKPOINT --data IMAGES --output RUN`. The
+    settings are for a ViT-B on ImageNet-1k; for a ViT-L, add `--base-learning-rate 1e-3
+    --layer-decay 0.75 --epochs 50 --drop-path-rate 0.2` (FINETUNE.md).
+    Time: 7.2 hours on 32 V100 GPUs.
+    Quality: 83.6 % on ImageNet-1k (FINETUNE.md, mean of four seeds, pretrained for 1,600 epochs).
+    Status: paper's numbers, not reproduced; mechanics tested here.
+
+    Pooling is that of the checkpoint, mean for those of MAE. The batch size is that of the paper if
+    this gives at least 16 batches per epoch. Otherwise, it is the largest power of two that does,
+    and at least 16, so that small data sets still have enough steps. The learning rate scales with
+    the batch size.
+
+    Differences from the repository: patches are normalized before they are averaged, not after;
+    erased boxes have uniformly random levels (arXiv 1708.04896), not normally distributed ones; the
+    partners in a batch are random, not the first with the last.
     """
     if batch_size is None:
         batch_size = 1024  # Table 9
@@ -91,21 +99,23 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> RunConfig:
 
 
 def linear_probe(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Train a linear classifier on a frozen encoder's embeddings, standardized by a batch norm.
+    """Train a linear classifier on the embeddings of a frozen encoder.
 
-    Command: `selfvit train linear_probe --init_from CHECKPOINT --data FOLDER --output OUT`
-    The batch norm has no weights (MAE, arXiv 2111.06377, Appendix A.1, "Linear probing"); MAE has
-    LARS at a batch of 16,384, which small data does not give: here it is AdamW. Pooling is the
-    checkpoint's.
+    Command: `selfvit train linear_probe --init-from CHECKPOINT --data IMAGES --output RUN`
+    Time: short per image, as the encoder is frozen, but each epoch runs it on all images.
+    Quality: 78.5 %, where the probe of scikit-learn (`selfvit evaluate`) has 78.9 % (same encoder,
+    6,500 training images, 1,500 held out, one seed).
+    Status: measured here.
 
-    Images are taken whole, as they will be classified. On 5,200 images of clothes and an encoder of
-    300 steps, tested on 1,300 more, flips cost 1 to 2 points and crops of half to all of the area
-    12, and they gained nothing on 500 images either; on photos try `--crop_scale 0.5 1
-    --flip_probability 0.5`. Peak rates of 0.016 to 0.05 at a batch of 64 were alike, a quarter of
-    it learns too slowly.
-    Time: frozen encoders are cheap, but each epoch passes all images through it. Quality: 78.5 %
-    where scikit-learn's probe (`selfvit evaluate`) gets 78.9, on 6,500 images and the same encoder,
-    1,500 held out, one seed. Status: measured here.
+    A batch norm without weights standardizes the embeddings (MAE, arXiv 2111.06377, Appendix A.1,
+    "Linear probing"). MAE uses LARS with a batch size of 16,384, too large for small data sets, so
+    this recipe uses AdamW. Pooling is that of the checkpoint.
+
+    Images are neither cropped nor flipped, as at inference. With an encoder of 300 steps, 5,200
+    training and 1,300 test images of clothes, flips cost 1 to 2 points, and crops of half to all of
+    the area 12; on 500 images, they gained nothing either. For photos, try `--crop-scale
+    0.5 1 --flip-probability 0.5`. Peak learning rates from 0.016 to 0.05 at a batch size of 64 gave
+    similar results; a quarter of 0.016 is too slow.
     """
     return RunConfig(
         recipe="linear_probe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PAPER_HORIZON = 1024 / (1 - 0.996)  # images that DINO's and MSN's teachers average over
+PAPER_HORIZON = 1024 / (1 - 0.996)  # images that the teachers of DINO and MSN average over
 
 
 def finetuning_momentum(batch_size: int, num_steps: int) -> float:
