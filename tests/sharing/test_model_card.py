@@ -263,7 +263,7 @@ def test_a_picture_of_a_stream_is_refused_before_anything_is_written(two_classes
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
     options = ("--streaming", "true", "--max_steps", 1, "--batch_size", 2)
     command = arguments("dino", tmp_path / "images.parquet", tmp_path / "out", *options)
-    with pytest.raises(ValueError, match="card_picture draws some of the images"):
+    with pytest.raises(ValueError, match="--card-picture draws some of the images"):
         main([*command, "--card_picture", "true"])
     assert not (tmp_path / "out").exists()
 

@@ -15,13 +15,13 @@ from ..runtime.fsdp import FullModel
 
 
 class ModelWriter:
-    """Writes the model in training as a checkpoint that AutoModel opens, adapters merged.
+    """Writes the model in training as a checkpoint that AutoModel opens, with adapters merged.
 
     Args:
-        whole: the model trained.
-        processor: image processor to lay beside it.
-        save_code: whether the model's code is laid beside it, too. That is for checkpoints that a
-            run resumes from as well: they are opened to look at, and it is some 0.1 MB.
+        model: Model in training, gathered.
+        processor: Image processor to save with it.
+        save_code: Whether to save the model's code with it, about 0.1 MB. Checkpoints to resume
+            from have it, too, because they can also be opened for inspection.
     """
 
     def __init__(self, model: FullModel, processor: Any, *, save_code: bool):
@@ -30,14 +30,16 @@ class ModelWriter:
         self.save_code = save_code
 
     def write(self, folder: Path, card: str, *, to_resume: bool = False) -> None:
-        """Write model, processor and card, as last gathered; for the main process alone.
+        """Write the model, as last gathered, with processor and card; main process only.
 
-        The card goes along, since whoever trains on from here must learn of the license.
+        Every checkpoint has a card, because the card states the license of the weights, which a
+        run that starts from the checkpoint must know.
 
         Args:
-            folder: of the checkpoint.
-            card: its README.md.
-            to_resume: whether `restore` will read it: what is merged does not give back its parts.
+            folder: Checkpoint folder.
+            card: Text of README.md.
+            to_resume: Whether `restore` must be able to read the checkpoint. The model is then
+                also written with unmerged adapters, which merged weights do not determine exactly.
         """
         model = self.full_model.gathered
         adapted = has_adapters(model)
@@ -51,7 +53,7 @@ class ModelWriter:
         (folder / CARD).write_text(card, encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """Read a checkpoint into the model in training, strictly; for all processes together."""
+        """Load a checkpoint into the model in training, strictly; collective."""
         if has_adapters(self.full_model.module):
             load_unmerged(self.full_model.module, folder)
         else:
