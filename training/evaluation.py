@@ -1,7 +1,7 @@
-"""Evaluation while training: the figures of `selfvit evaluate`, of the network to come, and more.
+"""Evaluate the encoder during training, with the metrics of `selfvit evaluate` and further ones.
 
-What needs no labels is measured besides: whether one view of an image finds the other, how evenly
-the vectors fill the sphere, and who is whose neighbor.
+The further metrics need no labels: view retrieval (whether one view of an image finds the other),
+uniformity (how evenly the vectors fill the sphere), and the nearest neighbors of each image.
 """
 
 from __future__ import annotations
@@ -49,36 +49,38 @@ from .dataloader.views import ViewDataset
 
 # N images · E embedding
 
-# Two crops, flipped and with other colors, whatever the run trains with: so that runs and
-# objectives can be compared. Milder than DINO's global views, whose blur depends on the image size.
+# Two crops with flips and color jitter, the same for every recipe, so that runs and objectives can
+# be compared. They are milder than DINO's global views, whose blur depends on the image size.
 VIEWS = MultiCrop(
     num_local_views=0,
     global_crop_scale=[0.5, 1.0],
     blur_probability=[0.0, 0.0, 0.0],
     solarize_probability=[0.0, 0.0, 0.0],
 )
-MAX_VIEW_IMAGES = 1000  # two views each; an interval of 3 points either side, at the widest
-MAX_PAIR_IMAGES = 2000  # whose pairs are compared
+# Images with two views each; their 95 % interval reaches at most 3 points to either side.
+MAX_VIEW_IMAGES = 1000
+MAX_PAIR_IMAGES = 2000  # images for uniformity and neighbors, which compare all pairs
 NUM_NEIGHBORS = 10
-MAX_STREAM_IMAGES = 2000  # of a stream, held in memory undecoded
-TRAINED_ON = (
-    "Measured on images that were trained on (their labels were not, if any figure uses them); the "
-    "weights before may not have seen them. --eval_train and --eval_test take others."
+MAX_STREAM_IMAGES = 2000  # first images of a stream, kept in memory without decoding
+SEEN_IN_TRAINING = (
+    "Measured on images that were trained on; the initial weights may not have seen them. Labels, "
+    "where a metric uses them, were not trained on. Choose other images with --eval-train and "
+    "--eval-test."
 )
-TESTED_ON_ITSELF = (
-    "Measured on the images that classes were learnt from, which k-NN finds again: the accuracies "
-    "are too high. Give --eval_test others than --eval_train."
+TEST_EQUALS_TRAIN = (
+    "The accuracies are too high: --eval-test has the images of --eval-train, so each test image "
+    "is its own nearest neighbor. Give --eval-test other images."
 )
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """What a run is evaluated on.
+    """Images that a run is evaluated on.
 
     Args:
-        images: classes are learnt from these; figures that need no labels are of these, too.
-        test: labeled, and apart from `images`; None where there are no labels.
-        note: what one should know of the figures, or "".
+        images: Images for label-free metrics. k-NN and the linear probe learn from their labels.
+        test: Labeled images to test on, separate from `images`; None without labels.
+        note: Caveat that is reported with the metrics, or "".
     """
 
     images: ImageSource
@@ -87,13 +89,13 @@ class EvaluationImages:
 
     @property
     def sources(self) -> list[ImageSource]:
-        """Those to embed."""
+        """Image sources to embed."""
         return [self.images] if self.test is None else [self.images, self.test]
 
-    def accuracies(self) -> list[str]:
-        """Return the names of the accuracies that can be measured, the most telling first.
+    def accuracy_names(self) -> list[str]:
+        """Return the names of the accuracies that can be measured, the most informative first.
 
-        k-NN goes before the probe: it sees the features as they are, and fits nothing.
+        k-NN comes before the linear probe because it uses the features without fitting anything.
         """
         if self.test is None or self.test.labels() is None:
             return []
@@ -106,20 +108,21 @@ class EvaluationImages:
 def open_evaluation_images(
     run: RunConfig, source: ImageSource | StreamingImageSource
 ) -> EvaluationImages | None:
-    """Return what a run is evaluated on; None if it is not.
+    """Return the images that a run is evaluated on, or None if it is not evaluated.
 
-    The images that it names; else its training images. Where these have labels, and the objective
-    does not use them, a fifth of each class is classified by the others: no label was learnt. The
-    images were, and perhaps not by the weights before, so the comparison is a little kind to
-    training, which the note says. A classifier has learnt all labels: it gets no accuracies.
+    These are the images of `eval_train` and `eval_test`, or else training images. If the training
+    images have labels that the objective does not use, a fifth of each class becomes the test set
+    and the rest its training set. The trained weights have seen these images and the initial
+    weights perhaps have not, so the comparison slightly favors training; the note says so. A
+    classifier was trained on all labels, so it gets no accuracies.
 
     Args:
-        run: says whether, and on which data.
-        source: the training images; of a stream the first ones are taken, shuffled.
+        run: Configuration of the run.
+        source: Training images. For a stream, its first images in shuffled order are used.
 
     Raises:
-        ImportError: without scikit-learn, where there are labels.
-        ValueError: if there are classes to test that there is nothing to learn from.
+        ImportError: If there are labels and scikit-learn is not installed.
+        ValueError: If the test images have a class that the images to learn from lack.
     """
     if run.evaluation.eval_steps is None and not run.compares_with_start:
         return None
@@ -132,20 +135,20 @@ def open_evaluation_images(
         )
         check_labels(train, test)
         if run.is_classifier and isinstance(source, ImageSource):
-            check_labels(source, test)  # the classifier knows these classes
+            check_labels(source, test)  # the classifier's own accuracy is measured, too
         same = run.evaluation.eval_train == run.evaluation.eval_test
-        return EvaluationImages(train, test, note=TESTED_ON_ITSELF if same else "")
+        return EvaluationImages(train, test, note=TEST_EQUALS_TRAIN if same else "")
     if isinstance(source, StreamingImageSource):
         source = _first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
     source = source.sample(run.evaluation.eval_limit)
     labels = source.labels()
     if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
-        return EvaluationImages(source, note=TRAINED_ON)
+        return EvaluationImages(source, note=SEEN_IN_TRAINING)
     is_test = hold_out(labels, np.random.default_rng(0)) & (labels != NO_LABEL)
     if not is_test.any():
-        return EvaluationImages(source, note=TRAINED_ON)
+        return EvaluationImages(source, note=SEEN_IN_TRAINING)
     train, test = (ChosenSource(source, np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
-    return EvaluationImages(train, test, note=TRAINED_ON)
+    return EvaluationImages(train, test, note=SEEN_IN_TRAINING)
 
 
 def _first_images(source: StreamingImageSource, limit: int) -> RecordSource:
@@ -156,14 +159,14 @@ def _first_images(source: StreamingImageSource, limit: int) -> RecordSource:
 
 
 class Evaluation:
-    """Measures a model's embeddings; the model is left as it was, and the random state too.
+    """Measures a model's embeddings, without changing the model or the random states.
 
     Args:
-        model: in training; its `vit` is measured.
-        processor: image processor of the checkpoint to come.
-        run: says how many images at a time.
-        images: of `open_evaluation_images`.
-        device: where to measure a model that lies elsewhere; where it is if None.
+        model: Model in training; its `vit` is measured.
+        processor: Image processor that is saved with the model.
+        run: Configuration of the run.
+        images: Images from `open_evaluation_images`, or None to measure nothing.
+        device: Device to measure on; by default the model's own.
     """
 
     def __init__(
@@ -184,11 +187,11 @@ class Evaluation:
             batch_size=min(256, run.schedule.batch_size),
             num_workers=run.data.num_workers,
         )
-        self._newest: tuple[int, Measurement] | None = None
+        self._latest: tuple[int, Measurement] | None = None
 
     @property
     def data(self) -> str:
-        """Names images and preprocessing: measurements of equal data can be compared."""
+        """Identifier of images and preprocessing; measurements can be compared if it is equal."""
         if self.images is None:
             return ""
         run, config = self.run, self.run.model
@@ -201,17 +204,17 @@ class Evaluation:
         return " ".join(map(str, values))
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Return the figures after some steps; empty where nothing is measured."""
+        """Return the metrics after `step` optimizer steps; empty without images."""
         return {} if self.images is None else dict(self.measure(step).metrics)
 
     def measure(self, step: int) -> Measurement:
-        """Measure the model after some steps, once a step."""
-        if self._newest is None or self._newest[0] != step:
-            # neither student nor heads are needed there
-            needed = self.model if hasattr(self.model, "classify") else self.model.vit
-            with moved_to(self.device, needed):
-                self._newest = (step, self._measure())
-        return self._newest[1]
+        """Measure the model after `step` optimizer steps; a repeated call returns the same."""
+        if self._latest is None or self._latest[0] != step:
+            # student and heads are not needed for measuring, so they stay where they are
+            measured = self.model if hasattr(self.model, "classify") else self.model.vit
+            with on_device(measured, self.device):
+                self._latest = (step, self._measure())
+        return self._latest[1]
 
     def _measure(self) -> Measurement:
         assert self.images is not None
@@ -237,7 +240,10 @@ class Evaluation:
         )
 
     def _classifier_hits(self, embedded: EmbeddedImages) -> dict[str, np.ndarray]:
-        """Return which test images the model's own classifier gets right, if it has one."""
+        """Return whether the model's own classifier is right, per labeled image, as "accuracy".
+
+        Empty if the model is no classifier or the images have no labels.
+        """
         classify = getattr(self.model, "classify", None)
         if classify is None or embedded.labels is None:
             return {}
@@ -246,14 +252,14 @@ class Evaluation:
         labels = matched_labels(
             embedded.labels[is_labeled], embedded.label_names, np.arange(len(names)), names
         )
-        # evaluating: a batch norm would take the test images' statistics, and learn them
+        # in training mode, a batch norm would use the test images' statistics and keep them
         with torch.inference_mode(), eval_mode(self.model):
             vectors = torch.from_numpy(embedded.vectors[is_labeled]).to(self.model.device)
             predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
         return {"accuracy": predictions == labels}
 
     def _embed_views(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return vectors of two views of some images, (N, E) each; of held-out ones, if any."""
+        """Return the vectors of two views of each image, (N, E) each; of test images, if any."""
         assert self.images is not None
         source = self.images.sources[-1].sample(MAX_VIEW_IMAGES)
         run, config = self.run, self.run.model
@@ -267,7 +273,7 @@ class Evaluation:
             num_workers=run.data.num_workers,
             collate_fn=_collate_readable,
             worker_init_fn=use_one_thread,
-            generator=torch.Generator(),  # a DataLoader draws a seed: not from the global state
+            generator=torch.Generator(),  # keeps the DataLoader from advancing the global state
         )
         statistics = run.preprocessing
         vectors = [
@@ -280,8 +286,13 @@ class Evaluation:
 
 
 @contextmanager
-def moved_to(device: torch.device | None, model: nn.Module) -> Iterator[None]:
-    """Lay a model on a device for a while: the copy of a sharded one waits on the CPU."""
+def on_device(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Move a model to a device, and back at the end; a gathered copy is on the CPU otherwise.
+
+    Args:
+        model: Model to move.
+        device: Device to move it to; None leaves it where it is.
+    """
     home = next(model.parameters()).device
     try:
         model.to(device or home)
@@ -291,32 +302,37 @@ def moved_to(device: torch.device | None, model: nn.Module) -> Iterator[None]:
 
 
 def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:
-    """Stack the views (2, B, C, H, W) of the images that could be read; not their replacements'."""
+    """Stack the views, (2, B, C, H, W), without those that replace an unreadable image."""
     readable = [sample for sample in samples if not sample["skipped"]]
     return collate(readable)["global_views"] if readable else None
 
 
 def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None:
-    """Return the name of the figure that judges a run; None if nothing can.
+    """Return the name of the metric that judges a run, or None if no metric can.
 
-    What the run asks for; else a classifier's own accuracy, or weighted k-NN, or, without labels,
-    `view_retrieval`: neither a collapsed encoder nor a noisy one does well by it, while RankMe and
-    uniformity alone rise with noise. None of the label-free figures judges a classifier: images
-    of one class are meant to come together. The report on a classifier with a new head, which has
-    no accuracy before, is judged by k-NN of its encoder.
+    By default this is the accuracy of a classifier's own head, or else weighted k-NN, or, without
+    labels, `view_retrieval`. A collapsed encoder and a noisy one both do badly in view retrieval,
+    while RankMe and uniformity rise with noise. Label-free metrics do not judge a classifier,
+    because it is meant to bring images of one class together. A classifier with a new head has no
+    accuracy before training, so its before-after report is judged by k-NN.
+
+    Args:
+        run: Configuration of the run, with `best_metric` if the user chose one.
+        images: Images of the evaluations, or None.
 
     Raises:
-        ValueError: if the run asks for a figure that its data does not give.
+        ValueError: If `best_metric` cannot be measured on these images, or
+            `require_improvement` is set and no metric can judge the run.
     """
     wanted = run.evaluation.best_metric
     if images is None:
         if wanted is not None:
             raise ValueError(
-                f"best_metric ({wanted!r}) chooses among evaluations, and there are none; give "
-                "eval_steps, or init_from."
+                f"--best-metric ({wanted}) needs evaluations, and this run has none; give "
+                "--eval-steps or --init-from."
             )
         return None
-    names = images.accuracies()
+    names = images.accuracy_names()
     if run.is_classifier:
         names = ["accuracy", *names] if names else []
     else:
@@ -324,10 +340,14 @@ def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None
     if wanted is None and names:
         return names[0]
     if wanted not in names and (wanted is not None or run.evaluation.require_improvement):
+        rule = (
+            "--require-improvement needs a metric that can judge the run"
+            if wanted is None
+            else f"--best-metric ({wanted}) cannot be measured on this data"
+        )
         raise ValueError(
-            f"best_metric ({wanted!r}) cannot be measured on this data; it gives "
-            f"{', '.join(names) or 'no figure that judges a classifier'}. Give --eval_train and "
-            "--eval_test labeled images that are not trained on."
+            f"{rule}; available: {', '.join(names) or 'none for a classifier'}. Give labeled "
+            "images that are not trained on with --eval-train and --eval-test."
         )
     return wanted
 

@@ -1,16 +1,16 @@
-"""Low-rank adapters that train in place of the encoder (LoRA, arXiv 2106.09685), through PEFT.
+"""Low-rank adapters that are trained instead of the encoder (LoRA, arXiv 2106.09685), with PEFT.
 
-The encoder's own weights stand still. Beside each chosen linear layer, W x, trains a product of two
-thin matrices, alpha / rank * B A x. B starts at zero, so a run starts as the encoder that it was
-given. Heads, decoders and classifiers, which are new, train whole.
+The encoder's own weights are frozen. Each chosen linear layer W x gets an adapter, the product of
+two low-rank matrices: W x + alpha / rank * B A x. B starts at zero, so the initial outputs are
+those of the pretrained encoder. Heads, decoders and classifiers are new and trained in full.
 
-A momentum teacher has adapters of its own, the average of the student's (A and B each). All else of
-the two encoders is one set of tensors: `vit` and `student.vit` hold the same parameters, once in
-memory.
+A momentum teacher has its own adapters, whose A and B are moving averages of the student's. All
+other parameters of the two encoders are shared: `vit` and `student.vit` hold the same tensors,
+which are in memory once.
 
-What is written for others is merged, W + alpha / rank * B A, under the names of any checkpoint. The
-sum is made of copies: a merge in place, as PEFT offers, could not be undone to the last bit, and
-would change the other network too.
+Saved weights have the adapters merged, W + alpha / rank * B A, under the usual parameter names.
+They are merged in a copy, because PEFT's in-place merge cannot be undone bit for bit and would
+change the other network, which shares W.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from ..sharing.adapter_files import ADAPTER_WEIGHTS
 from ..sharing.provenance import hub_id
 from .config.training_config import LoRAConfig
 
-# In a checkpoint that a run resumes from: the model as it trains, its base once. The merged weights
-# would not give back their parts exactly.
+# File of the unmerged model in a checkpoint to resume from. It is needed because base and adapters
+# cannot be recovered exactly from the merged weights. Shared parameters are stored once.
 UNMERGED = "unmerged.safetensors"
-NAME = "default"  # PEFT's, of the only adapter of a model
-IS_ADAPTER = ".lora_"  # in the names of its parameters
+NAME = "default"  # PEFT's name for the only adapter of a model
+ADAPTER_INFIX = ".lora_"  # part of the names of adapter parameters
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of an encoder.
+    """Numbers of parameters of an encoder.
 
     Args:
-        own: parameters without adapters, as of any such encoder.
-        adapters: those of the adapters; 0 without.
+        own: Number of parameters without adapters.
+        adapters: Number of adapter parameters; 0 without adapters.
     """
 
     own: int
@@ -53,50 +53,54 @@ class ParameterCounts:
 
 
 def check_adapters(config: LoRAConfig, *, sharded: bool) -> None:
-    """Refuse adapters where they would not train rightly, before anything is written.
+    """Check that adapters can be trained, before anything is written.
+
+    Args:
+        config: Rank, alpha and targets.
+        sharded: Whether FSDP shards the model. FSDP shards one module after the other, which fails
+            for two encoders that share parameters.
 
     Raises:
-        ValueError: if the model is divided over processes: two encoders that share tensors cannot
-            be taken apart one by one.
+        ValueError: If adapters are to be trained and the model is sharded.
     """
     if config.lora_rank is not None and sharded:
         raise ValueError(
-            f"lora_rank ({config.lora_rank}): student and teacher share the encoder, which FSDP "
-            "would divide twice; use DDP (accelerate launch --multi_gpu), as adapters need little "
-            "memory, or leave lora_rank out."
+            f"--lora-rank ({config.lora_rank}) cannot be used with FSDP, which would shard the "
+            "encoder that student and teacher share twice; use DDP (accelerate launch "
+            "--multi_gpu), as adapters need little memory, or leave out --lora-rank."
         )
 
 
 def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
-    """Put adapters into the encoder that is trained, and into its teacher; in place.
+    """Add adapters to the student's encoder and to the teacher's, in place.
 
-    With `init_scope="all"` both start from the teacher's encoder: only one can be the base, and
-    that is the one which AutoModel opens. Heads are left as they are.
+    Both encoders start from the teacher's weights, even with `init_scope="all"`: they share one
+    base, and the teacher is the network that AutoModel opens. Heads do not change.
 
     Args:
-        model: with its pretrained weights.
+        model: Model with pretrained weights.
         config: Rank, alpha and targets.
         base: Checkpoint that the weights are from: a folder, a Hub id or USER/NAME@REVISION.
 
     Raises:
-        ImportError: if PEFT is not installed.
+        ImportError: If PEFT is not installed.
     """
     inject, adapter = _peft().inject_adapter_in_model, _adapter_config(config, base)
     encoder, teacher = model.trained_encoder, model.vit
     if encoder is teacher:
-        inject(adapter, encoder)  # which leaves only the adapters asking for gradients
+        inject(adapter, encoder)  # sets requires_grad=False for all but the adapters
         return
     copy_student(teacher, encoder)
     for network in (encoder, teacher):
         inject(copy.deepcopy(adapter), network)
     copy_student(encoder, teacher)
     _share_base(encoder, teacher)
-    model.train(model.training)  # the teacher asks for none at all
+    model.train(model.training)  # sets requires_grad=False for the teacher, adapters included
 
 
 def _adapter_config(config: LoRAConfig, started_from: str) -> Any:
     base, revision = split_revision(started_from)
-    if hub_id(started_from) is None:  # a folder, which is found from elsewhere, too
+    if hub_id(started_from) is None:  # a folder; absolute, to be found from any working directory
         base = str(Path(base).expanduser().absolute())
     adapter = _peft().LoraConfig(
         r=config.lora_rank,
@@ -106,7 +110,7 @@ def _adapter_config(config: LoRAConfig, started_from: str) -> Any:
         revision=revision,
         auto_mapping={"base_model_class": "SelfViTModel", "parent_library": "selfvit"},
     )
-    adapter.target_modules = sorted(config.lora_targets)  # PEFT's set has no order to write
+    adapter.target_modules = sorted(config.lora_targets)  # a set would be saved in no fixed order
     return adapter
 
 
@@ -115,34 +119,33 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise ImportError(
-            "lora_rank asks for adapters of PEFT, which is not installed: "
-            "pip install 'selfvit[lora]'."
+            "--lora-rank needs PEFT, which is not installed; use: pip install 'selfvit[lora]'."
         ) from error
     return peft
 
 
 def _share_base(encoder: nn.Module, teacher: nn.Module) -> None:
-    """Make all but the teacher's adapters the very parameters of the other encoder."""
+    """Replace the teacher's parameters, except its adapters, by those of the other encoder."""
     for name, parameter in encoder.named_parameters():
-        if IS_ADAPTER not in name:
+        if ADAPTER_INFIX not in name:
             owner, _, attribute = name.rpartition(".")
             setattr(teacher.get_submodule(owner), attribute, parameter)
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether `add_adapters` was here."""
+    """Return whether a model has adapters."""
     return hasattr(model.vit, "peft_config")
 
 
 def count_parameters(encoder: nn.Module) -> ParameterCounts:
-    """Count an encoder's parameters."""
+    """Count the parameters of an encoder."""
     sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
-    adapters = sum(size for name, size in sizes.items() if IS_ADAPTER in name)
+    adapters = sum(size for name, size in sizes.items() if ADAPTER_INFIX in name)
     return ParameterCounts(own=sum(sizes.values()) - adapters, adapters=adapters)
 
 
 def describe_adapters(config: LoRAConfig, model: Any) -> str:
-    """Say what adapts the encoder, and how large it is."""
+    """Describe the adapters of an encoder and their size, for plans and cards."""
     size = count_parameters(model.vit).adapters
     return (
         f"LoRA of rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank}, on "
@@ -152,13 +155,13 @@ def describe_adapters(config: LoRAConfig, model: Any) -> str:
 
 @torch.no_grad()
 def merged_weights(model: SelfViTPreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights of a model with its adapters merged, on the CPU; the model stays.
+    """Return copies of a model's weights, on the CPU, with the adapters merged.
 
     Names and shapes are those of the model without adapters. No two tensors share memory.
     """
     merged: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if IS_ADAPTER not in name:
+        if ADAPTER_INFIX not in name:
             own_name = name.replace(".base_layer.", ".")
             merged[own_name] = tensor.detach().to("cpu", copy=True)
             if name.endswith(".base_layer.weight"):
@@ -168,20 +171,20 @@ def merged_weights(model: SelfViTPreTrainedModel) -> dict[str, Tensor]:
 
 
 def result_bytes(model: SelfViTPreTrainedModel) -> int:
-    """Return the bytes of a trained model's tensors as they are written, with `adapter/`."""
+    """Return the bytes of a trained model's saved tensors: merged weights and `adapter/`."""
     return sum(
         tensor.nbytes
         for name, tensor in model.state_dict().items()
-        if IS_ADAPTER not in name or name.startswith("vit.")
+        if ADAPTER_INFIX not in name or name.startswith("vit.")
     )
 
 
 def save_adapter(encoder: Any, folder: Path) -> None:
-    """Write an encoder's adapters alone, as `PeftModel.from_pretrained` reads them.
+    """Write the adapters of an encoder in the format that `PeftModel.from_pretrained` reads.
 
     Args:
-        encoder: with adapters.
-        folder: made if it is not there.
+        encoder: Encoder with adapters.
+        folder: Folder to write to; created if missing.
     """
     config = copy.copy(encoder.peft_config[NAME])
     config.inference_mode = True
@@ -190,7 +193,7 @@ def save_adapter(encoder: Any, folder: Path) -> None:
     tensors = _peft().get_peft_model_state_dict(
         encoder,
         adapter_name=NAME,
-        save_embedding_layers=False,  # it would ask the Hub whether there are any
+        save_embedding_layers=False,  # the default queries the Hub
     )
     save_file(
         {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()},
@@ -201,13 +204,13 @@ def save_adapter(encoder: Any, folder: Path) -> None:
 
 
 def save_unmerged(model: nn.Module, folder: Path) -> None:
-    """Write a model with its adapters as they are, and what is shared once."""
+    """Write a model with unmerged adapters; shared parameters are stored once."""
     save_model(model, str(folder / UNMERGED))
     apply_umask([folder / UNMERGED])
 
 
 def load_unmerged(model: nn.Module, folder: Path) -> None:
-    """Read what `save_unmerged` wrote into the parameters of a model; all of it must fit."""
+    """Load the weights that `save_unmerged` wrote into a model, strictly."""
     load_model(model, folder / UNMERGED)
 
 

@@ -1,4 +1,4 @@
-"""The model of a run: what it starts from, and how it is written for others to load."""
+"""Build the model that a run trains."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.registry import TRAINABLE_CLASSES
 from .config.run_config import RunConfig
-from .lora import (
-    add_adapters,
-)
+from .lora import add_adapters
 
 
 def build_trainable(run: RunConfig) -> Any:
-    """Build the model to train: from scratch, from an encoder, or from a whole checkpoint.
+    """Build the model to train: with random weights, a pretrained encoder, or a full checkpoint.
 
-    An encoder that never trains (`freeze_encoder_ratio` 1) asks for no gradients.
+    If the encoder is never trained (`freeze_encoder_ratio` 1), its parameters do not require
+    gradients.
 
     Raises:
-        ImportError: if it is to get adapters, and PEFT is not installed.
-        ValueError: if the checkpoint lacks a tensor or has one too many, or adapters are to be
-            trained on random weights.
+        ImportError: If adapters are to be trained and PEFT is not installed.
+        ValueError: If the checkpoint has missing or unexpected tensors, or adapters are to be
+            trained without a checkpoint.
     """
     if run.lora.lora_rank is not None and run.start.init_from is None:
         raise ValueError(
-            f"lora_rank ({run.lora.lora_rank}) trains adapters of weights that stand still, so "
-            "these must be pretrained ones: give --init_from CHECKPOINT."
+            f"--lora-rank ({run.lora.lora_rank}) keeps the encoder frozen, so its weights must be "
+            "pretrained; give --init-from CHECKPOINT."
         )
     model = _starting_model(run)
     if run.schedule.freeze_encoder_ratio == 1:

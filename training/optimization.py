@@ -1,4 +1,4 @@
-"""The optimizer: which parameters learn how fast, and which decay."""
+"""The optimizer, its parameter groups, and the schedules of learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from .config.training_config import OptimizerConfig, ScheduleConfig
 
 
 def layer_index(name: str, num_layers: int) -> int:
-    """Return the depth of a parameter: 0 for embeddings, block + 1, and above all blocks the rest.
+    """Return the depth of a parameter, for layer-wise learning rate decay.
 
     (BEiT, arXiv 2106.08254, Appendix; used by MAE for fine-tuning.)
+
+    Args:
+        name: Name of the parameter.
+        num_layers: Number of blocks of the encoder.
+
+    Returns:
+        0 for the embeddings, index + 1 for a block, and `num_layers` + 1 for all others.
     """
     if match := re.search(r"(?:^|\.)vit\.layers\.([0-9]+)\.", name):
         return int(match[1]) + 1
     return 0 if re.search(r"(?:^|\.)vit\.embeddings\.", name) else num_layers + 1
 
 
-# Classes of bitsandbytes (arXiv 2110.02861) by what a run calls them.
+# Classes of bitsandbytes (arXiv 2110.02861), by the value of --optimizer.
 BITSANDBYTES = {
     "adamw_bnb_8bit": "AdamW8bit",
     "paged_adamw_32bit": "PagedAdamW32bit",
@@ -33,11 +40,11 @@ BITSANDBYTES = {
 
 
 def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
-    """Refuse an optimizer that cannot be had here, before anything is written.
+    """Check that the optimizer is available, before anything is written.
 
     Raises:
-        ImportError: if it is one of bitsandbytes, which is not installed.
-        ValueError: if it is paged, and there is no GPU whose memory could be full.
+        ImportError: If the optimizer is from bitsandbytes, which is not installed.
+        ValueError: If the optimizer is paged and the device is the CPU.
     """
     name = config.optimizer
     if name not in BITSANDBYTES:
@@ -45,7 +52,7 @@ def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
     _bitsandbytes_optimizers(name)
     if name.startswith("paged_") and device.type == "cpu":
         raise ValueError(
-            f"optimizer ({name!r}) moves its states between a GPU's memory and the machine's, and "
+            f"--optimizer ({name}) needs a GPU, whose memory it extends by the machine's, but "
             "this run is on the CPU; use adamw_bnb_8bit or adamw_torch_fused."
         )
 
@@ -55,7 +62,7 @@ def _bitsandbytes_optimizers(name: str) -> Any:
         return importlib.import_module("bitsandbytes.optim")
     except ImportError as error:
         raise ImportError(
-            f"optimizer ({name!r}) is one of bitsandbytes, which is not installed: pip install "
+            f"--optimizer ({name}) needs bitsandbytes, which is not installed; use: pip install "
             "'selfvit[bitsandbytes]', or use adamw_torch_fused."
         ) from error
 
@@ -63,11 +70,15 @@ def _bitsandbytes_optimizers(name: str) -> Any:
 def build_optimizer(
     model: SelfViTPreTrainedModel, config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Return AdamW with one group for each pair of (layer's learning rate, decays or not).
+    """Return AdamW with a parameter group for each learning rate scale, with and without decay.
 
-    Biases, norms and other vectors do not decay (DINO, main_dino.py), nor what the model's
-    `undecayed_parameters` names. Each group carries `scale`
-    (its factor of the learning rate) and `decays`, which `set_schedules` reads.
+    Weight decay is not applied to biases, norms and other vectors (DINO, main_dino.py), nor to the
+    model's `undecayed_parameters`. Each group has two more entries, which `set_schedules` reads:
+    `scale`, its factor of the learning rate, and `decays`, whether weight decay is applied.
+
+    Args:
+        model: Model to train; parameters that do not require gradients are left out.
+        config: Optimizer, betas and layer decay.
     """
     num_layers = model.config.num_hidden_layers
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -81,7 +92,7 @@ def build_optimizer(
             (scale, decays), {"params": [], "scale": scale, "decays": decays, "weight_decay": 0.0}
         )
         group["params"].append(parameter)
-    # `set_schedules` sets the learning rate before each step
+    # The learning rate is set before each step, by `set_schedules`.
     settings: dict[str, Any] = {"lr": 0.0, "betas": (config.adam_beta1, config.adam_beta2)}
     name = config.optimizer
     if name in BITSANDBYTES:
@@ -91,19 +102,19 @@ def build_optimizer(
 
 
 def optimized_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """Return the parameters of all groups, in the order that the optimizer's state counts them."""
+    """Return the parameters of all groups, in the order of the optimizer's state."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def state_bytes(parameters: Iterable[torch.Tensor], name: str) -> int:
-    """Return the bytes of an optimizer's moments, two an element.
+    """Return the bytes of an optimizer's moments, two for each element.
 
-    In 8 bits they have a scale for each 256 elements, and tensors below 4,096 elements stay in 32
-    (arXiv 2110.02861, Sec. 2; the numbers are those of bitsandbytes 0.50).
+    8-bit moments have a scale for each 256 elements, and tensors with fewer than 4,096 elements
+    have 32-bit moments (arXiv 2110.02861, Sec. 2; the numbers are those of bitsandbytes 0.50).
 
     Args:
-        parameters: that are trained, float32.
-        name: of the optimizer, as a run calls it.
+        parameters: Trained parameters, float32.
+        name: Value of --optimizer.
     """
     in_8_bits = name.endswith("8bit")
     return sum(
@@ -117,7 +128,17 @@ def state_bytes(parameters: Iterable[torch.Tensor], name: str) -> int:
 def set_schedules(
     optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, step: int, num_steps: int
 ) -> float:
-    """Give every group its rate and weight decay of this step; return the learning rate."""
+    """Set the learning rate and weight decay of every group for a step.
+
+    Args:
+        optimizer: Optimizer from `build_optimizer`.
+        schedule: Peak values, final values and warm-up.
+        step: Optimizer step, counted from 0.
+        num_steps: Number of optimizer steps of the run.
+
+    Returns:
+        The learning rate of groups whose scale is 1.
+    """
     learning_rate = cosine_schedule(
         step,
         num_steps,

@@ -267,7 +267,7 @@ def test_card_picture_with_a_stream_is_rejected_before_anything_is_written(two_c
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
     options = ("--streaming", "true", "--max_steps", 1, "--batch_size", 2)
     command = arguments("dino", tmp_path / "images.parquet", tmp_path / "out", *options)
-    with pytest.raises(ValueError, match="card_picture"):
+    with pytest.raises(ValueError, match="--card-picture draws some of the images"):
         main([*command, "--card_picture", "true"])
     assert not (tmp_path / "out").exists()
 

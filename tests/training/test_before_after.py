@@ -309,7 +309,7 @@ def test_measuring_leaves_model_and_random_states_as_they_were(
 def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
     two_classes, tiny_checkpoint, tmp_path
 ):
-    for test, expected in ((two_classes, "too high. Give --eval_test others"), (TEST, "")):
+    for test, expected in ((two_classes, "too high: --eval-test"), (TEST, "")):
         train = two_classes if test == two_classes else TRAIN
         options = ("--eval_train", train, "--eval_test", test)
         line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out", *options)
@@ -323,8 +323,8 @@ def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
     [
         ("dino_finetune", ("--freeze_encoder_ratio", 1), "freeze_encoder_ratio below 1"),
         ("dino_finetune", ("--best_metric", "loss"), "best_metric .'loss'. must be one of"),
-        ("dino_finetune", ("--best_metric", "accuracy"), "it gives knn_10, .*view_retrieval"),
-        ("classify", (), "no figure that judges a classifier.*--eval_train"),
+        ("dino_finetune", ("--best_metric", "accuracy"), "available: knn_10, .*view_retrieval"),
+        ("classify", (), "none for a classifier.*--eval-train"),
     ],
 )
 def test_what_cannot_be_judged_is_said_before_anything_is_written(

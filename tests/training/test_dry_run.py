@@ -63,7 +63,7 @@ def test_activations_scaled_from_few_images_are_those_of_many(two_classes, tmp_p
 
 def test_a_dry_run_refuses_what_a_run_refuses(two_classes, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="something else than a run"):
+    with pytest.raises(FileExistsError, match="something other than a run"):
         main(
             arguments("mae", two_classes, tmp_path, "--max_steps", 1, "--batch_size", 6,
                       "--dry_run", "true")

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from selfvit.training.checkpoints.integrity import find_corruption
 from selfvit.training.config.training_config import OptimizerConfig
 from selfvit.training.optimization import build_optimizer
-from selfvit.training.preflight.dry_run import exact_memory
+from selfvit.training.preflight.dry_run import memory_without_activations
 from selfvit.training.runtime.fsdp import configure_fsdp
 from selfvit.training.train import main
 
@@ -73,7 +73,7 @@ def _describe_division(name, file):
     torch.manual_seed(0)
     model = objective.model_class(objective.config())
     optimizer = build_optimizer(model, OptimizerConfig(layer_decay=0.5))
-    memory = exact_memory(model, optimizer, num_processes=2, num_shards=2)
+    memory = memory_without_activations(model, optimizer, num_processes=2, num_shards=2)
     groups = [(group["scale"], group["decays"]) for group in optimizer.param_groups]
     model, optimizer = accelerator.prepare(model, optimizer)
     assert [(group["scale"], group["decays"]) for group in optimizer.param_groups] == groups
@@ -241,7 +241,7 @@ def test_in_bf16_the_loss_is_that_of_float32_but_for_rounding(recipe, two_classe
     ("changes", "message"),
     [
         (VERSION_1, "fsdp_version .1. must be 2"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--activation_checkpointing true instead"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "give --activation-checkpointing instead"),
     ],
 )
 def test_what_does_not_go_together_with_a_teacher_is_refused(

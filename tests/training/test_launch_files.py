@@ -156,7 +156,7 @@ def test_a_dry_run_counts_the_share_of_a_process(two_classes, tmp_path):
     options = ("--max_steps", 1, "--batch_size", 8, "--dry_run", "true")
     run_sharded(arguments("dino", two_classes, tmp_path / "out", *options), tmp_path)
     printed = (tmp_path / "printed-0.txt").read_text()
-    assert "blocks gathered" in printed and not (tmp_path / "out").exists()
+    assert "gathered blocks" in printed and not (tmp_path / "out").exists()
 
 
 def _work_in_a_folder_of_its_own(parent):

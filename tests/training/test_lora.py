@@ -442,7 +442,7 @@ def test_the_plan_of_a_run_with_adapters_is_what_it_then_needs(
     assert f"weights {mebibytes(*unmerged)}" in plan["memory"]
     assert f"AdamW {mebibytes(*moments)}" in plan["memory"]
     assert f"{mebibytes(*result, *unmerged, *moments)} each" in plan["checkpoints"]
-    assert f"the result {mebibytes(*result)}" in plan["checkpoints"]
+    assert f"trained model {mebibytes(*result)}" in plan["checkpoints"]
 
 
 def test_in_8_bits_a_run_is_resumed_exactly_and_keeps_close_to_32(
@@ -482,7 +482,7 @@ def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, 
     assert "| Adapters | LoRA of rank " in card and "on q_proj, k_proj, v_proj, o_proj" in card
     encoder = load_strictly(SelfViTModel, tiny_checkpoint)
     assert f"| Encoder parameters | {encoder.num_parameters():,} |" in card
-    assert "`adapter/` holds them alone, in PEFT's format, and is not published" in card
+    assert "`adapter/` has them separately, in PEFT's format, and is not published" in card
 
 
 def test_an_adapter_is_published_where_others_have_its_base(trained):
@@ -517,9 +517,9 @@ def test_values_that_make_no_sense_are_named(options, message):
         RECIPES["dino_demo"](None, None).replace(**options)
 
 
-def test_adapters_of_a_model_divided_over_processes_are_refused():
+def test_adapters_of_a_sharded_model_are_refused():
     config = LoRAConfig(lora_rank=4)
-    with pytest.raises(ValueError, match=r"lora_rank \(4\).*use DDP"):
+    with pytest.raises(ValueError, match=r"--lora-rank \(4\).*use DDP"):
         check_adapters(config, sharded=True)
     check_adapters(config, sharded=False)
     check_adapters(LoRAConfig(), sharded=True)
@@ -527,7 +527,7 @@ def test_adapters_of_a_model_divided_over_processes_are_refused():
 
 def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):
     arguments = [*KINDS["dino"], *LOOP, "--data", str(two_classes), "--batch_size", "8"]
-    with pytest.raises(ValueError, match=r"lora_rank \(16\).*give --init_from CHECKPOINT"):
+    with pytest.raises(ValueError, match=r"--lora-rank \(16\).*give --init-from CHECKPOINT"):
         main([*arguments, "--image_size", "32", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -76,7 +76,7 @@ def test_another_depth_moves_the_backbones_last_stage_along():
         ),
         (
             ["dino_demo", "--tracker", "abacus"],
-            "tracker .'abacus'. must be none, or one",
+            "--tracker .abacus. must be none, or one",
         ),
         (["dino_demo", "--eval_train", "x"], "eval_train and eval_test go together"),
         (["dino_demo", "--warmup_ratio", "2"], r"warmup_ratio \(2.0\) must be between 0 and 1"),

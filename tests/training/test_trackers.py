@@ -105,7 +105,7 @@ def test_names_of_trackers_are_checked():
     assert read_trackers("none") == []
     assert read_trackers("tensorboard, mlflow") == ["tensorboard", "mlflow"]
     for names in ("tensorbord", "none,wandb", "wandb,wandb", ""):
-        with pytest.raises(ValueError, match="by commas, of: tensorboard, wandb"):
+        with pytest.raises(ValueError, match="separated by commas: tensorboard, wandb"):
             read_trackers(names)
 
 

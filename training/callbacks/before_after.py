@@ -80,7 +80,7 @@ class BeforeAfterReport(Callback):
         assert images is not None
         metric = self.best.metric
         if metric is not None and metric not in self._before.samples:  # that of a new classifier
-            metric = images.accuracies()[0]
+            metric = images.accuracy_names()[0]
         self.comparison = compare(self._before, after, metric, images.note)
         content = {
             "init_from": display_name(str(self.run.start.init_from)),

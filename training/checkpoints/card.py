@@ -1,4 +1,4 @@
-"""What a run tells its card: data, hyper-parameters, hardware, cost, figures, a picture."""
+"""The model card of a run: data, hyperparameters, hardware, cost, metrics, attention maps."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class RunCard:
                 has_code=run.checkpoints.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
-                    data=described(self.source.description, run.data.data),
+                    data=describe_data(self.source.description, run.data.data),
                     dataset=hub_id(run.data.data),
                     started_from=(
                         display_name(run.start.init_from)
@@ -119,7 +119,7 @@ class RunCard:
                     ),
                     num_steps=state.step,
                     planned_steps=state.num_steps,
-                    values=hyper_parameters(run) | self._of_the_model(model),
+                    values=hyperparameters(run) | self._model_rows(model),
                     hardware=self.hardware,
                     num_processes=self.num_processes,
                     seconds=cost["seconds"] or 0.0,
@@ -128,28 +128,32 @@ class RunCard:
                 before={} if comparison is None else comparison.before,
                 after=metrics if comparison is None else {**metrics, **comparison.after},
                 verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
-                # without data of their own, accuracies are of a part of the training images
+                # without --eval-test, accuracies are measured on a part of the training images
                 evaluated_on=run.evaluation.eval_test
                 or ("" if comparison is None else run.data.data),
                 picture=picture,
             )
         )
 
-    def _of_the_model(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
+    def _model_rows(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
+        """Return precision and adapters, which depend on more than the configuration."""
         rows = {"Precision": self.precision}
         if has_adapters(model):
             run = self.run
-            # a base that others cannot open: see adapter_to_publish
+            # an adapter without a base on the Hub is of no use to others: see adapter_to_publish
             kept = "" if hub_id(str(run.start.init_from)) else ", and is not published"
             rows["Adapters"] = (
-                f"{describe_adapters(run.lora, model)}. The encoder's own weights stood still. "
-                f"These weights have the adapters merged; `{ADAPTER}/` holds them alone, in PEFT's "
-                f"format{kept}"
+                f"{describe_adapters(run.lora, model)}. The encoder's own weights were frozen. The "
+                f"adapters are merged into these weights; `{ADAPTER}/` has them separately, in "
+                f"PEFT's format{kept}"
             )
         return rows
 
     def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> str | None:
-        """Draw the picture into the folder of the run, if it asks for one; return its name."""
+        """Draw attention maps into the run folder and return the file's name.
+
+        Returns None without drawing if the run does not set `card_picture`.
+        """
         if not (self.run.card.card_picture and isinstance(self.source, ImageSource)):
             return None
         images, _ = choose_images(self.source, NUM_PICTURED)
@@ -158,54 +162,59 @@ class RunCard:
         return PICTURE
 
 
-def described(description: str, data: str) -> str:
-    """Return the description of a source without the folders that its data lies in."""
+def describe_data(description: str, data: str) -> str:
+    """Return the description of a source, with a local path reduced to its last part.
+
+    Args:
+        description: Description of the source.
+        data: The run's data: a path or a Hub id.
+    """
     path = str(Path(data).expanduser())
-    lies_here = os.sep in path and hub_id(data) is None
-    return description.replace(path, display_name(data)) if lies_here else description
+    is_local_path = os.sep in path and hub_id(data) is None
+    return description.replace(path, display_name(data)) if is_local_path else description
 
 
-def hyper_parameters(run: RunConfig) -> dict[str, str]:
-    """Return the values of a run by what the card calls them."""
+def hyperparameters(run: RunConfig) -> dict[str, str]:
+    """Return the hyperparameters of a run, by their row titles in the card."""
     end = run.schedule.weight_decay_end
-    decay = f"{run.schedule.weight_decay:g}" + ("" if end is None else f" to {end:g}, by a cosine")
+    decay = f"{run.schedule.weight_decay:g}" + ("" if end is None else f" to {end:g} (cosine)")
     kind = "" if run.optimizer.optimizer == OPTIMIZERS[0] else f" ({run.optimizer.optimizer})"
     views = {name: value for name, value in asdict(run.augmentation).items() if value is not None}
     schedule, optimizer = run.schedule, run.optimizer
-    num_parts = run.runtime.gradient_accumulation_steps
-    parts = f", in {num_parts} parts a process" if num_parts > 1 else ""
+    accumulation = run.runtime.gradient_accumulation_steps
+    split = f", in {accumulation} micro-batches per process" if accumulation > 1 else ""
     rows = {
-        "Batch": f"{schedule.batch_size} images{parts}",
+        "Batch": f"{schedule.batch_size} images{split}",
         "Optimizer": f"AdamW{kind}, betas {optimizer.adam_beta1:g} and {optimizer.adam_beta2:g}",
-        "Learning rate": f"{schedule.learning_rate:.3g} at its peak, after a warm-up of "
-        f"{100 * schedule.warmup_ratio:g} % of the steps, to {schedule.min_learning_rate:g} by a "
-        "cosine",
+        "Learning rate": f"peak {schedule.learning_rate:.3g}, linear warm-up over "
+        f"{100 * schedule.warmup_ratio:g} % of the steps, cosine decay to "
+        f"{schedule.min_learning_rate:g}",
         "Weight decay": decay,
         "Drop path": f"{run.model.drop_path_rate:g}",
-        "Views": ", ".join(f"{name} {value}" for name, value in views.items()),
+        "Augmentation": ", ".join(f"{name} {value}" for name, value in views.items()),
         "Seed": str(run.start.seed),
     }
     if run.optimizer.max_gradient_norm is not None:
-        rows["Gradient norm"] = f"at most {run.optimizer.max_gradient_norm:g}"
+        rows["Gradient norm"] = f"clipped to {run.optimizer.max_gradient_norm:g}"
     if run.optimizer.layer_decay != 1:
-        rows["Layer decay"] = f"{run.optimizer.layer_decay:g} a block"
+        rows["Layer decay"] = f"{run.optimizer.layer_decay:g} per block"
     if run.schedule.freeze_encoder_ratio > 0:
         frozen = "Frozen encoder" if run.lora.lora_rank is None else "Frozen adapters"
-        rows[frozen] = f"{100 * run.schedule.freeze_encoder_ratio:g} % of the steps"
+        rows[frozen] = f"first {100 * run.schedule.freeze_encoder_ratio:g} % of the steps"
     return rows
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is: the name of a GPU or a CPU, and how many threads of it are used."""
+    """Return the name of a GPU or CPU, the latter with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type.upper()
     name, cpus = platform.machine(), Path("/proc/cpuinfo")
-    if cpus.is_file():  # Linux; elsewhere the kind of processor has to do
+    if cpus.is_file():  # Linux only; elsewhere the architecture is named
         found = re.search(r"^model name\s*: (.+)$", cpus.read_text(), flags=re.MULTILINE)
         name = found[1] if found else name
     return f"CPU ({name}), threads: {torch.get_num_threads()}"
 
 
-__all__ = ["PICTURE", "RunCard", "check_card", "described", "device_name", "hyper_parameters"]
+__all__ = ["PICTURE", "RunCard", "check_card", "describe_data", "device_name", "hyperparameters"]

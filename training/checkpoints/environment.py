@@ -1,4 +1,4 @@
-"""What a run was made with: versions, and the git revisions of code that git keeps."""
+"""Record the software environment of a run: package versions and git revisions."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import torch
 
 from ... import __version__
 
-# Those that decide what numbers come out: arithmetic, decoding, augmentation.
+# Packages that affect the results, through arithmetic, decoding or augmentation.
 PACKAGES = ("transformers", "accelerate", "datasets", "numpy", "Pillow")
-OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")  # one module, cv2
+# Distributions of the module cv2.
+OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
 
 Environment = dict[str, dict[str, str]]
 
 
 def environment() -> Environment:
-    """Return "versions" by package, and "git": revisions of "selfvit" and "working_directory".
+    """Return the versions of packages and the git revisions of the code.
 
-    A revision ends with "-dirty" if tracked files differ from it. What cannot be found out is left
-    out: no git, no repository, an installed selfvit.
+    Returns:
+        "versions": Version of each installed package, by its name.
+        "git": Revisions of "selfvit" and "working_directory". A revision ends with "-dirty" if
+            tracked files differ from it. It is left out if git is missing or the folder is in no
+            repository; that of "selfvit" also if the package is installed, not a checkout.
     """
     versions = {
         "python": platform.python_version(),
         "selfvit": __version__,
-        "torch": torch.__version__,  # with its build, as in 2.14.0+cpu
+        "torch": torch.__version__,  # includes the build, as in 2.14.0+cpu
     }
     for name in (*PACKAGES, *OPENCV):
         try:
@@ -36,7 +40,8 @@ def environment() -> Environment:
             continue
     package = Path(__file__).resolve().parent
     revisions = {
-        # an installed package may lie in somebody's repository (.venv): it is not tracked there
+        # An installed package may be in the folder of another repository (.venv) without being
+        # tracked by it.
         "selfvit": _git(package, "ls-files", "--error-unmatch", Path(__file__).name)
         and _revision(package),
         "working_directory": _revision(Path.cwd()),
@@ -45,8 +50,13 @@ def environment() -> Environment:
 
 
 def differences(then: Environment, now: Environment) -> list[str]:
-    """Return what has changed, as "torch 2.13.0 then, 2.14.0 now"."""
-    before, after = _of_the_code(then), _of_the_code(now)
+    """Return the differences that may affect results, as "torch 2.13.0 then, 2.14.0 now".
+
+    Args:
+        then: Environment in which the run was started.
+        now: Present environment.
+    """
+    before, after = _code_versions(then), _code_versions(now)
     return [
         f"{name} {before.get(name)} then, {after.get(name)} now"
         for name in sorted(before.keys() | after.keys())
@@ -54,8 +64,8 @@ def differences(then: Environment, now: Environment) -> list[str]:
     ]
 
 
-def _of_the_code(environment: Environment) -> dict[str, str | None]:
-    """Return what decides the numbers: the working directory's revision is for people to know."""
+def _code_versions(environment: Environment) -> dict[str, str | None]:
+    """Return the versions of all code that affects results; the working directory's does not."""
     return {
         **environment["versions"],
         "git revision of selfvit": environment["git"].get("selfvit"),
@@ -71,7 +81,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         result = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10
         )
-    except (OSError, subprocess.TimeoutExpired):  # no git, or a repository too large to wait for
+    except (OSError, subprocess.TimeoutExpired):  # git is missing, or takes too long
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
 

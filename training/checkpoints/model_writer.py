@@ -15,13 +15,13 @@ from ..runtime.fsdp import FullModel
 
 
 class ModelWriter:
-    """Writes the model in training as a checkpoint that AutoModel opens, adapters merged.
+    """Writes the model in training as a checkpoint that AutoModel opens, with adapters merged.
 
     Args:
-        model: Model in training.
-        processor: Image processor to write beside it.
-        save_code: Whether to write the code of the model too, about 0.1 MB. This includes the
-            checkpoints for resuming, since users open them to inspect a run.
+        model: Model in training, gathered.
+        processor: Image processor to save with it.
+        save_code: Whether to save the model's code with it, about 0.1 MB. Checkpoints to resume
+            from have it, too, because they can also be opened for inspection.
     """
 
     def __init__(self, model: FullModel, processor: Any, *, save_code: bool):
@@ -30,15 +30,16 @@ class ModelWriter:
         self.save_code = save_code
 
     def write(self, folder: Path, card: str, *, to_resume: bool = False) -> None:
-        """Write model, processor and card, as last gathered. Only the main process calls this.
+        """Write the model, as last gathered, with processor and card; main process only.
 
-        The card is part of each checkpoint because it names the license.
+        Every checkpoint has a card, because the card states the license of the weights, which a
+        run that starts from the checkpoint must know.
 
         Args:
             folder: Checkpoint folder.
-            card: Content of README.md.
-            to_resume: Whether `restore` reads the checkpoint. Merged weights do not give back the
-                weights of base and adapters, so these are written too.
+            card: Text of README.md.
+            to_resume: Whether `restore` must be able to read the checkpoint. The model is then
+                also written with unmerged adapters, which merged weights do not determine exactly.
         """
         model = self.full_model.gathered
         adapted = has_adapters(model)
@@ -52,7 +53,7 @@ class ModelWriter:
             save_unmerged(model, folder)
 
     def restore(self, folder: Path) -> None:
-        """Load a checkpoint strictly into the model in training. All processes call this."""
+        """Load a checkpoint into the model in training, strictly; collective."""
         if has_adapters(self.full_model.module):
             load_unmerged(self.full_model.module, folder)
         else:

@@ -16,20 +16,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..optimization import optimized_parameters
 from ..runtime.fsdp import is_sharded
 
-OPTIMIZER = "optimizer.bin"  # whole, as Accelerate writes it
-
-
-SHARDED_OPTIMIZER = "optimizer"  # folder, a file a process
+OPTIMIZER = "optimizer.bin"  # file of an unsharded state, as Accelerate names it
+SHARDED_OPTIMIZER = "optimizer"  # folder of a sharded state, with a file for each process
 
 
 def save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Save all that a resume needs but the model: optimizer, scaler, random states; collective.
+    """Save what a resume needs besides the model: optimizer, scaler, random states; collective.
 
     Args:
-        accelerator: with both prepared.
-        model: in training.
-        optimizer: of `accelerator.prepare`.
-        folder: on a file system that all processes share.
+        accelerator: Accelerator that prepared the model and the optimizer.
+        model: Model in training.
+        optimizer: The optimizer, as prepared.
+        folder: Checkpoint folder, on a file system that all processes share.
     """
     if not is_sharded(accelerator):
         accelerator.save_state(str(folder), safe_serialization=True)
@@ -49,7 +47,11 @@ def save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
 
 def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Load what `save_state` saved; collective. Sharded or not, then and now, need not agree."""
+    """Load what `save_state` saved; collective.
+
+    A sharded state can be loaded into an unsharded model, an unsharded state into a sharded model,
+    and a sharded state by another number of processes.
+    """
     was_sharded = (folder / SHARDED_OPTIMIZER).is_dir()
     if not was_sharded and not is_sharded(accelerator):
         accelerator.load_state(str(folder))
@@ -67,18 +69,18 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
 
 
 def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Read of each tensor what belongs to this process, however many processes wrote it."""
+    """Load this process's shard of each tensor, regardless of how many processes saved them."""
     parameters = dict(model.named_parameters())
     saved: dict[str, Any] = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     state: dict[str, Tensor] = {}
-    for name, described in saved.items():
+    for name, metadata in saved.items():
         parameter = parameters[name.rpartition(".")[0]].detach()
         state[name] = (
-            torch.zeros_like(parameter, dtype=described.properties.dtype)
-            if described.size == parameter.shape
-            else torch.zeros((), device=parameter.device)  # the number of steps
+            torch.zeros_like(parameter, dtype=metadata.properties.dtype)
+            if metadata.size == parameter.shape
+            else torch.zeros((), device=parameter.device)  # step count, a scalar
         )
-    # one process alone may read what several wrote
+    # A single process may load what several processes saved.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     dcp.load(state, checkpoint_id=folder)
     optimizer.state.clear()
@@ -88,7 +90,7 @@ def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> None:
 
 
 def _shard_whole(optimizer: Any, file: Path) -> None:
-    """Divide the state of a run that was not sharded."""
+    """Load the state of an unsharded run, and shard it if the parameters are sharded."""
     saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)["state"]
     parameters = optimized_parameters(optimizer)
     optimizer.state.clear()

@@ -14,7 +14,7 @@ def read_config(checkpoint: str) -> SelfViTConfig:
     """Return the configuration of a selfvit checkpoint.
 
     Raises:
-        ValueError: if there is none, or it is of another type of model.
+        ValueError: If there is no checkpoint, or it is of another model type.
     """
     try:
         config = AutoConfig.from_pretrained(resolve_checkpoint(checkpoint))
@@ -22,16 +22,17 @@ def read_config(checkpoint: str) -> SelfViTConfig:
         raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
     if not isinstance(config, SelfViTConfig):
         raise ValueError(
-            f"{checkpoint} is a {config.model_type!r} checkpoint; training starts from one "
-            "of selfvit's own."
+            f"--init-from needs a selfvit checkpoint, but {checkpoint} is a "
+            f"{config.model_type!r} checkpoint; convert it first, with selfvit convert."
         )
     return config
 
 
 def read_preprocessing(checkpoint: str) -> dict[str, Any]:
-    """Return the fields of `TrainingConfig` that a checkpoint's image processor decides.
+    """Return the fields of `PreprocessingConfig` that a checkpoint's image processor determines.
 
-    Weights go on being trained on what they were trained on. Empty for a checkpoint without one.
+    A run that starts from a checkpoint keeps its preprocessing. Empty for a checkpoint without an
+    image processor.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))

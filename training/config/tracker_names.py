@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import importlib.util
 
-# Tracker, as Accelerate calls it, and what it imports. Local SQLite is no part of mlflow-skinny.
+# Modules that each tracker imports, by its name in Accelerate. mlflow-skinny lacks the modules for
+# its local SQLite file.
 NEEDS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "trackio": ("trackio",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
-
-
-NONE = "none"
+NONE = "none"  # value of --tracker without trackers
 
 
 def read_trackers(names: str) -> list[str]:
-    """Return the trackers of "none", "wandb" or "tensorboard,mlflow".
+    """Parse a value of --tracker, such as "none", "wandb" or "tensorboard,mlflow".
+
+    Returns:
+        Names of the trackers.
 
     Raises:
-        ValueError: if there is no such tracker, one comes twice, or "none" beside others.
+        ValueError: If a tracker is unknown, repeated, or combined with "none".
     """
     trackers = [name.strip() for name in names.split(",")]
     if trackers == [NONE]:
         return []
     if set(trackers) - set(NEEDS) or len(set(trackers)) < len(trackers):
         raise ValueError(
-            f"tracker ({names!r}) must be {NONE}, or one or several, by commas, of: "
+            f"--tracker ({names}) must be {NONE}, or one or more of these, separated by commas: "
             f"{', '.join(NEEDS)}."
         )
     return trackers
 
 
 def chosen_trackers(names: str) -> list[str]:
-    """Return the trackers for Accelerate; TensorBoard, the default, only where it is installed.
+    """Return the trackers to use; TensorBoard alone, the default, is left out if not installed.
 
     Raises:
-        ValueError: if another one is asked for, and is not installed.
+        ValueError: If another tracker is not installed.
     """
     trackers = read_trackers(names)
     for name in trackers:
@@ -46,8 +48,8 @@ def chosen_trackers(names: str) -> list[str]:
             return []
         if missing:
             raise ValueError(
-                f"tracker ({name!r}) is not installed, {', '.join(missing)} is missing: "
-                f'pip install {name}, or "selfvit[trackers]" for all of them.'
+                f"--tracker ({name}) needs {', '.join(missing)}, which is not installed; use: pip "
+                f"install {name}, or pip install 'selfvit[trackers]' for all trackers."
             )
     return trackers
 

@@ -1,4 +1,4 @@
-"""The plan of a run, told before it starts: `selfvit train RECIPE ... --dry_run true`."""
+"""Dry run: print what a run would do, without training or writing (`selfvit train --dry-run`)."""
 
 # B images · V views · C channels · H, W pixels
 
@@ -20,23 +20,23 @@ from ..dataloader.streaming import partition_stream
 from ..lora import count_parameters, describe_adapters, has_adapters, result_bytes
 from ..optimization import build_optimizer, optimized_parameters, set_schedules, state_bytes
 
-# Images of the forward passes that measure activations: two sizes tell the part that grows with
-# the images from the part that does not, and both are quick on a CPU.
+# Numbers of images of the two forward passes that measure activations. Two sizes separate the bytes
+# per image from the constant part, and both passes are quick on a CPU.
 FEW, MORE = 2, 4
-FRACTIONS = (0.0, 0.1, 0.5, 1.0)
+FRACTIONS = (0.0, 0.1, 0.5, 1.0)  # points of the run at which schedules are shown
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs, but for the activations.
+    """Memory of one process without activations, and files, all in bytes.
 
     Args:
-        weights: parameters, teacher included, and buffers.
-        gradients: of the trained parameters; twice over several processes, as DDP keeps buckets.
-        optimizer: the two moments of AdamW.
-        result: the files of the trained model, but for some small ones.
-        checkpoint: those of a checkpoint that a run can resume from.
-        gathered: where FSDP2 divides all of this, the largest block whole, and the next one.
+        weights: Parameters, teacher included, and buffers.
+        gradients: Gradients; twice with several processes, because DDP keeps a copy in buckets.
+        optimizer: The two moments of AdamW.
+        result: Files of the trained model, except small ones.
+        checkpoint: Files of a checkpoint to resume from.
+        gathered: Gathered parameters of one block and the prefetched next one, with FSDP2; else 0.
     """
 
     weights: int
@@ -48,25 +48,25 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All that the memory of a process holds."""
+        """Memory of one process without activations."""
         return self.weights + self.gradients + self.optimizer + self.gathered
 
 
-def exact_memory(
+def memory_without_activations(
     model: Any,
     optimizer: torch.optim.Optimizer,
     num_processes: int,
     num_shards: int = 1,
     name: str = "adamw_torch_fused",
 ) -> Memory:
-    """Count the bytes that follow from the parameters alone.
+    """Compute the memory that follows from the parameters alone.
 
     Args:
-        model: to train.
-        optimizer: of its parameters.
-        num_processes: that train together.
-        num_shards: processes that FSDP2 divides the model over; 1 without it.
-        name: of the optimizer, as a run calls it.
+        model: Model to train.
+        optimizer: Optimizer of the model.
+        num_processes: Number of processes of the run.
+        num_shards: Number of processes that FSDP2 shards the model over; 1 without FSDP2.
+        name: Value of --optimizer.
     """
     trained = optimized_parameters(optimizer)
     gradients = sum(parameter.nbytes for parameter in trained)
@@ -75,7 +75,7 @@ def exact_memory(
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     unmerged = parameters + buffers if has_adapters(model) else 0
     result = result_bytes(model)
-    of_all = Memory(
+    unsharded = Memory(
         weights=parameters + buffers,
         gradients=gradients * (2 if num_processes > 1 else 1),
         optimizer=states,
@@ -83,48 +83,55 @@ def exact_memory(
         checkpoint=result + states + unmerged,
     )
     if num_shards == 1:
-        return of_all
+        return unsharded
     blocks = [
         sum(parameter.nbytes for parameter in module.parameters())
         for module in model.modules()
         if type(module).__name__ in model._no_split_modules
     ]
-    own_trained = sum(_largest_share(parameter, num_shards) for parameter in trained)
+    trained_shards = sum(_largest_shard(parameter, num_shards) for parameter in trained)
     return replace(
-        of_all,
+        unsharded,
         weights=buffers
-        + sum(_largest_share(parameter, num_shards) for parameter in model.parameters()),
-        gradients=own_trained,
-        optimizer=2 * own_trained,
+        + sum(_largest_shard(parameter, num_shards) for parameter in model.parameters()),
+        gradients=trained_shards,
+        optimizer=2 * trained_shards,
         gathered=2 * max(blocks),
     )
 
 
-def _largest_share(parameter: Tensor, num_shards: int) -> int:
-    """Return the bytes that the first process has: parameters are cut along their first axis."""
+def _largest_shard(parameter: Tensor, num_shards: int) -> int:
+    """Return the bytes of the first process's shard; parameters are split along the first axis."""
     rows = len(parameter)
     return -(-rows // num_shards) * (parameter.nbytes // rows)
 
 
-def kept_for_backward(
+def saved_for_backward(
     model: Any, inputs: dict[str, Tensor], scheduled: dict[str, float], precision: str
 ) -> int:
-    """Return the bytes that autograd keeps of one real forward pass, weights left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors, as a freed one's address would be used again
+    """Return the bytes that autograd saves in a real forward pass, without the weights.
 
-    def keep(tensor: Tensor) -> Tensor:
+    Args:
+        model: Model in training, on the CPU.
+        inputs: Model inputs of a micro-batch.
+        scheduled: Scheduled values of a step, further arguments of `forward`.
+        precision: "no", "bf16" or "fp16".
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    saved: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used twice
+
+    def save(tensor: Tensor) -> Tensor:
         if (address := tensor.untyped_storage().data_ptr()) not in own:
-            kept[address] = tensor.detach()
+            saved[address] = tensor.detach()
         return tensor
 
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
         torch.autocast("cpu", dtype=dtype, enabled=precision in ("bf16", "fp16")),
     ):
         model(**inputs, **scheduled)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def describe_plan(
@@ -136,47 +143,55 @@ def describe_plan(
     precision: str,
     num_shards: int = 1,
 ) -> str:
-    """Return what a run would do, as text. A few images are read, and a forward pass is made.
+    """Return the text that describes what a run would do.
+
+    Reads a few images and makes forward passes with them, to measure activations.
 
     Args:
-        run: as it would be trained.
-        model: to train, on the CPU.
-        source: the images.
-        plan: of the batches.
-        loader_from: gives the batches of a plan.
-        precision: no, bf16 or fp16.
-        num_shards: processes that FSDP2 divides the model over; 1 without it.
+        run: Configuration of the run.
+        model: Model to train, on the CPU.
+        source: Training images.
+        plan: Batches of the run.
+        loader_from: Returns the micro-batches of a plan.
+        precision: "no", "bf16" or "fp16".
+        num_shards: Number of processes that FSDP2 shards the model over; 1 without FSDP2.
     """
     optimizer = build_optimizer(model, run.optimizer)
     num_trained = sum(parameter.numel() for parameter in optimized_parameters(optimizer))
-    memory = exact_memory(model, optimizer, plan.num_processes, num_shards, run.optimizer.optimizer)
+    memory = memory_without_activations(
+        model, optimizer, plan.num_processes, num_shards, run.optimizer.optimizer
+    )
     activations, views = measure_activations(run, model, plan, loader_from, precision)
     encoder = count_parameters(model.vit)
-    gathered = f", blocks gathered {_size(memory.gathered)}" if num_shards > 1 else ""
+    gathered = f", gathered blocks {_mebibytes(memory.gathered)}" if num_shards > 1 else ""
     warmup = round(run.schedule.warmup_ratio * plan.num_steps)
     num_checkpoints = -(-plan.num_steps // run.checkpoints.save_steps)
     num_kept = min(run.checkpoints.save_total_limit, num_checkpoints)
+    recomputed = (
+        "; activation checkpointing needs less" if run.runtime.activation_checkpointing else ""
+    )
     lines = [
-        f"plan of {run.recipe}, nothing is trained or written",
-        f"images        {_length_of(source, plan, run.data.num_workers)}",
-        f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, all {_count(model):,}",
+        f"Plan of recipe {run.recipe} (dry run: nothing is trained or written)",
+        f"images        {_describe_images(source, plan, run.data.num_workers)}",
+        f"parameters    encoder {encoder.own:,}, trained {num_trained:,}, "
+        f"total {_num_parameters(model):,}",
         *([f"adapters      {describe_adapters(run.lora, model)}"] if has_adapters(model) else []),
-        f"steps         {plan.num_steps:,}, the first {warmup:,} of them warm-up",
-        f"batch         {plan.batch_size} images a step: {plan.num_processes} processes x "
+        f"steps         {plan.num_steps:,}, warm-up for the first {warmup:,}",
+        f"batch         {plan.batch_size} images per step: {plan.num_processes} processes x "
         f"{plan.accumulation_steps} micro-batches x {plan.micro_batch_size} images",
         f"views         {views}",
-        f"memory        {_size(memory.total + activations)} a process: weights "
-        f"{_size(memory.weights)}, gradients {_size(memory.gradients)}, AdamW "
-        f"{_size(memory.optimizer)}{gathered} (exact); activations {_size(activations)}",
-        f"              (activations: measured on the CPU with at most {MORE} images, precision "
-        f"{precision}, and scaled to {plan.micro_batch_size}"
-        + ("; less with checkpointing)" if run.runtime.activation_checkpointing else ")"),
-        f"checkpoints   {num_checkpoints}, every {run.checkpoints.save_steps} steps; {num_kept} "
-        f"kept, {_size(memory.checkpoint)} each; the result {_size(memory.result)}",
-        f"evaluation    {_evaluation(run)}",
-        f"published     {run.hub.push_to_hub or 'nowhere'}",
+        f"memory        {_mebibytes(memory.total + activations)} per process: weights "
+        f"{_mebibytes(memory.weights)}, gradients {_mebibytes(memory.gradients)}, AdamW "
+        f"{_mebibytes(memory.optimizer)}{gathered} (exact); activations {_mebibytes(activations)}",
+        f"              (activations are measured on the CPU with at most {MORE} images and mixed "
+        f"precision {precision}, and scaled to {plan.micro_batch_size}{recomputed})",
+        f"checkpoints   {num_checkpoints}, one every {run.checkpoints.save_steps} steps, the last "
+        f"{num_kept} kept, {_mebibytes(memory.checkpoint)} each; trained model "
+        f"{_mebibytes(memory.result)}",
+        f"evaluation    {_describe_evaluation(run)}",
+        f"published     {run.hub.push_to_hub or 'no'}",
         "",
-        *_schedule(run, model, optimizer, plan.num_steps),
+        *_schedule_table(run, model, optimizer, plan.num_steps),
     ]
     return "\n".join(lines)
 
@@ -188,7 +203,10 @@ def measure_activations(
     loader_from: Callable[[BatchPlan], Iterable[dict[str, Tensor]]],
     precision: str,
 ) -> tuple[int, str]:
-    """Return the bytes of a micro-batch's activations, and the views of an image in words."""
+    """Return the bytes of a micro-batch's activations, and a description of an image's views.
+
+    The bytes are measured with a few images and extrapolated linearly to the micro-batch.
+    """
     measured: dict[int, int] = {}
     views = ""
     model.train()
@@ -203,29 +221,30 @@ def measure_activations(
         )
         batch = dict(next(iter(loader_from(few))))
         batch.pop("skipped")
-        views = _views_in_words(batch)
+        views = _describe_views(batch)
         inputs = to_model_inputs(batch, run.preprocessing, model.device)
         scheduled = model.scheduled_values(0, plan.num_steps)
-        measured[num_images] = kept_for_backward(model, inputs, scheduled, precision)
+        measured[num_images] = saved_for_backward(model, inputs, scheduled, precision)
     (small, bytes_small), (large, bytes_large) = min(measured.items()), max(measured.items())
     if small == large:
         return bytes_large, views
-    an_image = (bytes_large - bytes_small) / (large - small)
-    return round(bytes_large + an_image * (plan.micro_batch_size - large)), views
+    bytes_per_image = (bytes_large - bytes_small) / (large - small)
+    return round(bytes_large + bytes_per_image * (plan.micro_batch_size - large)), views
 
 
-def _views_in_words(batch: dict[str, Tensor]) -> str:
-    words = []
+def _describe_views(batch: dict[str, Tensor]) -> str:
+    descriptions = []
     for name, value in sorted(batch.items()):
         if value.dtype == torch.uint8:  # (B, C, H, W) or (V, B, C, H, W)
             number = value.shape[0] if value.dim() == 5 else 1
-            words.append(f"{number} {name} of {value.shape[-2]} x {value.shape[-1]}")
-    return ", ".join(words) + " of each image"
+            descriptions.append(f"{number} {name} of {value.shape[-2]} x {value.shape[-1]}")
+    return ", ".join(descriptions) + " pixels for each image"
 
 
-def _schedule(
+def _schedule_table(
     run: RunConfig, model: Any, optimizer: torch.optim.Optimizer, num_steps: int
 ) -> list[str]:
+    """Return the lines of a table of the scheduled values at `FRACTIONS` of the run."""
     rows: dict[str, list[float]] = {}
     for fraction in FRACTIONS:
         step = min(round(fraction * num_steps), num_steps - 1)
@@ -245,32 +264,38 @@ def _schedule(
     return lines
 
 
-def _length_of(
+def _describe_images(
     source: ImageSource | StreamingImageSource, plan: BatchPlan, num_workers: int
 ) -> str:
     if isinstance(source, StreamingImageSource):
         partition = partition_stream(source, plan.num_processes, num_workers)
         return f"{source.description}, a stream of unknown length: {partition}"
     epochs = plan.num_steps * plan.batch_size / len(source)
-    return f"{len(source):,} of {source.description}, each seen {epochs:.3g} times (epochs)"
+    return f"{len(source):,} ({source.description}), {epochs:.3g} epochs"
 
 
-def _evaluation(run: RunConfig) -> str:
+def _describe_evaluation(run: RunConfig) -> str:
     config = run.evaluation
     if config.eval_steps is None:
         return "none"
-    data = "the training images, without labels"
+    data = "the training images"
     if config.eval_train is not None:
-        data = f"neighbors and linear probe of {config.eval_train} on {config.eval_test}"
-    return f"every {config.eval_steps} steps: {data}"
+        data = f"{config.eval_test}; k-NN and linear probe learn from {config.eval_train}"
+    return f"every {config.eval_steps} steps, on {data}"
 
 
-def _count(model: Any) -> int:
+def _num_parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _size(num_bytes: float) -> str:
+def _mebibytes(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:,.1f} MiB"
 
 
-__all__ = ["Memory", "describe_plan", "exact_memory", "kept_for_backward", "measure_activations"]
+__all__ = [
+    "Memory",
+    "describe_plan",
+    "measure_activations",
+    "memory_without_activations",
+    "saved_for_backward",
+]

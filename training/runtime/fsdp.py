@@ -1,12 +1,12 @@
-"""FSDP2: parameters, gradients and optimizer state divided over processes, through Accelerate.
+"""FSDP2: shard parameters, gradients and optimizer state over processes, with Accelerate.
 
-(PyTorch's `fully_shard`; the idea is ZeRO's, arXiv 1910.02054.) Each parameter is divided along its
-first axis, student's and teacher's alike, so the teacher moves shard by shard. Buffers (the center,
-running statistics) stay whole and equal in all processes.
+(PyTorch's `fully_shard`, after ZeRO, arXiv 1910.02054.) Each parameter is sharded along its first
+axis, in the student and the teacher alike, so the teacher is updated shard by shard. Buffers (the
+center, running statistics) are not sharded and are equal in all processes.
 
-A checkpoint holds the model whole, as safetensors that AutoModel opens, and the optimizer's state,
-as large or twice as large, as the processes have it: each writes its own part, and only a resume
-reads them.
+A checkpoint has the full model, as safetensors that AutoModel opens. The optimizer's state, which
+is as large or twice as large, is saved sharded: each process writes its own shard, and only a
+resume reads them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Say whether the model is, or will be when it is prepared, divided over processes."""
+    """Return whether Accelerate shards the model over processes when it prepares it."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def num_shards(accelerator: Accelerator) -> int:
-    """Return how many processes share one model: those of a machine, where machines have copies."""
+    """Return the number of processes that one copy of the model is sharded over.
+
+    With hybrid sharding each machine has a copy, sharded over its own processes.
+    """
     if not is_sharded(accelerator):
         return 1
     mesh = accelerator.parallelism_config
@@ -41,68 +44,77 @@ def num_shards(accelerator: Accelerator) -> int:
 
 
 def configure_fsdp(accelerator: Accelerator, optimizer: str) -> None:
-    """Fit Accelerate's FSDP configuration to these models; nothing without one.
+    """Adapt Accelerate's FSDP configuration to selfvit's models; no effect without FSDP.
+
+    Args:
+        accelerator: The Accelerator, before it prepares the model.
+        optimizer: Value of --optimizer.
 
     Raises:
-        ValueError: if it asks for what does not go together with them, or with the run.
+        ValueError: If the FSDP configuration does not support the models or the optimizer.
     """
     if not is_sharded(accelerator):
         return
     if optimizer != "adamw_torch_fused":
         raise ValueError(
-            f"optimizer ({optimizer!r}) keeps states that FSDP2 cannot divide; use "
-            "adamw_torch_fused, whose states are divided already."
+            f"--optimizer ({optimizer}) has states that FSDP2 cannot shard; use adamw_torch_fused, "
+            "whose states are sharded."
         )
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(
-            f"fsdp_version ({plugin.fsdp_version}) must be 2: version 1 flattens parameters, and a "
-            "teacher cannot follow. Set fsdp_version: 2, as examples/launch/8_gpus_fsdp2.yaml has."
+            f"fsdp_version ({plugin.fsdp_version}) must be 2, since version 1 flattens parameters "
+            "and the teacher could not be updated; set fsdp_version: 2, as in "
+            "examples/launch/8_gpus_fsdp2.yaml."
         )
     if plugin.activation_checkpointing:
         raise ValueError(
-            "fsdp_activation_checkpointing recomputes blocks with another drop path; set it to "
-            "false, and give --activation-checkpointing instead."
+            "fsdp_activation_checkpointing must be false, since it would recompute blocks with a "
+            "different drop path; give --activation-checkpointing instead."
         )
-    # It would build the model in one process only, which fails for models with buffers. Every
-    # process builds it from the same seed or checkpoint, in the memory of its host.
+    # This option would build the model in one process only, which fails for models with buffers.
+    # Here every process builds it from the same seed or checkpoint, in CPU memory.
     plugin.cpu_ram_efficient_loading = False
     disable_fsdp_ram_efficient_loading()
     if plugin.mixed_precision_policy is not None:
-        # As with DDP, autocast decides what each operation runs in, so inputs stay as they are and
-        # the loss is float32. Weights travel in half precision; gradients are summed in float32.
+        # As with DDP, autocast chooses the dtype of each operation, so inputs are not cast and the
+        # loss is float32. Weights are gathered in half precision, gradients reduced in float32.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=plugin.mixed_precision_policy.param_dtype,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,
         )
-    # what a block returns is not changed in place
+    # The warning is about in-place changes of a block's output, which these models do not make.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
 
 class FullModel:
-    """The model in training as one process alone can use it, to write it or evaluate it.
+    """The model in training, with full weights that one process can write or evaluate.
 
-    Where it is not sharded that is the model itself. Where it is, the main process has a copy on
-    the CPU, which `gather` brings up to date.
+    Without sharding these are the model itself. With sharding the main process has a copy on the
+    CPU, which `gather` updates.
 
     Args:
-        accelerator: says whether the model will be sharded.
+        accelerator: The Accelerator, which decides whether the model is sharded.
         module: The model, before Accelerate prepares it.
+
+    Attributes:
+        module: The model in training, sharded or not.
+        gathered: The model with full weights, as of the last `gather`; main process only.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module):
         self.module: Any = module
         self.is_sharded = is_sharded(accelerator)
         self.is_copy = self.is_sharded and accelerator.is_main_process
-        # other processes never compute with it
+        # the other processes never use it
         self.gathered: Any = copy.deepcopy(module) if self.is_copy else module
 
     def gather(self) -> None:
-        """Bring `gathered` up to date; collective."""
+        """Update `gathered` with the present weights; collective."""
         if not self.is_sharded:
             return
-        # empty in other processes
+        # the state is empty in the other processes
         state = get_model_state_dict(
             self.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
@@ -110,13 +122,13 @@ class FullModel:
             self.gathered.load_state_dict(state)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load weights into the very parameters that the optimizer holds, strictly; collective.
+        """Load weights in place, strictly, so that the optimizer keeps its parameters; collective.
 
         Args:
-            state: all of them, whole, in every process: as of a file that is mapped to memory.
+            state: Full weights by name, in every process, for example from a memory-mapped file.
 
         Raises:
-            RuntimeError: if a tensor is missing, one too many, or of another shape.
+            RuntimeError: If a tensor is missing, unexpected, or of another shape.
         """
         if not self.is_sharded:
             self.module.load_state_dict(state)
@@ -125,9 +137,11 @@ class FullModel:
         shapes = [
             {name: tuple(tensor.shape) for name, tensor in part.items()} for part in (own, state)
         ]
-        if shapes[0] != shapes[1]:  # of missing ones, torch would keep the old values
+        if shapes[0] != shapes[1]:  # torch would silently keep the values of missing tensors
             different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-            raise RuntimeError(f"the weights do not fit the model: {', '.join(different)}.")
+            raise RuntimeError(
+                f"the weights do not match the model's names and shapes: {', '.join(different)}."
+            )
         set_model_state_dict(self.module, state, options=StateDictOptions(full_state_dict=True))
 
 
