@@ -19,6 +19,9 @@ from .from_checkpoint import read_config, read_preprocessing
 from .run_config import Recipe, RunConfig, model_fields, own_fields, select
 from .training_config import SECTION_OF, SECTIONS, DataConfig, StartConfig
 
+SHORT_NAMES = {"output": ("-o",)}
+METAVARS = {"data": "IMAGES", "output": "RUN", "init_from": "CHECKPOINT"}
+
 
 @dataclass(frozen=True)
 class RunRequest:
@@ -179,19 +182,19 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
     kinds = get_type_hints(owner)
     for entry in fields(owner):  # type: ignore[arg-type]
         text = _with_default(entry.metadata["help"], getattr(values, entry.name))
-        option = f"--{entry.name.replace('_', '-')}"
+        names = [f"--{entry.name.replace('_', '-')}", *SHORT_NAMES.get(entry.name, ())]
         kind, is_list = _plain_type(kinds[entry.name])
         if kind is bool:
             group.add_argument(
-                option, dest=entry.name, action=argparse.BooleanOptionalAction, help=text
+                *names, dest=entry.name, action=argparse.BooleanOptionalAction, help=text
             )
             continue
         choices = entry.metadata.get("choices")
-        metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+        metavar = METAVARS.get(entry.name) or {int: "N", float: "X"}.get(kind, "TEXT")
         if choices is not None:
             metavar = "{" + ",".join(str(choice) for choice in choices if choice is not None) + "}"
         group.add_argument(
-            option,
+            *names,
             dest=entry.name,
             type=kind,
             nargs="+" if is_list else None,
