@@ -104,7 +104,7 @@ class MultiCrop(ColoredCrops):
     )
     blur_probability: list[float] = option(
         [1.0, 0.1, 0.5],
-        "Probability of blur: first and second global view, local views",
+        "Probability of blur; multi-crop has one for each global view and one for local views",
         minimum=0,
         maximum=1,
     )
@@ -202,7 +202,7 @@ class FocalCrops(ColoredCrops):
     )
     blur_probability: float = option(
         0.5,
-        "Probability of blur",
+        "Probability of blur; multi-crop has one for each global view and one for local views",
         minimum=0,
         maximum=1,
     )
