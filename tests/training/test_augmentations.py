@@ -108,7 +108,7 @@ def one_view(**changes):
     return augmentation(noise(40, 40), rng(1), (32, 32), 8)["global_views"]
 
 
-def test_solarize_with_probability_0_1_0_inverts_levels_from_128_in_the_second_view_only():
+def test_solarize_inverts_levels_from_128_with_the_probability_of_each_view():
     plain, solarized = one_view(), one_view(solarize_probability=[0.0, 1.0, 0.0])
     assert np.array_equal(solarized[0], plain[0])
     assert np.array_equal(solarized[1], np.where(plain[1] < 128, plain[1], 255 - plain[1]))

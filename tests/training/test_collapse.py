@@ -133,13 +133,13 @@ def test_stop_reports_the_collapse_a_suggestion_and_the_last_good_checkpoint(ima
     assert "constant output" in result.output and "lower --center-momentum (now 1)" in result.output
     onset = int(alarms_of(out)[0]["advice"].partition("since step ")[2].partition(")")[0])
     kept = out / "checkpoints" / f"step-{onset - 5:08d}"
-    assert kept.is_dir() and f"The last checkpoint from before is {kept}" in result.output
+    assert kept.is_dir() and f"The last checkpoint before it is {kept}" in result.output
     assert not (out / "config.json").exists()
 
 
 def test_stop_reports_that_no_checkpoint_precedes_the_collapse(images, tmp_path):
     command = arguments("dino", images, tmp_path, *SHORT, *CONSTANT, "--on-collapse", "stop")
-    with pytest.raises(CollapseError, match="No checkpoint is from before"):
+    with pytest.raises(CollapseError, match="There is no checkpoint before it"):
         main(command)
 
 

@@ -408,12 +408,8 @@ def test_a_dry_run_with_adapters_plans_the_sizes_of_the_run(
 ):
     output = tmp_path / "out"
     arguments = command("dino", tiny_checkpoint, two_classes, output, "--max-steps", 1)
-    arguments += [
-        "--hidden-size",
-        "32",
-        "--lora-rank",
-        "64",
-    ]  # large enough to be visible in the plan
+    # a rank that is large enough to be visible in the plan
+    arguments += ["--hidden-size", "32", "--lora-rank", "64"]
     main([*arguments, "--dry-run"])
     plan = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     main(arguments)

@@ -161,9 +161,8 @@ def test_shares_of_mixup_follow_the_beta_distribution():
         mix(MixedCrop(mixup_alpha=0.8), size=2, seed=seed)["labels"][0, 0].item()
         for seed in range(2000)
     ]
-    mixed = np.array(
-        [share for share in shares if share < 1]
-    )  # the two images are partners half of the time
+    # the two images are each other's partners in half of the batches
+    mixed = np.array([share for share in shares if share < 1])
     assert 0.45 < len(mixed) / 2000 < 0.55
     # variance of Beta(a, a) is 1 / (4 (2 a + 1))
     assert abs(mixed.mean() - 0.5) < 0.04 and abs(mixed.var() - 1 / 10.4) < 0.012

@@ -94,12 +94,7 @@ def test_invalid_values_are_errors_with_the_fix(arguments, message):
             ["0.5"],
             r"\(\[0.5\]\) must be 2 numbers: Smallest",
         ),
-        (
-            "dino_demo",
-            "global_crop_scale",
-            ["1", "0.25"],
-            "must be positive, the smaller number first",
-        ),
+        ("dino_demo", "global_crop_scale", ["1", "0.25"], "positive, the smaller number first"),
         ("dino_demo", "global_crop_scale", ["0", "2"], "must be between 0 and 1"),
         (
             "dino_demo",
@@ -108,7 +103,7 @@ def test_invalid_values_are_errors_with_the_fix(arguments, message):
             r"\(-1\) must be at least 0: Number of local",
         ),
         ("dino_demo", "local_view_size", ["0"], "must be at least 1"),
-        ("dino_demo", "blur_sigma", ["0", "0"], "must be positive, the smaller number first"),
+        ("dino_demo", "blur_sigma", ["0", "0"], "positive, the smaller number first"),
         ("dino_demo", "flip_probability", ["2"], "must be between 0 and 1"),
         ("pmsn_demo", "num_random_views", ["0"], "must be at least 1"),
         ("mae_classify", "erased_area", ["0.3"], "must be 2 numbers"),
@@ -169,9 +164,7 @@ def test_dino_finetune_chooses_the_teacher_momentum_from_batch_size_and_length()
     def momentum(num_images, batch_size):
         return dino_finetune(num_images, batch_size).model.dino_config.teacher_momentum
 
-    assert momentum(1_000_000, 1024) == pytest.approx(
-        0.996
-    )  # the paper's value at the paper's batch size
+    assert momentum(1_000_000, 1024) == pytest.approx(0.996)  # value and batch size of the paper
     assert momentum(1_000_000, 64) == pytest.approx(0.99975)
     assert momentum(2_000, 64) == pytest.approx(1 - 10 / 930, abs=1e-6)  # a tenth of the run
     assert momentum(70, 64) == 0.9  # a run of 30 steps

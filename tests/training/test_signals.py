@@ -86,7 +86,8 @@ def test_two_processes_stop_at_the_same_step_if_either_is_signaled(signaled, two
     processes[signaled].signal_group(signal.SIGTERM)
     pause.path.unlink()
     assert [process.exit_code() for process in processes] == [143, 143]
-    # processes check for signals together at the end of each step; step 3 may be too late
+    # the processes check for signals together at the end of each step, and the check of step 3 may
+    # already be over in the other process
     (stopped,) = (tmp_path / "out" / "checkpoints").iterdir()
     assert stopped.name in ("step-00000003", "step-00000004")
     assert max(log_of(tmp_path / "out")) == int(stopped.name[-1])
