@@ -225,8 +225,8 @@ def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
     main(command)
     state = out / "checkpoints" / "step-00000002" / "trainer_state.json"
     stored = json.loads(state.read_text())
-    assert stored["cost"]["seconds"] > 0
-    stored["cost"]["seconds"] = 5000.0
+    assert stored["callbacks"]["CostMeter"]["seconds"] > 0
+    stored["callbacks"]["CostMeter"]["seconds"] = 5000.0
     state.write_text(json.dumps(stored))
     (out / "config.json").unlink()
     (out / "checkpoints" / "step-00000004").rename(
@@ -236,7 +236,7 @@ def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
     duration = table_of(sections_of(card_of(out))["Training"])["Time"]
     assert 5000 < float(duration.split()[0].replace(",", "")) < 5060 and "(1:23:2" in duration
     newest = out / "checkpoints" / "step-00000004" / "trainer_state.json"
-    assert 5000 < json.loads(newest.read_text())["cost"]["seconds"] < 5060
+    assert 5000 < json.loads(newest.read_text())["callbacks"]["CostMeter"]["seconds"] < 5060
 
     # killed between the last checkpoint and the result: the stored metrics are used
     (out / "config.json").unlink()
@@ -280,8 +280,8 @@ def test_the_card_states_the_energy_measured_by_codecarbon(two_classes, tmp_path
     main(arguments("dino", two_classes, out, *options))
     state = out / "checkpoints" / "step-00000001" / "trainer_state.json"
     stored = json.loads(state.read_text())
-    assert stored["cost"]["energy_kwh"] > 0
-    stored["cost"]["energy_kwh"] = 7.0
+    assert stored["callbacks"]["CostMeter"]["energy_kwh"] > 0
+    stored["callbacks"]["CostMeter"]["energy_kwh"] = 7.0
     state.write_text(json.dumps(stored))
     (out / "config.json").unlink()
     (out / "checkpoints" / "step-00000002").rename(tmp_path / "later")

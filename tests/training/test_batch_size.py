@@ -63,8 +63,8 @@ def output_of(process):
     return printed
 
 
-def training_of(out):
-    return yaml.safe_load((out / "training.yaml").read_text())["training"]
+def runtime_of(out):
+    return yaml.safe_load((out / "training.yaml").read_text())["runtime"]
 
 
 def equal_weights(one, other):
@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_fit_is_split_and_trains_like_one_split_by_hand(
     printed = output_of(start_limited([*command, "--find-batch-size"], LIMIT="600"))
     assert "24 images at a time do not fit" in printed
     assert "KoLeo, where used, only see the images of a micro-batch" in printed
-    training = training_of(out)
+    training = runtime_of(out)
     assert training["gradient_accumulation_steps"] in (2, 4, 8)
     assert training["find_batch_size"] is False
     by_hand = ("--gradient-accumulation-steps", training["gradient_accumulation_steps"])
@@ -130,7 +130,7 @@ def test_all_processes_use_the_micro_batches_of_the_process_with_the_least_memor
     ]  # fmt: skip
     printed, _ = map(output_of, processes)
     assert "do not fit" not in printed  # output of the first process, which has enough memory
-    assert training_of(tmp_path / "out")["gradient_accumulation_steps"] in (2, 4, 12)
+    assert runtime_of(tmp_path / "out")["gradient_accumulation_steps"] in (2, 4, 12)
 
 
 @LINUX
@@ -154,7 +154,7 @@ def test_the_search_does_not_change_the_run_if_the_batch_fits(
     found = tmp_path / "found"
     main(arguments(objective, two_classes, found, *options, "--find-batch-size"))
     assert "6 images fit at a time" in capsys.readouterr().out
-    assert training_of(found)["gradient_accumulation_steps"] == 1
+    assert runtime_of(found)["gradient_accumulation_steps"] == 1
     assert equal_weights(tmp_path / "plain", found)
 
 
@@ -165,7 +165,7 @@ def test_a_resumed_run_keeps_the_micro_batches_of_its_start(two_classes, tmp_pat
     (tmp_path / "config.json").unlink()
     main([*command, "--find-batch-size", "--resume"])
     assert "images fit" not in capsys.readouterr().out
-    assert training_of(tmp_path)["gradient_accumulation_steps"] == 3
+    assert runtime_of(tmp_path)["gradient_accumulation_steps"] == 3
 
 
 def test_a_dry_run_prints_the_plan_with_the_micro_batches_found_and_writes_nothing(

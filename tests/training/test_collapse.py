@@ -157,8 +157,9 @@ def test_rollback_continues_once_from_before_the_collapse_with_half_the_learning
     peak = 0.004 * 12 / 256
     assert rates[11] == pytest.approx(peak if back["step"] >= 11 else peak / 2, rel=1e-3)
     assert rates[back["step"] + 1] < 0.51 * peak
-    now = yaml.safe_load((out / "training.yaml").read_text())["training"]
-    assert (now["base_learning_rate"], now["on_collapse"]) == (0.002, "stop")
+    now = yaml.safe_load((out / "training.yaml").read_text())
+    assert now["schedule"]["base_learning_rate"] == 0.002
+    assert now["monitoring"]["on_collapse"] == "stop"
 
 
 def test_a_rolled_back_run_keeps_the_micro_batches_of_its_start(images, tmp_path):
@@ -170,9 +171,10 @@ def test_a_rolled_back_run_keeps_the_micro_batches_of_its_start(images, tmp_path
     for more in (first_run, resumed_run):
         with pytest.raises(CollapseError):
             main([*command, *more])
-    now = yaml.safe_load((tmp_path / "training.yaml").read_text())["training"]
-    assert now["on_collapse"] == "stop"
-    assert (now["gradient_accumulation_steps"], now["find_batch_size"]) == (3, False)
+    now = yaml.safe_load((tmp_path / "training.yaml").read_text())
+    assert now["monitoring"]["on_collapse"] == "stop"
+    runtime = now["runtime"]
+    assert (runtime["gradient_accumulation_steps"], runtime["find_batch_size"]) == (3, False)
 
 
 def test_an_interrupted_run_after_a_rollback_resumes_exactly_from_its_training_yaml(

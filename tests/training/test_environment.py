@@ -56,7 +56,7 @@ def test_every_checkpoint_and_the_result_contain_versions_and_settings(two_class
         assert "git" in state
         assert state["data"] == open_images(two_classes).fingerprint
         configuration = yaml.safe_load((folder / "training.yaml").read_text())
-        assert configuration["training"]["seed"] == 7
+        assert configuration["start"]["seed"] == 7
         assert configuration == yaml.safe_load((tmp_path / "training.yaml").read_text())
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
