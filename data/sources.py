@@ -71,7 +71,7 @@ def open_images(
             id of a dataset on the Hub (USER/NAME or USER/NAME@REVISION); tried in this order. A
             stream keeps reading the commit that was current when it was opened.
         split: Split of a dataset, "train" by default; for a folder of image files, the sub-folder
-            to use, by default the whole folder.
+            to use, by default all of them.
         streaming: Whether to read Parquet files, tars and Hub datasets as a stream. Without it,
             tars and Hub datasets are copied into the cache of `datasets` first. Folders of image
             files and saved datasets are always read by position.

@@ -100,7 +100,7 @@ class DINOLoss(nn.Module):
 
     The loss owns the center. `update_center` moves it once per optimizer step, by all outputs of
     the teacher since the last update. The micro-batches of a step therefore use the same center,
-    and their mean loss is the loss of the whole batch.
+    and their mean loss is the loss of the full batch.
     """
 
     center: Tensor  # (K,) float32

@@ -202,7 +202,7 @@ def test_an_unknown_objective_suggests_an_upgrade(entry, with_unknown_objective)
         entry,
         with_unknown_objective,
         f"{str(with_unknown_objective)!r} contains a SelfViTForSimCLR according to its config.json",
-        "pip install --upgrade selfvit",
+        "install a newer version of selfvit",
         "AutoModel opens its encoder",
     )
 

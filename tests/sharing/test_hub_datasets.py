@@ -1,4 +1,4 @@
-"""Data sets on the Hub: revisions, streaming over the network, training and resuming."""
+"""Datasets on the Hub: revisions, streaming over the network, training and resuming."""
 
 import multiprocessing
 import shutil
@@ -16,7 +16,7 @@ NAME = f"{USER}/photos"
 
 
 def upload(folder, repo_id):
-    """Upload a folder as a data set or as a new commit of it; return the hash of the commit."""
+    """Upload a folder as a dataset or as a new commit of it; return the hash of the commit."""
     from huggingface_hub import HfApi
 
     HfApi().create_repo(repo_id, repo_type="dataset", exist_ok=True)
@@ -34,7 +34,7 @@ def ids(data, streaming):
 
 
 def ids_after(change, data):
-    """Open a stream, change the data set, and return the ids that the stream reads."""
+    """Open a stream, change the dataset, and return the ids that the stream reads."""
     from selfvit.data.sources import open_images
 
     source = open_images(data, streaming=True)
@@ -44,7 +44,7 @@ def ids_after(change, data):
 
 @pytest.fixture
 def photos(hub, client, tmp_path):
-    """Upload a data set of 5 tars with 3 images each; return its local folder and commit."""
+    """Upload a dataset of 5 tars with 3 images each; return its local folder and commit."""
     folder = tmp_path / "photos"
     write_tar_shards(folder / "train", [3] * 5)
     return folder, client(upload, folder, NAME)

@@ -30,7 +30,7 @@ def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Interface between the augmentations and the data set; the fields are the settings.
+    """Base class of augmentations, which the dataset calls; the fields are the settings.
 
     Attributes:
         small_crop_field: Name of the field with the size of small crops, None if there are none.

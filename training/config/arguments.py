@@ -1,4 +1,4 @@
-"""From the command line to a run: a recipe or a YAML file, and options for each of its values."""
+"""Parse the command line of a run: a recipe or YAML file, and an option for each of its values."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ METAVARS = {"data": "IMAGES", "output": "RUN", "init_from": "CHECKPOINT"}
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A recipe or a written run, and the values that were asked for.
+    """Request for a run: a recipe or a YAML file, and options.
 
     Args:
         name: Name of the recipe, or path of the YAML file.
-        draft: The run before its data is known.
-        recipe: The recipe; None for a YAML file.
-        options: Values by field name.
+        draft: Configuration of the run before its data is known.
+        recipe: Recipe; None for a YAML file.
+        options: Requested values by field name.
     """
 
     name: str
@@ -46,7 +46,7 @@ class RunRequest:
 
     @property
     def data(self) -> DataConfig:
-        """The images to open."""
+        """Images to open, and how they are read."""
         return self.sections.data
 
     @property
@@ -119,7 +119,7 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
 
     Args:
         request: The recipe or YAML file, and the options.
-        num_images: Size of the data set; None for a stream.
+        num_images: Size of the dataset; None for a stream.
 
     Raises:
         ValueError: If values contradict each other, or `init_from` is not a selfvit checkpoint.
