@@ -164,8 +164,8 @@ def check_objective(
     if settings is None:
         raise ValueError(
             f"{checkpoint!r} contains a {stored} according to its config.json, which selfvit "
-            f"{VERSION} cannot open as {model_class.__name__}. If the objective is newer, install a "
-            "newer version of selfvit. AutoModel opens its encoder."
+            f"{VERSION} cannot open as {model_class.__name__}. If the objective is newer, install "
+            "a newer version of selfvit. AutoModel opens its encoder."
         )
 
 

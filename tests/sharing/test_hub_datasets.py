@@ -94,17 +94,8 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
     photos, hub, client, tmp_path, monkeypatch
 ):
     def command(output, *options, data=NAME):
-        steps = ("--streaming", "true", "--max_steps", 9, "--batch_size", 4, "--save_steps", 2)
-        loader = (
-            "--shuffle_buffer",
-            5,
-            "--num_workers",
-            2,
-            "--save_code",
-            "false",
-            "--cpu",
-            "true",
-        )
+        steps = ("--streaming", "--max-steps", 9, "--batch-size", 4, "--save-steps", 2)
+        loader = ("--shuffle-buffer", 5, "--num-workers", 2, "--no-save-code", "--cpu")
         return arguments("dino", data, tmp_path / output, *steps, *loader, *options)
 
     folder, commit = photos
@@ -119,9 +110,9 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
 
     shutil.rmtree(folder / "train")
     client(upload, write_tar_shards(folder / "train", [2] * 5).parent, NAME)
-    code, printed = client.run("train", *command("killed", "--resume", "true"))
+    code, printed = client.run("train", *command("killed", "--resume"))
     assert code == 2 and f"it was {NAME}@{commit} (train), streamed" in printed
-    at_commit = command("killed", "--resume", "true", data=f"{NAME}@{commit}")
+    at_commit = command("killed", "--resume", data=f"{NAME}@{commit}")
     code, printed = client.run("train", *at_commit)
     assert code == 0, printed
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")

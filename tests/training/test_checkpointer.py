@@ -111,7 +111,7 @@ def test_resume_on_a_changed_data_set_is_an_error(two_classes, tmp_path):
     for folder in (data, tmp_path / "moved"):
         if not folder.exists():
             data.rename(folder)
-        with pytest.raises(ValueError, match="the dataset has changed"):
+        with pytest.raises(ValueError, match="the data set changed"):
             main(command(folder, tmp_path / "out", "--resume", "true"))
     assert (tmp_path / "out" / "training.yaml").read_bytes() == written
 

@@ -38,7 +38,7 @@ def test_help_of_a_recipe_lists_fields_of_every_section():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--batch_size", 99), "batch_size (99) is larger than the dataset (7 images)"),
+        (("--batch_size", 99), "batch_size (99) is larger than the data set (7 images)"),
         (("--batch_size", 4, "--num_attention_heads", 5), "multiple of num_attention_heads"),
         (("--batch_size", 4, "--base_learning_rate", 1e30), "the loss of recipe dino_demo became"),
         (("--batch-sise", 4), "'--batch-sise' is no option (near it: --batch_size, "),

@@ -69,7 +69,7 @@ def test_a_run_made_to_collapse_is_caught_within_100_steps(
     main(arguments(objective, images, tmp_path / "out", *options))
     (alarm,) = alarms_of(tmp_path / "out")  # one, though the collapse lasts
     assert alarm["collapse"] == kind
-    suggestions = alarm["advice"].partition("most likely first: ")[2]
+    suggestions = alarm["advice"].partition("likeliest first: ")[2]
     assert SUGGESTIONS[objective, kind] in suggestions.partition(";")[0]
     printed = capfd.readouterr().out
     assert printed.count(f"warning: {alarm['advice']}") == 1

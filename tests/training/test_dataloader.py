@@ -65,7 +65,7 @@ def test_the_seed_decides_the_order():
 
 def test_a_batch_larger_than_the_data_set_is_an_error_with_both_sizes():
     with pytest.raises(
-        ValueError, match=r"batch_size \(12\) is larger than the dataset \(10 images"
+        ValueError, match=r"batch_size \(12\) is larger than the data set \(10 images"
     ):
         ShuffledBatches(10, plan(), seed=0)
 

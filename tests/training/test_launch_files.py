@@ -97,7 +97,7 @@ def test_under_a_launcher_a_mistake_is_a_line_and_no_traceback(two_classes, tmp_
     assert training.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
     # the launcher ends whom the first leaves behind, maybe before it says the same
-    assert lines and all("is larger than the dataset" in line for line in lines), printed
+    assert lines and all("is larger than the data set" in line for line in lines), printed
     assert "selfvit/training/train.py" not in printed  # no traceback but the launcher's own
 
 
