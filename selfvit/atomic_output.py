@@ -41,13 +41,28 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
-        if unfinished.exists():
-            apply_umask([unfinished])
-        flush_to_disk(unfinished)
-        _replace(path, unfinished)
+        commit_output(unfinished, path)
     except BaseException:
         _remove(unfinished)
         raise
+
+
+def commit_output(unfinished: Path, path: Path) -> None:
+    """Let a complete file or folder replace another one, as `atomic_output` does at its end.
+
+    For output that several processes write into one temporary folder; one of them commits it.
+
+    Args:
+        unfinished: Complete file or folder, in the same folder as `path`.
+        path: File or folder to replace, or to create.
+
+    Raises:
+        OSError: If it cannot be replaced. `path` is then unchanged.
+    """
+    if unfinished.exists():
+        apply_umask([unfinished])
+    flush_to_disk(unfinished)
+    _replace(path, unfinished)
     flush_entry(path.parent)
 
 
@@ -171,4 +186,4 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "check_output", "flush_entry", "flush_to_disk"]
+__all__ = ["atomic_output", "check_output", "commit_output", "flush_entry", "flush_to_disk"]

@@ -8,7 +8,7 @@ from ..image_files import noise
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state():
-    """Accelerate keeps its state in singletons; each run in this process starts without them."""
+    """Reset Accelerate's singletons after each test, so that runs do not share state."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -16,7 +16,7 @@ def fresh_accelerate_state():
 
 @pytest.fixture(scope="session")
 def two_classes(tmp_path_factory):
-    """24 images in two folders: bright ones and dark ones."""
+    """Folder with 12 bright images in `bright` and 12 dark images in `dark`."""
     folder = tmp_path_factory.mktemp("two_classes")
     for index in range(24):
         name = "bright" if index % 2 else "dark"
@@ -30,7 +30,7 @@ def two_classes(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of four megabytes."""
+    """File system with a capacity of 4 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
@@ -39,4 +39,5 @@ def small_disk(tmp_path):
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', error)}")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a traceback may hold a file
+    # lazy, because a traceback may keep a file open
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,4 +1,7 @@
-"""Training in processes of their own, which can be killed, forked from one that imported all."""
+"""Training runs in separate processes that tests can signal and kill.
+
+The processes are forked from a server process that has already imported selfvit.
+"""
 
 from __future__ import annotations
 
@@ -21,37 +24,37 @@ import torch
 import selfvit.training.train  # noqa: F401 - imported before processes are forked
 from selfvit.cli import app
 
-PATIENCE = 240  # seconds, for machines with other things to do
+TIMEOUT = 240  # seconds; long, for busy machines
 
 # Not fork: torch cannot train in a process forked from one that has trained.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([__name__])
 
-Hook = Callable[[str, tuple[Any, ...]], None]  # of sys.addaudithook: an event and its arguments
+Hook = Callable[[str, tuple[Any, ...]], None]  # for sys.addaudithook: event name and arguments
 
 
 @dataclass
 class TrainingProcess:
-    """A run that was started, the leader of a group of processes."""
+    """Started training process, the leader of a process group with its workers."""
 
     process: BaseProcess
     printed_to: Path
 
     @property
     def printed(self) -> str:
-        """What it and its workers wrote to the terminal."""
+        """Return the output of the process and its workers (stdout and stderr)."""
         return self.printed_to.read_text(errors="replace")
 
     def signal_group(self, number: int) -> None:
-        """Signal it and its workers, as a terminal, torchrun and cluster managers do."""
+        """Send a signal to the process and its workers, as terminals and cluster managers do."""
         os.killpg(self.process.pid, number)
 
     def exit_code(self) -> int:
-        """Wait for its end; minus the signal's number if one ended it."""
-        self.process.join(PATIENCE)
+        """Wait for the process to end; return its exit code, or minus the signal that killed it."""
+        self.process.join(TIMEOUT)
         if self.process.exitcode is None:
             self.signal_group(signal.SIGKILL)
-            raise AssertionError(f"it hangs: {self.printed}")
+            raise AssertionError(f"the process hangs: {self.printed}")
         return self.process.exitcode
 
 
@@ -63,10 +66,17 @@ def start_training(
     context: ForkServerContext | SpawnContext = FORKSERVER,
     **environment: str,
 ) -> TrainingProcess:
-    """Start `selfvit train` with a command line, on the CPU; `before` is called there first.
+    """Start `selfvit train` on the CPU in a new process.
 
-    WORKERS is how workers of the DataLoader are started; by default as Python did up to 3.13.
-    What a library reads of the environment when it is imported takes a spawned process.
+    Args:
+        command: Arguments of `selfvit train`.
+        printed_to: File for stdout and stderr.
+        hook: Audit hook of the new process.
+        before: Function to call in the new process before training.
+        context: Start method of the process. Libraries that read the environment on import need
+            a spawned process.
+        environment: Environment variables. WORKERS sets the start method of DataLoader workers
+            ("fork" by default, the default of Python up to 3.13).
     """
     environment = {"ACCELERATE_USE_CPU": "true", "WORKERS": "fork", **environment}
     process = context.Process(target=_train, args=(command, printed_to, hook, before, environment))
@@ -77,12 +87,12 @@ def start_training(
 def start_two(
     command: list[str], folder: Path, hooks: tuple[Hook | None, ...] = (None, None)
 ) -> list[TrainingProcess]:
-    """Start a run of two processes without a launcher that would watch over them."""
+    """Start a run of two processes without a launcher, so that nothing else ends them."""
     return start_several(command, folder, hooks)
 
 
 def free_port() -> str:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
@@ -95,7 +105,7 @@ def start_several(
     before: Callable[[], None] | None = None,
     **environment: str,
 ) -> list[TrainingProcess]:
-    """Start a run of as many processes as hooks are given."""
+    """Start a run with one process for each hook."""
     launched = launched_environments(len(hooks))
     return [
         start_training(
@@ -106,7 +116,7 @@ def start_several(
 
 
 def launched_environments(world_size: int) -> list[dict[str, str]]:
-    """Return the variables that a launcher sets, for each of its processes."""
+    """Return the environment variables that a launcher sets for each of its processes."""
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
@@ -124,7 +134,7 @@ def _train(
     environment: dict[str, str],
 ) -> None:
     os.setsid()
-    # as in a terminal; in the background of a shell script, Ctrl-C is ignored
+    # as in a terminal; background jobs of a shell script ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(printed_to, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -140,8 +150,8 @@ def _train(
 
 
 def wait_until(condition: Callable[[], bool], training: TrainingProcess) -> None:
-    """Wait for a condition while a run goes on."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until the condition is true; fail if the run ends before that."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         if not training.process.is_alive() or time.monotonic() > deadline:
             training.process.kill()
@@ -157,7 +167,7 @@ def _changes_files(event: str, arguments: tuple[Any, ...]) -> bool:
 
 @dataclass
 class SaveWatcher:
-    """Counts accesses to files since the first checkpoint was begun."""
+    """Audit hook that counts file accesses from the start of the first save."""
 
     count: int = -1
 
@@ -166,37 +176,37 @@ class SaveWatcher:
             return
         if self.count >= 0 or "/.unfinished-0" in str(arguments[0]):
             self.count += 1
-            self.before(self.count, event, arguments)
+            self.before_access(self.count, event, arguments)
 
-    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
-        """Do something before an access, numbered from 0."""
+    def before_access(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+        """Run before each file access, numbered from 0."""
 
 
 @dataclass
-class KilledInSave(SaveWatcher):
-    """SIGKILL just before an access to files."""
+class KillDuringSave(SaveWatcher):
+    """Kill the process with SIGKILL just before file access number `at`."""
 
     at: int = 0
 
-    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+    def before_access(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
         if number == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass
-class NotedSaves(SaveWatcher):
-    """Writes each access to files down, a line of event and path."""
+class AccessRecorder(SaveWatcher):
+    """Write one line with event and path for each file access."""
 
     path: Path = Path()
 
-    def before(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+    def before_access(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             print(event, arguments[0], file=file)
 
 
 @dataclass
 class AtLogLine:
-    """Does something when the n-th line of the log is about to be written, at the end of a step."""
+    """Call a function before log line `number` is written, which happens at the end of a step."""
 
     number: int
     action: Callable[[], None]
@@ -210,8 +220,8 @@ class AtLogLine:
 
 
 @dataclass
-class Wait:
-    """Tells that it waits by a file, and goes on when that is gone."""
+class Pause:
+    """Create a file and wait until the test deletes it."""
 
     path: Path
 
@@ -222,10 +232,10 @@ class Wait:
 
 
 def kill_self() -> None:
-    """As the machine does when memory is full."""
+    """Kill this process with SIGKILL, as the kernel does when memory is full."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_a_worker() -> None:
-    """Kill a worker of the DataLoader."""
+    """Kill one worker of the DataLoader."""
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Runs under Accelerate's FSDP2 on the CPU, which Accelerate itself offers for GPUs only.
+"""Runs with Accelerate's FSDP2 on the CPU, which Accelerate itself supports on GPUs only.
 
-What is forced: AcceleratorState is told that this is FSDP, as it decides by itself where it finds
-several GPUs. All else is real: processes, gloo, the launch file that is shipped and what Accelerate
-makes of it, its preparation of model and optimizer, torch's `fully_shard`.
+One thing is patched: `AcceleratorState` selects FSDP on the CPU as it does with several GPUs. The
+rest is real: processes, gloo, the launch file in the repository, the environment that Accelerate
+derives from it, its preparation of model and optimizer, and torch's `fully_shard`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 
 from .processes import (
     FORKSERVER,
-    PATIENCE,
+    TIMEOUT,
     Hook,
     TrainingProcess,
     free_port,
@@ -33,7 +33,7 @@ SHARDED = LAUNCH_FILES / "8_gpus_fsdp2.yaml"
 
 
 def force_fsdp() -> None:
-    """Make AcceleratorState take FSDP where Accelerate was configured for it, on a CPU too."""
+    """Patch AcceleratorState to select FSDP on the CPU if Accelerate is configured for it."""
     decide = AcceleratorState.__init__
 
     def decide_for_fsdp(self: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
@@ -49,9 +49,9 @@ def force_fsdp() -> None:
 
 
 def environment_of(launch_file: Path) -> dict[str, str]:
-    """Return what `accelerate launch` tells its processes of a launch file."""
+    """Return the environment variables that `accelerate launch` sets from a launch file."""
     parsed = launch_command_parser().parse_args(["--config_file", str(launch_file), "script.py"])
-    before = dict(os.environ)  # which Accelerate's functions write into
+    before = dict(os.environ)  # Accelerate's functions change os.environ
     try:
         arguments, _, _ = _validate_launch_command(parsed)
         environment = prepare_multi_gpu_env(arguments)
@@ -67,13 +67,13 @@ def start_sharded(
     hooks: tuple[Hook | None, ...] = (None, None),
     **changes: str,
 ) -> list[TrainingProcess]:
-    """Start a run of some processes, sharded as the launch file says, in float32 unless changed."""
+    """Start a sharded run with one process for each hook, in float32 unless `changes` set it."""
     environment = environment_of(SHARDED) | {"ACCELERATE_MIXED_PRECISION": "no"} | changes
     return start_several(command, folder, hooks, force_fsdp, **environment)
 
 
 def call_sharded(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in each of two processes that are to shard; it makes its Accelerator."""
+    """Call a function in two processes set up for sharding; it must create the Accelerator."""
     environment = environment_of(SHARDED) | {"ACCELERATE_MIXED_PRECISION": "no"}
     port = free_port()
     processes = []
@@ -84,7 +84,7 @@ def call_sharded(function: Callable[..., None], *arguments: Any) -> None:
         process.start()
         processes.append(process)
     for process in processes:
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
     assert [process.exitcode for process in processes] == [0, 0]
 
 
@@ -96,14 +96,14 @@ def _call(environment: dict[str, str], function: Callable[..., None], arguments:
 
 
 def run_sharded(command: list[str], folder: Path, num_processes: int = 2, **changes: str) -> None:
-    """Run it to its end."""
+    """Run a sharded training run and check that all processes succeed."""
     processes = start_sharded(command, folder, (None,) * num_processes, **changes)
     codes = [process.exit_code() for process in processes]
     assert codes == [0] * num_processes, "\n".join(process.printed for process in processes)
 
 
-def refusal_of(command: list[str], folder: Path, **changes: str) -> str:
-    """Return what one process prints that ends with an error."""
+def output_of_failed_run(command: list[str], folder: Path, **changes: str) -> str:
+    """Return the output of a run of one process; check that the run fails."""
     environment = environment_of(SHARDED) | {"ACCELERATE_MIXED_PRECISION": "no"} | changes
     process = start_training(command, folder / "printed.txt", None, force_fsdp, **environment)
     assert process.exit_code() != 0

@@ -35,7 +35,7 @@ def parse(*words):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_options_are_kebab_case_and_their_help_names_the_thing_first(recipe):
+def test_option_names_are_kebab_case_and_help_texts_start_with_a_noun(recipe):
     for name, text, _ in options_of(recipe):
         assert re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*", name)
         assert text and text[0].isupper() and text.endswith("."), f"{name}: {text!r}"
@@ -48,7 +48,7 @@ def commands_below(group):
         yield from commands_below(command)
 
 
-def test_an_option_has_one_help_text_in_all_recipes_and_commands():
+def test_an_option_has_the_same_help_text_in_all_recipes_and_commands():
     texts = defaultdict(set)
     for recipe in RECIPES:
         for name, text, _ in options_of(recipe):
@@ -81,7 +81,7 @@ def test_every_field_of_a_section_is_an_option_with_a_unique_name():
     assert len(names) == len(set(names)) == len(SECTION_OF)
     assert {action.dest for *_, action in options_of("dino_demo")} >= set(names)
     assert all(3 <= len(fields(section)) <= 9 for section in SECTIONS.values())
-    assert set(LOCAL_PATHS) <= set(names)  # what a published training.yaml must not show
+    assert set(LOCAL_PATHS) <= set(names)  # these are removed from a published training.yaml
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_every_field_of_a_section_is_an_option_with_a_unique_name():
         (["--split", "train_a"], {"split": "train_a"}),
     ],
 )
-def test_former_spellings_parse_as_well(words, expected):
+def test_current_and_former_spellings_of_options_parse(words, expected):
     options = parse("dino_demo", *words)
     assert {name: options[name] for name in expected} == expected
 
 
-def test_only_names_of_options_are_rewritten():
+def test_values_and_flags_are_not_changed_by_normalization():
     flags = flags_of(build_parser(RECIPES["dino_demo"](None, None)))
     words = ["--data", "my_images", "--seed=1", "--cpu", "--tracker", "none"]
     assert normalize_options(words, flags) == words
@@ -118,6 +118,8 @@ def test_only_names_of_options_are_rewritten():
     [
         (["dino_demo", "--max-step", "3"], "no option '--max-step'. Did you mean --max-steps"),
         (["dino_dem"], "no recipe or YAML file 'dino_dem'. Did you mean 'dino_demo'"),
+        (["dino_dem"], "Recipes: dino_vits16_in1k"),
+        (["dino_demo", "--learning-rat", "3"], "Did you mean --.*learning-rate"),
         (["dino_demo", "stray"], "there is no option 'stray'"),
         (["dino_demo", "--max-steps", "many"], "argument --max-steps: invalid int value"),
         (["dino_demo", "--image-size", "1", "2", "3"], "give one number, or height and width"),
@@ -125,12 +127,12 @@ def test_only_names_of_options_are_rewritten():
         ([], "name a recipe"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_a_fix(words, message):
+def test_a_wrong_command_line_is_an_error_with_a_fix(words, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments([*words, *(PLACES if words else [])], RECIPES).sections  # noqa: B018
 
 
-def test_parsing_does_not_change_the_class_it_reads():
+def test_building_the_parser_does_not_change_the_section_classes():
     before = argparse.Namespace(**{entry.name: entry.type for entry in fields(SECTIONS["start"])})
     build_parser(RECIPES["dino_demo"](None, None))
     assert argparse.Namespace(**{e.name: e.type for e in fields(SECTIONS["start"])}) == before

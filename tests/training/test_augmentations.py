@@ -26,7 +26,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_multi_crop_gives_two_global_and_the_local_views_as_channels_first_uint8():
+def test_multi_crop_returns_two_global_views_and_the_local_views_as_channels_first_uint8():
     views = MultiCrop(num_local_views=3, local_view_size=16)(noise(50, 40), rng(), (32, 48), 8)
     assert {name: view.shape for name, view in views.items()} == {
         "global_views": (2, 3, 32, 48),
@@ -35,13 +35,13 @@ def test_multi_crop_gives_two_global_and_the_local_views_as_channels_first_uint8
     assert all(view.dtype == np.uint8 for view in views.values())
 
 
-def test_without_local_views_only_global_ones_are_returned():
+def test_multi_crop_returns_only_global_views_if_num_local_views_is_0():
     assert MultiCrop(num_local_views=0)(noise(50, 40), rng(), (32, 32), 8).keys() == {
         "global_views"
     }
 
 
-def test_focal_crops_gives_target_random_and_focal_views_and_a_number_a_patch():
+def test_focal_crops_returns_target_random_and_focal_views_and_noise_for_each_patch():
     augmentation = FocalCrops(num_random_views=2, num_focal_views=3, focal_view_size=16)
     inputs = augmentation(noise(50, 40), rng(), (32, 48), 8)
     assert {name: value.shape for name, value in inputs.items()} == {
@@ -56,7 +56,7 @@ def test_focal_crops_gives_target_random_and_focal_views_and_a_number_a_patch():
     assert len(np.unique(inputs["noise"])) == 48
 
 
-def test_target_and_random_views_are_different_crops_of_one_kind():
+def test_target_and_random_views_are_different_crops():
     augmentation = FocalCrops(
         num_focal_views=0,
         random_crop_scale=[0.5, 0.5],
@@ -67,7 +67,7 @@ def test_target_and_random_views_are_different_crops_of_one_kind():
     assert not np.array_equal(inputs["target_view"], inputs["random_views"][0])
 
 
-def test_focal_crops_without_a_random_view_are_an_error():
+def test_focal_crops_without_random_views_is_an_error():
     with pytest.raises(ValueError, match=r"num_random_views \(0\) must be at least 1"):
         FocalCrops(num_random_views=0)
 
@@ -82,7 +82,7 @@ def test_focal_crops_without_a_random_view_are_an_error():
         FINE_TUNING,
     ],
 )
-def test_views_are_a_function_of_the_seed(augmentation):
+def test_views_are_determined_by_the_seed(augmentation):
     first = augmentation(noise(50, 40), rng(3), (32, 32), 8)
     again = augmentation(noise(50, 40), rng(3), (32, 32), 8)
     other = augmentation(noise(50, 40), rng(4), (32, 32), 8)
@@ -90,11 +90,12 @@ def test_views_are_a_function_of_the_seed(augmentation):
     assert any(not np.array_equal(first[name], other[name]) for name in first)
 
 
-def test_a_whole_crop_without_color_changes_is_the_resized_image():
+def test_a_crop_of_the_full_image_without_color_changes_is_the_resized_image():
     image = noise(50, 40)
     plain = MultiCrop(num_local_views=0, global_crop_scale=[1.0, 1.0], **PLAIN)
     expected = crop_and_resize(np.array(image), (0, 0, 40, 50), (32, 32)).transpose(2, 0, 1)
-    # no ratio but 5:4 fits the whole area: the draws fail, and the fallback is the central crop
+    # only a box of ratio 5:4 covers the full area, so all draws fail and the fallback is used,
+    # a center crop
     for view in plain(image, rng(), (32, 32), 8)["global_views"]:
         assert view.shape == expected.shape
         assert np.abs(view.astype(int) - expected).mean() < 12
@@ -107,7 +108,7 @@ def one_view(**changes):
     return augmentation(noise(40, 40), rng(1), (32, 32), 8)["global_views"]
 
 
-def test_solarize_inverts_levels_from_128_in_the_second_view_only():
+def test_solarize_with_probability_0_1_0_inverts_levels_from_128_in_the_second_view_only():
     plain, solarized = one_view(), one_view(solarize_probability=[0.0, 1.0, 0.0])
     assert np.array_equal(solarized[0], plain[0])
     assert np.array_equal(solarized[1], np.where(plain[1] < 128, plain[1], 255 - plain[1]))
@@ -122,14 +123,14 @@ def test_grayscale_makes_the_channels_equal():
     assert np.array_equal(view[0], view[1]) and np.array_equal(view[1], view[2])
 
 
-def test_blur_is_a_gaussian_of_the_drawn_sigma():
+def test_blur_is_a_gaussian_blur_with_the_drawn_sigma():
     plain = one_view()[0].transpose(1, 2, 0)
     blurred = one_view(blur_probability=[1.0, 0.0, 0.0], blur_sigma=[1.5, 1.5])[0]
     expected = cv2.GaussianBlur(np.ascontiguousarray(plain), (0, 0), 1.5)
     assert np.array_equal(blurred.transpose(1, 2, 0), expected)
 
 
-def test_mae_crop_gives_an_image_and_a_number_for_each_of_its_patches():
+def test_mae_crop_returns_an_image_and_noise_for_each_patch():
     inputs = MAECrop()(noise(50, 40), rng(), (32, 48), 8)
     assert {name: (value.shape, value.dtype) for name, value in inputs.items()} == {
         "pixel_values": ((3, 32, 48), np.uint8),
@@ -138,7 +139,7 @@ def test_mae_crop_gives_an_image_and_a_number_for_each_of_its_patches():
     assert MAECrop().view_sizes((32, 48)) == [(32, 48)]
 
 
-def test_mae_crops_are_those_of_crop_and_flip_with_masks_that_are_uniform():
+def test_mae_crop_equals_crop_and_flip_with_uniform_noise_for_the_mask():
     plain = CropAndFlip(crop_scale=[0.2, 1.0])
     draws = [MAECrop()(noise(50, 40), rng(seed), (32, 32), 8) for seed in range(40)]
     for seed in range(3):
@@ -150,7 +151,7 @@ def test_mae_crops_are_those_of_crop_and_flip_with_masks_that_are_uniform():
     assert len(np.unique(numbers)) > 630
 
 
-def test_erasing_happens_with_its_probability_and_comes_after_the_crop():
+def test_random_erasing_follows_its_probability_and_is_applied_after_the_crop():
     image, plain = noise(40, 40), CropAndFlip()
     same = []
     for seed in range(300):
@@ -158,18 +159,18 @@ def test_erasing_happens_with_its_probability_and_comes_after_the_crop():
         erasing = MixedCrop(random_erasing_probability=0.25)
         view = erasing(image, rng(seed), (32, 32), 8)["pixel_values"]
         same.append(np.array_equal(view, expected))
-        assert (view == expected).mean() > 0.5  # the rest of the image stays
+        assert (view == expected).mean() > 0.5  # the rest of the image is unchanged
     assert 0.75 - 0.1 < np.mean(same) < 0.75 + 0.1
 
 
-def test_a_mixed_crop_with_all_off_gives_the_views_of_a_crop():
+def test_mixed_crop_with_default_settings_equals_crop_and_flip():
     for seed in range(10):
         first = MixedCrop()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
         second = CropAndFlip()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
         assert np.array_equal(first, second)
 
 
-def test_rand_augment_is_applied_with_its_magnitude():
+def test_mixed_crop_applies_rand_augment_if_its_magnitude_is_set():
     strong = MixedCrop(rand_augment_magnitude=9.0)
     differs = [
         not np.array_equal(

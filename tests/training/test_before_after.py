@@ -1,4 +1,4 @@
-"""Before and after, for real: fine-tuning on the sample, made better and made worse; tiny runs."""
+"""The report that compares a model before and after training, for runs that help and that hurt."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def report_of(output):
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    """The encoder of `dino_demo` as it is drawn: far from the best, and far from chance."""
+    """Randomly initialized encoder of `dino_demo`, above chance but with room to improve."""
     run = RECIPES["dino_demo"](None, None)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("untrained")
@@ -56,10 +56,10 @@ def finetune(untrained, output, *options):
     return CliRunner().invoke(
         app,
         [
-            *("train", "dino_finetune", "--init_from", str(untrained), "--data", str(TRAIN)),
-            *("--output", str(output), "--eval_train", str(TRAIN), "--eval_test", str(TEST)),
-            *("--eval_limit", str(LIMIT), "--require_improvement", "true", *LOOP),
-            *("--num_local_views", "0", "--freeze_encoder_ratio", "0", "--layer_decay", "1"),
+            *("train", "dino_finetune", "--init-from", str(untrained), "--data", str(TRAIN)),
+            *("--output", str(output), "--eval-train", str(TRAIN), "--eval-test", str(TEST)),
+            *("--eval-limit", str(LIMIT), "--require-improvement", *LOOP),
+            *("--num-local-views", "0", "--freeze-encoder-ratio", "0", "--layer-decay", "1"),
             *map(str, options),
         ],
     )
@@ -67,8 +67,8 @@ def finetune(untrained, output, *options):
 
 def test_finetuning_on_the_sample_shows_the_gain_with_its_interval(untrained, tmp_path):
     out = tmp_path / "out"
-    options = ("--max_steps", 80, "--base_learning_rate", 4e-3, "--teacher_momentum", 0.98)
-    crops = ("--global_crop_scale", 0.5, 1, "--koleo_weight", 0.2)
+    options = ("--max-steps", 80, "--base-learning-rate", 4e-3, "--teacher-momentum", 0.98)
+    crops = ("--global-crop-scale", 0.5, 1, "--koleo-weight", 0.2)
     result = finetune(untrained, out, *options, *crops)
     assert result.exit_code == 0, result.output
     assert "Training helped: k-NN, k = 20 rose by" in result.output
@@ -78,39 +78,41 @@ def test_finetuning_on_the_sample_shows_the_gain_with_its_interval(untrained, tm
     assert 0 < gain["low"] < gain["value"] < gain["high"]
     assert report["metrics"]["view_retrieval"]["num_images"] == LIMIT
     assert 0 < report["neighbor_overlap"]["value"] < 1
-    # and the figures are those that `selfvit evaluate` gives for the two checkpoints
+    # the metrics are those of `selfvit evaluate` for the two checkpoints
     for name, checkpoint in (("before", untrained), ("after", out)):
         metrics = evaluate_checkpoint(
             checkpoint, open_images(TRAIN), open_images(TEST), limit=LIMIT, device="cpu"
         )
-        for figure in ("knn_10", "knn_20", "linear_probe", "rankme"):
-            value = report["metrics"][figure][name]["value"]
-            assert value == pytest.approx(metrics[figure], rel=1e-5), (figure, name)
+        for metric in ("knn_10", "knn_20", "linear_probe", "rankme"):
+            value = report["metrics"][metric][name]["value"]
+            assert value == pytest.approx(metrics[metric], rel=1e-5), (metric, name)
 
 
-def test_a_run_made_worse_says_so_exits_non_zero_and_loses_nothing(untrained, tmp_path):
+def test_a_run_that_made_the_features_worse_saves_its_result_and_exits_with_code_2(
+    untrained, tmp_path
+):
     out = tmp_path / "out"
-    options = ("--max_steps", 15, "--batch_size", 32, "--warmup_ratio", 0)
+    options = ("--max-steps", 15, "--batch-size", 32, "--warmup-ratio", 0)
     result = finetune(
-        untrained, out, *options, "--base_learning_rate", 2, "--teacher_momentum", 0.5
+        untrained, out, *options, "--base-learning-rate", 2, "--teacher-momentum", 0.5
     )
     assert result.exit_code == 2
     assert "error: Training made the features worse: k-NN, k = 20 fell by" in result.output
-    assert "lower base_learning_rate (it was 2)" in result.output
+    assert "lower --base-learning-rate (it was 2)" in result.output
     assert "trained:" not in result.output and "Traceback" not in result.output
     report = report_of(out)
     assert report["improved"] is False
     assert report["metrics"]["knn_20"]["difference"]["high"] < -0.05
-    # saved as any other run is
+    # the result is saved as for any other run
     model = AutoModel.from_pretrained(out)
     assert model.config.embedding_size == 256
     assert (out / "README.md").is_file() and (out / "checkpoints" / "step-00000015").is_dir()
 
-    # a resume of it does not pass for a success, also with a report of an older version
+    # resuming it fails again, even with a report from an older version
     report["figures"] = report.pop("metrics")
     (out / "report.json").write_text(json.dumps(report))
-    again = finetune(untrained, out, *options, "--base_learning_rate", 2, "--teacher_momentum", 0.5,
-                     "--resume", "true")  # fmt: skip
+    again = finetune(untrained, out, *options, "--base-learning-rate", 2, "--teacher-momentum", 0.5,
+                     "--resume")  # fmt: skip
     assert again.exit_code == 2 and "fell by" in again.output
 
 
@@ -120,8 +122,8 @@ def test_a_run_made_worse_says_so_exits_non_zero_and_loses_nothing(untrained, tm
 def command(recipe, checkpoint, data, output, *options):
     tiny = OBJECTIVES["dino"][1:] if recipe == "dino_finetune" else []
     return [
-        recipe, *tiny, *LOOP, "--init_from", str(checkpoint), "--data", str(data), "--output",
-        str(output), "--batch_size", "6", *map(str, options),
+        recipe, *tiny, *LOOP, "--init-from", str(checkpoint), "--data", str(data), "--output",
+        str(output), "--batch-size", "6", *map(str, options),
     ]  # fmt: skip
 
 
@@ -135,123 +137,131 @@ def unlabeled(tmp_path):
     return folder
 
 
-STILL = ("--base_learning_rate", 0, "--min_learning_rate", 0)
+WITHOUT_LEARNING = ("--base-learning-rate", 0, "--min-learning-rate", 0)
 
 
-def test_a_resumed_run_gives_the_report_of_the_unbroken_one(two_classes, tiny_checkpoint, tmp_path):
-    options = ("--max_steps", 6, "--save_steps", 3, "--warmup_ratio", 0, "--eval_steps", 2)
-    whole = tmp_path / "whole"
-    main(command("dino_finetune", tiny_checkpoint, two_classes, whole, *options))
-    for name in ("resumed", "before lost"):
-        parts = tmp_path / name
-        main(command("dino_finetune", tiny_checkpoint, two_classes, parts, *options))
-        # as if it had been killed after step 3
-        shutil.rmtree(parts / "checkpoints" / "step-00000006")
+def test_a_resumed_run_has_the_same_report_as_an_uninterrupted_one(
+    two_classes, tiny_checkpoint, tmp_path
+):
+    options = ("--max-steps", 6, "--save-steps", 3, "--warmup-ratio", 0, "--eval-steps", 2)
+    uninterrupted = tmp_path / "uninterrupted"
+    main(command("dino_finetune", tiny_checkpoint, two_classes, uninterrupted, *options))
+    for name in ("resumed", "without before.npz"):
+        resumed = tmp_path / name
+        main(command("dino_finetune", tiny_checkpoint, two_classes, resumed, *options))
+        # as if the run had been killed after step 3
+        shutil.rmtree(resumed / "checkpoints" / "step-00000006")
         for file in ("config.json", "model.safetensors", "report.json"):
-            (parts / file).unlink()
-        if name == "before lost":  # a run of a version without reports
-            (parts / "checkpoints" / "before.npz").unlink()
-        again = (*options, "--resume", "true")
-        main(command("dino_finetune", tiny_checkpoint, two_classes, parts, *again))
-        assert report_of(parts) == report_of(whole)
-        assert log_of(parts) == log_of(whole)
+            (resumed / file).unlink()
+        if name == "without before.npz":  # a run started with a version without reports
+            (resumed / "checkpoints" / "before.npz").unlink()
+        again = (*options, "--resume")
+        main(command("dino_finetune", tiny_checkpoint, two_classes, resumed, *again))
+        assert report_of(resumed) == report_of(uninterrupted)
+        assert log_of(resumed) == log_of(uninterrupted)
 
 
-def test_other_data_to_evaluate_on_at_a_resume_is_measured_before_and_after(
+def test_new_evaluation_data_at_a_resume_is_used_for_before_and_after(
     two_classes, tiny_checkpoint, image_folder, tmp_path
 ):
-    options = ("--max_steps", 2, "--save_steps", 1, "--save_total_limit", 9, "--eval_steps", 1)
+    options = ("--max-steps", 2, "--save-steps", 1, "--save-total-limit", 9, "--eval-steps", 1)
     out = tmp_path / "out"
     main(command("dino_finetune", tiny_checkpoint, two_classes, out, *options))
-    assert report_of(out)["metrics"]["linear_probe"]["num_images"] == 4  # a fifth of 24, by class
-    assert report_of(out)["best"]["step"] == 1  # the first of equals
+    # a fifth of the 24 images, stratified by class
+    assert report_of(out)["metrics"]["linear_probe"]["num_images"] == 4
+    assert report_of(out)["best"]["step"] == 1  # both steps are equal, so the first is kept
     shutil.rmtree(out / "checkpoints" / "step-00000002")
     (out / "config.json").unlink()
-    others = ("--eval_train", two_classes, "--eval_test", two_classes, "--resume", "true")
+    others = ("--eval-train", two_classes, "--eval-test", two_classes, "--resume")
     main(command("dino_finetune", tiny_checkpoint, two_classes, out, *options, *others))
     assert report_of(out)["metrics"]["linear_probe"]["num_images"] == 24
-    assert report_of(out)["best"]["step"] == 2  # the one before was of other images
+    # the best step of the first run was measured on other images, so it does not count
+    assert report_of(out)["best"]["step"] == 2
 
 
-def test_without_labels_the_other_view_judges(unlabeled, tiny_checkpoint, tmp_path, capsys):
+def test_without_labels_the_verdict_uses_view_retrieval(
+    unlabeled, tiny_checkpoint, tmp_path, capsys
+):
     out = tmp_path / "out"
-    main(command("dino_finetune", tiny_checkpoint, unlabeled, out, "--max_steps", 1))
+    main(command("dino_finetune", tiny_checkpoint, unlabeled, out, "--max-steps", 1))
     report = report_of(out)
     assert report["metric"] == "view_retrieval"
     assert list(report["metrics"]) == ["view_retrieval", "rankme", "uniformity"]
-    # an unreadable image is left out, and not replaced by a neighbor, whose views would be four
+    # An unreadable image is left out. Replaced by its neighbor, that image would have four views.
     assert report["metrics"]["view_retrieval"]["num_images"] == 12
     printed = capsys.readouterr().out
     assert "view retrieval" in printed and report["verdict"] in printed
 
 
-def test_labels_of_the_training_images_are_used_where_the_objective_does_not(
+def test_labels_of_the_training_images_are_used_unless_the_objective_trained_on_them(
     two_classes, tiny_checkpoint, tmp_path
 ):
     out = tmp_path / "dino"
-    main(command("dino_finetune", tiny_checkpoint, two_classes, out, "--max_steps", 1))
+    main(command("dino_finetune", tiny_checkpoint, two_classes, out, "--max-steps", 1))
     report = report_of(out)
     assert report["metric"] == "knn_20"
     assert "images that were trained on" in report["note"]
-    # a classifier has learnt these labels: no figure of theirs, and no verdict
+    # a classifier was trained on these labels, so they give no metric and no verdict
     out = tmp_path / "classify"
-    main(command("classify", tiny_checkpoint, two_classes, out, "--max_steps", 1))
+    main(command("classify", tiny_checkpoint, two_classes, out, "--max-steps", 1))
     report = report_of(out)
     assert (report["metric"], report["improved"]) == (None, None)
     assert list(report["metrics"]) == ["view_retrieval", "rankme", "uniformity"]
 
 
-def test_a_new_classifier_is_judged_by_its_encoder_and_classes_go_by_name(
+def test_a_new_classifier_is_judged_by_its_encoder_and_classes_are_matched_by_name(
     two_classes, tiny_checkpoint, tmp_path
 ):
-    # The classifier knows "black" too, so "bright" is 1 there and 0 in the test images. They were
-    # compared by index, and a perfect classifier had an accuracy of 0.
+    # The classifier has a class "black" as well, so "bright" is class 1 there and class 0 in the
+    # test images. Labels used to be compared by index: a perfect classifier had an accuracy of 0.
     three = tmp_path / "three"
     shutil.copytree(two_classes, three)
     (three / "black").mkdir()
     for index in range(12):
         noise(36, 36, index).point(lambda level: level // 16).save(three / "black" / f"{index}.png")
     out = tmp_path / "out"
-    length = ("--max_steps", 60, "--eval_steps", 60)
-    options = ("--eval_train", three, "--eval_test", two_classes, *length)
-    rates = ("--base_learning_rate", 0.1, "--warmup_ratio", 0)
+    length = ("--max-steps", 60, "--eval-steps", 60)
+    options = ("--eval-train", three, "--eval-test", two_classes, *length)
+    rates = ("--base-learning-rate", 0.1, "--warmup-ratio", 0)
     main(command("classify", tiny_checkpoint, three, out, *options, *rates))
     report = report_of(out)
-    # drawn anew, its own accuracy would rise whatever came of the encoder
+    # the accuracy of a new classifier rises even if the encoder gets worse, so it is not used
     assert report["metric"] == "knn_20" and "accuracy" not in report["metrics"]
     logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert logged[-1]["accuracy"] > 0.8
 
 
-def test_a_stream_is_reported_on_by_its_first_images(tiny_checkpoint, tmp_path):
+def test_the_report_of_a_stream_uses_its_first_images(tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
-    stream = ("--streaming", "true", "--max_steps", 1, "--eval_limit", 40)
+    stream = ("--streaming", "--max-steps", 1, "--eval-limit", 40)
     main(command("dino_finetune", tiny_checkpoint, TEST, out, *stream))
-    figures = report_of(out)["metrics"]
-    tested = figures["view_retrieval"]["num_images"]
-    assert 5 <= tested <= 15 and figures["rankme"]["num_images"] == 40 - tested
+    metrics = report_of(out)["metrics"]
+    tested = metrics["view_retrieval"]["num_images"]
+    assert 5 <= tested <= 15 and metrics["rankme"]["num_images"] == 40 - tested
 
 
-def test_a_run_without_weights_to_start_from_has_no_report(two_classes, tmp_path):
+def test_a_run_from_random_weights_has_no_report(two_classes, tmp_path):
     from .tiny_runs import arguments
 
     out = tmp_path / "out"
-    main(arguments("dino", two_classes, out, "--max_steps", 1, "--batch_size", 6))
+    main(arguments("dino", two_classes, out, "--max-steps", 1, "--batch-size", 6))
     assert not (out / "report.json").exists() and not (out / "best").exists()
 
 
 def test_a_frozen_encoder_has_no_report(two_classes, tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
-    main(command("linear_probe", tiny_checkpoint, two_classes, out, "--max_steps", 1))
+    main(command("linear_probe", tiny_checkpoint, two_classes, out, "--max-steps", 1))
     assert not (out / "report.json").exists()
 
 
-def test_the_best_evaluation_is_kept_beside_the_last(two_classes, tiny_checkpoint, tmp_path):
+def test_the_checkpoint_with_the_best_evaluation_is_kept_in_best(
+    two_classes, tiny_checkpoint, tmp_path
+):
     out = tmp_path / "out"
     options = (
-        *("--eval_steps", 1, "--best_metric", "rankme", "--max_steps", 8, "--warmup_ratio", 0),
-        *("--save_steps", 1, "--save_total_limit", 99, "--freeze_encoder_ratio", 0),
-        *("--base_learning_rate", 3, "--teacher_momentum", 0),  # it collapses, soon
+        *("--eval-steps", 1, "--best-metric", "rankme", "--max-steps", 8, "--warmup-ratio", 0),
+        *("--save-steps", 1, "--save-total-limit", 99, "--freeze-encoder-ratio", 0),
+        *("--base-learning-rate", 3, "--teacher-momentum", 0),  # collapses within a few steps
     )
     main(command("dino_finetune", tiny_checkpoint, two_classes, out, *options))
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -269,10 +279,10 @@ def test_the_best_evaluation_is_kept_beside_the_last(two_classes, tiny_checkpoin
     AutoImageProcessor.from_pretrained(out / "best")
 
 
-def test_what_did_not_move_is_no_improvement_and_two_processes_say_the_same(
+def test_an_unchanged_model_is_no_improvement_with_one_or_two_processes(
     two_classes, tiny_checkpoint, tmp_path
 ):
-    options = (*STILL, "--max_steps", 1, "--require_improvement", "true")
+    options = (*WITHOUT_LEARNING, "--max-steps", 1, "--require-improvement")
     with pytest.raises(NoImprovementError, match="did not change"):
         main(command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "one", *options))
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
@@ -285,13 +295,13 @@ def test_what_did_not_move_is_no_improvement_and_two_processes_say_the_same(
     assert (tmp_path / "two" / "config.json").is_file()
 
 
-def test_measuring_leaves_model_and_random_states_as_they_were(
+def test_evaluation_does_not_change_the_model_or_random_states(
     two_classes, tiny_checkpoint, tmp_path
 ):
     line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out")
     run = build_run(parse_arguments(line, RECIPES), 24)
     model = SelfViTForDINO.from_pretrained(tiny_checkpoint).train()
-    model.student.vit.eval()  # as a frozen part is
+    model.student.vit.eval()  # like a frozen encoder
     modes = [module.training for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
@@ -306,12 +316,12 @@ def test_measuring_leaves_model_and_random_states_as_they_were(
     assert first.metrics == second.metrics
 
 
-def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
+def test_a_note_warns_if_test_images_are_also_training_images(
     two_classes, tiny_checkpoint, tmp_path
 ):
     for test, expected in ((two_classes, "too high: --eval-test"), (TEST, "")):
         train = two_classes if test == two_classes else TRAIN
-        options = ("--eval_train", train, "--eval_test", test)
+        options = ("--eval-train", train, "--eval-test", test)
         line = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "out", *options)
         run = build_run(parse_arguments(line, RECIPES), 24)
         note = open_evaluation_images(run, open_source(run.data)).note
@@ -321,27 +331,27 @@ def test_images_that_are_tested_on_what_was_learnt_from_them_are_said_to_be(
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("dino_finetune", ("--freeze_encoder_ratio", 1), "freeze_encoder_ratio below 1"),
-        ("dino_finetune", ("--best_metric", "loss"), "best_metric .'loss'. must be one of"),
-        ("dino_finetune", ("--best_metric", "accuracy"), "available: knn_10, .*view_retrieval"),
+        ("dino_finetune", ("--freeze-encoder-ratio", 1), "--freeze-encoder-ratio below 1"),
+        ("dino_finetune", ("--best-metric", "loss"), "best_metric .'loss'. must be one of"),
+        ("dino_finetune", ("--best-metric", "accuracy"), "available: knn_10, .*view_retrieval"),
         ("classify", (), "none for a classifier.*--eval-train"),
     ],
 )
-def test_what_cannot_be_judged_is_said_before_anything_is_written(
+def test_require_improvement_without_a_usable_metric_is_an_error_before_anything_is_written(
     recipe, options, message, two_classes, tiny_checkpoint, tmp_path
 ):
-    required = (*options, "--max_steps", 1, "--require_improvement", "true")
-    if options[:1] == ("--best_metric",):
-        # so few images that there are no 20 neighbors
-        required = (*required, "--eval_limit", 15)
+    required = (*options, "--max-steps", 1, "--require-improvement")
+    if options[:1] == ("--best-metric",):
+        # too few images for 20 neighbors
+        required = (*required, "--eval-limit", 15)
     with pytest.raises(ValueError, match=message):
         main(command(recipe, tiny_checkpoint, two_classes, tmp_path / "out", *required))
     assert not (tmp_path / "out").exists()
 
 
-def test_improvement_on_nothing_is_refused(two_classes, tmp_path):
+def test_require_improvement_without_init_from_is_an_error(two_classes, tmp_path):
     from .tiny_runs import arguments
 
-    options = ("--max_steps", 1, "--require_improvement", "true")
-    with pytest.raises(ValueError, match="give init_from"):
+    options = ("--max-steps", 1, "--require-improvement")
+    with pytest.raises(ValueError, match="give --init-from"):
         main(arguments("dino", two_classes, tmp_path / "out", *options))

@@ -1,4 +1,4 @@
-"""Collapse monitors, on real runs of tiny models: made to collapse both ways, and healthy ones."""
+"""Collapse detection in real runs of tiny models: both kinds of collapse, and healthy runs."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from selfvit.training.train import main
 from ..image_files import noise
 from .tiny_runs import OBJECTIVES, arguments, start, weights_of
 
-SHORT = ("--max_steps", 100, "--batch_size", 12)
-# What is set badly, by objective and the collapse that comes of it.
+SHORT = ("--max-steps", 100, "--batch-size", 12)
+# Settings that cause each kind of collapse, by objective.
 COLLAPSING = {
     ("dino", "constant"): (
-        *("--center_momentum", 1, "--teacher_momentum", 0.5),
-        *("--teacher_temperature", 0.02, "--warmup_teacher_temperature", 0.02),
+        *("--center-momentum", 1, "--teacher-momentum", 0.5),
+        *("--teacher-temperature", 0.02, "--warmup-teacher-temperature", 0.02),
     ),
-    ("dino", "uniform"): ("--teacher_temperature", 0.5, "--warmup_teacher_temperature", 0.5),
+    ("dino", "uniform"): ("--teacher-temperature", 0.5, "--warmup-teacher-temperature", 0.5),
     ("pmsn", "constant"): (
-        *("--regularization_weight", 0, "--teacher_momentum", 0.5, "--teacher_temperature", 0.01),
-        *("--base_learning_rate", 0.05),
+        *("--regularization-weight", 0, "--teacher-momentum", 0.5, "--teacher-temperature", 0.01),
+        *("--base-learning-rate", 0.05),
     ),
-    ("pmsn", "uniform"): ("--teacher_temperature", 0.5, "--base_learning_rate", 0.02),
+    ("pmsn", "uniform"): ("--teacher-temperature", 0.5, "--base-learning-rate", 0.02),
 }
 SUGGESTIONS = {
     ("dino", "constant"): "--center-momentum (now 1)",
@@ -44,7 +44,7 @@ CONSTANT = COLLAPSING["dino", "constant"]
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """24 images of one kind: two kinds would hold a collapse up at two clusters."""
+    """Folder of 24 similar images; with two kinds of images, a collapse stops at two clusters."""
     folder = tmp_path_factory.mktemp("images")
     for index in range(24):
         noise(40, 36, index).save(folder / f"{index:02d}.png")
@@ -52,7 +52,7 @@ def images(tmp_path_factory):
 
 
 def lines_of(output):
-    """Return all lines of the log, without what depends on time."""
+    """Return all lines of the log, without the metric that depends on time."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
@@ -62,30 +62,28 @@ def alarms_of(output):
 
 
 @pytest.mark.parametrize(("objective", "kind"), COLLAPSING)
-def test_a_run_made_to_collapse_is_caught_within_100_steps(
-    objective, kind, images, tmp_path, capfd
-):
+def test_a_collapse_is_detected_within_100_steps(objective, kind, images, tmp_path, capfd):
     options = (*SHORT, *COLLAPSING[objective, kind])
     main(arguments(objective, images, tmp_path / "out", *options))
-    (alarm,) = alarms_of(tmp_path / "out")  # one, though the collapse lasts
+    (alarm,) = alarms_of(tmp_path / "out")  # only one, although the collapse continues
     assert alarm["collapse"] == kind
     suggestions = alarm["advice"].partition("likeliest first: ")[2]
     assert SUGGESTIONS[objective, kind] in suggestions.partition(";")[0]
     printed = capfd.readouterr().out
     assert printed.count(f"warning: {alarm['advice']}") == 1
-    # the value is known to be a bad one, so it was named before the first step, too
+    # the value is known to be risky, so there was a warning before the first step as well
     assert f"warning: this run risks a {kind} output" in printed
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_healthy_run_raises_no_alarm_in_1000_steps(objective, images, tmp_path):
+def test_a_healthy_run_has_no_alarm_in_1000_steps(objective, images, tmp_path):
     out = tmp_path / "out"
-    main(arguments(objective, images, out, "--max_steps", 1000, "--batch_size", 6))
+    main(arguments(objective, images, out, "--max-steps", 1000, "--batch-size", 6))
     assert not alarms_of(out)
     assert sum("feature_std" in line for line in lines_of(out)) == 100
 
 
-FIGURES = {
+METRICS = {
     "dino": {
         *("teacher_entropy", "teacher_mean_entropy", "teacher_information", "prototypes_in_use"),
         *("kl_teacher_student", "student_teacher_cosine", "center_norm"),
@@ -99,36 +97,37 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_figures_are_logged_and_cost_training_no_bit(objective, images, tmp_path):
-    options = ("--max_steps", 4, "--batch_size", 6)
-    main(arguments(objective, images, tmp_path / "read", *options, "--monitor_steps", 2))
-    main(arguments(objective, images, tmp_path / "unread", *options, "--monitor_steps", 100))
-    first, second = weights_of(tmp_path / "read"), weights_of(tmp_path / "unread")
+def test_collapse_metrics_are_logged_and_do_not_change_the_training(objective, images, tmp_path):
+    options = ("--max-steps", 4, "--batch-size", 6)
+    main(arguments(objective, images, tmp_path / "with", *options, "--monitor-steps", 2))
+    main(arguments(objective, images, tmp_path / "without", *options, "--monitor-steps", 100))
+    first, second = weights_of(tmp_path / "with"), weights_of(tmp_path / "without")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    readings = [line for line in lines_of(tmp_path / "read") if "rankme" in line]
+    readings = [line for line in lines_of(tmp_path / "with") if "rankme" in line]
     assert [line.pop("step") for line in readings] == [2, 4]
     for line in readings:
-        assert line.keys() == {*FIGURES[objective], "feature_std", "rankme"}
+        assert line.keys() == {*METRICS[objective], "feature_std", "rankme"}
         assert all(math.isfinite(value) for value in line.values())
-    losses = [line for line in lines_of(tmp_path / "unread") if "loss" in line]
+    losses = [line for line in lines_of(tmp_path / "without") if "loss" in line]
     assert all(line["gradient_norm"] > 0 for line in losses)
 
 
-def test_a_resumed_run_raises_the_alarm_of_the_unbroken_one(images, tmp_path):
-    # the checkpoint at 30 lies between the first low reading and the alarm
-    options = ("--max_steps", 60, "--batch_size", 12, "--save_steps", 30, *CONSTANT)
-    for name in ("whole", "parts"):
-        main(arguments("dino", images, tmp_path / name, *options))
-    assert [line["step"] > 30 for line in alarms_of(tmp_path / "whole")] == [True]
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000060")  # as if killed before
-    main(arguments("dino", images, tmp_path / "parts", *options, "--resume", "true"))
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+def test_a_resumed_run_has_the_same_alarm_as_an_uninterrupted_one(images, tmp_path):
+    # the checkpoint of step 30 is saved between the first low reading and the alarm
+    options = ("--max-steps", 60, "--batch-size", 12, "--save-steps", 30, *CONSTANT)
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    for output in (uninterrupted, resumed):
+        main(arguments("dino", images, output, *options))
+    assert [line["step"] > 30 for line in alarms_of(uninterrupted)] == [True]
+    shutil.rmtree(resumed / "checkpoints" / "step-00000060")  # as if killed before step 60
+    main(arguments("dino", images, resumed, *options, "--resume"))
+    assert lines_of(resumed) == lines_of(uninterrupted)
 
 
-def test_stop_ends_the_run_with_what_was_seen_what_to_turn_and_what_is_left(images, tmp_path):
+def test_stop_reports_the_collapse_a_suggestion_and_the_last_good_checkpoint(images, tmp_path):
     out = tmp_path / "out"
-    options = (*SHORT, *CONSTANT, "--on_collapse", "stop", "--save_steps", 5)
-    command = arguments("dino", images, out, *options, "--save_total_limit", 99)
+    options = (*SHORT, *CONSTANT, "--on-collapse", "stop", "--save-steps", 5)
+    command = arguments("dino", images, out, *options, "--save-total-limit", 99)
     result = CliRunner().invoke(app, ["train", *command])
     assert result.exit_code == 2
     assert "constant output" in result.output and "lower --center-momentum (now 1)" in result.output
@@ -138,17 +137,19 @@ def test_stop_ends_the_run_with_what_was_seen_what_to_turn_and_what_is_left(imag
     assert not (out / "config.json").exists()
 
 
-def test_stop_without_a_checkpoint_from_before_says_so(images, tmp_path):
-    command = arguments("dino", images, tmp_path, *SHORT, *CONSTANT, "--on_collapse", "stop")
+def test_stop_reports_that_no_checkpoint_precedes_the_collapse(images, tmp_path):
+    command = arguments("dino", images, tmp_path, *SHORT, *CONSTANT, "--on-collapse", "stop")
     with pytest.raises(CollapseError, match="No checkpoint is from before"):
         main(command)
 
 
-def test_rollback_goes_on_once_from_before_at_half_the_learning_rate(images, tmp_path):
+def test_rollback_continues_once_from_before_the_collapse_with_half_the_learning_rate(
+    images, tmp_path
+):
     out = tmp_path / "out"
-    options = (*SHORT, *CONSTANT, "--on_collapse", "rollback", "--save_steps", 5)
-    with pytest.raises(CollapseError):  # what was set badly still is
-        main(arguments("dino", images, out, *options, "--save_total_limit", 1))
+    options = (*SHORT, *CONSTANT, "--on-collapse", "rollback", "--save-steps", 5)
+    with pytest.raises(CollapseError):  # the bad settings remain, so it collapses again
+        main(arguments("dino", images, out, *options, "--save-total-limit", 1))
     lines = lines_of(out)
     (back,) = [line for line in lines if "rolled_back" in line]
     assert "constant output" in back["rolled_back"]
@@ -160,45 +161,47 @@ def test_rollback_goes_on_once_from_before_at_half_the_learning_rate(images, tmp
     assert (now["base_learning_rate"], now["on_collapse"]) == (0.002, "stop")
 
 
-def test_a_rolled_back_run_keeps_the_micro_batches_that_were_found_for_it(images, tmp_path):
-    # it went on with those that were asked for, which do not fit
-    options = (*SHORT, *CONSTANT, "--save_steps", 5, "--save_total_limit", 99)
+def test_a_rolled_back_run_keeps_the_micro_batches_of_its_start(images, tmp_path):
+    # it used to continue with the requested micro-batches, which do not fit
+    options = (*SHORT, *CONSTANT, "--save-steps", 5, "--save-total-limit", 99)
     command = arguments("dino", images, tmp_path, *options)
-    found = ("--gradient_accumulation_steps", "3", "--on_collapse", "stop")
-    asked = ("--find_batch_size", "true", "--on_collapse", "rollback", "--resume", "true")
-    for given in (found, asked):
+    first_run = ("--gradient-accumulation-steps", "3", "--on-collapse", "stop")
+    resumed_run = ("--find-batch-size", "--on-collapse", "rollback", "--resume")
+    for more in (first_run, resumed_run):
         with pytest.raises(CollapseError):
-            main([*command, *given])
+            main([*command, *more])
     now = yaml.safe_load((tmp_path / "training.yaml").read_text())["training"]
     assert now["on_collapse"] == "stop"
     assert (now["gradient_accumulation_steps"], now["find_batch_size"]) == (3, False)
 
 
-def test_a_run_rolled_back_and_interrupted_goes_on_from_its_yaml_exactly(images, tmp_path):
-    # so slow, and 55 steps: it collapses at the full learning rate and not yet at half of it
-    options = ("--max_steps", 55, "--batch_size", 12, *CONSTANT, "--base_learning_rate", 0.001)
-    options = (*options, "--on_collapse", "rollback", "--save_steps", 15, "--save_total_limit", 9)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    main(arguments("dino", images, whole, *options))
-    assert [line for line in lines_of(whole) if "rolled_back" in line]
-    shutil.copytree(whole, parts)
-    for late in sorted((parts / "checkpoints").iterdir())[-2:]:
+def test_an_interrupted_run_after_a_rollback_resumes_exactly_from_its_training_yaml(
+    images, tmp_path
+):
+    # with this learning rate and 55 steps, the run collapses, and at half the rate it does not yet
+    options = ("--max-steps", 55, "--batch-size", 12, *CONSTANT, "--base-learning-rate", 0.001)
+    options = (*options, "--on-collapse", "rollback", "--save-steps", 15, "--save-total-limit", 9)
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    main(arguments("dino", images, uninterrupted, *options))
+    assert [line for line in lines_of(uninterrupted) if "rolled_back" in line]
+    shutil.copytree(uninterrupted, resumed)
+    for late in sorted((resumed / "checkpoints").iterdir())[-2:]:
         shutil.rmtree(late)
-    main([str(parts / "training.yaml"), "--output", str(parts), "--resume", "true"])
-    assert lines_of(parts) == lines_of(whole)
-    first, second = weights_of(whole), weights_of(parts)
+    main([str(resumed / "training.yaml"), "--output", str(resumed), "--resume"])
+    assert lines_of(resumed) == lines_of(uninterrupted)
+    first, second = weights_of(uninterrupted), weights_of(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_read_what_one_does_and_stop_together(images, tmp_path):
-    options = (*SHORT, *CONSTANT, "--on_collapse", "stop", "--drop_path_rate", 0)
+def test_two_processes_have_the_metrics_of_one_process_and_stop_together(images, tmp_path):
+    options = (*SHORT, *CONSTANT, "--on-collapse", "stop", "--drop-path-rate", 0)
     with pytest.raises(CollapseError):
         main(arguments("dino", images, tmp_path / "one", *options))
     command = arguments("dino", images, tmp_path / "two", *options)
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
     process = start([*launcher.split(), "-m"], command)
     printed, _ = process.communicate(timeout=300)
-    # the launcher ends whom the first leaves behind
+    # the launcher ends the other process when the first one exits
     assert process.returncode != 0 and "\nerror: step" in printed, printed
     assert "another process of this run died" not in printed
     one, two = (
@@ -207,7 +210,7 @@ def test_two_processes_read_what_one_does_and_stop_together(images, tmp_path):
     assert two[0] == pytest.approx(one[0], rel=1e-2)
 
 
-def test_no_recipe_is_at_risk_by_its_settings():
+def test_no_recipe_has_settings_that_risk_a_collapse():
     assert {name: settings_at_risk(recipe(None, None)) for name, recipe in RECIPES.items()} == {
         name: [] for name in RECIPES
     }
@@ -223,22 +226,22 @@ def alarm_step(values, rate_shares):
     return None
 
 
-def test_a_signal_low_from_the_start_is_no_alarm_before_the_warm_up_is_half_over():
+def test_a_metric_that_is_low_from_the_start_is_no_alarm_in_the_first_half_of_the_warmup():
     long_warm_up = [
         min(1.0, step / 12_510) for step in range(8000)
-    ]  # ImageNet's, 10 epochs of 1251
+    ]  # ImageNet: 10 epochs of 1251 steps
     assert alarm_step(lambda step: 0.001, long_warm_up[:1000]) is None
     assert alarm_step(lambda step: 0.001, long_warm_up) == 6260
     assert alarm_step(lambda step: 0.001, [1.0] * 100) == 30
 
 
-def test_a_signal_that_fell_is_an_alarm_at_the_third_low_reading_whatever_the_rate():
+def test_a_metric_that_dropped_is_an_alarm_at_the_third_low_reading_at_any_learning_rate():
     assert alarm_step(lambda step: 0.3 if step < 50 else 0.001, [0.0] * 100) == 70
-    # one reading above the floor, and the count begins anew
+    # a reading above the threshold resets the count
     assert alarm_step(lambda step: 0.3 if step in (10, 40) else 0.001, [0.0] * 100) == 70
 
 
-def test_two_prototypes_of_many_are_a_constant_output_though_they_tell_two_kinds_apart():
+def test_using_only_two_prototypes_is_an_alarm_even_if_they_separate_two_classes():
     state = MonitorState()
     readings = [32.0, 4.4, 1.8, 1.6, 1.5]  # dino_demo without a center, steps 10 to 280
     signals = [{"teacher_information": 0.08, "prototypes_in_use": value} for value in readings]
@@ -246,18 +249,18 @@ def test_two_prototypes_of_many_are_a_constant_output_though_they_tell_two_kinds
     assert alarms == [[], [], [], [], ["prototypes_in_use"]]
 
 
-def test_without_learning_a_low_signal_is_no_alarm(images, tmp_path):
-    still = ("--base_learning_rate", 0, "--min_learning_rate", 0)
-    options = (*SHORT, *COLLAPSING["dino", "uniform"], *still, "--monitor_steps", 1)
+def test_a_low_metric_is_no_alarm_if_the_learning_rate_is_0(images, tmp_path):
+    without_learning = ("--base-learning-rate", 0, "--min-learning-rate", 0)
+    options = (*SHORT, *COLLAPSING["dino", "uniform"], *without_learning, "--monitor-steps", 1)
     main(arguments("dino", images, tmp_path, *options))
     assert not alarms_of(tmp_path)
 
 
 def test_a_classifier_has_no_monitors(tmp_path, two_classes, tiny_checkpoint):
     command = [
-        "classify", "--init_from", str(tiny_checkpoint), "--data", str(two_classes), "--output",
-        str(tmp_path), "--max_steps", "2", "--batch_size", "6", "--monitor_steps", "1",
-        "--num_workers", "0", "--tracker", "none",
+        "classify", "--init-from", str(tiny_checkpoint), "--data", str(two_classes), "--output",
+        str(tmp_path), "--max-steps", "2", "--batch-size", "6", "--monitor-steps", "1",
+        "--num-workers", "0", "--tracker", "none",
     ]  # fmt: skip
     main(command)
     assert not [line for line in lines_of(tmp_path) if "rankme" in line]

@@ -1,4 +1,4 @@
-"""Suggestions against collapse, by objective, and which of them come first."""
+"""Suggestions against collapse for each objective, and their order."""
 
 import pytest
 from transformers import PreTrainedConfig
@@ -25,18 +25,18 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("config", "kind", "setting"), BAD_SETTINGS)
-def test_a_value_known_to_cause_the_collapse_is_suspect(config, kind, setting):
+def test_a_setting_known_to_cause_the_collapse_is_a_suspect(config, kind, setting):
     (suspect,) = [entry for entry in collapse_suggestions(config, kind) if entry.suspect]
     assert setting in suspect.advice
 
 
 @pytest.mark.parametrize("kind", WHAT_HAPPENS)
 @pytest.mark.parametrize("config_class", [DINOConfig, MAEConfig, PMSNConfig])
-def test_no_default_is_suspect(config_class, kind):
+def test_no_default_setting_is_a_suspect(config_class, kind):
     assert not any(entry.suspect for entry in collapse_suggestions(config_class(), kind))
 
 
-def test_balanced_targets_need_no_regularizer():
+def test_a_regularization_weight_of_0_is_no_suspect_with_sinkhorn():
     config = PMSNConfig(regularization_weight=0, sinkhorn_iterations=3)
     assert not any(entry.suspect for entry in collapse_suggestions(config, "constant"))
 
@@ -45,7 +45,7 @@ def test_mae_has_no_uniform_collapse():
     assert collapse_suggestions(MAEConfig(mask_ratio=0.97), "uniform") == []
 
 
-def test_an_objective_without_suggestions_gets_none():
+def test_a_configuration_without_registered_suggestions_has_none():
     assert collapse_suggestions(PreTrainedConfig(), "constant") == []
 
 

@@ -31,7 +31,9 @@ def plan(**changes):
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 @pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_processes_and_micro_batches_share_each_global_batch(accumulation_steps, num_processes):
+def test_processes_and_micro_batches_together_cover_each_global_batch(
+    accumulation_steps, num_processes
+):
     shared = {"accumulation_steps": accumulation_steps, "num_processes": num_processes}
     by_rank = [list(plan(rank=rank, **shared).draws()) for rank in range(num_processes)]
     assert all(len(draws) == 5 * accumulation_steps for draws in by_rank)
@@ -41,45 +43,49 @@ def test_processes_and_micro_batches_share_each_global_batch(accumulation_steps,
         assert drawn == list(range(12 * step, 12 * (step + 1)))
 
 
-def test_a_batch_size_that_does_not_divide_is_an_error_with_the_nearest_one_that_does():
+def test_an_indivisible_batch_size_is_an_error_with_the_nearest_divisible_one():
     with pytest.raises(ValueError, match=r"batch_size \(10\).*\(2\) times .*\(2\); use 8"):
         plan(batch_size=10, accumulation_steps=2, num_processes=2)
 
 
-def test_batches_from_a_later_step_are_the_tail_of_all_batches():
-    everything = list(ShuffledBatches(40, plan(), seed=7))
-    assert list(ShuffledBatches(40, plan(start_step=3), seed=7)) == everything[3:]
+def test_batches_from_a_later_step_equal_the_last_of_all_batches():
+    batches = list(ShuffledBatches(40, plan(), seed=7))
+    assert list(ShuffledBatches(40, plan(start_step=3), seed=7)) == batches[3:]
 
 
-def test_an_epoch_has_each_image_once_and_the_next_epoch_has_another_order():
-    batches = list(ShuffledBatches(40, plan(num_steps=6), seed=7))  # 3 steps an epoch
+def test_no_image_repeats_within_an_epoch_and_each_epoch_has_another_order():
+    batches = list(ShuffledBatches(40, plan(num_steps=6), seed=7))  # 3 steps per epoch
     epochs = [[position for batch in batches[i : i + 3] for position, _ in batch] for i in (0, 3)]
     assert all(len(set(epoch)) == 36 for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
-def test_the_seed_decides_the_order():
+def test_the_order_is_determined_by_the_seed():
     assert list(ShuffledBatches(40, plan(), 1)) == list(ShuffledBatches(40, plan(), 1))
     assert list(ShuffledBatches(40, plan(), 1)) != list(ShuffledBatches(40, plan(), 2))
 
 
-def test_a_batch_larger_than_the_data_set_is_an_error_with_both_sizes():
+def test_a_batch_size_larger_than_the_data_set_is_an_error_with_both_sizes():
     with pytest.raises(
         ValueError, match=r"batch_size \(12\) is larger than the data set \(10 images"
     ):
         ShuffledBatches(10, plan(), seed=0)
 
 
-def test_collate_stacks_views_of_one_name_along_the_batch():
+def test_collate_adds_the_batch_axis_after_the_axis_of_views():
     sample = {
         "global_views": np.zeros((2, 3, 8, 8), np.uint8),
         "pixel_values": np.zeros((3, 8, 8), np.uint8),
+        "noises": np.zeros((2, 4), np.float32),
+        "noise": np.zeros(4, np.float32),
         "labels": 1,
         "skipped": [("a", "b")],
     }
     batch = collate([sample, {**sample, "skipped": []}, sample])
     assert batch["global_views"].shape == (2, 3, 3, 8, 8)
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert batch["noises"].shape == (2, 3, 4)
+    assert batch["noise"].shape == (3, 4)
     assert batch["labels"].tolist() == [1, 1, 1]
     assert batch["skipped"] == [("a", "b"), ("a", "b")]
 
@@ -117,13 +123,13 @@ def views_of(batches):
 
 def test_batches_do_not_depend_on_the_number_of_workers_or_the_global_random_state(image_folder):
     source = open_images(image_folder)
-    alone = views_of(loader(source))
+    without_workers = views_of(loader(source))
     torch.manual_seed(99)
     np.random.seed(99)
-    assert torch.equal(views_of(loader(source, num_workers=2)), alone)
+    assert torch.equal(views_of(loader(source, num_workers=2)), without_workers)
 
 
-def test_loading_leaves_the_global_random_state_alone(image_folder):
+def test_loading_does_not_change_the_global_random_state(image_folder):
     before = torch.get_rng_state()
     list(loader(open_images(image_folder), num_workers=1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -136,22 +142,7 @@ def test_an_image_seen_again_is_augmented_differently(image_folder):
     assert not np.array_equal(first["global_views"], second["global_views"])
 
 
-def test_the_batch_axis_comes_after_the_axis_of_views_and_of_their_noise():
-    sample = {
-        "views": np.zeros((2, 3, 8, 8), np.uint8),
-        "view": np.zeros((3, 8, 8), np.uint8),
-        "noises": np.zeros((2, 4), np.float32),
-        "noise": np.zeros(4, np.float32),
-        "skipped": [],
-    }
-    batch = collate([sample] * 5)
-    assert batch["views"].shape == (2, 5, 3, 8, 8)
-    assert batch["view"].shape == (5, 3, 8, 8)
-    assert batch["noises"].shape == (2, 5, 4)
-    assert batch["noise"].shape == (5, 4)
-
-
-def test_labels_come_with_the_views(image_folder):
+def test_batches_contain_labels_if_requested(image_folder):
     source = open_images(image_folder)
     for batch in loader(source, augmentation=CropAndFlip(), with_labels=True):
         assert batch["pixel_values"].shape == (4, 3, 32, 32)
@@ -171,7 +162,7 @@ def test_unreadable_images_are_replaced_and_reported_with_their_reason(tmp_path)
     assert "empty" in reasons["empty.jpg"] and all(reasons.values())
 
 
-def test_a_folder_of_unreadable_images_is_an_error_with_one_name_and_its_reason(tmp_path):
+def test_a_folder_of_only_unreadable_images_is_an_error_with_one_name_and_reason(tmp_path):
     for index in range(5):
         empty_jpeg(tmp_path / f"{index}.jpg")
     with pytest.raises(ValueError, match=r"5 images in a row cannot be read.*\.jpg \(empty"):
@@ -186,22 +177,22 @@ def assert_equal_batches(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-def test_mixed_batches_resume_alike_for_any_number_of_workers(image_folder):
+def test_mixed_batches_resume_exactly_with_another_number_of_workers(image_folder):
     source = open_images(image_folder)
     mixing = {"augmentation": MIXING, "with_labels": True}
-    everything = list(loader(source, **mixing))
-    assert all(batch["labels"].shape == (4, 3) for batch in everything)
-    assert not torch.equal(everything[0]["labels"], everything[1]["labels"])
+    uninterrupted = list(loader(source, **mixing))
+    assert all(batch["labels"].shape == (4, 3) for batch in uninterrupted)
+    assert not torch.equal(uninterrupted[0]["labels"], uninterrupted[1]["labels"])
     resumed = list(loader(source, num_workers=2, start_step=2, **mixing))
-    for expected, batch in zip(everything[2:], resumed, strict=True):
+    for expected, batch in zip(uninterrupted[2:], resumed, strict=True):
         assert_equal_batches(batch, expected)
 
 
-def test_batches_are_stacked_before_they_are_mixed_and_nothing_else_changes(image_folder):
+def test_mixed_crop_with_default_settings_changes_only_labels_to_one_hot(image_folder):
     source = open_images(image_folder)
     plain = loader(source, augmentation=CropAndFlip(), with_labels=True)
-    off = loader(source, augmentation=MixedCrop(), with_labels=True)
-    for expected, batch in zip(plain, off, strict=True):
+    without_mixing = loader(source, augmentation=MixedCrop(), with_labels=True)
+    for expected, batch in zip(plain, without_mixing, strict=True):
         assert torch.equal(batch["pixel_values"], expected["pixel_values"])
         assert torch.equal(batch["labels"].argmax(dim=1), expected["labels"])
 
@@ -214,7 +205,7 @@ def test_batches_without_labels_are_not_mixed(image_folder):
         assert "labels" not in batch
 
 
-def test_processes_mix_their_parts_independently(image_folder):
+def test_each_process_mixes_its_images_independently(image_folder):
     source = open_images(image_folder)
     parts = [
         next(
@@ -229,14 +220,14 @@ def test_processes_mix_their_parts_independently(image_folder):
 def test_a_mixed_stream_resumes_at_its_position(labeled_parquet):
     source = open_images(labeled_parquet, streaming=True)
     mixing = {"augmentation": MIXING, "with_labels": True}
-    unbroken = loader(source, **mixing)
-    stream = iter(unbroken)
+    uninterrupted = loader(source, **mixing)
+    stream = iter(uninterrupted)
     first = [next(stream) for _ in range(3)]
-    state = stream_state(unbroken)
-    everything = [*first, *(next(stream) for _ in range(4))]  # beyond the first pass
-    torch.testing.assert_close(everything[0]["labels"].sum(dim=1), torch.ones(4))
+    state = stream_state(uninterrupted)
+    batches = [*first, *(next(stream) for _ in range(4))]  # beyond the first pass
+    torch.testing.assert_close(batches[0]["labels"].sum(dim=1), torch.ones(4))
     resumed = iter(loader(source, start_step=3, num_workers=1, stream_state=state, **mixing))
-    for expected in everything[3:]:
+    for expected in batches[3:]:
         assert_equal_batches(next(resumed), expected)
 
 

@@ -1,4 +1,4 @@
-"""The plan that `--dry_run` prints, against what a run then does."""
+"""The plan that `--dry-run` prints, compared with real runs."""
 
 import re
 
@@ -12,7 +12,7 @@ from .tiny_runs import OBJECTIVES, arguments, weights_of
 
 
 def plan_of(capsys, *command):
-    """Return the printed plan, line by its first word."""
+    """Return the lines of the printed plan by their first word."""
     main(list(arguments(*command)))
     lines = capsys.readouterr().out.splitlines()
     return {line.split()[0]: line for line in lines if line.strip()}
@@ -23,9 +23,11 @@ def mebibytes(line, name):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_exact_part_of_the_memory_is_that_of_a_run(objective, two_classes, tmp_path, capsys):
-    options = ("--max_steps", 1, "--batch_size", 6)
-    memory = plan_of(capsys, objective, two_classes, tmp_path / "a", *options, "--dry_run", "true")[
+def test_planned_memory_of_weights_gradients_and_optimizer_is_exact(
+    objective, two_classes, tmp_path, capsys
+):
+    options = ("--max-steps", 1, "--batch-size", 6)
+    memory = plan_of(capsys, objective, two_classes, tmp_path / "a", *options, "--dry-run")[
         "memory"
     ]
     main(arguments(objective, two_classes, tmp_path / "a", *options))
@@ -38,11 +40,11 @@ def test_the_exact_part_of_the_memory_is_that_of_a_run(objective, two_classes, t
     assert mebibytes(memory, "gradients") == pytest.approx(moments / 2**21, abs=0.06)
 
 
-def test_a_dry_run_says_the_steps_and_views_and_writes_nothing(two_classes, tmp_path, capsys):
+def test_a_dry_run_prints_steps_batches_and_views_and_writes_nothing(two_classes, tmp_path, capsys):
     plan = plan_of(
         capsys, "dino", two_classes, tmp_path / "out",
-        *("--epochs", 5, "--batch_size", 8, "--gradient_accumulation_steps", 2),
-        *("--dry-run", "true"),
+        *("--epochs", 5, "--batch-size", 8, "--gradient-accumulation-steps", 2),
+        "--dry-run",
     )  # fmt: skip
     assert plan["steps"].split()[1] == "15,"
     assert "2 micro-batches x 4 images" in plan["batch"]
@@ -50,26 +52,28 @@ def test_a_dry_run_says_the_steps_and_views_and_writes_nothing(two_classes, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_activations_scaled_from_few_images_are_those_of_many(two_classes, tmp_path, capsys):
+def test_estimated_memory_of_activations_grows_linearly_with_the_batch(
+    two_classes, tmp_path, capsys
+):
     def activations(*options):
-        line = plan_of(capsys, "mae", two_classes, tmp_path / "out", *options, "--dry_run", "true")
+        line = plan_of(capsys, "mae", two_classes, tmp_path / "out", *options, "--dry-run")
         return mebibytes(line["memory"], "activations")
 
-    large = ("--image_size", 64, "--max_steps", 4)
-    four = activations(*large, "--batch_size", 4)
+    large = ("--image-size", 64, "--max-steps", 4)
+    four = activations(*large, "--batch-size", 4)
     assert four > 1
-    assert activations(*large, "--batch_size", 24) == pytest.approx(6 * four, rel=0.1)
+    assert activations(*large, "--batch-size", 24) == pytest.approx(6 * four, rel=0.1)
 
 
-def test_a_dry_run_refuses_what_a_run_refuses(two_classes, tmp_path):
+def test_a_dry_run_raises_the_errors_of_a_run(two_classes, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="something other than a run"):
         main(
-            arguments("mae", two_classes, tmp_path, "--max_steps", 1, "--batch_size", 6,
-                      "--dry_run", "true")
+            arguments("mae", two_classes, tmp_path, "--max-steps", 1, "--batch-size", 6,
+                      "--dry-run")
         )  # fmt: skip
     with pytest.raises(ValueError, match="batch_size"):
         main(
-            arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 7,
-                      "--gradient_accumulation_steps", 2, "--dry_run", "true")
+            arguments("mae", two_classes, tmp_path / "out", "--max-steps", 1, "--batch-size", 7,
+                      "--gradient-accumulation-steps", 2, "--dry-run")
         )  # fmt: skip

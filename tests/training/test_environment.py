@@ -12,9 +12,9 @@ from selfvit.training.checkpoints.environment import differences, environment
 from selfvit.training.train import main
 
 from .processes import start_training, start_two
-from .tiny_runs import OBJECTIVES, arguments, log_of
+from .tiny_runs import OBJECTIVES, arguments, assert_equal_tensors, log_of, weights_of
 
-OPTIONS = ("--max_steps", 4, "--batch_size", 6, "--save_steps", 2, "--seed", 7)
+OPTIONS = ("--max-steps", 4, "--batch-size", 6, "--save-steps", 2, "--seed", 7)
 
 
 def state_of(folder):
@@ -22,12 +22,12 @@ def state_of(folder):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_runs_of_one_seed_are_bit_identical_files_whatever_the_number_of_workers(
+def test_the_seed_determines_all_files_of_a_run_with_any_number_of_workers(
     objective, two_classes, tmp_path
 ):
-    runs = {"first": 2, "again": 2, "alone": 0}
-    for name, num_workers in runs.items():
-        options = (*OPTIONS, "--num_workers", num_workers)
+    runs = {"first": 2, "second": 2, "without workers": 0}
+    for name, num_workers, seed in (*((*run, 7) for run in runs.items()), ("other seed", 0, 8)):
+        options = (*OPTIONS, "--num-workers", num_workers, "--seed", seed)
         command = arguments(objective, two_classes, tmp_path / name, *options)
         training = start_training(command, tmp_path / f"{name}.txt")
         assert training.exit_code() == 0, training.printed
@@ -38,10 +38,14 @@ def test_two_runs_of_one_seed_are_bit_identical_files_whatever_the_number_of_wor
         }
         for file in ("model.safetensors", "optimizer.bin", "random_states_0.pkl"):
             assert len({files[name][file]["crc32"] for name in runs}) == 1, (step, file)
-    assert log_of(tmp_path / "first") == log_of(tmp_path / "again") == log_of(tmp_path / "alone")
+    logs = [log_of(tmp_path / name) for name in runs]
+    assert logs[0] == logs[1] == logs[2]
+    assert log_of(tmp_path / "other seed")[4]["loss"] != logs[0][4]["loss"]
+    for name in runs:
+        assert_equal_tensors(weights_of(tmp_path / name), weights_of(tmp_path / "first"))
 
 
-def test_every_checkpoint_and_the_result_say_what_they_were_made_with(two_classes, tmp_path):
+def test_every_checkpoint_and_the_result_contain_versions_and_settings(two_classes, tmp_path):
     main(arguments("mae", two_classes, tmp_path, *OPTIONS))
     for folder in (tmp_path, *(tmp_path / "checkpoints").iterdir()):
         state = state_of(folder)
@@ -57,28 +61,28 @@ def test_every_checkpoint_and_the_result_say_what_they_were_made_with(two_classe
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
-def test_a_resume_says_which_versions_differ_from_those_it_was_started_with(
+def test_a_resume_warns_of_versions_that_differ_from_the_start_of_the_run(
     two_classes, tmp_path, capsys
 ):
     command = arguments("mae", two_classes, tmp_path, *OPTIONS)
     main(command)
     capsys.readouterr()
-    main([*command, "--resume", "true"])
+    main([*command, "--resume"])
     assert "warning" not in capsys.readouterr().out
     started_with = json.loads((tmp_path / "environment.json").read_text())
     started_with["versions"]["torch"] = "1.13.1"
     (tmp_path / "environment.json").write_text(json.dumps(started_with))
-    for _ in range(2):  # the second time, too: it compares with the start
-        main([*command, "--resume", "true"])
+    for _ in range(2):  # also at the second resume, because it compares with the start of the run
+        main([*command, "--resume"])
         printed = capsys.readouterr().out
         assert "numbers may differ" in printed
         assert f"torch 1.13.1 then, {torch.__version__} now" in printed
 
 
-def test_a_resume_with_another_number_of_processes_says_so(two_classes, tmp_path, capsys):
+def test_a_resume_warns_of_another_number_of_processes(two_classes, tmp_path, capsys):
     command = arguments("dino", two_classes, tmp_path / "out", *OPTIONS)
     assert [process.exit_code() for process in start_two(command, tmp_path)] == [0, 0]
-    main([*command, "--resume", "true"])
+    main([*command, "--resume"])
     assert "number of processes 2 then, 1 now" in capsys.readouterr().out
 
 
@@ -89,7 +93,7 @@ def git(folder, *arguments):
     ).stdout.strip()
 
 
-def test_the_git_revision_of_the_working_directory_is_noted_where_there_is_one(
+def test_the_environment_contains_the_git_revision_of_the_working_directory_if_it_has_one(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -108,12 +112,12 @@ def test_the_git_revision_of_the_working_directory_is_noted_where_there_is_one(
     assert environment()["git"]["working_directory"] == f"{revision}-dirty"
 
 
-def test_a_machine_without_git_notes_no_revision(monkeypatch):
+def test_without_git_the_environment_contains_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert environment()["git"] == {}
 
 
-def test_only_what_changes_numbers_is_a_difference():
+def test_only_versions_that_affect_results_are_differences():
     then = {"versions": {"torch": "2.13.0"}, "git": {"working_directory": "abc"}}
     now = {"versions": {"torch": "2.13.0"}, "git": {"working_directory": "def"}}
     assert differences(then, now) == []

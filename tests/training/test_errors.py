@@ -1,4 +1,4 @@
-"""What kills runs, done to real ones: none loses more than the steps since its last save."""
+"""Real runs that are killed or fail; each loses only the steps since its last checkpoint."""
 
 import errno
 import itertools
@@ -9,7 +9,6 @@ import shutil
 import signal
 
 import pytest
-import torch
 
 from selfvit.training.checkpoints.checkpointer import is_disk_full
 from selfvit.training.checkpoints.integrity import find_corruption
@@ -17,36 +16,36 @@ from selfvit.training.runtime.errors import translate_errors
 from selfvit.training.train import main
 
 from .processes import (
+    AccessRecorder,
     AtLogLine,
-    KilledInSave,
-    NotedSaves,
-    Wait,
+    KillDuringSave,
+    Pause,
     kill_a_worker,
     kill_self,
     start_training,
     start_two,
     wait_until,
 )
-from .tiny_runs import OBJECTIVES, arguments, log_of, weights_of
+from .tiny_runs import OBJECTIVES, arguments, assert_equal_tensors, log_of, weights_of
 
 NUM_STEPS = 8
-# 24 images in batches of 4 are 6 steps an epoch; every checkpoint replaces the one before
+# 24 images in batches of 4 are 6 steps per epoch; each checkpoint replaces the previous one
 OPTIONS = (
-    *("--max_steps", NUM_STEPS, "--batch_size", 4),
-    *("--save_steps", 2, "--save_total_limit", 1),
-    *("--save_code", "false"),  # fewer files, and the same moments of a save
+    *("--max-steps", NUM_STEPS, "--batch-size", 4),
+    *("--save-steps", 2, "--save-total-limit", 1),
+    "--no-save-code",  # fewer file accesses, and the same number in each save
 )
 
 
 @pytest.fixture(scope="module")
-def unbroken(two_classes, tmp_path_factory):
-    """Return the output of a run that nothing happened to, by objective and number of processes."""
+def uninterrupted(two_classes, tmp_path_factory):
+    """Return a function from objective and number of processes to an uninterrupted run's output."""
     outputs = {}
 
     def output_of(objective, num_processes=1):
         key = (objective, num_processes)
         if key not in outputs:
-            folder = tmp_path_factory.mktemp("unbroken")
+            folder = tmp_path_factory.mktemp("uninterrupted")
             command = arguments(objective, two_classes, folder / "out", *OPTIONS)
             if num_processes == 1:
                 processes = [start_training(command, folder / "printed.txt")]
@@ -59,61 +58,62 @@ def unbroken(two_classes, tmp_path_factory):
     return output_of
 
 
-def assert_same_result(output, unbroken):
-    assert log_of(output) == log_of(unbroken)
+def assert_same_result(output, expected):
+    assert log_of(output) == log_of(expected)
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        path.name for path in unbroken.iterdir()
+        path.name for path in expected.iterdir()
     )
     assert (output / "checkpoints" / f"step-{NUM_STEPS:08d}").is_dir()
     for folder in ("", f"checkpoints/step-{NUM_STEPS:08d}"):
-        ours, theirs = weights_of(output / folder), weights_of(unbroken / folder)
-        assert ours.keys() == theirs.keys()
-        for name, tensor in theirs.items():
-            assert torch.equal(ours[name], tensor), name
+        assert_equal_tensors(weights_of(output / folder), weights_of(expected / folder))
 
 
 def resume(command):
-    main([*command, "--resume", "true"])
+    main([*command, "--resume"])
 
 
-# Before the folder is made, in it, before trainer_state.json, before its new name, after it; the
-# same of the next save, before the old one goes, while it goes; while the result takes its place.
-# (As transformers 5.24 and Accelerate 1.15 write; the next test finds such moments by itself.)
+# Numbers of file accesses to kill a run before: before the folder of the first checkpoint is
+# created, while it is written, before trainer_state.json, before and after the folder is renamed;
+# the same for the second checkpoint, before and during the removal of the first one; and while the
+# result is moved into place. (With transformers 5.24 and Accelerate 1.15; the next test determines
+# such numbers itself.)
 POINTS_OF_A_SAVE = (0, 9, 21, 31, 32, 52, 62, 64, 67, 71, 75, 168)
+BETWEEN_SAVES = None  # kill the run in step 5, within an epoch
 
 
 @pytest.mark.parametrize(
     ("objective", "at"),
-    [("dino", at) for at in POINTS_OF_A_SAVE]
-    + list(itertools.product(sorted(OBJECTIVES.keys() - {"dino"}), (9, 50, 66))),
+    [("dino", at) for at in (*POINTS_OF_A_SAVE, BETWEEN_SAVES)]
+    + list(itertools.product(sorted(OBJECTIVES.keys() - {"dino"}), (9, 50, 66, BETWEEN_SAVES))),
 )
-def test_a_run_killed_in_a_save_has_a_whole_checkpoint_and_resumes_to_the_same_result(
-    objective, at, two_classes, unbroken, tmp_path
+def test_a_killed_run_has_an_intact_checkpoint_and_resumes_exactly(
+    objective, at, two_classes, uninterrupted, tmp_path
 ):
     command = arguments(objective, two_classes, tmp_path / "out", *OPTIONS)
-    training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
+    hook = AtLogLine(5, kill_self) if at is BETWEEN_SAVES else KillDuringSave(at=at)
+    training = start_training(command, tmp_path / "printed.txt", hook)
     assert training.exit_code() == -signal.SIGKILL, training.printed
     checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
     assert all(find_corruption(path) is None for path in checkpoints)
     resume(command)
-    assert_same_result(tmp_path / "out", unbroken(objective))
+    assert_same_result(tmp_path / "out", uninterrupted(objective))
     left = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
     assert left == [f"step-{NUM_STEPS:08d}"]
 
 
-def test_no_moment_of_a_save_is_without_a_whole_checkpoint(two_classes, tmp_path):
+def test_there_is_an_intact_checkpoint_at_every_moment_of_a_save(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS)
-    noted = tmp_path / "accesses.txt"
-    training = start_training(command, tmp_path / "printed.txt", NotedSaves(path=noted))
+    recorded = tmp_path / "accesses.txt"
+    training = start_training(command, tmp_path / "printed.txt", AccessRecorder(path=recorded))
     assert training.exit_code() == 0, training.printed
-    accesses = [line.split() for line in noted.read_text().splitlines()]
+    accesses = [line.split() for line in recorded.read_text().splitlines()]
     renamed = [number for number, (event, _) in enumerate(accesses) if event == "os.rename"]
-    # the new names of the first checkpoint and of the second, and of the first when it goes
+    # the first and the second checkpoint are renamed when complete, and the first to remove it
     first, second, removed = renamed[:3]
     moments = {first + 1, second, second + 1, removed, removed + 1, *range(first + 1, removed, 3)}
     for at in sorted(moments):
         shutil.rmtree(tmp_path / "out")
-        training = start_training(command, tmp_path / "printed.txt", KilledInSave(at=at))
+        training = start_training(command, tmp_path / "printed.txt", KillDuringSave(at=at))
         assert training.exit_code() == -signal.SIGKILL
         checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
         assert all(find_corruption(path) is None for path in checkpoints), at
@@ -121,34 +121,34 @@ def test_no_moment_of_a_save_is_without_a_whole_checkpoint(two_classes, tmp_path
         assert [path.name for path in checkpoints] == [f"step-{step:08d}" for step in steps], at
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(two_classes, unbroken, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(
+    two_classes, uninterrupted, tmp_path
+):
     command = arguments("dino", two_classes, tmp_path / "out", *OPTIONS)
     training = start_training(command, tmp_path / "printed.txt", AtLogLine(2, kill_self))
     assert training.exit_code() == -signal.SIGKILL
     assert len(log_of(tmp_path / "out")) == 1
     resume(command)
-    assert_same_result(tmp_path / "out", unbroken("dino"))
+    assert_same_result(tmp_path / "out", uninterrupted("dino"))
 
 
-def test_a_run_killed_as_it_began_does_not_take_its_folder_for_somebody_elses(
-    two_classes, tmp_path
-):
+def test_a_run_can_start_in_a_folder_where_another_was_killed_at_its_start(two_classes, tmp_path):
     (tmp_path / ".training.yaml.unfinished-1234abcd").write_text("recipe: di")
     main(arguments("mae", two_classes, tmp_path, *OPTIONS))
     assert (tmp_path / "config.json").exists()
     assert not list(tmp_path.glob(".*"))
 
 
-def half_of(path):
+def truncate(path):
     with open(path, "r+b") as file:
         file.truncate(path.stat().st_size // 2)
 
 
-def nothing_of(path):
+def empty(path):
     os.truncate(path, 0)
 
 
-def one_byte_of(path):
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -157,52 +157,54 @@ def one_byte_of(path):
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("model.safetensors", half_of, r"model.safetensors has \d+ bytes of \d+"),
-        ("optimizer.bin", nothing_of, r"optimizer.bin has 0 bytes of \d+"),
+        ("model.safetensors", truncate, r"model.safetensors has \d+ bytes instead of \d+"),
+        ("optimizer.bin", empty, r"optimizer.bin has 0 bytes instead of \d+"),
         ("random_states_0.pkl", os.unlink, "random_states_0.pkl is missing"),
-        ("model.safetensors", one_byte_of, "other content than was saved"),
-        ("trainer_state.json", half_of, "trainer_state.json is cut short"),
+        ("model.safetensors", flip_a_bit, "the content of model.safetensors has changed"),
+        ("trainer_state.json", truncate, "trainer_state.json is truncated"),
         ("trainer_state.json", os.unlink, "trainer_state.json is missing"),
     ],
 )
-def test_resume_passes_over_a_broken_checkpoint_and_says_so(
-    name, damage, reason, two_classes, unbroken, tmp_path, capsys
+def test_resume_skips_and_reports_a_corrupt_checkpoint(
+    name, damage, reason, two_classes, uninterrupted, tmp_path, capsys
 ):
     output = tmp_path / "out"
-    options = (*OPTIONS, "--save_total_limit", 2)
+    options = (*OPTIONS, "--save-total-limit", 2)
     main(arguments("pmsn", two_classes, output, *options))
     newest = output / "checkpoints" / f"step-{NUM_STEPS:08d}"
     damage(newest / name)
-    (output / "config.json").unlink()  # as if it had been killed at its end
+    (output / "config.json").unlink()  # as if the run had been killed at its end
     resume(arguments("pmsn", two_classes, output, *OPTIONS))
     printed = capsys.readouterr().out
-    assert f"passed over: {newest} is broken" in printed
+    assert f"skipped: {newest} is corrupt" in printed
     assert find_corruption(newest) is None
     assert re.search(reason, printed)
-    assert_same_result(output, unbroken("pmsn"))
+    assert_same_result(output, uninterrupted("pmsn"))
 
 
-def test_resume_without_any_whole_checkpoint_is_an_error_that_names_them(two_classes, tmp_path):
+def test_resume_with_only_corrupt_checkpoints_is_an_error_that_names_them(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path, *OPTIONS)
     main(command)
-    half_of(tmp_path / "checkpoints" / f"step-{NUM_STEPS:08d}" / "optimizer.bin")
-    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*step-00000008.*optimizer.bin"):
+    truncate(tmp_path / "checkpoints" / f"step-{NUM_STEPS:08d}" / "optimizer.bin")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint is intact: .*step-00000008.*optimizer.bin"
+    ):
         resume(command)
     shutil.rmtree(tmp_path / "checkpoints")
     resume(command)
     assert (tmp_path / "checkpoints" / f"step-{NUM_STEPS:08d}").is_dir()
 
 
-def test_a_later_checkpoint_of_a_lost_branch_never_counts_as_the_last_one(two_classes, tmp_path):
-    # It used to: with one to keep, the broken one was kept and the new one pruned.
+def test_a_corrupt_later_checkpoint_is_not_kept_in_place_of_a_new_one(two_classes, tmp_path):
+    # With --save-total-limit 1, the corrupt checkpoint used to be kept and the new one deleted.
     output = tmp_path / "out"
-    main(arguments("dino", two_classes, output, *OPTIONS, "--save_total_limit", 9))
+    main(arguments("dino", two_classes, output, *OPTIONS, "--save-total-limit", 9))
     late = output / "checkpoints" / "step-00000008"
-    half_of(late / "model.safetensors")
+    truncate(late / "model.safetensors")
     (output / "config.json").unlink()
-    command = arguments("dino", two_classes, output, *OPTIONS, "--save_steps", 1)
+    command = arguments("dino", two_classes, output, *OPTIONS, "--save-steps", 1)
     training = start_training(
-        [*command, "--resume", "true"], tmp_path / "printed.txt", AtLogLine(2, kill_self)
+        [*command, "--resume"], tmp_path / "printed.txt", AtLogLine(2, kill_self)
     )
     assert training.exit_code() == -signal.SIGKILL
     checkpoints = sorted((output / "checkpoints").glob("step-*"))
@@ -211,32 +213,32 @@ def test_a_later_checkpoint_of_a_lost_branch_never_counts_as_the_last_one(two_cl
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_full_disk_is_named_and_costs_nothing_that_was_saved(
-    objective, two_classes, unbroken, small_disk, tmp_path
+def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_intact(
+    objective, two_classes, uninterrupted, small_disk, tmp_path
 ):
     output = small_disk / "out"
     command = arguments(objective, two_classes, output, *OPTIONS)
-    waits = Wait(tmp_path / "waits")
-    training = start_training(command, tmp_path / "printed.txt", AtLogLine(4, waits))
-    wait_until(waits.path.exists, training)
+    pause = Pause(tmp_path / "paused")
+    training = start_training(command, tmp_path / "printed.txt", AtLogLine(4, pause))
+    wait_until(pause.path.exists, training)
     saved = output / "checkpoints" / "step-00000002"
     size = sum(path.stat().st_size for path in saved.rglob("*"))
-    # room for the log, and for a part of the next checkpoint
+    # leave space for the log and for a part of the next checkpoint
     free = shutil.disk_usage(small_disk).free
     fill(small_disk / "ballast", free - size // 2)
-    waits.path.unlink()
+    pause.path.unlink()
     assert training.exit_code() == 2
     assert f"the disk of {output} is full" in training.printed
     assert "unfinished-00000004 could not be saved" in training.printed
     assert find_corruption(saved) is None
     assert [path.name for path in saved.parent.iterdir()] == ["step-00000002"]
 
-    with pytest.raises(OSError, match="is full") as caught:  # it still is
+    with pytest.raises(OSError, match="is full") as caught:
         resume(command)
     assert caught.value.errno == errno.ENOSPC
     (small_disk / "ballast").unlink()
     resume(command)
-    assert_same_result(output, unbroken(objective))
+    assert_same_result(output, uninterrupted(objective))
 
 
 def fill(path, num_bytes):
@@ -245,11 +247,11 @@ def fill(path, num_bytes):
 
 
 @pytest.mark.parametrize("percent", [2, 30, 60, 90])
-def test_wherever_in_a_save_the_disk_is_full_the_error_says_so(
+def test_a_disk_that_becomes_full_anywhere_in_a_save_is_an_error_that_says_so(
     percent, two_classes, small_disk, tmp_path
 ):
-    main(arguments("dino", two_classes, tmp_path / "whole", *OPTIONS))
-    saved = tmp_path / "whole" / "checkpoints" / f"step-{NUM_STEPS:08d}"
+    main(arguments("dino", two_classes, tmp_path / "out", *OPTIONS))
+    saved = tmp_path / "out" / "checkpoints" / f"step-{NUM_STEPS:08d}"
     size = sum(path.stat().st_size for path in saved.rglob("*"))
     fill(small_disk / "ballast", shutil.disk_usage(small_disk).free - size * percent // 100 - 16384)
     with pytest.raises(OSError, match="is full") as caught:
@@ -258,7 +260,7 @@ def test_wherever_in_a_save_the_disk_is_full_the_error_says_so(
     assert not list((small_disk / "out" / "checkpoints").iterdir())
 
 
-def test_other_errors_of_writing_are_not_taken_for_a_full_disk(tmp_path):
+def test_a_full_disk_is_distinguished_from_other_write_errors(tmp_path):
     assert not is_disk_full(PermissionError(errno.EACCES, "denied"), tmp_path)
     assert not is_disk_full(RuntimeError("PytorchStreamWriter failed"), tmp_path)
     wrapped = RuntimeError("outer")
@@ -270,32 +272,32 @@ def test_other_errors_of_writing_are_not_taken_for_a_full_disk(tmp_path):
     ("objective", "workers"),
     [*((objective, "fork") for objective in OBJECTIVES), ("dino", "forkserver")],
 )
-def test_a_worker_that_dies_ends_the_run_with_the_cause_and_costs_nothing_that_was_saved(
-    objective, workers, two_classes, unbroken, tmp_path
+def test_a_killed_worker_ends_the_run_with_the_cause_and_the_run_resumes_exactly(
+    objective, workers, two_classes, uninterrupted, tmp_path
 ):
-    command = arguments(objective, two_classes, tmp_path / "out", *OPTIONS, "--num_workers", 2)
-    hook = AtLogLine(3, kill_a_worker)  # so early that what is loaded by then does not suffice
+    command = arguments(objective, two_classes, tmp_path / "out", *OPTIONS, "--num-workers", 2)
+    hook = AtLogLine(3, kill_a_worker)  # so early that the batches already loaded do not suffice
     training = start_training(command, tmp_path / "printed.txt", hook, WORKERS=workers)
     assert training.exit_code() == 2, training.printed
     assert "a process that loads images died: DataLoader worker" in training.printed
-    assert "use fewer --num_workers" in training.printed
+    assert "use fewer --num-workers" in training.printed
     assert list((tmp_path / "out" / "checkpoints").glob("step-*"))
     resume(command)
-    assert_same_result(tmp_path / "out", unbroken(objective))
+    assert_same_result(tmp_path / "out", uninterrupted(objective))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("dead", [0, 1])
-def test_when_one_of_two_processes_dies_the_other_ends_and_says_why(
-    objective, dead, two_classes, unbroken, tmp_path
+def test_if_one_of_two_processes_dies_the_other_ends_with_an_error(
+    objective, dead, two_classes, uninterrupted, tmp_path
 ):
-    # only the first process writes the log: the hook of the second counts its steps otherwise
+    # only the first process writes the log, so the hook is in the first process
     command = arguments(objective, two_classes, tmp_path / "out", *OPTIONS)
-    waits = Wait(tmp_path / "waits")
-    processes = start_two(command, tmp_path, hooks=(AtLogLine(5, waits), None))
-    wait_until(waits.path.exists, processes[0])
+    pause = Pause(tmp_path / "paused")
+    processes = start_two(command, tmp_path, hooks=(AtLogLine(5, pause), None))
+    wait_until(pause.path.exists, processes[0])
     processes[dead].signal_group(signal.SIGKILL)
-    waits.path.unlink()
+    pause.path.unlink()
     assert processes[dead].exit_code() == -signal.SIGKILL
     survivor = processes[1 - dead]
     assert survivor.exit_code() == 2
@@ -303,18 +305,18 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_says_why(
 
     state = tmp_path / "out" / "checkpoints" / "step-00000004" / "trainer_state.json"
     assert json.loads(state.read_text())["num_processes"] == 2
-    again = start_two([*command, "--resume", "true"], tmp_path)
+    again = start_two([*command, "--resume"], tmp_path)
     assert [process.exit_code() for process in again] == [0, 0], again[0].printed
-    assert_same_result(tmp_path / "out", unbroken(objective, num_processes=2))
+    assert_same_result(tmp_path / "out", uninterrupted(objective, num_processes=2))
 
 
-def test_other_runtime_errors_pass_as_they_are():
+def test_other_runtime_errors_are_not_translated():
     with pytest.raises(RuntimeError, match="^mat1 and mat2") as caught, translate_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert type(caught.value) is RuntimeError
 
 
-def test_a_worker_whose_death_is_signalled_after_its_socket_closed_is_one_fault():
+def test_a_closed_socket_and_the_delayed_signal_of_a_dead_worker_are_one_error():
     def die_soon(number, frame):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 

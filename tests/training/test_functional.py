@@ -31,7 +31,7 @@ def test_crop_boxes_lie_within_images_of_any_shape(size):
         assert 0 <= top <= size[0] - height and 0 <= left <= size[1] - width
 
 
-def test_crop_areas_and_ratios_cover_what_was_asked_for():
+def test_crop_areas_and_ratios_cover_the_requested_ranges():
     boxes = [random_crop_box(200, 200, [0.25, 0.5], rng(seed)) for seed in range(500)]
     areas = np.array([height * width / 40000 for _, _, height, width in boxes])
     ratios = np.array([width / height for _, _, height, width in boxes])
@@ -39,7 +39,7 @@ def test_crop_areas_and_ratios_cover_what_was_asked_for():
     assert 0.74 < ratios.min() < 0.80 and 1.25 < ratios.max() < 1.36
 
 
-def test_jitter_of_strength_zero_changes_nothing():
+def test_jitter_of_strength_0_changes_nothing():
     pixels = np.array(noise(8, 8))
     assert np.array_equal(jitter_color(pixels, [0, 0, 0, 0], rng()), pixels)
 
@@ -59,7 +59,7 @@ def test_contrast_keeps_the_mean_gray():
         assert abs(jittered.mean() - pixels.mean()) < 1
 
 
-def test_full_loss_of_saturation_gives_gray():
+def test_saturation_jitter_of_strength_1_ranges_from_gray_to_more_saturated():
     pixels = np.array(noise(16, 16))
     spreads = []
     for seed in range(50):
@@ -69,14 +69,14 @@ def test_full_loss_of_saturation_gives_gray():
     assert min(spreads) < 0.1 * before and max(spreads) > 1.2 * before
 
 
-def test_hue_turns_the_color_circle_and_wraps_around():
+def test_hue_jitter_rotates_through_all_primary_colors():
     red = np.zeros((2, 2, 3), dtype=np.uint8)
     red[..., 0] = 255
     seen = {tuple(jitter_color(red, [0, 0, 0, 0.5], rng(seed))[0, 0] > 128) for seed in range(100)}
     assert {(True, False, False), (False, True, False), (False, False, True)} <= seen
 
 
-def test_jitter_leaves_its_input_alone():
+def test_jitter_does_not_change_its_input():
     pixels = np.array(noise(8, 8))
     before = pixels.copy()
     for seed in range(10):
@@ -85,7 +85,7 @@ def test_jitter_leaves_its_input_alone():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_erasing_fills_one_box_of_the_asked_area_and_ratio_with_noise(seed):
+def test_erasing_fills_one_box_of_the_requested_area_and_ratio_with_noise(seed):
     pixels = np.full((100, 100, 3), 7, dtype=np.uint8)
     erased = erase_box(pixels, [0.1, 0.2], 0.5, rng(seed))
     changed = (erased != 7).any(axis=2)
@@ -98,6 +98,6 @@ def test_erasing_fills_one_box_of_the_asked_area_and_ratio_with_noise(seed):
     assert (pixels == 7).all()
 
 
-def test_a_box_that_never_fits_erases_nothing():
+def test_nothing_is_erased_if_no_box_fits():
     pixels = np.array(noise(20, 2))
     assert np.array_equal(erase_box(pixels, [0.9, 0.95], 0.3, rng()), pixels)

@@ -1,4 +1,4 @@
-"""Pictures that a run draws of itself, and that they change nothing."""
+"""Pictures that a run draws of its views and outputs; they do not change the training."""
 
 import filecmp
 import shutil
@@ -28,7 +28,7 @@ def logger_with(tracker, folder):
 
 
 class FullTracker(GeneralTracker):
-    """A tracker that can write no more, as one on a full disk."""
+    """Tracker that cannot write, as on a full disk."""
 
     name = "full"
     requires_logging_directory = False
@@ -44,12 +44,12 @@ class FullTracker(GeneralTracker):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_run_with_pictures_is_the_same_run_bit_for_bit(objective, two_classes, tmp_path):
+def test_drawing_pictures_does_not_change_the_run(objective, two_classes, tmp_path):
     pytest.importorskip("matplotlib")
-    options = ("--max_steps", 4, "--batch_size", 6, "--monitor_steps", 1)
+    options = ("--max-steps", 4, "--batch-size", 6, "--monitor-steps", 1)
     for name, image_steps in (("without", 0), ("with", 2)):
         main(arguments(objective, two_classes, tmp_path / name, *options,
-                       "--image_steps", image_steps))  # fmt: skip
+                       "--image-steps", image_steps))  # fmt: skip
     plain, drawn = tmp_path / "without", tmp_path / "with"
     assert filecmp.cmp(plain / "model.safetensors", drawn / "model.safetensors", shallow=False)
     assert log_of(plain) == log_of(drawn)
@@ -65,27 +65,31 @@ def test_a_run_with_pictures_is_the_same_run_bit_for_bit(objective, two_classes,
     )
 
 
-def test_the_views_of_a_step_are_drawn_as_they_were_before_normalization(tiny_config):
+def test_views_are_drawn_without_normalization_and_global_views_first(tiny_config):
     processor = build_processor(tiny_config)
     mean = torch.tensor(processor.image_mean).view(3, 1, 1)
     std = torch.tensor(processor.image_std).view(3, 1, 1)
-    local, whole = torch.rand(1, 5, 3, 16, 16), torch.rand(2, 5, 3, 32, 32)
-    inputs = {"local_views": (local - mean) / std, "global_views": (whole - mean) / std}
+    local_views, global_views = torch.rand(1, 5, 3, 16, 16), torch.rand(2, 5, 3, 32, 32)
+    inputs = {
+        "local_views": (local_views - mean) / std,
+        "global_views": (global_views - mean) / std,
+    }
     rows = view_panels(processor, inputs)
-    assert [len(row) for row in rows] == [3, 3, 3, 3]  # of four images
-    for drawn, view in zip(rows[3], (whole[0, 3], whole[1, 3], local[0, 3]), strict=True):
+    assert [len(row) for row in rows] == [3, 3, 3, 3]  # three views of the first four images
+    expected = (global_views[0, 3], global_views[1, 3], local_views[0, 3])
+    for drawn, view in zip(rows[3], expected, strict=True):
         np.testing.assert_allclose(drawn, view.permute(1, 2, 0), atol=1e-6)
     assert torch.equal(largest_views(inputs), inputs["global_views"][0])
 
 
-def test_small_panels_grow_by_whole_pixels_and_large_ones_shrink():
+def test_small_panels_are_enlarged_by_an_integer_factor_and_large_ones_are_reduced():
     small = np.zeros((32, 16, 3))
     assert tile_panels([[small, small]]).shape == (96, 48 + 8 + 48, 3)
     large = np.ones((224, 448, 3))
     assert tile_panels([[large], [large]]).shape == (TILE // 2 + 8 + TILE // 2, TILE, 3)
 
 
-def test_a_tracker_that_fails_is_named_once_and_the_log_goes_on(tmp_path, capsys):
+def test_a_failing_tracker_is_reported_once_and_the_log_continues(tmp_path, capsys):
     tracker = FullTracker()
     logger = logger_with(tracker, tmp_path)
     for step in (1, 2, 3):
@@ -97,18 +101,18 @@ def test_a_tracker_that_fails_is_named_once_and_the_log_goes_on(tmp_path, capsys
     assert capsys.readouterr().out.count("the tracker full failed") == 1
 
 
-def test_pictures_that_cannot_be_written_are_named_once_and_the_run_goes_on(
+def test_pictures_that_cannot_be_written_are_reported_once_and_the_run_continues(
     two_classes, tmp_path, capsys
 ):
     out = tmp_path / "out"
-    command = arguments("mae", two_classes, out, "--max_steps", 4, "--batch_size", 6,
-                        "--save_steps", 2, "--image_steps", 1)  # fmt: skip
+    command = arguments("mae", two_classes, out, "--max-steps", 4, "--batch-size", 6,
+                        "--save-steps", 2, "--image-steps", 1)  # fmt: skip
     main(command)
     shutil.rmtree(out / "checkpoints" / "step-00000004")
     shutil.rmtree(out / "images")
-    (out / "images").touch()  # a file where the folder has to be
-    main([*command, "--resume", "true"])
-    said = capsys.readouterr().out
-    assert said.count("pictures of views are left out") == 1
-    assert said.count("pictures of reconstructions are left out") == 1
+    (out / "images").touch()  # a file in place of the folder
+    main([*command, "--resume"])
+    printed = capsys.readouterr().out
+    assert printed.count("pictures of views are left out") == 1
+    assert printed.count("pictures of reconstructions are left out") == 1
     assert (out / "checkpoints" / "step-00000004").exists()

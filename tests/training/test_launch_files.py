@@ -1,4 +1,4 @@
-"""The launch files under examples/launch; docs/scaling.md runs the one for a CPU."""
+"""The launch files in examples/launch; docs/scaling.md runs the one for the CPU."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from selfvit.training.checkpoints import run_folder
 
 from .processes import (
-    PATIENCE,
+    TIMEOUT,
     free_port,
     launched_environments,
     start_several,
@@ -29,7 +29,7 @@ FILES = sorted(LAUNCH_FILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_accelerate_reads_each_launch_file_as_its_name_says(file):
+def test_each_launch_file_has_the_devices_and_the_strategy_of_its_name(file):
     config = load_config_from_file(str(file))  # an unknown name is an error
     number, unit, *rest = file.stem.split("_")
     assert config.num_processes == int(number) * (8 if unit == "nodes" else 1)
@@ -48,31 +48,31 @@ def test_accelerate_reads_each_launch_file_as_its_name_says(file):
         assert sizes == ["4", "8"]
 
 
-def test_processes_that_would_train_each_alone_are_refused(two_classes, tmp_path):
-    # without --cpu true and without GPUs, two ran into one folder, each as the only one
-    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 6)
+def test_several_processes_without_a_process_group_are_an_error(two_classes, tmp_path):
+    # without --cpu and without GPUs, each process used to train alone, in the same folder
+    command = arguments("mae", two_classes, tmp_path / "out", "--max-steps", 1, "--batch-size", 6)
     no_gpu = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
     for training in start_several(command, tmp_path, (None, None), **no_gpu):
         assert training.exit_code() == 2, training.printed
-        assert "2 processes were launched" in training.printed and "--cpu true" in training.printed
+        assert "2 processes were launched" in training.printed and "give --cpu" in training.printed
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_taken_is_told_by_every_process(two_classes, tmp_path):
+def test_every_process_reports_an_output_folder_that_is_not_a_run(two_classes, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 6)
+    command = arguments("mae", two_classes, tmp_path / "out", "--max-steps", 1, "--batch-size", 6)
     for training in start_several(command, tmp_path, (None, None)):
         assert training.exit_code() == 2, training.printed
-        assert "holds something else than a run; choose another --output" in training.printed
+        assert "holds something other than a run; choose another --output" in training.printed
 
 
-def test_machines_with_other_images_are_refused_with_what_each_has(two_classes, tmp_path):
+def test_processes_that_see_different_images_are_an_error(two_classes, tmp_path):
     shutil.copytree(two_classes, tmp_path / "copy")
     next((tmp_path / "copy").rglob("*.png")).unlink()
     processes = [
         start_training(
-            arguments("mae", data, tmp_path / "out", "--max_steps", 1, "--batch_size", 6),
+            arguments("mae", data, tmp_path / "out", "--max-steps", 1, "--batch-size", 6),
             tmp_path / f"printed-{rank}.txt",
             **environment,
         )
@@ -82,26 +82,26 @@ def test_machines_with_other_images_are_refused_with_what_each_has(two_classes, 
     ]
     for training in processes:
         assert training.exit_code() == 2, training.printed
-        assert "the processes do not see the same images: number 0 has 24 " in training.printed
-        assert ", number 1 has 23 " in training.printed
+        assert "the processes do not see the same images: rank 0 has 24 " in training.printed
+        assert ", rank 1 has 23 " in training.printed
     assert not (tmp_path / "out").exists()
 
 
-def test_under_a_launcher_a_mistake_is_a_line_and_no_traceback(two_classes, tmp_path):
-    command = arguments("mae", two_classes, tmp_path / "out", "--max_steps", 1, "--batch_size", 98)
+def test_an_error_under_a_launcher_is_one_line_without_traceback(two_classes, tmp_path):
+    command = arguments("mae", two_classes, tmp_path / "out", "--max-steps", 1, "--batch-size", 98)
     file = str(LAUNCH_FILES / "2_cpu_processes.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
     launcher += ["--main_process_port", free_port(), "-m"]
-    training = start(launcher, [*command, "--cpu", "true"])
-    printed, _ = training.communicate(timeout=PATIENCE)
+    training = start(launcher, [*command, "--cpu"])
+    printed, _ = training.communicate(timeout=TIMEOUT)
     assert training.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
-    # the launcher ends whom the first leaves behind, maybe before it says the same
+    # the launcher may end the second process before it prints the same error
     assert lines and all("is larger than the data set" in line for line in lines), printed
     assert "selfvit/training/train.py" not in printed  # no traceback but the launcher's own
 
 
-def test_every_launch_file_says_whether_it_was_run():
+def test_every_launch_file_has_a_status():
     for file in [*FILES, LAUNCH_FILES / "slurm_4_nodes.sh"]:
         assert "Status: " in file.read_text(), file
 
@@ -113,10 +113,8 @@ for job in $(jobs -p); do wait "$job" || exit 1; done
 """
 
 
-def test_the_slurm_script_trains_over_two_launchers_and_goes_on_when_submitted_again(
-    two_classes, tmp_path
-):
-    # Slurm's two commands are stand-ins, for nodes that are all this machine; Accelerate is real
+def test_the_slurm_script_trains_on_two_nodes_and_resumes_if_submitted_again(two_classes, tmp_path):
+    # srun and scontrol are replaced by scripts that use this machine as every node
     add_command(tmp_path, "srun", SRUN)
     add_command(tmp_path, "scontrol", "#!/bin/bash\necho localhost\n")
     environment = {
@@ -129,7 +127,7 @@ def test_the_slurm_script_trains_over_two_launchers_and_goes_on_when_submitted_a
         "ACCELERATE_USE_CPU": "true",
     }
     out = tmp_path / "out"
-    options = ("--max_steps", 1, "--batch_size", 8, "--mixed_precision", "no")
+    options = ("--max-steps", 1, "--batch-size", 8, "--mixed-precision", "no")
     script = ["bash", str(LAUNCH_FILES / "slurm_4_nodes.sh")]
     command = [*script, *arguments("mae", two_classes, out, *options)]
 
@@ -143,7 +141,7 @@ def test_the_slurm_script_trains_over_two_launchers_and_goes_on_when_submitted_a
     submit()
     state = out / "checkpoints" / "step-00000001" / "trainer_state.json"
     assert json.loads(state.read_text())["num_processes"] == 2
-    add_command(tmp_path, "accelerate", '#!/bin/bash\necho "$@"\n')  # what it would be given
+    add_command(tmp_path, "accelerate", '#!/bin/bash\necho "$@"\n')  # prints its arguments
     assert submit().count("--resume") == 2
 
 
@@ -152,23 +150,23 @@ def add_command(folder, name, text):
     (folder / name).chmod(0o755)
 
 
-def test_a_dry_run_counts_the_share_of_a_process(two_classes, tmp_path):
-    options = ("--max_steps", 1, "--batch_size", 8, "--dry_run", "true")
+def test_a_dry_run_with_fsdp_plans_the_memory_of_one_shard(two_classes, tmp_path):
+    options = ("--max-steps", 1, "--batch-size", 8, "--dry-run")
     run_sharded(arguments("dino", two_classes, tmp_path / "out", *options), tmp_path)
     printed = (tmp_path / "printed-0.txt").read_text()
     assert "gathered blocks" in printed and not (tmp_path / "out").exists()
 
 
-def _work_in_a_folder_of_its_own(parent):
+def _work_in_a_separate_folder(parent):
     run_folder.SECONDS_TO_APPEAR = 1.0
     folder = parent / os.environ["RANK"]
     folder.mkdir()
     os.chdir(folder)
 
 
-def test_an_output_that_machines_do_not_share_is_named(two_classes, tmp_path):
-    command = arguments("mae", two_classes, "out", "--max_steps", 1, "--batch_size", 8)
-    before = partial(_work_in_a_folder_of_its_own, tmp_path)
+def test_an_output_folder_that_is_not_shared_by_all_machines_is_an_error(two_classes, tmp_path):
+    command = arguments("mae", two_classes, "out", "--max-steps", 1, "--batch-size", 8)
+    before = partial(_work_in_a_separate_folder, tmp_path)
     processes = start_several(command, tmp_path, (None, None), before)
     assert [process.exit_code() for process in processes] == [2, 2]
-    assert "Choose an --output that all machines share" in processes[1].printed
+    assert "choose an --output that all machines share" in processes[1].printed

@@ -1,4 +1,4 @@
-"""Low-rank adapters in place of the encoder: what trains, what is written, what is resumed."""
+"""LoRA adapters that train in place of the encoder: training, output files and resuming."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -37,21 +36,23 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 
 from ..objectives import tiny_config
+from .processes import AtLogLine, kill_self, start_training
 from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
 
-# What trains by adapters, and what makes it tiny. The rates are high: adapters start at zero.
+# Recipe and options of each kind of model that trains with adapters. The learning rate is high,
+# because adapters start at zero.
 KINDS = {
     "dino": ["dino_lora", *OBJECTIVES["dino"][1:]],
-    "mae": [*OBJECTIVES["mae"], "--lora_rank", "4"],
-    "pmsn": [*OBJECTIVES["pmsn"], "--lora_rank", "4"],
-    "classifier": ["classify", "--lora_rank", "4"],
+    "mae": [*OBJECTIVES["mae"], "--lora-rank", "4"],
+    "pmsn": [*OBJECTIVES["pmsn"], "--lora-rank", "4"],
+    "classifier": ["classify", "--lora-rank", "4"],
 }
-FAST = ("--base_learning_rate", "0.2", "--warmup_ratio", "0", "--batch_size", "8")
+FAST = ("--base-learning-rate", "0.2", "--warmup-ratio", "0", "--batch-size", "8")
 
 
 def command(kind, checkpoint, data, output, *options):
     return [
-        *KINDS[kind], *LOOP, *FAST, "--init_from", str(checkpoint), "--data", str(data),
+        *KINDS[kind], *LOOP, *FAST, "--init-from", str(checkpoint), "--data", str(data),
         "--output", str(output), *map(str, options),
     ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def equal(first, second):
 
 
 def adapted_model(output, step):
-    """Return the model of a run with its adapters beside its weights, as a resume has it."""
+    """Return the model of a run with unmerged adapters, as a resumed run loads it."""
     checkpoint = output / "checkpoints" / f"step-{step:08d}"
     run = RunConfig.from_yaml((checkpoint / "training.yaml").read_text())
     if run.is_classifier:
@@ -73,7 +74,7 @@ def adapted_model(output, step):
 
 
 def embed(model, checkpoint, data):
-    """Embed real images by a model, prepared as a checkpoint's processor does."""
+    """Embed the images of a folder with a model and the preprocessing of a checkpoint."""
     embedder = Embedder.from_pretrained(str(checkpoint))
     embedder.model = model.eval()
     return embedder([str(path) for path in sorted(data.rglob("*.png"))])
@@ -81,14 +82,16 @@ def embed(model, checkpoint, data):
 
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request, tiny_checkpoint, two_classes, tmp_path_factory):
-    """(what was trained, the folder of a run of six steps)."""
+    """Return the kind of a model and the output folder of its run of six steps."""
     output = tmp_path_factory.mktemp("adapted") / "out"
-    options = ("--max_steps", 6, "--save_steps", 3, "--eval_steps", 3)
+    options = ("--max-steps", 6, "--save-steps", 3, "--eval-steps", 3)
     main(command(request.param, tiny_checkpoint, two_classes, output, *options))
     return request.param, output
 
 
-def test_the_merged_weights_are_the_adapter_model(trained, tiny_checkpoint, two_classes):
+def test_the_merged_weights_give_the_embeddings_of_the_model_with_adapters(
+    trained, tiny_checkpoint, two_classes
+):
     _, output = trained
     adapted = adapted_model(output, 6)
     expected = embed(adapted.vit, output, two_classes)
@@ -103,15 +106,15 @@ def test_the_merged_weights_are_the_adapter_model(trained, tiny_checkpoint, two_
         np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-5)
 
 
-def test_peft_puts_the_adapter_on_the_weights_it_started_from(
+def test_peft_loads_the_adapter_on_top_of_the_initial_weights(
     trained, tiny_checkpoint, two_classes
 ):
     _, output = trained
     expected = embed(AutoModel.from_pretrained(output), output, two_classes)
     base = AutoModel.from_pretrained(tiny_checkpoint)
     opened = {
-        "by name": PeftModel.from_pretrained(base, str(output / "adapter")),
-        "by itself": AutoPeftModel.from_pretrained(
+        "base given": PeftModel.from_pretrained(base, str(output / "adapter")),
+        "base loaded by PEFT": AutoPeftModel.from_pretrained(
             str(output / "adapter"), import_allowlist=["selfvit"]
         ),
     }
@@ -120,7 +123,9 @@ def test_peft_puts_the_adapter_on_the_weights_it_started_from(
         np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
 
 
-def test_the_base_is_one_set_of_tensors_and_training_leaves_it_as_it_was(trained, tiny_checkpoint):
+def test_student_and_teacher_share_base_weights_that_training_does_not_change(
+    trained, tiny_checkpoint
+):
     _, output = trained
     base = load_strictly(SelfViTModel, tiny_checkpoint).state_dict()
     model = adapted_model(output, 6)
@@ -159,7 +164,7 @@ print(sorted(model.state_dict()))
 """
 
 
-def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(trained):
+def test_results_and_checkpoints_load_without_peft_and_without_settings_of_adapters(trained):
     kind, output = trained
     auto_class = AutoModelForPreTraining.__name__
     if kind == "classifier":
@@ -168,7 +173,7 @@ def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(tr
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     folders = [output, output / "checkpoints" / "step-00000003"]
-    folders += [output / "best"] if kind != "classifier" else []  # nothing judged that one
+    folders += [output / "best"] if kind != "classifier" else []  # no evaluation metric, so no best
     for folder in folders:
         config = (folder / "config.json").read_text()
         assert "lora" not in config and "peft" not in config
@@ -179,7 +184,7 @@ def test_every_folder_written_opens_without_peft_and_says_nothing_of_adapters(tr
 
 
 def test_all_files_of_a_run_have_the_mode_of_a_new_file(trained, tmp_path):
-    # safetensors alone would let only the owner read weights and adapters
+    # safetensors alone would create weights and adapters that only the owner can read
     (tmp_path / "new").touch()
     expected = stat.S_IMODE((tmp_path / "new").stat().st_mode)
     _, output = trained
@@ -189,13 +194,15 @@ def test_all_files_of_a_run_have_the_mode_of_a_new_file(trained, tmp_path):
     assert not wrong
 
 
-def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tiny_checkpoint):
+def test_an_adapted_encoder_starts_with_the_embeddings_of_the_initial_checkpoint(
+    trained, two_classes, tiny_checkpoint
+):
     _, output = trained
     run = RunConfig.from_yaml((output / "training.yaml").read_text())
     model = build_trainable(run)
-    given = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
+    initial = embed(AutoModel.from_pretrained(tiny_checkpoint), output, two_classes)
     for encoder in (model.vit, model.trained_encoder):
-        np.testing.assert_array_equal(embed(encoder, output, two_classes), given)
+        np.testing.assert_array_equal(embed(encoder, output, two_classes), initial)
     trained_names = {
         name for name, value in model.trained_encoder.named_parameters() if value.requires_grad
     }
@@ -204,50 +211,30 @@ def test_a_run_starts_as_the_encoder_that_it_was_given(trained, two_classes, tin
     assert all(".lora_" in name for name in trained_names)
 
 
-def test_a_resumed_run_equals_the_unbroken_one_even_if_what_it_started_from_has_changed(
+def test_a_killed_run_resumes_exactly_even_if_its_initial_checkpoint_has_changed(
     trained, tiny_checkpoint, two_classes, tmp_path
 ):
-    kind, whole = trained
-    start_from, parts = tmp_path / "start", tmp_path / "parts"
-    shutil.copytree(tiny_checkpoint, start_from)
-    options = ("--max_steps", 6, "--save_steps", 3, "--eval_steps", 3)
-    main(command(kind, start_from, two_classes, parts, *options))
-    shutil.rmtree(parts / "checkpoints" / "step-00000006")
-    (parts / "config.json").unlink()  # as if it was killed while the result was put in its place
+    kind, uninterrupted = trained
+    initial, output = tmp_path / "initial", tmp_path / "killed"
+    shutil.copytree(tiny_checkpoint, initial)
+    options = ("--max-steps", 6, "--save-steps", 3, "--eval-steps", 3)
+    arguments = command(kind, initial, two_classes, output, *options)
+    killed = start_training(arguments, tmp_path / "printed.txt", AtLogLine(5, kill_self))
+    assert killed.exit_code() == -signal.SIGKILL, killed.printed
+    assert not (output / "config.json").exists()
     torch.manual_seed(7)
-    config = SelfViTConfig.from_pretrained(start_from)
-    SelfViTModel(config).save_pretrained(start_from)
+    config = SelfViTConfig.from_pretrained(initial)
+    SelfViTModel(config).save_pretrained(initial)
 
-    main(command(kind, start_from, two_classes, parts, *options, "--resume", "true"))
-    assert log_of(parts) == log_of(whole)
-    assert equal(weights_of(parts), weights_of(whole))
-    name = "adapter/adapter_model.safetensors"
-    assert equal(load_file(parts / name), load_file(whole / name))
-
-
-def test_a_run_killed_and_resumed_equals_the_unbroken_one(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 50, "--save_steps", 10)
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    main(command("dino", tiny_checkpoint, two_classes, unbroken, *options))
-    killed = command("dino", tiny_checkpoint, two_classes, broken, *options)
-    process = start(["-m"], killed)
-    log, deadline = broken / "log.jsonl", time.monotonic() + 240
-    while not log.exists() or len(log.read_text().splitlines()) < 12:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (broken / "config.json").exists()
-
-    main([*killed, "--resume", "true"])
-    assert log_of(broken) == log_of(unbroken)
-    last = "checkpoints/step-00000050"
-    assert equal(weights_of(broken), weights_of(unbroken))
-    assert equal(load_file(broken / last / UNMERGED), load_file(unbroken / last / UNMERGED))
+    main([*arguments, "--resume"])
+    assert log_of(output) == log_of(uninterrupted)
+    assert equal(weights_of(output), weights_of(uninterrupted))
+    for name in ("adapter/adapter_model.safetensors", f"checkpoints/step-00000006/{UNMERGED}"):
+        assert equal(load_file(output / name), load_file(uninterrupted / name))
 
 
 @pytest.mark.parametrize("trained", ["dino", "pmsn"], indirect=True)
-def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
+def test_the_adapters_of_the_teacher_are_the_moving_average_of_those_of_the_student(trained):
     kind, output = trained
     run = RunConfig.from_yaml((output / "training.yaml").read_text())
     model = build_trainable(run).train()
@@ -281,8 +268,8 @@ def test_the_teacher_is_the_moving_average_of_the_adapters(trained):
             assert torch.equal(value, first[name])
 
 
-def test_two_processes_agree_with_one(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 3, "--drop_path_rate", 0)
+def test_two_processes_train_adapters_like_one_process(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max-steps", 3, "--drop-path-rate", 0)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "one", *options))
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
     two = command("dino", tiny_checkpoint, two_classes, tmp_path / "two", *options)
@@ -302,12 +289,14 @@ def test_two_processes_agree_with_one(tiny_checkpoint, two_classes, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dino", "mae"])
-def test_what_saves_memory_changes_no_loss(kind, tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 3, "--drop_path_rate", 0)
+def test_activation_checkpointing_and_accumulation_do_not_change_the_loss(
+    kind, tiny_checkpoint, two_classes, tmp_path
+):
+    options = ("--max-steps", 3, "--drop-path-rate", 0)
     main(command(kind, tiny_checkpoint, two_classes, tmp_path / "plain", *options))
     saving = {
-        "checkpointing": ("--activation_checkpointing", "true"),
-        "accumulation": ("--gradient_accumulation_steps", 4),
+        "checkpointing": ("--activation-checkpointing",),
+        "accumulation": ("--gradient-accumulation-steps", 4),
     }
     for name, more in saving.items():
         main(command(kind, tiny_checkpoint, two_classes, tmp_path / name, *options, *more))
@@ -320,7 +309,7 @@ def test_what_saves_memory_changes_no_loss(kind, tiny_checkpoint, two_classes, t
 
 
 def test_bf16_trains_close_to_float32(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 3, "--drop_path_rate", 0, "--mixed_precision")
+    options = ("--max-steps", 3, "--drop-path-rate", 0, "--mixed-precision")
     for precision in ("bf16", "no"):
         from accelerate.state import AcceleratorState
 
@@ -331,35 +320,36 @@ def test_bf16_trains_close_to_float32(tiny_checkpoint, two_classes, tmp_path):
         assert log_of(tmp_path / "bf16")[step]["loss"] == pytest.approx(line["loss"], rel=0.05)
 
 
-def test_a_frozen_phase_holds_the_adapters_still(tiny_checkpoint, two_classes, tmp_path):
-    options = ("--max_steps", 4, "--save_steps", 1, "--save_total_limit", 4)
-    frozen = ("--freeze_encoder_ratio", 0.5)
+def test_adapters_do_not_change_while_the_encoder_is_frozen(tiny_checkpoint, two_classes, tmp_path):
+    options = ("--max-steps", 4, "--save-steps", 1, "--save-total-limit", 4)
+    frozen = ("--freeze-encoder-ratio", 0.5)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *frozen))
     before = load_strictly(SelfViTModel, tiny_checkpoint).state_dict()
-    for step, still in ((2, True), (3, False)):
+    for step, unchanged in ((2, True), (3, False)):
         folder = tmp_path / "out" / "checkpoints" / f"step-{step:08d}"
         student = load_strictly(SelfViTModel, folder, network="student").state_dict()
-        assert equal(student, before) is still
+        assert equal(student, before) is unchanged
 
 
-def test_the_whole_of_a_checkpoint_gives_the_heads_and_its_teacher_as_the_base(
+def test_init_scope_all_loads_the_heads_and_the_teacher_as_the_base_of_both_encoders(
     tiny_checkpoint, two_classes, tmp_path
 ):
-    sizes = ("--num_prototypes", 16, "--head_hidden_size", 24, "--head_bottleneck_size", 8)
-    options = ("--max_steps", 2, "--init_scope", "all", "--freeze_encoder_ratio", 0)
+    sizes = ("--num-prototypes", 16, "--head-hidden-size", 24, "--head-bottleneck-size", 8)
+    options = ("--max-steps", 2, "--init-scope", "all", "--freeze-encoder-ratio", 0)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", *options, *sizes))
     run = RunConfig.from_yaml((tmp_path / "out" / "training.yaml").read_text())
     model = build_trainable(run)
-    whole = AutoModelForPreTraining.from_pretrained(tiny_checkpoint)
+    initial = AutoModelForPreTraining.from_pretrained(tiny_checkpoint)
     for part in ("head", "student.head", "loss"):
-        assert equal(model.get_submodule(part).state_dict(), whole.get_submodule(part).state_dict())
+        expected = initial.get_submodule(part).state_dict()
+        assert equal(model.get_submodule(part).state_dict(), expected)
     pixels = torch.randn(2, 3, 32, 32)
-    expected = whole.vit.eval()(pixels).pooler_output
+    expected = initial.vit.eval()(pixels).pooler_output
     for encoder in (model.vit, model.trained_encoder):
         assert torch.equal(encoder.eval()(pixels).pooler_output, expected)
 
 
-def test_the_adapter_of_a_hub_checkpoint_names_its_revision(tmp_path):
+def test_the_adapter_of_a_hub_checkpoint_records_its_revision(tmp_path):
     model = SelfViTForImageClassification(tiny_config(num_labels=2))
     add_adapters(model, LoRAConfig(lora_rank=2, lora_alpha=6), "someone/encoder@v1")
     save_adapter(model.vit, tmp_path / "adapter")
@@ -373,7 +363,7 @@ def test_the_adapter_of_a_hub_checkpoint_names_its_revision(tmp_path):
 
 @pytest.fixture(scope="module")
 def vits16(tmp_path_factory):
-    """A ViT-S/16 for images of 32 pixels: of its size but for the positions."""
+    """ViT-S/16 for images of 32 pixels; only its position embeddings are smaller."""
     folder = tmp_path_factory.mktemp("vits16")
     config = SelfViTConfig.from_name("vits16", image_size=32)
     SelfViTModel(config).save_pretrained(folder)
@@ -382,7 +372,7 @@ def vits16(tmp_path_factory):
 
 
 def stepped_optimizer(recipe, checkpoint, **options):
-    """Return the optimizer of a recipe's run on a checkpoint, after a step."""
+    """Return the optimizer of a run from a checkpoint after one step."""
     config = SelfViTConfig.from_pretrained(checkpoint)
     options = {"init_from": str(checkpoint), "local_view_size": 16, **options}
     run = RECIPES[recipe](None, None).with_options(options, encoder=config)
@@ -398,28 +388,33 @@ def bytes_of_states(optimizer):
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for state in optimizer.state.values()
         for tensor in state.values()
-        if isinstance(tensor, torch.Tensor) and tensor.numel() > 1  # no counts of steps
+        if isinstance(tensor, torch.Tensor) and tensor.numel() > 1  # no step counts
     }
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("num_prototypes", [256, 16384])
-def test_adapters_need_under_a_fifth_of_the_optimizer_memory(vits16, num_prototypes):
-    by_adapters, whole = (
+def test_adapters_need_less_than_a_fifth_of_the_optimizer_memory(vits16, num_prototypes):
+    with_adapters, full = (
         bytes_of_states(stepped_optimizer(recipe, vits16, num_prototypes=num_prototypes))
         for recipe in ("dino_lora", "dino_finetune")
     )
-    assert whole > 200e6  # all 27 million parameters, two moments each
-    assert by_adapters < 0.2 * whole
+    assert full > 200e6  # 27 million parameters with two moments each
+    assert with_adapters < 0.2 * full
 
 
-def test_the_plan_of_a_run_with_adapters_is_what_it_then_needs(
+def test_a_dry_run_with_adapters_plans_the_sizes_of_the_run(
     tiny_checkpoint, two_classes, tmp_path, capsys
 ):
     output = tmp_path / "out"
-    arguments = command("dino", tiny_checkpoint, two_classes, output, "--max_steps", 1)
-    arguments += ["--hidden_size", "32", "--lora_rank", "64"]  # sizes that show in the plan
-    main([*arguments, "--dry_run", "true"])
+    arguments = command("dino", tiny_checkpoint, two_classes, output, "--max-steps", 1)
+    arguments += [
+        "--hidden-size",
+        "32",
+        "--lora-rank",
+        "64",
+    ]  # large enough to be visible in the plan
+    main([*arguments, "--dry-run"])
     plan = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     main(arguments)
     checkpoint = output / "checkpoints" / "step-00000001"
@@ -445,38 +440,39 @@ def test_the_plan_of_a_run_with_adapters_is_what_it_then_needs(
     assert f"trained model {mebibytes(*result)}" in plan["checkpoints"]
 
 
-def test_in_8_bits_a_run_is_resumed_exactly_and_keeps_close_to_32(
+def test_a_run_with_8_bit_adamw_resumes_exactly_and_stays_close_to_32_bits(
     tiny_checkpoint, two_classes, tmp_path
 ):
     pytest.importorskip("bitsandbytes")
-    options = ("--max_steps", 6, "--save_steps", 3, "--lora_rank", 64, "--drop_path_rate", 0)
+    options = ("--max-steps", 6, "--save-steps", 3, "--lora-rank", 64, "--drop-path-rate", 0)
     in_8_bits = (*options, "--optimizer", "adamw_bnb_8bit")
-    for name in ("whole", "parts"):
-        main(command("dino", tiny_checkpoint, two_classes, tmp_path / name, *in_8_bits))
-    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "in_32", *options))
-    parts, whole = tmp_path / "parts", tmp_path / "whole"
-    shutil.rmtree(parts / "checkpoints" / "step-00000006")
-    (parts / "config.json").unlink()
-    again = (*in_8_bits, "--resume", "true")
-    main(command("dino", tiny_checkpoint, two_classes, parts, *again))
-    assert log_of(parts) == log_of(whole)
-    assert equal(weights_of(parts), weights_of(whole))
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    for output in (uninterrupted, resumed):
+        main(command("dino", tiny_checkpoint, two_classes, output, *in_8_bits))
+    main(command("dino", tiny_checkpoint, two_classes, tmp_path / "in_32_bits", *options))
+    shutil.rmtree(resumed / "checkpoints" / "step-00000006")
+    (resumed / "config.json").unlink()
+    again = (*in_8_bits, "--resume")
+    main(command("dino", tiny_checkpoint, two_classes, resumed, *again))
+    assert log_of(resumed) == log_of(uninterrupted)
+    assert equal(weights_of(resumed), weights_of(uninterrupted))
     name = "student.vit.layers.0.mlp.fc1.weight"
-    before, exact = weights_of(tiny_checkpoint), weights_of(tmp_path / "in_32")
-    start_from = before[name.removeprefix("student.")]
-    moved, apart = exact[name] - start_from, exact[name] - weights_of(whole)[name]
-    assert 0 < apart.norm() < 0.2 * moved.norm()
+    before, exact = weights_of(tiny_checkpoint), weights_of(tmp_path / "in_32_bits")
+    initial = before[name.removeprefix("student.")]
+    moved, difference = exact[name] - initial, exact[name] - weights_of(uninterrupted)[name]
+    assert 0 < difference.norm() < 0.2 * moved.norm()
     sizes = {
         run: (tmp_path / run / "checkpoints" / "step-00000006" / "optimizer.bin").stat().st_size
-        for run in ("whole", "in_32")
+        for run in ("uninterrupted", "in_32_bits")
     }
-    assert sizes["whole"] < 0.75 * sizes["in_32"]  # most tensors here are too small for 8 bits
+    # most tensors of this model are too small to be stored in 8 bits
+    assert sizes["uninterrupted"] < 0.75 * sizes["in_32_bits"]
 
 
-# --- what is told, and refused
+# --- card, publishing and errors
 
 
-def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, tiny_checkpoint):
+def test_the_card_counts_adapters_separately_from_encoder_parameters(trained, tiny_checkpoint):
     _, output = trained
     card = (output / "README.md").read_text()
     assert "| Adapters | LoRA of rank " in card and "on q_proj, k_proj, v_proj, o_proj" in card
@@ -485,7 +481,7 @@ def test_the_card_tells_of_the_adapters_and_counts_the_encoder_without(trained, 
     assert "`adapter/` has them separately, in PEFT's format, and is not published" in card
 
 
-def test_an_adapter_is_published_where_others_have_its_base(trained):
+def test_an_adapter_is_published_only_if_its_base_is_on_the_hub(trained):
     _, output = trained
     files = choose_files(output)
     assert "adapter/" in files.left_out and not any("adapter" in path for path in files.sent)
@@ -512,12 +508,12 @@ def test_an_adapter_is_published_where_others_have_its_base(trained):
         ({"optimizer": "adam"}, r"optimizer \('adam'\) must be one of: adamw_torch_fused"),
     ],
 )
-def test_values_that_make_no_sense_are_named(options, message):
+def test_invalid_lora_and_optimizer_settings_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         RECIPES["dino_demo"](None, None).replace(**options)
 
 
-def test_adapters_of_a_sharded_model_are_refused():
+def test_adapters_of_a_sharded_model_are_an_error():
     config = LoRAConfig(lora_rank=4)
     with pytest.raises(ValueError, match=r"--lora-rank \(4\).*use DDP"):
         check_adapters(config, sharded=True)
@@ -525,10 +521,10 @@ def test_adapters_of_a_sharded_model_are_refused():
     check_adapters(LoRAConfig(), sharded=True)
 
 
-def test_adapters_of_random_weights_are_refused(two_classes, tmp_path):
-    arguments = [*KINDS["dino"], *LOOP, "--data", str(two_classes), "--batch_size", "8"]
+def test_adapters_without_init_from_are_an_error(two_classes, tmp_path):
+    arguments = [*KINDS["dino"], *LOOP, "--data", str(two_classes), "--batch-size", "8"]
     with pytest.raises(ValueError, match=r"--lora-rank \(16\).*give --init-from CHECKPOINT"):
-        main([*arguments, "--image_size", "32", "--output", str(tmp_path / "out")])
+        main([*arguments, "--image-size", "32", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
@@ -537,5 +533,5 @@ def test_without_peft_the_error_says_what_to_install(
 ):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'selfvit\[lora\]'"):
-        main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", "--max_steps", 1))
+        main(command("dino", tiny_checkpoint, two_classes, tmp_path / "out", "--max-steps", 1))
     assert not (tmp_path / "out").exists()

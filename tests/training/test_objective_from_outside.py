@@ -1,4 +1,4 @@
-"""An objective that lives outside of the package trains without an edit of selfvit."""
+"""An objective defined outside the package trains without changes to selfvit."""
 
 import json
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class ColorOutput(ModelOutput):
 
 
 class SelfViTForColor(SelfViTPreTrainedModel):
-    """Predicts the mean color of an image from its embedding."""
+    """Model that predicts the mean color of an image from its embedding."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -45,7 +45,7 @@ class SelfViTForColor(SelfViTPreTrainedModel):
 
 
 def color_demo(num_images, batch_size):
-    """Mean color of small images."""
+    """Recipe that predicts the mean color of small images."""
     run = RECIPES["mae_demo"](num_images, batch_size)
     encoder = SelfViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
@@ -69,13 +69,15 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def test_it_trains_resumes_and_opens(registered, two_classes, tmp_path):
+def test_a_registered_objective_trains_resumes_and_loads_with_auto_classes(
+    registered, two_classes, tmp_path
+):
     out = tmp_path / "out"
     selfvit.train("color_demo", data=two_classes, output=out, **OPTIONS)
     log, weights = log_of(out), weights_of(out)
     assert list(log) == [1, 2, 3, 4, 5, 6]
     assert log[1]["weight"] == 1 and log[6]["head_norm"] > 0
-    assert "feature_std" in (out / "log.jsonl").read_text()  # the collapse monitors read it
+    assert "feature_std" in (out / "log.jsonl").read_text()  # logged by the collapse monitor
 
     for step in (4, 6):  # resume from the checkpoint of step 2
         checkpoint = out / "checkpoints" / f"step-{step:08d}"
@@ -83,8 +85,8 @@ def test_it_trains_resumes_and_opens(registered, two_classes, tmp_path):
     (out / "config.json").unlink()
     selfvit.train("color_demo", data=two_classes, output=out, resume=True, **OPTIONS)
     assert log_of(out) == log
-    again = weights_of(out)
-    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    resumed = weights_of(out)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
 
     assert json.loads((out / "config.json").read_text())["architectures"] == ["SelfViTForColor"]
     assert isinstance(AutoModelForPreTraining.from_pretrained(out), SelfViTForColor)
@@ -93,8 +95,8 @@ def test_it_trains_resumes_and_opens(registered, two_classes, tmp_path):
     assert torch.equal(AutoModel.from_pretrained(out)(pixels).pooler_output, expected)
 
 
-def test_names_that_are_taken_are_rejected(registered):
-    with pytest.raises(ValueError, match="there is a recipe 'color_demo' already"):
+def test_names_of_existing_recipes_and_classes_are_errors(registered):
+    with pytest.raises(ValueError, match="a recipe named 'color_demo' exists already"):
         selfvit.register_recipe(replace_name(lambda num_images, batch_size: None))
     other = type("SelfViTForColor", (SelfViTForColor,), {})
     with pytest.raises(ValueError, match="there is a model class 'SelfViTForColor' already"):

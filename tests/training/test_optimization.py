@@ -42,12 +42,12 @@ def groups_by_name(model, optimizer):
     }
 
 
-def test_the_optimizer_holds_every_parameter_of_the_student_and_none_of_the_teacher(dino):
+def test_the_optimizer_has_all_parameters_of_the_student_and_none_of_the_teacher(dino):
     held = groups_by_name(dino, build_optimizer(dino, OptimizerConfig()))
     assert held.keys() == {name for name, _ in dino.student.named_parameters(prefix="student")}
 
 
-def test_biases_and_norms_do_not_decay_and_all_else_does(dino):
+def test_weight_decay_applies_to_all_parameters_except_biases_and_norms(dino):
     optimizer = build_optimizer(dino, OptimizerConfig())
     set_schedules(optimizer, ScheduleConfig(weight_decay=0.3), step=0, num_steps=10)
     for name, group in groups_by_name(dino, optimizer).items():
@@ -55,7 +55,7 @@ def test_biases_and_norms_do_not_decay_and_all_else_does(dino):
         assert group["weight_decay"] == (0.0 if is_vector else 0.3), name
 
 
-def test_what_a_model_names_does_not_decay():
+def test_parameters_that_a_model_excludes_have_no_weight_decay():
     head = PMSNConfig(num_prototypes=16, head_hidden_size=24, head_output_size=8)
     model = SelfViTForPMSN(SelfViTConfig(**GEOMETRY, pmsn_config=head))
     groups = groups_by_name(model, build_optimizer(model, OptimizerConfig()))
@@ -63,7 +63,7 @@ def test_what_a_model_names_does_not_decay():
     assert groups["student.head.fc3.weight"]["decays"]
 
 
-def test_layer_decay_lowers_the_rate_block_by_block_down_to_the_embeddings(dino):
+def test_layer_decay_lowers_the_learning_rate_block_by_block_down_to_the_embeddings(dino):
     optimizer = build_optimizer(dino, OptimizerConfig(layer_decay=0.5))
     schedule = ScheduleConfig(warmup_ratio=0.0, base_learning_rate=1.0)
     set_schedules(optimizer, schedule, step=0, num_steps=10)
@@ -75,7 +75,7 @@ def test_layer_decay_lowers_the_rate_block_by_block_down_to_the_embeddings(dino)
     assert rates["student.head.layers.0.weight"] == 1
 
 
-def test_layers_of_a_head_are_not_taken_for_blocks():
+def test_layers_of_a_head_do_not_count_as_encoder_blocks():
     assert layer_index("student.head.layers.0.weight", num_layers=12) == 13
     assert layer_index("vit.layers.11.mlp.fc1.bias", num_layers=12) == 12
     assert layer_index("vit.embeddings.position_embeddings", num_layers=12) == 0
@@ -90,14 +90,14 @@ def test_learning_rate_scales_with_the_batch_and_ends_near_its_minimum(dino):
     assert 1e-5 < rates[-1] < 2e-5
 
 
-def test_a_frozen_encoder_stays_out_of_the_optimizer():
+def test_the_optimizer_does_not_have_the_parameters_of_a_frozen_encoder():
     model = SelfViTForImageClassification(SelfViTConfig(**GEOMETRY, num_labels=3))
     model.trained_encoder.requires_grad_(False)
     held = groups_by_name(model, build_optimizer(model, OptimizerConfig()))
     assert held.keys() == {"classifier.weight", "classifier.bias"}
 
 
-def test_weight_decay_follows_its_cosine(dino):
+def test_weight_decay_follows_a_cosine_schedule(dino):
     schedule = ScheduleConfig(weight_decay=0.04, weight_decay_end=0.4)
     optimizer = build_optimizer(dino, OptimizerConfig())
     values = []
@@ -109,7 +109,7 @@ def test_weight_decay_follows_its_cosine(dino):
 
 
 def stepped(model, config):
-    """Return the optimizer after a step of every parameter."""
+    """Return the optimizer after one step that updates every parameter."""
     optimizer = build_optimizer(model, config)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -119,7 +119,7 @@ def stepped(model, config):
 
 
 def moments_of(optimizer):
-    """Return the bytes of the states but for counts of steps and tables that all share."""
+    """Return the bytes of the states without step counts and shared tables."""
     shared = ("step", "qmap1", "qmap2")
     return sum(
         tensor.nbytes
@@ -129,14 +129,14 @@ def moments_of(optimizer):
     )
 
 
-def test_the_bytes_of_the_moments_are_those_of_the_optimizer(dino):
+def test_state_bytes_equals_the_size_of_the_optimizer_state(dino):
     optimizer = stepped(dino, OptimizerConfig())
     trained = [value for group in optimizer.param_groups for value in group["params"]]
     assert state_bytes(trained, "adamw_torch_fused") == moments_of(optimizer)
 
 
 @pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
-def test_optimizers_of_bitsandbytes_have_the_same_groups_and_the_bytes_that_the_plan_counts(name):
+def test_bitsandbytes_optimizers_have_the_same_groups_and_the_planned_size(name):
     pytest.importorskip("bitsandbytes")
     head = DINOConfig(num_prototypes=301, head_hidden_size=70, head_bottleneck_size=20)
     model = SelfViTForDINO(SelfViTConfig(**{**GEOMETRY, "hidden_size": 64}, dino_config=head))
@@ -154,7 +154,7 @@ def test_optimizers_of_bitsandbytes_have_the_same_groups_and_the_bytes_that_the_
     assert 0 < optimizer.param_groups[0]["lr"] < schedule.learning_rate
 
 
-def test_a_paged_optimizer_without_a_gpu_is_refused():
+def test_a_paged_optimizer_without_a_gpu_is_an_error():
     pytest.importorskip("bitsandbytes")
     for name in ("paged_adamw_8bit", "paged_adamw_32bit"):
         with pytest.raises(ValueError, match="this run is on the CPU; use adamw_bnb_8bit"):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, sent to real runs: all that was trained is saved."""
+"""SIGTERM and Ctrl-C sent to real runs, which save their progress."""
 
 import os
 import signal
@@ -7,36 +7,34 @@ import sys
 import time
 
 import pytest
-import torch
 
 from selfvit.training.runtime.signals import StopSignal
 from selfvit.training.train import main
 
-from .processes import PATIENCE, AtLogLine, Wait, start_training, start_two, wait_until
-from .tiny_runs import OBJECTIVES, arguments, log_of, weights_of
+from .processes import TIMEOUT, AtLogLine, Pause, start_training, start_two, wait_until
+from .tiny_runs import OBJECTIVES, arguments, assert_equal_tensors, log_of, weights_of
 
-OPTIONS = ("--max_steps", 9, "--batch_size", 4, "--save_steps", 100)
+OPTIONS = ("--max-steps", 9, "--batch-size", 4, "--save-steps", 100)
 
 
-def assert_resumes_to_the_unbroken_run(command, output, tmp_path):
-    main([*command, "--resume", "true"])
-    unbroken = tmp_path / "unbroken"
-    main([str(unbroken) if word == str(output) else word for word in command])
-    assert log_of(output) == log_of(unbroken)
-    for name, tensor in weights_of(unbroken).items():
-        assert torch.equal(weights_of(output)[name], tensor), name
+def assert_resumes_exactly(command, output, tmp_path):
+    main([*command, "--resume"])
+    uninterrupted = tmp_path / "uninterrupted"
+    main([str(uninterrupted) if word == str(output) else word for word in command])
+    assert log_of(output) == log_of(uninterrupted)
+    assert_equal_tensors(weights_of(output), weights_of(uninterrupted))
 
 
 def stopped_in_step(step, command, tmp_path, number, **environment):
-    """Start a run, signal it and its workers at the end of a step; return it when it has ended."""
-    waits = Wait(tmp_path / "waits")
+    """Start a run, and signal it and its workers at the end of a step; return the process."""
+    pause = Pause(tmp_path / "paused")
     training = start_training(
-        command, tmp_path / "printed.txt", AtLogLine(step, waits), **environment
+        command, tmp_path / "printed.txt", AtLogLine(step, pause), **environment
     )
-    wait_until(waits.path.exists, training)
+    wait_until(pause.path.exists, training)
     training.signal_group(number)
-    wait_until(lambda: "saves at the end of this step" in training.printed, training)
-    waits.path.unlink()
+    wait_until(lambda: "saving at the end of this step" in training.printed, training)
+    pause.path.unlink()
     return training
 
 
@@ -48,26 +46,26 @@ def stopped_in_step(step, command, tmp_path, number, **environment):
         ("dino", signal.SIGINT, 130, "fork"),
     ],
 )
-def test_a_signal_to_a_run_and_its_workers_saves_the_step_and_exits_with_its_code(
+def test_a_signal_to_a_run_and_its_workers_saves_a_checkpoint_and_sets_the_exit_code(
     objective, number, exit_code, workers, two_classes, tmp_path
 ):
     output = tmp_path / "out"
-    command = arguments(objective, two_classes, output, *OPTIONS, "--num_workers", 2)
+    command = arguments(objective, two_classes, output, *OPTIONS, "--num-workers", 2)
     training = stopped_in_step(3, command, tmp_path, number, WORKERS=workers)
     assert training.exit_code() == exit_code, training.printed
-    message = f"stopped by {number.name} and saved after step 3 of 9; go on with --resume true"
+    message = f"stopped by {number.name} and saved after step 3 of 9; continue with --resume"
     assert message in training.printed
     assert "Traceback" not in training.printed
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000003"]
     assert not (output / "config.json").exists()
-    assert_resumes_to_the_unbroken_run(command, output, tmp_path)
+    assert_resumes_exactly(command, output, tmp_path)
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS)
-    waits = Wait(tmp_path / "waits")
-    training = start_training(command, tmp_path / "printed.txt", AtLogLine(3, waits))
-    wait_until(waits.path.exists, training)
+    pause = Pause(tmp_path / "paused")
+    training = start_training(command, tmp_path / "printed.txt", AtLogLine(3, pause))
+    wait_until(pause.path.exists, training)
     training.signal_group(signal.SIGINT)
     training.signal_group(signal.SIGINT)  # at the same moment, as from a terminal and torchrun
     wait_until(lambda: "Ctrl-C again" in training.printed, training)
@@ -79,28 +77,26 @@ def test_a_second_ctrl_c_ends_the_run_at_once(two_classes, tmp_path):
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
-def test_two_processes_stop_at_the_same_step_whichever_is_signalled(
-    signalled, two_classes, tmp_path
-):
+@pytest.mark.parametrize("signaled", [0, 1])
+def test_two_processes_stop_at_the_same_step_if_either_is_signaled(signaled, two_classes, tmp_path):
     command = arguments("dino", two_classes, tmp_path / "out", *OPTIONS)
-    waits = Wait(tmp_path / "waits")
-    processes = start_two(command, tmp_path, hooks=(AtLogLine(3, waits), None))
-    wait_until(waits.path.exists, processes[0])
-    processes[signalled].signal_group(signal.SIGTERM)
-    waits.path.unlink()
+    pause = Pause(tmp_path / "paused")
+    processes = start_two(command, tmp_path, hooks=(AtLogLine(3, pause), None))
+    wait_until(pause.path.exists, processes[0])
+    processes[signaled].signal_group(signal.SIGTERM)
+    pause.path.unlink()
     assert [process.exit_code() for process in processes] == [143, 143]
-    # the other process may have asked already, at the end of step 3, whether anybody wants to stop
+    # processes check for signals together at the end of each step; step 3 may be too late
     (stopped,) = (tmp_path / "out" / "checkpoints").iterdir()
     assert stopped.name in ("step-00000003", "step-00000004")
     assert max(log_of(tmp_path / "out")) == int(stopped.name[-1])
-    again = start_two([*command, "--resume", "true"], tmp_path)
+    again = start_two([*command, "--resume"], tmp_path)
     assert [process.exit_code() for process in again] == [0, 0], again[0].printed
 
 
-def test_sigterm_to_torchrun_saves_too(two_classes, tmp_path):
-    # torchrun signals the groups of its processes: workers of the DataLoader included
-    options = ("--max_steps", 100_000, "--num_workers", 1)
+def test_sigterm_to_torchrun_saves_a_checkpoint(two_classes, tmp_path):
+    # torchrun signals the process groups, including the workers of the DataLoader
+    options = ("--max-steps", 100_000, "--num-workers", 1)
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS, *options)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
@@ -111,14 +107,14 @@ def test_sigterm_to_torchrun_saves_too(two_classes, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
     )
     log = tmp_path / "out" / "log.jsonl"
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not (log.exists() and len(log.read_text().splitlines()) > 3):
         if process.poll() is not None or time.monotonic() > deadline:
             process.terminate()
-            pytest.fail(process.communicate(timeout=PATIENCE)[0])
+            pytest.fail(process.communicate(timeout=TIMEOUT)[0])
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=PATIENCE)
+    printed, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
     assert "stopped by SIGTERM and saved after step" in printed, printed
     checkpoints = list((tmp_path / "out" / "checkpoints").iterdir())
@@ -126,15 +122,15 @@ def test_sigterm_to_torchrun_saves_too(two_classes, tmp_path):
 
 
 @pytest.fixture
-def ctrl_c_as_in_a_terminal():
-    """Python's own handler; a job in a shell script's background ignores Ctrl-C."""
+def default_ctrl_c_handler():
+    """Install Python's default handler, because background jobs of a shell ignore Ctrl-C."""
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, inherited)
 
 
-@pytest.mark.usefixtures("ctrl_c_as_in_a_terminal")
-def test_handlers_come_back_and_a_signal_with_nothing_to_save_ends_at_once():
+@pytest.mark.usefixtures("default_ctrl_c_handler")
+def test_without_progress_to_save_a_signal_ends_the_run_at_once_and_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as caught, StopSignal():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -144,7 +140,7 @@ def test_handlers_come_back_and_a_signal_with_nothing_to_save_ends_at_once():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_background_job_goes_on_ignoring_ctrl_c():
+def test_a_background_job_still_ignores_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopSignal():

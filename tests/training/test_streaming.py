@@ -1,4 +1,4 @@
-"""Streams over several processes and workers: each image once per pass, also after a resume."""
+"""Streams read by several processes and workers: each image once per pass, also after a resume."""
 
 import json
 import re
@@ -19,13 +19,13 @@ from selfvit.training.train import main
 from ..data.shards import write_parquet_shards, write_tar_shards
 from .processes import AtLogLine, kill_self, start_training, start_two
 from .test_watchdog import hanging
-from .tiny_runs import LOOP, arguments, log_of, weights_of
+from .tiny_runs import LOOP, arguments, assert_equal_tensors, log_of, weights_of
 
 SEED = 3
 
 
-class Passing(CropAndFlip):
-    """Return the pixels of an image unchanged, so that a test can recognize the image."""
+class UnchangedPixels(CropAndFlip):
+    """Augmentation that returns the pixels of an image, so that a test can recognize the image."""
 
     def __call__(self, image, rng, image_size, patch_size):
         small = image.convert("RGB").resize(image_size)
@@ -37,7 +37,7 @@ def loader_of(source, rank=0, num_processes=1, num_workers=0, start_step=0, **op
     batch_size = 2 * num_processes
     return build_loader(
         source,
-        Passing(),
+        UnchangedPixels(),
         BatchPlan(1000, start_step, batch_size, 1, num_processes, rank),
         image_size=(16, 16),
         patch_size=8,
@@ -89,21 +89,21 @@ def test_a_resumed_stream_continues_after_the_last_batch_that_was_used(
     source = request.getfixturevalue(source)
     for rank in (0, 1):
         shared = {"rank": rank, "num_processes": 2, "num_workers": 3}
-        unbroken = take(loader_of(source, **shared), 18)
+        uninterrupted = take(loader_of(source, **shared), 18)
         loader = loader_of(source, **shared)
         take(loader, num_batches)  # the workers have read further ahead
         state = json.loads(json.dumps(stream_state(loader)))
-        state["readers"] *= 2  # the other process's are not used
+        state["readers"] *= 2  # stands for the other process, whose readers are not used
         rest = take(
             loader_of(source, start_step=num_batches, stream_state=state, **shared),
             18 - num_batches,
         )
-        for resumed, expected in zip(rest, unbroken[num_batches:], strict=True):
+        for resumed, expected in zip(rest, uninterrupted[num_batches:], strict=True):
             assert torch.equal(resumed["pixel_values"], expected["pixel_values"])
             assert resumed["skipped"] == expected["skipped"]
 
 
-def test_readers_have_different_draws(tars):
+def test_readers_draw_different_numbers(tars):
     draws = []
     for rank in (0, 1):
         samples = iter(loader_of(tars, rank, num_processes=2).dataset)
@@ -136,7 +136,7 @@ def test_a_stream_without_readable_images_is_an_error(tmp_path):
         ([3] * 3, 1, 0, 1, "3 shards for 1 processes x 1 workers"),
     ],
 )
-def test_each_worker_has_its_own_shards(
+def test_shards_are_divided_among_processes_and_workers(
     sizes, num_processes, num_workers, expected, text, tmp_path
 ):
     source = open_images(write_tar_shards(tmp_path, sizes), streaming=True)
@@ -146,7 +146,7 @@ def test_each_worker_has_its_own_shards(
 
 
 def test_a_stream_has_a_worker_even_with_num_workers_0(parquet):
-    # Without one, threads of pyarrow that still read made the process hang at its exit.
+    # Without a worker, threads of pyarrow that were still reading made the process hang on exit.
     assert loader_of(parquet, num_workers=0).num_workers == 1
 
 
@@ -177,26 +177,23 @@ def test_resuming_with_other_processes_or_workers_is_an_error_with_the_numbers(t
         )
 
 
-def test_a_checkpoint_without_positions_of_a_stream_is_an_error(tars):
+def test_resuming_a_stream_without_saved_positions_is_an_error(tars):
     with pytest.raises(ValueError, match="the checkpoint has none, as.*--init-from"):
         loader_of(tars, start_step=1)
 
 
-# --- whole runs
+# --- training runs
 
 NUM_STEPS = 9
 STREAM = (
-    *("--streaming", "true", "--max_steps", NUM_STEPS, "--batch_size", 4, "--save_steps", 2),
-    *("--shuffle_buffer", 5, "--save_code", "false"),
+    *("--streaming", "--max-steps", NUM_STEPS, "--batch-size", 4, "--save-steps", 2),
+    *("--shuffle-buffer", 5, "--no-save-code"),
 )
 
 
-def assert_same_result(output, unbroken):
-    assert log_of(output) == log_of(unbroken)
-    ours, theirs = weights_of(output), weights_of(unbroken)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+def assert_same_result(output, expected):
+    assert log_of(output) == log_of(expected)
+    assert_equal_tensors(weights_of(output), weights_of(expected))
 
 
 @pytest.fixture
@@ -204,57 +201,55 @@ def shards(tmp_path):
     return write_tar_shards(tmp_path / "shards", [3] * 5)
 
 
-def test_a_killed_run_on_a_stream_resumes_to_the_same_result(shards, tmp_path):
-    def command(output):
-        return arguments("dino", shards, tmp_path / output, *STREAM, "--num_workers", 2)
+@pytest.mark.parametrize("write_shards", [write_tar_shards, write_parquet_shards])
+def test_a_killed_run_on_a_stream_resumes_exactly(write_shards, tmp_path):
+    shards = write_shards(tmp_path / "shards", [3] * 5)
 
-    main(command("unbroken"))
+    def command(output):
+        return arguments("dino", shards, tmp_path / output, *STREAM, "--num-workers", 2)
+
+    main(command("uninterrupted"))
     killed = start_training(command("killed"), tmp_path / "printed.txt", AtLogLine(6, kill_self))
     assert killed.exit_code() == -signal.SIGKILL, killed.printed
     assert "stream: 5 shards for 1 processes x 2 workers" in killed.printed
     with pytest.raises(ValueError, match=r"has 1 processes x 2 workers, this run 1 x 3"):
-        main([*command("killed"), "--resume", "true", "--num_workers", "3"])
+        main([*command("killed"), "--resume", "--num-workers", "3"])
     shards = shards.rename(tmp_path / "moved")  # `command` uses the new path
-    main([*command("killed"), "--resume", "true"])
-    assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
+    main([*command("killed"), "--resume"])
+    assert_same_result(tmp_path / "killed", tmp_path / "uninterrupted")
 
 
-def test_a_killed_run_of_two_processes_resumes_to_the_same_result(shards, tmp_path):
+def test_a_killed_run_of_two_processes_on_a_stream_resumes_exactly(shards, tmp_path):
     def command(output):
-        return arguments("mae", shards, tmp_path / output, *STREAM, "--num_workers", 2)
+        return arguments("mae", shards, tmp_path / output, *STREAM, "--num-workers", 2)
 
     for folder in ("a", "b", "c"):  # for the printed output
         (tmp_path / folder).mkdir()
-    unbroken = start_two(command("unbroken"), tmp_path / "a")
-    assert [process.exit_code() for process in unbroken] == [0, 0], unbroken[0].printed
+    uninterrupted = start_two(command("uninterrupted"), tmp_path / "a")
+    assert [process.exit_code() for process in uninterrupted] == [0, 0], uninterrupted[0].printed
     kill = AtLogLine(6, kill_self)
     killed = start_two(command("killed"), tmp_path / "b", (kill, None))
     assert killed[0].exit_code() == -signal.SIGKILL, killed[0].printed
     assert killed[1].exit_code() != 0
-    resumed = start_two([*command("killed"), "--resume", "true"], tmp_path / "c")
+    resumed = start_two([*command("killed"), "--resume"], tmp_path / "c")
     assert [process.exit_code() for process in resumed] == [0, 0], resumed[0].printed
-    assert_same_result(tmp_path / "killed", tmp_path / "unbroken")
+    assert_same_result(tmp_path / "killed", tmp_path / "uninterrupted")
 
 
-def test_a_shard_that_hangs_ends_the_run_with_its_number(shards, tmp_path):
-    command = arguments("mae", shards, tmp_path / "out", *STREAM, "--num_workers", 2)
+def test_a_shard_that_hangs_ends_the_run_with_an_error_with_its_number(shards, tmp_path):
+    command = arguments("mae", shards, tmp_path / "out", *STREAM, "--num-workers", 2)
     with hanging(shards / "shard-002.tar"):
-        training = start_training([*command, "--data_timeout", "2"], tmp_path / "printed.txt")
+        training = start_training([*command, "--data-timeout", "2"], tmp_path / "printed.txt")
         assert training.exit_code() == 2
     assert "error: reading shard 2 of 5 WebDataset tars in" in training.printed
 
 
 def test_a_classifier_on_a_stream_of_plain_labels_is_an_error_with_the_fix(shards, tmp_path):
-    options = ("--streaming", "true", "--max_steps", 2)
+    options = ("--streaming", "--max-steps", 2)
     with pytest.raises(ValueError, match=r"leave out --streaming, as only a ClassLabel"):
         main(
             [
-                "classify",
-                *LOOP,
-                "--data",
-                str(shards),
-                "--output",
-                str(tmp_path),
+                *("classify", *LOOP, "--data", str(shards), "--output", str(tmp_path)),
                 *map(str, options),
             ]
         )
@@ -266,10 +261,10 @@ def test_resuming_with_more_shards_is_an_error(shards, tmp_path):
     shutil.rmtree(tmp_path / "out" / "checkpoints" / f"step-{NUM_STEPS:08d}")
     write_tar_shards(shards, [3] * 6)
     with pytest.raises(ValueError, match="set has changed.* it was 5 WebDataset tars.* is 6 Web"):
-        main([*command, "--resume", "true"])
+        main([*command, "--resume"])
 
 
-def test_the_plan_shows_how_a_stream_is_partitioned(shards, tmp_path, capsys):
-    options = (*STREAM, "--num_workers", 8, "--dry_run", "true")
+def test_a_dry_run_prints_how_a_stream_is_partitioned(shards, tmp_path, capsys):
+    options = (*STREAM, "--num-workers", 8, "--dry-run")
     main(arguments("mae", shards, tmp_path / "out", *options))
     assert "5 shards for 1 processes x 5 workers (not 8, as each worker" in capsys.readouterr().out

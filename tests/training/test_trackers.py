@@ -1,4 +1,7 @@
-"""Trackers: what they wrote is read back. They keep global state: each has its own process."""
+"""Trackers, tested by reading back what they wrote.
+
+They keep global state, so each run has its own process.
+"""
 
 import importlib.util
 import json
@@ -15,10 +18,10 @@ from selfvit.training.config.tracker_names import NEEDS, chosen_trackers, read_t
 
 from .tiny_runs import arguments, log_of
 
-BLOCK, HEADER = 32768, 7  # bytes; LevelDB's log format, with a header of W&B's before it
-# Not in [dev]: it asks for Pillow < 13 (0.43), and the tests are to see the newest.
+BLOCK, HEADER = 32768, 7  # bytes; LevelDB's log format after a header of W&B
+# Not in [dev]: trackio 0.43 requires Pillow < 13, and the tests use the newest Pillow.
 NOT_IN_DEV = {"trackio"}
-OURS = ("WANDB_MODE", "WANDB_ERROR_REPORTING", "TRACKIO_DIR", "MLFLOW_TRACKING_URI")
+TRACKER_VARIABLES = ("WANDB_MODE", "WANDB_ERROR_REPORTING", "TRACKIO_DIR", "MLFLOW_TRACKING_URI")
 
 
 def missing(tracker):
@@ -26,17 +29,17 @@ def missing(tracker):
 
 
 def require(tracker):
-    """Skip where a tracker is not installed; fail where it has to be: in continuous integration."""
+    """Skip the test if a tracker is not installed; fail in continuous integration."""
     if not missing(tracker):
         return
     if os.environ.get("CI") and tracker not in NOT_IN_DEV:
-        raise ModuleNotFoundError(f"{', '.join(missing(tracker))}: missing, and part of [dev]")
+        raise ModuleNotFoundError(f"{', '.join(missing(tracker))} is missing, but part of [dev]")
     pytest.skip(f"optional: pip install {tracker}")
 
 
 def train(command):
-    """Train by the command, without what this process' environment says of trackers."""
-    kept = {name: value for name, value in os.environ.items() if name not in OURS}
+    """Run `selfvit train` without the tracker variables of this process's environment."""
+    kept = {name: value for name, value in os.environ.items() if name not in TRACKER_VARIABLES}
     result = subprocess.run(
         [sys.executable, "-m", "selfvit.training.train", *command],
         env={**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
@@ -49,19 +52,19 @@ def train(command):
 
 @pytest.fixture(scope="module")
 def tracked_run(two_classes, tmp_path_factory):
-    """A run of four steps with all trackers; what came after the second was lost, and resumed."""
+    """Run of four steps with all trackers, resumed once from the checkpoint of step 2."""
     out = tmp_path_factory.mktemp("tracked") / "out"
     trackers = ",".join(name for name in NEEDS if not missing(name))
-    options = ("--max_steps", 4, "--batch_size", 6, "--save_steps", 2, "--image_steps", 2)
+    options = ("--max-steps", 4, "--batch-size", 6, "--save-steps", 2, "--image-steps", 2)
     command = arguments("mae", two_classes, out, *options, "--tracker", trackers)
     train(command)
     shutil.rmtree(out / "checkpoints" / "step-00000004")
-    train([*command, "--resume", "true"])
+    train([*command, "--resume"])
     return out
 
 
 def losses_of(out):
-    """Return the losses of steps 1 to 4, then of those that the resumed run did again."""
+    """Return the losses of steps 1 to 4, followed by those that the resumed run repeated."""
     losses = [line["loss"] for line in log_of(out).values()]
     return pytest.approx(losses + losses[2:])
 
@@ -76,7 +79,10 @@ def rows_of(database, query):
 
 
 def records_of(content):
-    """Yield the records of a .wandb file; parts have checksum (4), length (2), kind (1)."""
+    """Yield the records of a .wandb file.
+
+    A record consists of parts with a header of checksum (4 bytes), length (2) and kind (1).
+    """
     position, record = HEADER, b""
     while position + HEADER <= len(content):
         if BLOCK - position % BLOCK < HEADER:
@@ -86,7 +92,7 @@ def records_of(content):
         position += HEADER
         record += content[position : position + length]
         position += length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a full record, or its last part
             yield record
             record = b""
 
@@ -101,7 +107,7 @@ def wandb_records(out):
             yield record
 
 
-def test_names_of_trackers_are_checked():
+def test_unknown_empty_and_repeated_tracker_names_are_errors():
     assert read_trackers("none") == []
     assert read_trackers("tensorboard, mlflow") == ["tensorboard", "mlflow"]
     for names in ("tensorbord", "none,wandb", "wandb,wandb", ""):
@@ -110,13 +116,15 @@ def test_names_of_trackers_are_checked():
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio", "mlflow"])
-def test_a_tracker_that_is_not_installed_is_named_with_its_command(tracker, monkeypatch):
-    monkeypatch.setitem(NEEDS, tracker, ("a_module_that_nobody_has",))
+def test_a_missing_tracker_is_an_error_with_the_command_that_installs_it(tracker, monkeypatch):
+    monkeypatch.setitem(NEEDS, tracker, ("a_module_that_does_not_exist",))
     with pytest.raises(ValueError, match=f"pip install {tracker}"):
         chosen_trackers(f"tensorboard,{tracker}")
 
 
-def test_wandb_offline_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(tracked_run):
+def test_wandb_stores_a_resumed_run_as_one_run_with_losses_settings_and_pictures(
+    tracked_run,
+):
     require("wandb")
     losses: list[float] = []
     ids: set[str] = set()
@@ -135,7 +143,7 @@ def test_wandb_offline_has_losses_values_and_pictures_of_a_resumed_run_in_one_ru
     assert list(tracked_run.rglob("offline-run-*/files/media/images/*.png"))
 
 
-def test_trackio_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(tracked_run):
+def test_trackio_stores_a_resumed_run_as_one_run_with_losses_settings_and_pictures(tracked_run):
     require("trackio")
     (database,) = tracked_run.rglob("trackio/*.db")
     logged = [
@@ -151,7 +159,7 @@ def test_trackio_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(trac
     assert list((tracked_run / "trackio").rglob("*.png"))
 
 
-def test_mlflow_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(tracked_run):
+def test_mlflow_stores_a_resumed_run_as_one_run_with_losses_settings_and_pictures(tracked_run):
     require("mlflow")
     database = tracked_run / "mlflow" / "mlflow.db"
     query = "select value, run_uuid from metrics where key = 'loss' order by timestamp, step"
@@ -164,15 +172,16 @@ def test_mlflow_has_losses_values_and_pictures_of_a_resumed_run_in_one_run(track
     assert list((tracked_run / "mlflow" / "artifacts").rglob("views*.png"))
 
 
-def test_the_words_of_an_alarm_are_tags_of_mlflow(tmp_path):
-    require("mlflow")  # whose metrics are numbers: Accelerate dropped the words, with a warning
+def test_strings_of_a_collapse_warning_become_tags_in_mlflow(tmp_path):
+    # metrics of MLflow are numbers: Accelerate used to drop the strings, with a warning
+    require("mlflow")
     code = (
         "from accelerate import Accelerator\n"
-        "from selfvit.training.callbacks.trackers import log_figures\n"
+        "from selfvit.training.callbacks.trackers import log_tracker_metrics\n"
         "accelerator = Accelerator(cpu=True, log_with='mlflow')\n"
         "accelerator.init_trackers('alarms')\n"
         "alarm = {'collapse': 'uniform', 'loss': 1.5}\n"
-        "log_figures(accelerator.trackers[0], alarm, 3)\n"
+        "log_tracker_metrics(accelerator.trackers[0], alarm, 3)\n"
         "accelerator.end_training()\n"
     )
     database = tmp_path / "mlflow.db"
@@ -187,10 +196,11 @@ def test_the_words_of_an_alarm_are_tags_of_mlflow(tmp_path):
     assert rows_of(database, "select key, value, step from metrics") == [("loss", 1.5, 3)]
 
 
-def test_tensorboard_shows_each_step_of_a_resumed_run_once_and_its_pictures(tracked_run):
+def test_tensorboard_stores_each_step_of_a_resumed_run_once_with_metrics_and_pictures(tracked_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tracked_run / "logs" / "selfvit"))
     events.Reload()
+    assert {"loss", "learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert {"views", "reconstructions"} <= set(events.Tags()["images"])

@@ -1,4 +1,4 @@
-"""Real files that hang: opening a file waits while another process has a lease on it."""
+"""Detection of files that hang; a file lease of this process blocks opening in other processes."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ from ..image_files import noise
 from .processes import start_training
 from .tiny_runs import arguments, log_of, weights_of
 
-OPTIONS = ("--max_steps", 4, "--batch_size", 4, "--save_steps", 1)
+OPTIONS = ("--max-steps", 4, "--batch-size", 4, "--save-steps", 1)
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def images(tmp_path):
 def hanging(path):
     """Block other processes from opening the file; yield a function that unblocks them.
 
-    The system unblocks them, too, after /proc/sys/fs/lease-break-time seconds, 45 by default.
+    The system also unblocks them after /proc/sys/fs/lease-break-time seconds, 45 by default.
     """
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent to ask for the lease back
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when another process opens the file
     descriptor = os.open(path, os.O_RDWR)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -47,20 +47,20 @@ def hanging(path):
         signal.signal(signal.SIGIO, before)
 
 
-def test_a_file_that_hangs_ends_the_run_with_its_name(images, tmp_path):
-    command = arguments("dino", images, tmp_path / "out", *OPTIONS, "--num_workers", 2)
+def test_a_file_that_hangs_ends_the_run_with_an_error_with_its_name(images, tmp_path):
+    command = arguments("dino", images, tmp_path / "out", *OPTIONS, "--num-workers", 2)
     with hanging(images / "3.png"):
-        training = start_training([*command, "--data_timeout", "2"], tmp_path / "printed.txt")
+        training = start_training([*command, "--data-timeout", "2"], tmp_path / "printed.txt")
         assert training.exit_code() == 2
     assert "error: reading 3.png of 6 image files in" in training.printed
     assert "--data-timeout" in training.printed
-    main([*command, "--resume", "true"])  # data_timeout may differ
-    main(arguments("dino", images, tmp_path / "unbroken", *OPTIONS))
-    assert log_of(tmp_path / "out") == log_of(tmp_path / "unbroken")
+    main([*command, "--resume"])  # data_timeout may differ
+    main(arguments("dino", images, tmp_path / "uninterrupted", *OPTIONS))
+    assert log_of(tmp_path / "out") == log_of(tmp_path / "uninterrupted")
 
 
-def test_a_file_that_is_slow_changes_nothing(images, tmp_path):
-    command = arguments("dino", images, tmp_path / "slow", *OPTIONS, "--num_workers", 2)
+def test_a_slow_file_does_not_change_the_result(images, tmp_path):
+    command = arguments("dino", images, tmp_path / "slow", *OPTIONS, "--num-workers", 2)
     with hanging(images / "3.png") as release:
         training = start_training(command, tmp_path / "printed.txt")
         time.sleep(6)  # longer than the loader waits between two checks
@@ -72,7 +72,7 @@ def test_a_file_that_is_slow_changes_nothing(images, tmp_path):
     assert all(torch.equal(slow[name], tensor) for name, tensor in fast.items())
 
 
-def test_a_pipe_with_the_name_of_an_image_is_skipped_with_the_reason(images, tmp_path):
+def test_a_named_pipe_among_the_images_is_skipped_with_the_reason(images, tmp_path):
     # It used to hang, as opening a pipe waits for a writer.
     os.mkfifo(images / "2.5.png")
     main(arguments("dino", images, tmp_path / "out", *OPTIONS))
@@ -81,7 +81,7 @@ def test_a_pipe_with_the_name_of_an_image_is_skipped_with_the_reason(images, tmp
 
 
 class Slow(torch.utils.data.IterableDataset):
-    """Numbers that take two seconds each, so that a batch takes longer than the timeout."""
+    """Numbers that take two seconds each, so that reading a batch takes longer than the timeout."""
 
     def __init__(self, board):
         self.board = board
@@ -93,7 +93,7 @@ class Slow(torch.utils.data.IterableDataset):
             yield number
 
 
-def test_the_timeout_is_for_one_read_not_for_the_batch():
+def test_the_timeout_applies_to_one_read_and_not_to_a_batch():
     board = ReadingBoard(1)
     loader = WatchedLoader(
         Slow(board), batch_size=4, num_workers=1, board=board, name_of=str, data_timeout=7
@@ -115,6 +115,6 @@ def test_the_error_names_the_read_that_takes_too_long():
         next(iter(loader))
 
 
-def test_workers_without_a_watchdog_read_as_usual():
+def test_a_data_set_without_a_watchdog_can_be_read():
     loader = torch.utils.data.DataLoader(Slow(ReadingBoard(0)), batch_size=1, num_workers=1)
     assert next(iter(loader)).tolist() == [0]

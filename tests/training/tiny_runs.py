@@ -1,4 +1,4 @@
-"""Runs of a second: every objective, by its recipe, made tiny."""
+"""Tiny training runs: options that make the recipe of each objective finish within a second."""
 
 from __future__ import annotations
 
@@ -8,50 +8,51 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 ENCODER = [
-    *("--image_size", "32", "--patch_size", "8", "--hidden_size", "32"),
-    *("--num_hidden_layers", "2", "--num_attention_heads", "2", "--drop_path_rate", "0.1"),
+    *("--image-size", "32", "--patch-size", "8", "--hidden-size", "32"),
+    *("--num-hidden-layers", "2", "--num-attention-heads", "2", "--drop-path-rate", "0.1"),
 ]
 LOOP = [
-    *("--num_workers", "0", "--tracker", "none", "--energy_meter", "none", "--log_steps", "1"),
-    *("--image_steps", "0"),
+    *("--num-workers", "0", "--tracker", "none", "--energy-meter", "none", "--log-steps", "1"),
+    *("--image-steps", "0"),
 ]
 
-# One entry an objective: its recipe and what makes it tiny.
+# Recipe of each objective and the options that make it tiny.
 OBJECTIVES = {
     "dino": [
-        *("dino_demo", "--local_view_size", "16", "--num_local_views", "2"),
-        *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_bottleneck_size", "16"),
-        *("--koleo_weight", "0"),  # it compares the images of a micro-batch: fewer, if it is split
+        *("dino_demo", "--local-view-size", "16", "--num-local-views", "2"),
+        *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
+        *("--koleo-weight", "0"),  # KoLeo depends on the size of the micro-batch
     ],
     "mae": [
-        *("mae_demo", "--decoder_hidden_size", "16", "--decoder_num_layers", "2"),
-        *("--decoder_num_attention_heads", "2"),
+        *("mae_demo", "--decoder-hidden-size", "16", "--decoder-num-layers", "2"),
+        *("--decoder-num-attention-heads", "2"),
     ],
     "pmsn": [
-        *("pmsn_demo", "--focal_view_size", "16", "--num_focal_views", "2"),
-        *("--num_prototypes", "32", "--head_hidden_size", "32", "--head_output_size", "16"),
+        *("pmsn_demo", "--focal-view-size", "16", "--num-focal-views", "2"),
+        *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-output-size", "16"),
     ],
 }
 
-# Parameters whose gradient is zero but for rounding, by the ends of their names. Softmax does not
-# see a shift of all keys; PMSN's batch norm none of all features.
+# Suffixes of the names of parameters whose gradient is zero up to rounding. Softmax is invariant to
+# a shift of all keys, and PMSN's batch norm to a shift of all features.
 WITHOUT_GRADIENT = {
     "dino": ("k_proj.bias",),
     "mae": ("k_proj.bias",),
     "pmsn": ("k_proj.bias", "vit.layernorm.bias"),
 }
 
-# Objectives with statistics of a batch (batch norm, the mean prediction): micro-batches are not the
-# whole. The largest relative difference of the loss, for four micro-batches of two; the gradient's
-# has no bound worth a test, as batch norm divides by the distance of two images.
+# Largest relative difference between the loss of four micro-batches of two images and the loss of
+# the full batch, for objectives with batch statistics (batch norm, the mean prediction). There is
+# no such bound for the gradient, because batch norm divides by the distance between two images.
 MICRO_BATCH_TOLERANCE = {"pmsn": 0.25}
 
 
 def arguments(objective: str, data: Path, output: Path, *options: object) -> list[str]:
-    """Return a command line for `selfvit train`."""
+    """Return the arguments of `selfvit train` for a tiny run of an objective."""
     return [
         *OBJECTIVES[objective], *ENCODER, *LOOP, "--data", str(data), "--output", str(output),
         *map(str, options),
@@ -59,7 +60,7 @@ def arguments(objective: str, data: Path, output: Path, *options: object) -> lis
 
 
 def start(launcher: list[str], command: list[str], **environment: str) -> subprocess.Popen:
-    """Start a training process on the CPU, one thread."""
+    """Start a training process on the CPU with one thread."""
     return subprocess.Popen(
         [sys.executable, *launcher, "selfvit.training.train", *command],
         stdout=subprocess.PIPE,
@@ -70,7 +71,7 @@ def start(launcher: list[str], command: list[str], **environment: str) -> subpro
 
 
 def log_of(output: Path) -> dict[int, dict[str, float]]:
-    """Return the figures of each step, without those that depend on time."""
+    """Return the logged metrics of each step, without those that depend on time."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("images_per_second", None)
@@ -80,3 +81,10 @@ def log_of(output: Path) -> dict[int, dict[str, float]]:
 def weights_of(folder: Path) -> dict:
     """Return the tensors of a checkpoint."""
     return load_file(folder / "model.safetensors")
+
+
+def assert_equal_tensors(first: dict, second: dict) -> None:
+    """Check that two dictionaries have the same names and bit-identical tensors."""
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers.utils import CONFIG_NAME
 
-from ...atomic_output import flush_entry, flush_to_disk
+from ...atomic_output import commit_output, flush_to_disk
 from ...modeling.checkpoints.remote_code import code_files
 from ...sharing.published_files import RUN_FILE, STATE_FILE
 from ..config.run_config import RunConfig
@@ -102,10 +102,7 @@ class Checkpointer:
                 self.writer.write(temporary, card, to_resume=True)
                 (temporary / RUN_FILE).write_text(self.run.to_yaml(), encoding="utf-8")
                 _write_state(temporary, {**self.state, "files": file_checksums(temporary)})
-                flush_to_disk(temporary)
-                self._remove(final)  # left by a run that was resumed from an earlier step
-                os.replace(temporary, final)
-                flush_entry(self.folder)
+                commit_output(temporary, final)  # replaces one of a run resumed from before it
                 self._prune(final, keep_before)
         self.accelerator.wait_for_everyone()
         return final

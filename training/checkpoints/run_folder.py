@@ -47,7 +47,7 @@ BEST = "best"
 BEST_FILE = "best.json"
 SECONDS_TO_APPEAR = 60.0
 # Unfinished, replaced or partly deleted files that a killed process may leave.
-LEFTOVERS = (".unfinished-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
+LEFTOVERS = (".unfinished-*", ".replaced-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
 # Values that may differ between a run and its resume, because they change no weight.
 RESUMABLE_FIELDS = {
     entry.name
