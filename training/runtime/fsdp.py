@@ -91,8 +91,8 @@ def configure_fsdp(accelerator: Accelerator, optimizer: str) -> None:
 class FullModel:
     """Model in training, with full weights that one process can write or evaluate.
 
-    Without sharding, this is the model itself. With sharding, the main process has a copy on the
-    CPU, which `gather` updates.
+    Without sharding, `gathered` is the model itself. With sharding, it is a copy on the CPU of the
+    main process, which `gather` updates.
 
     Args:
         accelerator: Accelerator, which determines whether the model is sharded.
