@@ -52,7 +52,7 @@ def photos(hub, client, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", "@main", "@{commit}"])
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_data_set_is_opened_at_a_revision(suffix, streaming, photos, client):
+def test_a_dataset_is_opened_at_a_revision(suffix, streaming, photos, client):
     folder, commit = photos
     more = write_tar_shards(folder / "train", [3] * 6).parent
     client(upload, more, NAME)
@@ -70,7 +70,7 @@ def test_a_stream_keeps_the_commit_at_which_it_was_opened(photos, client):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_missing_revision_or_data_set_is_an_error(streaming, photos, client):
+def test_a_missing_revision_or_dataset_is_an_error(streaming, photos, client):
     for name in (f"{NAME}@v2", f"{USER}/paintings"):
         with pytest.raises(
             FileNotFoundError, match=rf"'{name}' is not a local folder or file.*Hub"

@@ -206,6 +206,14 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
 def _add_model_option(group: Any, config: Any, name: str) -> None:
     _, meanings, _ = parse_google_format_docstring(inspect.getdoc(type(config)) or "")
     text = HELP.get(name) or " ".join((meanings or {}).get(name, "").split())
+    if isinstance(getattr(config, name), bool):
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            action=argparse.BooleanOptionalAction,
+            help=_with_default(text, getattr(config, name)),
+        )
+        return
     group.add_argument(
         f"--{name.replace('_', '-')}",
         dest=name,
@@ -276,7 +284,12 @@ def normalize_options(arguments: list[str], flags: set[str]) -> list[str]:
     for word in arguments:
         if word.startswith("--"):
             name, separator, value = word.partition("=")
-            word = name.replace("_", "-") + separator + value
+            name = name.replace("_", "-")
+            if name in flags and separator:
+                normalized.append(name)
+                word = value
+            else:
+                word = name + separator + value
         before = normalized[-1] if normalized else ""
         if before in flags and word.lower() in ("true", "false"):
             if word.lower() == "false":
