@@ -139,10 +139,16 @@ class TrainParser(argparse.ArgumentParser):
     """Parser whose errors are one ValueError, without the hundred lines of usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the error of an option.
+
+        Raises:
+            ValueError: Always. The message names the command that lists the options.
+        """
         end = "" if message.endswith("?") else "."
         raise ValueError(f"{message}{end} selfvit train RECIPE --help lists the options.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse options; an unknown one is an error that suggests similar options."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._explain_unknown(unknown[0]))
