@@ -176,7 +176,7 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self) -> None:
-        """Move the center towards the mean of the teacher's logits since the last call (Eq. 4).
+        """Move the center toward the mean of the teacher's logits since the last call (Eq. 4).
 
         The mean is taken over all processes.
         """

@@ -1,7 +1,7 @@
 """MSN and PMSN: predict the cluster assignment of an unmasked view from masked views.
 
-MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment towards the uniform
-distribution, PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) towards any prior. MSN is
+MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment toward the uniform
+distribution, PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) toward any prior. MSN is
 therefore PMSN with a uniform prior, and one class implements both. It adds to the encoder a
 projection head with batch norm, prototypes, and a momentum teacher. Sections refer to MSN unless
 another paper is named.

@@ -6,7 +6,7 @@ theirs in `commands/`; both read these texts. A leaf that every folder may impor
 
 HELP = {
     "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
-    "split": "Split of a dataset, or sub-folder of an image folder.",
+    "split": "Split of a dataset, or subfolder of an image folder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
     "output": "Folder or file to write.",

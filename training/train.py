@@ -56,7 +56,7 @@ Source = ImageSource | StreamingImageSource
 
 
 def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dict[str, float]:
-    """Train a model and leave it in the run's output folder.
+    """Train a model and write it to the run folder.
 
     Args:
         run: Configuration of the run.
@@ -68,7 +68,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
 
     Raises:
         ValueError: If the run and its data contradict each other; nothing is written then.
-        FileExistsError: If the output folder is taken.
+        FileExistsError: If the run folder is not empty and may not be used.
         PermissionError: If the run is to be pushed to the Hub without the permission to do so.
         NonFiniteLossError: If the loss is infinite or not a number.
         CollapseError: If the outputs collapse and `on_collapse` is not "warn".
@@ -213,7 +213,7 @@ def train_recipe(recipe: str, *, data: str, output: str, **options: Any) -> dict
     Args:
         recipe: Name of a recipe, or path of a run's `training.yaml`.
         data: Images: a folder, a file or a dataset.
-        output: Folder of the run.
+        output: Run folder.
         options: Options of the command line by name, for example `max_steps=100`.
 
     Returns:

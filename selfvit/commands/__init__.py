@@ -1,1 +1,1 @@
-"""Sub-commands of `selfvit`, one module each; they import their dependencies when they run."""
+"""Subcommands of `selfvit`, one module each; they import their dependencies when they run."""

@@ -54,7 +54,7 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
     Args:
         then: Environment in which the run was started.
-        now: Present environment.
+        now: Current environment.
     """
     before, after = _code_versions(then), _code_versions(now)
     return [

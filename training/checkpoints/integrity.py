@@ -22,7 +22,7 @@ def file_checksums(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read `trainer_state.json` in the present form or in that of version 0.1."""
+    """Read `trainer_state.json` in the current form or in that of version 0.1."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     if "callbacks" not in state and "monitors" in state:
         state["callbacks"] = {

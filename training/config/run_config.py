@@ -59,7 +59,7 @@ class RunConfig:
         lora: Low-rank adapters.
         runtime: Memory, precision and device.
         checkpoints: Checkpoints to resume from.
-        evaluation: Evaluation while training.
+        evaluation: Evaluation during training.
         monitoring: Logging, collapse monitors and trackers.
         hub: Publishing.
         card: Model card.

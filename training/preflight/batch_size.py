@@ -59,7 +59,7 @@ def find_batch_size(
         batches_of: Function that returns the micro-batches of a plan.
 
     Raises:
-        FileExistsError: If the output folder is taken (`check_run_folder`).
+        FileExistsError: If the run folder is not empty and may not be used (`check_run_folder`).
         ValueError: If not even the fewest images fit that the objective can train with, or the
             model is sharded.
     """
@@ -200,7 +200,7 @@ def run_trial_steps(
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return the peak GPU memory of this process, or its present memory on a CPU, in bytes."""
+    """Return the peak GPU memory of this process, or its current memory on a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss

@@ -38,7 +38,7 @@ def check(
 
     Raises:
         ValueError: If the run and its data contradict each other.
-        FileExistsError: If the output folder is taken.
+        FileExistsError: If the run folder is not empty and may not be used.
         PermissionError: If the run is to be pushed to the Hub without the permission to do so.
     """
     check_same_images(source, accelerator)

@@ -111,7 +111,7 @@ class FullModel:
         self.gathered: Any = copy.deepcopy(module) if self.is_copy else module
 
     def gather(self) -> None:
-        """Update `gathered` with the present weights; collective."""
+        """Update `gathered` with the current weights; collective."""
         if not self.is_sharded:
             return
         # the state is empty in the other processes
