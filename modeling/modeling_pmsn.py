@@ -272,7 +272,8 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
         pmsn = config.pmsn_config
-        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # check
+        # raises an error here instead of at the first step
+        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)
         self.vit = SelfViTModel(config)
         self.head = PMSNHead(config.hidden_size, pmsn)
         self.student = PMSNNetwork(config)

@@ -1,7 +1,7 @@
 """Help texts of the options that several commands share, by option name.
 
-`selfvit train` builds its options from the configuration of a run, the other commands declare
-theirs in `commands/`; both read these texts. A leaf that every folder may import.
+`selfvit train` builds its options from the configuration of a run, and the other commands declare
+theirs in `commands/`; both use these texts. Every folder of the package may import this module.
 """
 
 HELP = {

@@ -2,7 +2,7 @@
 
 An augmentation is a frozen dataclass of its settings. It runs in the workers of the DataLoader and
 returns the arguments of the model's `forward` for one image, by name: the views, and the random
-numbers from which the model makes its masks. So masks depend only on the generator, too.
+numbers from which the model makes its masks. Masks therefore depend only on the generator.
 """
 
 # V views · C channels · h, w pixels
