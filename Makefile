@@ -16,7 +16,7 @@ OBJECTIVE ?= dino
 DEMO := $(if $(filter dino,$(OBJECTIVE)),demo,demo_$(OBJECTIVE))
 
 demo: .venv/installed  ## train on images of clothes, embed, evaluate and draw; writes demo/, or demo_mae/ with OBJECTIVE=mae
-	# Data loader workers share the cores with torch, so its idle threads must not spin.
+	# DataLoader workers share the cores with torch, so its idle threads must not spin.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --objective $(OBJECTIVE) --output $(DEMO)
 
 test: .venv/installed

@@ -84,7 +84,7 @@ def curve_table(curve: list[dict]) -> str:
 
 
 def plot(objective: str, curve: list[dict], metrics: dict, path: Path) -> None:
-    """Plot k-NN accuracy over images seen; `metrics` of a demo contain it before training."""
+    """Plot k-NN accuracy over images seen; `metrics` of the demo contain the untrained accuracy."""
     raw_pixels, untrained = (metrics[name]["knn_20"] for name in ("raw_pixels", "untrained"))
     figure = new_figure(800, 480)
     axes = figure.add_subplot()

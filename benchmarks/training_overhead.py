@@ -254,7 +254,7 @@ def report_lines(run: RunConfig, step_seconds: float, others: float) -> list[str
 
 def tracker_lines(run: RunConfig) -> list[str]:
     """Measure each installed tracker; return a table of milliseconds per line."""
-    lines = ["| tracker | a line in log.jsonl and there, ms |", "| --- | --- |"]
+    lines = ["| tracker | line in log.jsonl and in the tracker, ms |", "| --- | --- |"]
     for tracker in ("none", *NEEDS):
         try:
             chosen_trackers(tracker)

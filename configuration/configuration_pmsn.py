@@ -21,7 +21,7 @@ class PMSNConfig(ObjectiveConfig):
     prediction at temperature t * s. The momentum of the teacher rises linearly.
 
     Args:
-        prior: Distribution that the mean prediction is drawn towards. "uniform": all prototypes
+        prior: Distribution that the mean prediction is drawn toward. "uniform": all prototypes
             are used equally. "power_law": prototype k is used in proportion to 1 / k^exponent (few
             common prototypes, many rare ones).
         power_law_exponent: Exponent of the power law; unitless. 0 is uniform.

@@ -33,12 +33,12 @@ def check_format(stored: Mapping[str, Any], folder: Any = None) -> None:
         )
     if found > FORMAT_VERSION:
         writer = str(stored.get("selfvit_version", ""))
-        # users paste this command: only a version number may enter it
+        # anybody can write this value: only a version number may enter the message
         known = re.fullmatch(r"[0-9]+(\.[0-9]+)*((a|b|rc|\.dev|\.post)[0-9]+)*", writer)
-        install = f'pip install "selfvit>={writer}"' if known else "pip install --upgrade selfvit"
+        needed = f"selfvit {writer} or newer" if known else "a newer version of selfvit"
         raise ValueError(
             f"format_version ({found}){where} is newer than selfvit {VERSION} can read "
-            f"(up to {FORMAT_VERSION}); run {install} to open this checkpoint."
+            f"(up to {FORMAT_VERSION}); install {needed} to open this checkpoint."
         )
 
 

@@ -1,4 +1,4 @@
-"""Description of a weight format, and the draft of the checkpoint that is converted from it."""
+"""Weight formats, and the draft of a checkpoint that is converted from one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Preprocessing:
 
     Args:
         mean: Mean per channel, for values in [0, 1].
-        std: Standard deviation per channel, for values in [0, 1].
+        std: Std per channel, for values in [0, 1].
         resize: "shortest_edge" (followed by a center crop) or "square".
         resample: `BICUBIC` or `BILINEAR`.
         crop_ratio: Length of the shorter side before the crop, as a multiple of the crop size.

@@ -103,7 +103,7 @@ class SampledSource(ChosenSource):
 
     Args:
         source: Source of the images.
-        size: Number of images; the whole source if it is smaller.
+        size: Number of images; a smaller source is used completely.
     """
 
     def __init__(self, source: ImageSource, size: int):

@@ -70,8 +70,8 @@ def open_images(
             `Dataset.save_to_disk`, .parquet file or WebDataset .tar file, folder of such files, or
             id of a dataset on the Hub (USER/NAME or USER/NAME@REVISION); tried in this order. A
             stream keeps reading the commit that was current when it was opened.
-        split: Split of a dataset, "train" by default; for a folder of image files, the sub-folder
-            to use, by default the whole folder.
+        split: Split of a dataset, "train" by default; for a folder of image files, the subfolder
+            to use, by default all of them.
         streaming: Whether to read Parquet files, tars and Hub datasets as a stream. Without it,
             tars and Hub datasets are copied into the cache of `datasets` first. Folders of image
             files and saved datasets are always read by position.
@@ -133,8 +133,8 @@ def _split_folder(folder: Path, split: str | None) -> Path:
     if split is None or (folder / split).is_dir():
         return folder / (split or "")
     raise ValueError(
-        f"the split of a folder of image files must be a sub-folder, but {str(folder)!r} is "
-        f"without a sub-folder {split!r}; omit --split to use all images."
+        f"the split of a folder of image files must be a subfolder, but {str(folder)!r} is "
+        f"without a subfolder {split!r}; omit --split to use all images."
     )
 
 

@@ -32,10 +32,10 @@ def build_processor(
     Args:
         config: Configuration of the model.
         resize: "shortest_edge" scales the shorter side and crops the center, which keeps the aspect
-            ratio but loses the margins; "square" scales both sides, which keeps the whole image but
-            not the aspect ratio. If `image_size` is not square, both sides are always scaled.
+            ratio but loses the margins; "square" scales both sides, which keeps the margins but not
+            the aspect ratio. If `image_size` is not square, both sides are always scaled.
         mean: Mean per channel, for pixel values in [0, 1].
-        std: Standard deviation per channel, for pixel values in [0, 1].
+        std: Std per channel, for pixel values in [0, 1].
         crop_ratio: Shorter side before the crop, as a multiple of `image_size`; at least 1.
 
     Raises:

@@ -32,7 +32,7 @@ TITLES = {
     "linear_probe": "linear probe",
     "accuracy": "classifier",  # the trained classification head
     "view_retrieval": "view retrieval",
-    "feature_std": "feature standard deviation",
+    "feature_std": "feature std",
     "rankme": "RankMe",
     "uniformity": "uniformity",
     "neighbor_overlap": "neighbors kept",

@@ -32,7 +32,8 @@ def weighted_knn(
         train_labels: (N,) class indices, from 0.
         test_vectors: (M, E).
         k: Number of neighbors that vote, from 1 to N.
-        temperature: Unitless, above 0; a lower value gives the nearest neighbors more weight.
+        temperature: Temperature of the votes; unitless, above 0. A lower value gives the nearest
+            neighbors more weight.
         num_classes: Number L of classes; the largest training label + 1 by default.
         chunk_size: Number of test vectors compared at a time; chunk_size x N similarities are in
             memory at once.

@@ -109,7 +109,7 @@ def _choose_strength(vectors: np.ndarray, labels: np.ndarray, seed: int) -> floa
 
 
 def hold_out(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Select a fifth of the images of each class with at least two images, never a whole class.
+    """Select a fifth of the images of each class, at least one; none of a class with one image.
 
     Args:
         labels: (N,) class indices.

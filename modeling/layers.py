@@ -236,7 +236,7 @@ class SelfViTLayerScale(nn.Module):
 
 
 class SelfViTDropPath(nn.Module):
-    """Stochastic depth: drop the residual branch of whole images in training (arXiv 1603.09382)."""
+    """Stochastic depth: drop the residual branch of some images in training (arXiv 1603.09382)."""
 
     def __init__(self, drop_probability: float):
         super().__init__()

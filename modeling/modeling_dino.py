@@ -100,7 +100,7 @@ class DINOLoss(nn.Module):
 
     The loss owns the center. `update_center` moves it once per optimizer step, by all outputs of
     the teacher since the last update. The micro-batches of a step therefore use the same center,
-    and their mean loss is the loss of the whole batch.
+    and their mean loss is the loss of the full batch.
     """
 
     center: Tensor  # (K,) float32
@@ -176,7 +176,7 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self) -> None:
-        """Move the center towards the mean of the teacher's logits since the last call (Eq. 4).
+        """Move the center toward the mean of the teacher's logits since the last call (Eq. 4).
 
         The mean is taken over all processes.
         """

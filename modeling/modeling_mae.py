@@ -219,7 +219,7 @@ class MAEDecoder(nn.Module):
 
 
 class MAEPreTrainedModel(SelfViTPreTrainedModel):
-    """Base class with the initialization of MAE, for the whole model and its encoder.
+    """Base class with the initialization of MAE, for the full model and its encoder.
 
     transformers initializes a nested model by its own `_init_weights`, so both derive from this
     class.

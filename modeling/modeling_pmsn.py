@@ -1,7 +1,7 @@
-"""MSN and PMSN: predict the cluster assignment of a whole view from masked views.
+"""MSN and PMSN: predict the cluster assignment of an unmasked view from masked views.
 
-MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment towards the uniform
-distribution, PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) towards any prior. MSN is
+MSN (Masked Siamese Networks, arXiv 2204.07141) draws the mean assignment toward the uniform
+distribution, PMSN (Prior Matching for Siamese Networks, arXiv 2210.07277) toward any prior. MSN is
 therefore PMSN with a uniform prior, and one class implements both. It adds to the encoder a
 projection head with batch norm, prototypes, and a momentum teacher. Sections refer to MSN unless
 another paper is named.
@@ -53,7 +53,8 @@ class PMSNOutput(ModelOutput):
     """Output of SelfViTForPMSN. All values are float32 scalars in nats.
 
     Args:
-        loss: cross_entropy + regularization_weight * regularizer + entropy_weight * entropy.
+        loss: Sum of the terms: cross_entropy + regularization_weight * regularizer +
+            entropy_weight * entropy.
         cross_entropy: Cross-entropy between the targets and the predictions of the anchors, mean
             over anchor views and images.
         regularizer: Divergence between mean prediction and prior.
@@ -271,7 +272,8 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
         pmsn = config.pmsn_config
-        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)  # check
+        # raises an error here instead of at the first step
+        num_patches_kept(math.prod(config.grid_size), pmsn.patch_drop_ratio)
         self.vit = SelfViTModel(config)
         self.head = PMSNHead(config.hidden_size, pmsn)
         self.student = PMSNNetwork(config)
@@ -318,7 +320,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         """Compute the loss of one (micro-)batch of views.
 
         Args:
-            target_view: (B, C, H, W) whole views for the teacher.
+            target_view: (B, C, H, W) unmasked views for the teacher.
             random_views: (R, B, C, H, W) anchor views whose patches are dropped at random.
             focal_views: (F, B, C, h, w) smaller crops, anchor views without dropped patches, or
                 None.

@@ -166,8 +166,9 @@ class SelfViTModel(SelfViTPreTrainedModel):
         model, loading_info = loaded
         if loading_info["missing_keys"]:
             raise ValueError(
-                "network='student' needs a checkpoint with a student, and "
-                f"{pretrained_model_name_or_path} has none; use network='teacher' for its encoder."
+                "network='student' needs a checkpoint with teacher and student, and "
+                f"{pretrained_model_name_or_path} has no student; use network='teacher' for its "
+                "encoder."
             )
         return (model, loading_info) if with_loading_info else model
 

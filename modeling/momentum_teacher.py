@@ -17,7 +17,7 @@ def copy_student(student: nn.Module, teacher: nn.Module) -> None:
 
 @torch.no_grad()
 def update_ema(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """Move the teacher towards the student (DINO, arXiv 2104.14294, Sec. 3.1).
+    """Move the teacher toward the student (DINO, arXiv 2104.14294, Sec. 3.1).
 
     teacher = momentum * teacher + (1 - momentum) * student
 
@@ -60,7 +60,7 @@ class MomentumTeacher:
         copy_student(self.student.head, self.head)
 
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher, including its head, towards the student."""
+        """Move the teacher, including its head, toward the student."""
         update_ema(self.student.vit, self.vit, momentum)
         update_ema(self.student.head, self.head, momentum)
 

@@ -21,7 +21,7 @@ class Trainable(nn.Module):
         vit: Encoder that embeds images (the teacher's, for objectives with a teacher).
         undecayed_parameters: Names of parameters without weight decay, in addition to biases and
             other vectors.
-        observations: Where `forward` records statistics for the collapse monitors; None in steps
+        observations: Statistics for the collapse monitors, which `forward` records; None in steps
             without monitoring.
     """
 

@@ -1,4 +1,4 @@
-"""The `selfvit` command: assembles the sub-commands of `commands/`."""
+"""The `selfvit` command: assembles the subcommands of `commands/`."""
 
 from __future__ import annotations
 

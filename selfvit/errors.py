@@ -1,6 +1,6 @@
 """Errors for users: printed in one line, with long lists shortened.
 
-A leaf that every folder may import; it needs the standard library only.
+Every folder of the package may import this module; it needs the standard library only.
 """
 
 from __future__ import annotations

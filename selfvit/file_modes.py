@@ -1,6 +1,6 @@
 """Permissions of new files.
 
-A leaf that every folder may import; it needs the standard library only.
+Every folder of the package may import this module; it needs the standard library only.
 """
 
 from __future__ import annotations

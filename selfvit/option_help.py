@@ -1,12 +1,12 @@
 """Help texts of the options that several commands share, by option name.
 
-`selfvit train` builds its options from the configuration of a run, the other commands declare
-theirs in `commands/`; both read these texts. A leaf that every folder may import.
+`selfvit train` builds its options from the configuration of a run, and the other commands declare
+theirs in `commands/`; both use these texts. Every folder of the package may import this module.
 """
 
 HELP = {
     "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
-    "split": "Split of a dataset, or sub-folder of an image folder.",
+    "split": "Split of a dataset, or subfolder of an image folder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
     "output": "Folder or file to write.",

@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere.
+"""Progress of long operations: a bar on a terminal, separate lines elsewhere.
 
-A bar redraws itself in place, which a file, a pipe or a cluster's log shows as one long line.
+A bar redraws itself in place, which a file, a pipe or the log of a cluster shows as one long line.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def progress_bar(
     Args:
         iterable: Items to iterate over; None if `update` is called instead.
         total: Number of items; the length of `iterable` by default. None if unknown.
-        description: Name of the work, at the start of the line.
+        description: Name of the operation, at the start of the line.
         unit: Plural noun for the items.
         initial: Number of items that were done before.
-        disable: Whether to show nothing.
+        disable: Whether to show no progress.
     """
     if disable or sys.stderr.isatty():
         return tqdm(
@@ -52,14 +52,9 @@ def progress_bar(
 
 
 class ProgressLines:
-    """Progress as separate lines on standard error, at most one per 5 % or per 30 seconds.
+    """Progress as separate lines on standard error, one per 5 % and at least one per 30 seconds.
 
-    Args:
-        iterable: As for `progress_bar`, like all other arguments.
-        total: See above.
-        description: See above.
-        unit: See above.
-        initial: See above.
+    The arguments are those of `progress_bar`.
     """
 
     def __init__(
@@ -111,11 +106,11 @@ class ProgressLines:
         self.postfix = values
 
     def write(self, text: str, **kwargs: Any) -> None:
-        """Print a line of text, as `tqdm.write`."""
+        """Print a line of text, as `tqdm.write` does."""
         tqdm.write(text, **kwargs)
 
     def close(self) -> None:
-        """Show the last state, unless the last line did."""
+        """Show the last state, unless the last line shows it."""
         if not self.closed and self.n > self.shown:
             self._show()
         self.closed = True

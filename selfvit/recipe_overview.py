@@ -1,7 +1,7 @@
 """List of the recipes, read from their sources without importing them.
 
 Importing a recipe imports torch and transformers, and `selfvit train --help` should not wait for
-these. A leaf that every folder may import.
+them. Every folder of the package may import this module.
 """
 
 from __future__ import annotations

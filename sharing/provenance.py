@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.constants import REPOCARD_NAME
 from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revision
 
-CARD, CONVERSION = "README.md", "conversion.json"
+CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
 
 # Licenses that allow other terms for derived works. At most they require to keep the notice.
 PERMISSIVE = {

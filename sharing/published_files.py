@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import AutoImageProcessor
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import stored_config
@@ -72,7 +72,7 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     architecture = (stored.get("architectures") or ["none"])[0]
     if architecture not in MODEL_CLASSES:
         raise ValueError(
-            f"architectures ({architecture}) in {str(folder / 'config.json')!r} must be one of "
+            f"architectures ({architecture}) in {str(folder / CONFIG_NAME)!r} must be one of "
             f"{', '.join(MODEL_CLASSES)}; save the model again."
         )
     check_weights(str(folder), {})
@@ -128,7 +128,7 @@ def _check_finished(folder: Path) -> None:
         raise FileNotFoundError(
             f"{str(folder)!r} must be a folder, but does not exist; check the path."
         )
-    if (folder / RUN_FILE).is_file() and not (folder / "config.json").is_file():
+    if (folder / RUN_FILE).is_file() and not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(
             f"the run in {str(folder)!r} must be finished, but has no config.json yet; continue it "
             "with `selfvit train ... --resume`."
@@ -166,7 +166,7 @@ def _check_processor(folder: Path) -> None:
         raise FileNotFoundError(
             f"{str(folder)!r} must have an image processor, but {IMAGE_PROCESSOR_NAME} cannot be "
             "loaded; write it with "
-            f"selfvit.embedding.preprocessing.build_processor(config).save_pretrained({str(folder)!r})."
+            f"selfvit.build_processor(config).save_pretrained({str(folder)!r})."
         ) from error
 
 

@@ -58,7 +58,7 @@ class Results:
     def eval_results(self) -> list[EvalResult]:
         """Return the accuracies of the checkpoint for the metadata of the card (model-index).
 
-        Label-free metrics have no task and data set on the Hub and are left out.
+        Label-free metrics have no task and dataset on the Hub and are left out.
         """
         if not self.evaluated_on:
             return []

@@ -60,7 +60,7 @@ def test_the_splits_have_no_image_in_common(data_folder):
     assert np.array_equal(load_splits(data_folder).held_out.pixels, splits.held_out.pixels)
 
 
-def test_a_missing_data_set_says_how_to_get_it(tmp_path, capsys):
+def test_a_missing_dataset_says_how_to_get_it(tmp_path, capsys):
     with pytest.raises(SystemExit, match="sudo apt install dataset-fashion-mnist"):
         main(["--data", str(tmp_path / "nowhere"), "--output", str(tmp_path)])
 

@@ -227,7 +227,7 @@ class TestErrors:
             (["--pooling", "concat:9"], "use at most concat:3"),
             (["--batch-size", "0"], "batch_size (0)"),
             (["--device", "cuda:99"], "device ('cuda:99')"),
-            (["--split", "nope"], "without a sub-folder 'nope'"),
+            (["--split", "nope"], "without a subfolder 'nope'"),
         ],
     )
     def test_wrong_options_are_told(self, arguments, message, embed, output):

@@ -208,7 +208,7 @@ class TestStartUp:
             f"sys.argv = ['selfvit', *{list(words)!r}]\n"
             "from selfvit.cli import app\napp()\n"
         )
-        # an earlier measurement in .pth files or the like would hide what the command imports
+        # a new process, because this one has imported heavy modules already
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         modules = set(json.loads(result.stderr.splitlines()[-1]))

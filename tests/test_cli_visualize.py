@@ -139,7 +139,7 @@ class TestErrors:
         [
             (["--num-images", "0"], "num_images (0)"),
             (["--mask-ratio", "1.5"], "mask_ratio (1.5) must be above 0 and below 1"),
-            (["--split", "nope"], "without a sub-folder 'nope'"),
+            (["--split", "nope"], "without a subfolder 'nope'"),
         ],
     )
     def test_wrong_options_are_told(self, arguments, message, draw, output):

@@ -59,7 +59,7 @@ def label(page: Path) -> str:
 def images(tmp_path_factory) -> Path:
     """Return a folder with images of the sample under the names that the pages use.
 
-    FOLDER has 64 unlabeled images. LABELED_FOLDER and LABELED_TEST_FOLDER have a sub-folder for
+    FOLDER has 64 unlabeled images. LABELED_FOLDER and LABELED_TEST_FOLDER have a subfolder for
     each of ten classes, with 6 and 4 images. photo.jpg is one image, larger and not square.
     fashion_mnist_sample is the sample itself, cut to 512 and 128 images; pages see it in examples/.
     """

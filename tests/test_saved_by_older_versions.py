@@ -161,12 +161,12 @@ def test_a_run_resumes_to_the_weights_of_a_run_without_a_stop(tmp_path):
     write_images(tmp_path / "images")
     shutil.copytree(FIXTURES / "run", tmp_path / "run")
     options = [
-        *("--image_size", "16", "--patch_size", "8", "--hidden_size", "8"),
-        *("--num_hidden_layers", "1", "--num_attention_heads", "2", "--drop_path_rate", "0.1"),
-        *("--local_view_size", "8", "--num_local_views", "2", "--num_prototypes", "16"),
-        *("--head_hidden_size", "16", "--head_bottleneck_size", "8", "--batch_size", "4"),
-        *("--max_steps", "4", "--save_steps", "2", "--log_steps", "1", "--image_steps", "0"),
-        *("--num_workers", "0", "--tracker", "none", "--energy_meter", "none"),
+        *("--image-size", "16", "--patch-size", "8", "--hidden-size", "8"),
+        *("--num-hidden-layers", "1", "--num-attention-heads", "2", "--drop-path-rate", "0.1"),
+        *("--local-view-size", "8", "--num-local-views", "2", "--num-prototypes", "16"),
+        *("--head-hidden-size", "16", "--head-bottleneck-size", "8", "--batch-size", "4"),
+        *("--max-steps", "4", "--save-steps", "2", "--log-steps", "1", "--image-steps", "0"),
+        *("--num-workers", "0", "--tracker", "none", "--energy-meter", "none"),
     ]
     process = subprocess.run(
         [

@@ -314,7 +314,7 @@ def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None
     labels, `view_retrieval`. A collapsed encoder and a noisy one both do badly in view retrieval,
     while RankMe and uniformity rise with noise. Label-free metrics do not judge a classifier,
     because it is meant to bring images of one class together. A classifier with a new head has no
-    accuracy before training, so its before-after report is judged by k-NN.
+    accuracy before training, so its before/after report is judged by k-NN.
 
     Args:
         run: Configuration of the run, with `best_metric` if the user chose one.

@@ -10,8 +10,8 @@ class CollapseError(FloatingPointError):
     """The outputs no longer depend on the images, and `on_collapse` asks to stop or roll back.
 
     Args:
-        message: The readings, and the settings to change.
-        kept: The last checkpoint before the collapse, or None.
+        message: Readings and settings to change.
+        kept: Last checkpoint before the collapse, or None.
     """
 
     def __init__(self, message: str, kept: Path | None):
@@ -28,10 +28,10 @@ class NonFiniteLossError(FloatingPointError):
     """The loss is infinite or not a number. Raised before it can affect the weights.
 
     Args:
-        loss: The loss.
+        loss: Value of the loss.
         step: Optimizer step, counted from 1.
         recipe: Name of the recipe.
-        kept: The last checkpoint, or None.
+        kept: Last checkpoint, or None.
     """
 
     def __init__(self, loss: float, step: int, recipe: str, kept: Path | None):
@@ -52,9 +52,9 @@ class NotPublishedError(OSError):
 
 
 class RunInterrupted(SystemExit):
-    """The run saved a checkpoint and stopped, because a signal asked for it. Ends the process.
+    """The run saved a checkpoint and stopped, because a signal asked for it.
 
-    The exit code is the shell's: 143 after SIGTERM, 130 after Ctrl-C.
+    This ends the process, with the exit code that shells use: 143 after SIGTERM, 130 after Ctrl-C.
 
     Args:
         number: Number of the signal.

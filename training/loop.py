@@ -24,9 +24,9 @@ def fit(state: TrainState, batches: Iterator[Batch], callbacks: Sequence[Callbac
     """Train from `state.step` to `state.num_steps`, or until a signal asks to stop.
 
     Args:
-        state: The run, as started or resumed.
+        state: State of the run, new or resumed.
         batches: Micro-batches from that step on.
-        callbacks: Notified of each event, in their order.
+        callbacks: Callbacks, notified of each event in this order.
 
     Raises:
         NonFiniteLossError: If the loss is infinite or not a number.
@@ -45,8 +45,8 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
     """Make one optimizer step; collective.
 
     Returns:
-        Metrics of the step by name: loss, learning rate, scheduled values, gradient norm, and what
-        the model reports.
+        Metrics of the step by name: loss, learning rate, scheduled values, gradient norm, and the
+        values that the model returns from `after_optimizer_step`.
     """
     run, model, step, num_steps = state.run, state.model, state.step, state.num_steps
 
@@ -91,7 +91,7 @@ def forward_backward(
         state.skipped += batch.pop("skipped")
         state.inputs = to_model_inputs(batch, state.run.preprocessing, accelerator.device)
         with accelerator.accumulate(state.wrapped):
-            with accelerator.autocast():  # Accelerate leaves it to the loop for sharded models
+            with accelerator.autocast():  # Accelerate does not apply it to sharded models
                 result = state.wrapped(**state.inputs, **scheduled)
             accelerator.backward(result.loss)
         losses.append(result.loss.detach())

@@ -52,7 +52,7 @@ def check_optimizer(config: OptimizerConfig, device: torch.device) -> None:
     _bitsandbytes_optimizers(name)
     if name.startswith("paged_") and device.type == "cpu":
         raise ValueError(
-            f"--optimizer ({name}) needs a GPU, whose memory it extends by the machine's, but "
+            f"--optimizer ({name}) needs a GPU, because it extends GPU memory by CPU memory, but "
             "this run is on the CPU; use adamw_bnb_8bit or adamw_torch_fused."
         )
 

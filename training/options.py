@@ -23,10 +23,10 @@ def option(
     Args:
         default: Default value. A list is copied for each instance.
         text: Help text, one sentence.
-        minimum: Smallest allowed number. For a list, of each of its numbers.
+        minimum: Smallest allowed number; for a list, a limit for each of its numbers.
         above: Number that the value must exceed; an alternative to `minimum`.
         maximum: Largest allowed number.
-        choices: Allowed values, if only some are.
+        choices: Allowed values; None allows all values of the type.
         resumable: Whether the value may change when a run is resumed, because it changes no weight.
         private: Whether the value stays out of `training.yaml`.
     """

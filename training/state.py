@@ -1,4 +1,4 @@
-"""What was found out about a run before it starts, and what its steps change."""
+"""State of a run: the result of the preflight checks, and the values that training steps change."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from .evaluation import EvaluationImages
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that passed the checks, and what it will need; nothing is written yet.
+    """Run that passed the preflight checks, with what it needs to start; nothing is written yet.
 
     Args:
-        run: Configuration, with the classes of the data and the micro-batches that fit.
-        source: The images.
+        run: Configuration, with the classes of the data and the number of micro-batches that fit.
+        source: Training images.
         plan: Batches of the run.
         images: Images of the evaluations, or None.
         metric: Metric that judges the run, or None.
-        push_target: Where to publish, on the main process; otherwise None.
+        push_target: Destination on the Hub, on the main process; None on the others, and without a
+            push.
     """
 
     run: RunConfig
@@ -40,16 +41,16 @@ class CheckedRun:
 
 @dataclass
 class TrainState:
-    """What a step changes, and what a callback may read.
+    """Values that a training step changes, and that callbacks may read.
 
     Args:
         run: Configuration of the run.
-        accelerator: The processes and their devices.
-        model: The model in training, unwrapped.
-        wrapped: The model as Accelerate prepared it.
-        optimizer: The optimizer as Accelerate prepared it.
+        accelerator: Accelerator, with the processes and their devices.
+        model: Model in training, unwrapped.
+        wrapped: Model as Accelerate prepared it.
+        optimizer: Optimizer as Accelerate prepared it.
         num_steps: Number of optimizer steps of the run.
-        loader: DataLoader of the run, from the first step to do.
+        loader: DataLoader of the run, from the first remaining step on.
         step: Number of optimizer steps done.
         inputs: Model inputs of the last micro-batch.
         metrics: Metrics of the last step, by name.

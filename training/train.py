@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from transformers.utils import CONFIG_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.dataset_source import StreamingImageSource
@@ -55,11 +56,11 @@ Source = ImageSource | StreamingImageSource
 
 
 def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dict[str, float]:
-    """Train a model and leave it in the run's output folder.
+    """Train a model and write it to the run folder.
 
     Args:
         run: Configuration of the run.
-        source: The images.
+        source: Training images.
         stop: Signal handlers that ask the run to stop; without them, signals are not handled.
 
     Returns:
@@ -67,10 +68,10 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
 
     Raises:
         ValueError: If the run and its data contradict each other; nothing is written then.
-        FileExistsError: If the output folder is taken.
-        PermissionError: If the run is to be pushed to the Hub, and may not be.
+        FileExistsError: If the run folder is not empty and may not be used.
+        PermissionError: If the run is to be pushed to the Hub without the permission to do so.
         NonFiniteLossError: If the loss is infinite or not a number.
-        CollapseError: If the outputs collapse, and `on_collapse` is not "warn".
+        CollapseError: If the outputs collapse and `on_collapse` is not "warn".
         NoImprovementError: If the encoder had to improve and did not; everything is saved.
         NotPublishedError: If the model is trained, but could not be published.
         TimeoutError: If reading an image takes longer than `data_timeout`.
@@ -81,7 +82,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     run = checked.run
     set_seed(run.start.seed)
     model = build_trainable(run)
-    check_run_folder(run)  # in all processes, so that each can say what is wrong
+    check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
         accelerator.print(_describe(checked, model, accelerator))
         return {}
@@ -99,7 +100,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         for callback in callbacks:
             if type(callback).__name__ in saved.get("callbacks", {}):
                 callback.load_state_dict(saved["callbacks"][type(callback).__name__])
-        if state.step == state.num_steps and (Path(run.start.output) / "config.json").exists():
+        if state.step == state.num_steps and (Path(run.start.output) / CONFIG_NAME).exists():
             accelerator.print(f"{run.start.output} is already trained to its end.")
             notify(callbacks, "on_result", state)
             return {}
@@ -163,7 +164,7 @@ def _resume(checked: CheckedRun, state: TrainState, checkpointer: Checkpointer) 
     """Load the newest checkpoint of a resumed run; return what was saved with it, or {}.
 
     Raises:
-        ValueError: If the data set has changed since the checkpoint was saved.
+        ValueError: If the dataset has changed since the checkpoint was saved.
     """
     run, source = checked.run, checked.source
     if not run.start.resume:
@@ -172,9 +173,9 @@ def _resume(checked: CheckedRun, state: TrainState, checkpointer: Checkpointer) 
     saved = {} if checkpoint is None else checkpointer.load(checkpoint)
     if saved and saved["data"] != source.fingerprint:
         raise ValueError(
-            f"the data set has changed since {checkpoint} was saved: it was "
+            f"the dataset has changed since {checkpoint} was saved: it was "
             f"{saved.get('images', run.data.data)}, and is {source.description}. Restore it "
-            "(--data USER/NAME@REVISION for a Hub data set), or start a new run with --init-from."
+            "(--data USER/NAME@REVISION for a Hub dataset), or start a new run with --init-from."
         )
     state.step = saved.get("step", 0)
     state.evaluation = saved.get("evaluation", {})
@@ -211,8 +212,8 @@ def train_recipe(recipe: str, *, data: str, output: str, **options: Any) -> dict
 
     Args:
         recipe: Name of a recipe, or path of a run's `training.yaml`.
-        data: Images: a folder, a file or a data set.
-        output: Folder of the run.
+        data: Images: a folder, a file or a dataset.
+        output: Run folder.
         options: Options of the command line by name, for example `max_steps=100`.
 
     Returns:

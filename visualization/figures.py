@@ -51,6 +51,7 @@ def new_figure(width: int, height: int) -> Figure:
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
     figure.set_dpi(PIXELS_PER_INCH)

@@ -24,7 +24,7 @@ from ...sharing.provenance import CARD
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation per channel, for values in [0, 1]."""
+    """Mean and std per channel, for values in [0, 1]."""
 
     name: str
     mean: tuple[float, ...]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ...atomic_output import atomic_output, check_output
 from ...configuration.configuration_selfvit import SelfViTConfig
@@ -21,7 +22,13 @@ from ...modeling.modeling_selfvit import SelfViTModel
 from ...sharing.provenance import read_provenance
 from .fidelity import Fidelity
 from .onnx import Int8, check_onnx, write_onnx
-from .sentence_transformers import check_sentence_transformers, write_sentence_transformers
+from .sentence_transformers import (
+    MODEL_FILE,
+    MODULES_FILE,
+    TRANSFORMER_FILE,
+    check_sentence_transformers,
+    write_sentence_transformers,
+)
 from .timm import check_timm, write_timm
 from .transformers import check_transformers, write_transformers
 
@@ -31,13 +38,13 @@ EXPORT_FILE = "selfvit_export.json"
 CREATED_BY = "selfvit export"
 FILES = (  # names that an export may contain, as patterns
     EXPORT_FILE,
-    "config.json",
-    "preprocessor_config.json",
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
     "model*",
     # sentence-transformers
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    MODULES_FILE,
+    TRANSFORMER_FILE,
+    MODEL_FILE,
     "[0-9]_*",
 )
 
@@ -155,7 +162,7 @@ def _load_processor(checkpoint: str | os.PathLike[str]) -> BaseImageProcessor:
     except OSError as error:
         raise FileNotFoundError(
             f"{str(checkpoint)!r} has no image processor, so the export would have no "
-            "preprocessing. Write one: selfvit.embedding.preprocessing.build_processor(config)"
+            "preprocessing. Write one: selfvit.build_processor(config)"
             ".save_pretrained(checkpoint)."
         ) from error
 

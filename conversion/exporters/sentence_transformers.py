@@ -18,14 +18,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor
+from transformers.utils import CONFIG_NAME
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...modeling.checkpoints.loading import quiet_loading
+from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, measure_difference
 from .transformers import check_transformers, write_transformers
 
-# Class and field names as in sentence-transformers 6.2.
+# File, class and field names as in sentence-transformers 6.2.
+MODULES_FILE = "modules.json"
+TRANSFORMER_FILE = "sentence_bert_config.json"
+MODEL_FILE = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 DENSE = "sentence_transformers.base.modules.dense.Dense"
@@ -120,7 +125,7 @@ def _write_dense(config: SelfViTConfig, folder: Path) -> None:
     weight = mean if config.pooling == "mean" else torch.cat([class_token, mean])  # (E, 2 D)
     folder.mkdir()
     _write_json(
-        folder / "config.json",
+        folder / CONFIG_NAME,
         {
             "in_features": weight.shape[1],
             "out_features": weight.shape[0],
@@ -128,7 +133,7 @@ def _write_dense(config: SelfViTConfig, folder: Path) -> None:
             "activation_function": "torch.nn.modules.linear.Identity",
         },
     )
-    save_file({"linear.weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({"linear.weight": weight}, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _write_modules(config: SelfViTConfig, folder: Path, modules: list[tuple[str, str]]) -> None:
@@ -136,9 +141,9 @@ def _write_modules(config: SelfViTConfig, folder: Path, modules: list[tuple[str,
         {"idx": index, "name": str(index), "path": path, "type": kind}
         for index, (path, kind) in enumerate(modules)
     ]
-    _write_json(folder / "modules.json", listed)
+    _write_json(folder / MODULES_FILE, listed)
     _write_json(
-        folder / "sentence_bert_config.json",
+        folder / TRANSFORMER_FILE,
         {
             "transformer_task": "feature-extraction",
             "modality_config": {
@@ -148,14 +153,14 @@ def _write_modules(config: SelfViTConfig, folder: Path, modules: list[tuple[str,
         },
     )
     _write_json(
-        folder / "config_sentence_transformers.json",
+        folder / MODEL_FILE,
         {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
     )
     for path, kind in modules:
         (folder / path).mkdir(exist_ok=True)
         if kind == POOLING:
             _write_json(
-                folder / path / "config.json",
+                folder / path / CONFIG_NAME,
                 {
                     "embedding_dimension": config.hidden_size,
                     "pooling_mode": "cls" if config.pooling == "cls" else ["cls", "mean"],
@@ -168,4 +173,10 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["check_sentence_transformers", "write_sentence_transformers"]
+__all__ = [
+    "MODEL_FILE",
+    "MODULES_FILE",
+    "TRANSFORMER_FILE",
+    "check_sentence_transformers",
+    "write_sentence_transformers",
+]

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ...configuration.configuration_selfvit import SelfViTConfig
+from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...modeling.modeling_selfvit import SelfViTModel
 from ..weight_format import BICUBIC, BILINEAR
 from .fidelity import Fidelity, measure_difference
@@ -69,9 +70,9 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
         "model_args": _model_args(encoder.config),
         "pretrained_cfg": _preprocessing(encoder.config, processor),
     }
-    save_file(_rename_weights(encoder), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_rename_weights(encoder), folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     height, width = encoder.config.image_height_width
     notes = [
         f"vectors are the same at {height} x {width} pixels; at other sizes timm interpolates "

@@ -57,7 +57,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of the package, taken apart.
+    """Parsed module of the package.
 
     Args:
         name: Full name.
@@ -181,7 +181,7 @@ def _target(name: str, node: ast.ImportFrom) -> str:
     if not node.module or hasattr(importlib.import_module(target), "__path__"):
         raise ValueError(
             f"`from {written} import` in {name}, line {node.lineno}, imports from a package, which "
-            "a checkpoint has not; import from the module that defines the name."
+            "a checkpoint does not contain; import from the module that defines the name."
         )
     return target
 
@@ -269,7 +269,7 @@ def _section(module: Module, moved: frozenset[str]) -> str:
 
 
 def _common_future(modules: list[Module]) -> frozenset[str]:
-    """Return the `__future__` features, which change the meaning of a whole file."""
+    """Return the `__future__` features, which apply to an entire file."""
     for module in modules[1:]:
         if module.future != modules[0].future:
             raise ValueError(

@@ -6,15 +6,16 @@ import os
 import re
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 AT_REVISION = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)@(?P<revision>[^@\s]+)")
 # Files that a model and its image processor are read from, and the card, which names the license.
-DOWNLOADED = ("*.json", "*.safetensors", "README.md")
+DOWNLOADED = ("*.json", "*.safetensors", REPOCARD_NAME)
 
 
 def split_revision(checkpoint: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return ("USER/NAME", "REVISION") of USER/NAME@REVISION, or the whole name and None."""
+    """Return ("USER/NAME", "REVISION") of USER/NAME@REVISION, or the unchanged name and None."""
     name = str(checkpoint)
     match = AT_REVISION.fullmatch(name)
     if match is None or os.path.exists(name):

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel
 
 from ...configuration.configuration_selfvit import SelfViTConfig
@@ -13,7 +14,7 @@ from ...file_modes import apply_umask
 from .remote_code import code_files, remove_code, write_code
 from .validation import check_objective, location_arguments, translate_load_errors
 
-# Weights of a model and of adapters, whole or in shards, also with a variant in the name.
+# Weights of a model and of adapters, in one file or in shards, also with a variant in the name.
 WEIGHT_PATTERNS = ("model*.safetensors", "adapter_model*.safetensors")
 
 
@@ -142,7 +143,7 @@ def write_checkpoint(
     """
     model.save_pretrained(folder, **save_options)
     processor.save_pretrained(folder)
-    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+    (Path(folder) / REPOCARD_NAME).write_text(card, encoding="utf-8")
 
 
 __all__ = ["CheckpointModel", "write_checkpoint"]

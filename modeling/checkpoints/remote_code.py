@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import CONFIG_NAME
 
 CONFIGURATION, MODELING = "configuration_selfvit", "modeling_selfvit"
 
@@ -58,7 +59,7 @@ def code_files(folder: str | os.PathLike[str]) -> list[Path]:
         folder: Folder of a checkpoint. The list is empty if there is none.
     """
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     auto_map = config.get("auto_map") if isinstance(config, dict) else None

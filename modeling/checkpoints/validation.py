@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ...configuration.format_version import VERSION
 from .weight_files import INDEX, WEIGHTS, shard_names
@@ -72,7 +72,7 @@ def check_folder(checkpoint: str, subfolder: str = "") -> None:
             raise FileNotFoundError(f"{checkpoint!r} has no folder {subfolder!r}; check its name.")
         checkpoint = str(folder)
     contents = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "no files"
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(
             f"{checkpoint!r} is not a checkpoint: it has no config.json. It contains {contents}."
         )
@@ -164,8 +164,8 @@ def check_objective(
     if settings is None:
         raise ValueError(
             f"{checkpoint!r} contains a {stored} according to its config.json, which selfvit "
-            f"{VERSION} cannot open as {model_class.__name__}. If it is a newer objective: "
-            "pip install --upgrade selfvit. AutoModel opens its encoder."
+            f"{VERSION} cannot open as {model_class.__name__}. If the objective is newer, install "
+            "a newer version of selfvit. AutoModel opens its encoder."
         )
 
 

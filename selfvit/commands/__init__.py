@@ -1,1 +1,1 @@
-"""The sub-commands of `selfvit`, one module each; what they need is imported when they run."""
+"""Subcommands of `selfvit`, one module each; they import their dependencies when they run."""

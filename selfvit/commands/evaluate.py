@@ -33,13 +33,13 @@ def evaluate(
     train_split: Annotated[
         str | None,
         typer.Option(
-            help="Split or sub-folder of the training images.", show_default=options.WHOLE_DATA
+            help="Split or subfolder of the training images.", show_default=options.WHOLE_DATA
         ),
     ] = None,
     test_split: Annotated[
         str | None,
         typer.Option(
-            help="Split or sub-folder of the test images.", show_default=options.WHOLE_DATA
+            help="Split or subfolder of the test images.", show_default=options.WHOLE_DATA
         ),
     ] = None,
     image_column: options.ImageColumn = None,

@@ -43,7 +43,7 @@ def export(
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     max_images: Annotated[
-        int, typer.Option(help="Largest number of images to measure the 8-bit graph on.")
+        int, typer.Option(help="Maximum number of images to measure the 8-bit graph on.")
     ] = 128,
     overwrite: options.Overwrite = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The grammar that all commands share: usage lines, spellings, and errors that name the fix."""
+"""Grammar of all commands: usage lines, spellings of options, and errors that name the fix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Group(TyperGroup):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands with their whole summaries, which typer cuts to one line."""
+        """Write the commands with their complete summaries, which typer cuts to one line."""
         rows = []
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
@@ -46,7 +46,7 @@ class Group(TyperGroup):
 
 
 class Command(TyperCommand):
-    """Command whose usage line names all that is required, in the order of the grammar."""
+    """Command whose usage line names everything that is required, in the order of the grammar."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words of the usage line after the command's name."""
@@ -92,10 +92,10 @@ class Command(TyperCommand):
 
 
 class RawCommand(TyperCommand):
-    """Command that gets its words as they are, in `context.args`."""
+    """Command that receives its words unparsed, in `context.args`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keep all words, those that look like options too."""
+        """Keep all words, including those that look like options."""
         ctx.args = list(args)
         return []
 

@@ -53,8 +53,8 @@ def output(metavar: str, default: str | bool = True) -> Any:
     """Return the option --output.
 
     Args:
-        metavar: Name of what is written, in the usage line.
-        default: Text for the default, or whether to show the value.
+        metavar: Name of the output in the usage line.
+        default: Description of the default, or whether to show its value.
     """
     return typer.Option(
         "--output",
@@ -84,7 +84,7 @@ _DATA = typer.Option(
 )
 Data = Annotated[str, _DATA]
 OptionalData = Annotated[str | None, _DATA]
-WHOLE_DATA = "train, or the whole image folder"  # what is read without a split
+WHOLE_DATA = "train, or the entire image folder"  # data that is read without a split
 Split = Annotated[
     str | None,
     typer.Option(
@@ -149,5 +149,5 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
 
 
 def choose_num_workers(wanted: int | None) -> int:
-    """Return the number of worker processes, where None is one per core, up to 8."""
+    """Return the number of worker processes; None selects one per core, up to 8."""
     return min(8, os.cpu_count() or 1) if wanted is None else wanted

@@ -90,7 +90,7 @@ def test_a_newer_format_is_an_error_that_names_folder_and_version(opener, checkp
     message = str(error.value)
     assert f"format_version (2) in config.json of {str(checkpoint)!r} is newer" in message
     assert f"selfvit {__version__} can read (up to 1)" in message
-    assert 'pip install "selfvit>=1.2.0"' in message
+    assert message.endswith("install selfvit 1.2.0 or newer to open this checkpoint.")
 
 
 def test_a_newer_format_is_an_error_in_a_nested_backbone():
@@ -100,14 +100,14 @@ def test_a_newer_format_is_an_error_in_a_nested_backbone():
 
 
 @pytest.mark.parametrize("writer", ["left out", '1.0"; rm -rf "$HOME', 7])
-def test_the_suggested_command_contains_only_a_version(writer, checkpoint):
+def test_the_suggested_version_is_only_a_version_number(writer, checkpoint):
     rewrite(checkpoint, format_version=2, selfvit_version=writer)
-    with pytest.raises(ValueError, match="pip install") as error:
+    with pytest.raises(ValueError, match="is newer than selfvit") as error:
         AutoModel.from_pretrained(checkpoint)
     if writer == 7:
-        assert 'pip install "selfvit>=7"' in str(error.value)
+        assert "install selfvit 7 or newer" in str(error.value)
     else:
-        assert "pip install --upgrade selfvit" in str(error.value)
+        assert "install a newer version of selfvit" in str(error.value)
         assert "rm -rf" not in str(error.value)
 
 

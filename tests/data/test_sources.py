@@ -122,7 +122,7 @@ class TestFolder:
 
     def test_split_is_a_sub_folder(self, image_folder):
         assert len(open_images(image_folder, split="dog")) == 2
-        with pytest.raises(ValueError, match="without a sub-folder 'validation'"):
+        with pytest.raises(ValueError, match="without a subfolder 'validation'"):
             open_images(image_folder, split="validation")
 
     def test_streaming_a_folder_opens_it_by_position(self, image_folder):

@@ -438,7 +438,7 @@ def test_an_unknown_network_is_an_error(tmp_path):
 def test_a_checkpoint_without_a_student_is_an_error_for_the_student(tmp_path):
     # it used to be returned with random weights
     SelfViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has none; use network='teacher'"):
+    with pytest.raises(ValueError, match="has no student; use network='teacher'"):
         SelfViTModel.from_pretrained(tmp_path, network="student")
 
 

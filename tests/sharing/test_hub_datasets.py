@@ -1,4 +1,4 @@
-"""Data sets on the Hub: revisions, streaming over the network, training and resuming."""
+"""Datasets on the Hub: revisions, streaming over the network, training and resuming."""
 
 import multiprocessing
 import shutil
@@ -16,7 +16,7 @@ NAME = f"{USER}/photos"
 
 
 def upload(folder, repo_id):
-    """Upload a folder as a data set or as a new commit of it; return the hash of the commit."""
+    """Upload a folder as a dataset or as a new commit of it; return the hash of the commit."""
     from huggingface_hub import HfApi
 
     HfApi().create_repo(repo_id, repo_type="dataset", exist_ok=True)
@@ -34,7 +34,7 @@ def ids(data, streaming):
 
 
 def ids_after(change, data):
-    """Open a stream, change the data set, and return the ids that the stream reads."""
+    """Open a stream, change the dataset, and return the ids that the stream reads."""
     from selfvit.data.sources import open_images
 
     source = open_images(data, streaming=True)
@@ -44,7 +44,7 @@ def ids_after(change, data):
 
 @pytest.fixture
 def photos(hub, client, tmp_path):
-    """Upload a data set of 5 tars with 3 images each; return its local folder and commit."""
+    """Upload a dataset of 5 tars with 3 images each; return its local folder and commit."""
     folder = tmp_path / "photos"
     write_tar_shards(folder / "train", [3] * 5)
     return folder, client(upload, folder, NAME)
@@ -52,7 +52,7 @@ def photos(hub, client, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", "@main", "@{commit}"])
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_data_set_is_opened_at_a_revision(suffix, streaming, photos, client):
+def test_a_dataset_is_opened_at_a_revision(suffix, streaming, photos, client):
     folder, commit = photos
     more = write_tar_shards(folder / "train", [3] * 6).parent
     client(upload, more, NAME)
@@ -70,7 +70,7 @@ def test_a_stream_keeps_the_commit_at_which_it_was_opened(photos, client):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_missing_revision_or_data_set_is_an_error(streaming, photos, client):
+def test_a_missing_revision_or_dataset_is_an_error(streaming, photos, client):
     for name in (f"{NAME}@v2", f"{USER}/paintings"):
         with pytest.raises(
             FileNotFoundError, match=rf"'{name}' is not a local folder or file.*Hub"
@@ -94,17 +94,8 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
     photos, hub, client, tmp_path, monkeypatch
 ):
     def command(output, *options, data=NAME):
-        steps = ("--streaming", "true", "--max_steps", 9, "--batch_size", 4, "--save_steps", 2)
-        loader = (
-            "--shuffle_buffer",
-            5,
-            "--num_workers",
-            2,
-            "--save_code",
-            "false",
-            "--cpu",
-            "true",
-        )
+        steps = ("--streaming", "--max-steps", 9, "--batch-size", 4, "--save-steps", 2)
+        loader = ("--shuffle-buffer", 5, "--num-workers", 2, "--no-save-code", "--cpu")
         return arguments("dino", data, tmp_path / output, *steps, *loader, *options)
 
     folder, commit = photos
@@ -119,9 +110,9 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
 
     shutil.rmtree(folder / "train")
     client(upload, write_tar_shards(folder / "train", [2] * 5).parent, NAME)
-    code, printed = client.run("train", *command("killed", "--resume", "true"))
+    code, printed = client.run("train", *command("killed", "--resume"))
     assert code == 2 and f"it was {NAME}@{commit} (train), streamed" in printed
-    at_commit = command("killed", "--resume", "true", data=f"{NAME}@{commit}")
+    at_commit = command("killed", "--resume", data=f"{NAME}@{commit}")
     code, printed = client.run("train", *at_commit)
     assert code == 0, printed
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")

@@ -51,11 +51,11 @@ def checkpoints(two_classes, tmp_path_factory):
     """Write one checkpoint folder per name, beside an image.jpg, and return their parent folder."""
     place = tmp_path_factory.mktemp("cards")
     noise(40, 36, 1).save(place / "image.jpg")
-    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
-    options = ("--max_steps", 2, "--batch_size", 6, *evaluation)
+    evaluation = ("--eval-steps", 2, "--eval-train", two_classes, "--eval-test", two_classes)
+    options = ("--max-steps", 2, "--batch-size", 6, *evaluation)
     for objective in OBJECTIVES:
         main(arguments(objective, two_classes, place / objective, *options))
-    start = ["classify", *LOOP, "--init_from", str(place / "dino"), "--data", str(two_classes)]
+    start = ["classify", *LOOP, "--init-from", str(place / "dino"), "--data", str(two_classes)]
     main([*start, "--output", str(place / "classifier"), *map(str, options)])
     torch.save(dino_checkpoint(), place / "dino.pth")
     convert(place / "dino.pth", place / "converted_dino", num_heads=3)
@@ -205,8 +205,8 @@ def test_a_checkpoint_with_model_code_opens_without_selfvit(checkpoints):
 
 
 def test_each_resumable_checkpoint_has_its_own_card(two_classes, tmp_path):
-    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
-    options = ("--max_steps", 3, "--batch_size", 6, "--save_steps", 1, "--save_total_limit", 3)
+    evaluation = ("--eval-steps", 2, "--eval-train", two_classes, "--eval-test", two_classes)
+    options = ("--max-steps", 3, "--batch-size", 6, "--save-steps", 1, "--save-total-limit", 3)
     main(arguments("dino", two_classes, tmp_path / "out", *options, *evaluation))
     steps = [tmp_path / "out" / "checkpoints" / f"step-0000000{step}" for step in (1, 2, 3)]
     cards = [sections_of(card_of(step)) for step in steps]
@@ -217,10 +217,10 @@ def test_each_resumable_checkpoint_has_its_own_card(two_classes, tmp_path):
 
 
 def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
-    evaluation = ("--eval_steps", 2, "--eval_train", two_classes, "--eval_test", two_classes)
+    evaluation = ("--eval-steps", 2, "--eval-train", two_classes, "--eval-test", two_classes)
     out = tmp_path / "out"
     command = arguments(
-        "mae", two_classes, out, "--max_steps", 4, "--batch_size", 6, "--save_steps", 2, *evaluation
+        "mae", two_classes, out, "--max-steps", 4, "--batch-size", 6, "--save-steps", 2, *evaluation
     )
     main(command)
     state = out / "checkpoints" / "step-00000002" / "trainer_state.json"
@@ -232,7 +232,7 @@ def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
     (out / "checkpoints" / "step-00000004").rename(
         tmp_path / "later"
     )  # as if the run was killed before step 4
-    main([*command, "--resume", "true"])
+    main([*command, "--resume"])
     duration = table_of(sections_of(card_of(out))["Training"])["Time"]
     assert 5000 < float(duration.split()[0].replace(",", "")) < 5060 and "(1:23:2" in duration
     newest = out / "checkpoints" / "step-00000004" / "trainer_state.json"
@@ -241,13 +241,13 @@ def test_duration_and_metrics_survive_a_resume(two_classes, tmp_path):
     # killed between the last checkpoint and the result: the stored metrics are used
     (out / "config.json").unlink()
     before = table_of(sections_of(card_of(out))["Results"])
-    main([*command, "--resume", "true"])
+    main([*command, "--resume"])
     assert table_of(sections_of(card_of(out))["Results"]) == before and "linear probe" in before
 
 
 def test_a_card_shows_training_images_only_with_card_picture(two_classes, tmp_path):
-    options = ("--max_steps", 1, "--batch_size", 6)
-    for name, asked in (("plain", ()), ("drawn", ("--card_picture", "true"))):
+    options = ("--max-steps", 1, "--batch-size", 6)
+    for name, asked in (("plain", ()), ("drawn", ("--card-picture",))):
         main(arguments("dino", two_classes, tmp_path / name, *options, *asked))
     assert not list((tmp_path / "plain").glob("*.png"))
     assert "![" not in card_of(tmp_path / "plain")
@@ -265,18 +265,18 @@ def test_card_picture_with_a_stream_is_rejected_before_anything_is_written(two_c
     content = next(two_classes.rglob("*.png")).read_bytes()
     rows = [{"image": {"bytes": content, "path": None}}] * 4
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "images.parquet")
-    options = ("--streaming", "true", "--max_steps", 1, "--batch_size", 2)
+    options = ("--streaming", "--max-steps", 1, "--batch-size", 2)
     command = arguments("dino", tmp_path / "images.parquet", tmp_path / "out", *options)
     with pytest.raises(ValueError, match="--card-picture draws some of the images"):
-        main([*command, "--card_picture", "true"])
+        main([*command, "--card-picture"])
     assert not (tmp_path / "out").exists()
 
 
 def test_the_card_states_the_energy_measured_by_codecarbon(two_classes, tmp_path):
     pytest.importorskip("codecarbon", reason="optional: pip install codecarbon")
     out = tmp_path / "out"
-    measured = ("--energy_meter", "codecarbon", "--save_steps", 1)
-    options = ("--max_steps", 2, "--batch_size", 6, *measured)
+    measured = ("--energy-meter", "codecarbon", "--save-steps", 1)
+    options = ("--max-steps", 2, "--batch-size", 6, *measured)
     main(arguments("dino", two_classes, out, *options))
     state = out / "checkpoints" / "step-00000001" / "trainer_state.json"
     stored = json.loads(state.read_text())
@@ -285,7 +285,7 @@ def test_the_card_states_the_energy_measured_by_codecarbon(two_classes, tmp_path
     state.write_text(json.dumps(stored))
     (out / "config.json").unlink()
     (out / "checkpoints" / "step-00000002").rename(tmp_path / "later")
-    main([*arguments("dino", two_classes, out, *options), "--resume", "true"])
+    main([*arguments("dino", two_classes, out, *options), "--resume"])
     assert table_of(sections_of(card_of(out))["Training"])["Energy"].startswith("7 kWh, estimated")
 
 

@@ -27,7 +27,7 @@ from ..training.tiny_runs import LOOP
 two_classes = training.two_classes
 fresh_accelerate_state = training.fresh_accelerate_state
 
-STEPS = ("--max_steps", "1", "--batch_size", "6")
+STEPS = ("--max-steps", "1", "--batch-size", "6")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def metadata_of(folder):
 
 
 def finetune(recipe, start, data, output, *options):
-    paths = ("--init_from", str(start), "--data", str(data), "--output", str(output))
+    paths = ("--init-from", str(start), "--data", str(data), "--output", str(output))
     main([recipe, *LOOP, *paths, *STEPS, *options])
 
 

@@ -109,7 +109,7 @@ def test_weights_of_another_model_are_rejected(change, checkpoint):
     [
         ("README.md", r"must have a model card \(README.md\)"),
         ("config.json", "the run in .* must be finished.*--resume`"),
-        ("model.safetensors", "has a config.json and no model.safetensors"),
+        ("model.safetensors", "has a config.json but no model.safetensors"),
         ("preprocessor_config.json", "must have an image processor"),
     ],
 )

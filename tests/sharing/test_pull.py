@@ -114,8 +114,8 @@ def test_training_starts_from_a_revision(client, two_revisions, image_folder, tm
     for model in (f"{NAME}@v1", two_revisions["v1"], NAME):
         out = tmp_path / f"run{len(started)}"
         code, printed = client.run(
-            *("train", "mae_finetune", "--init_from", model, "--data", image_folder),
-            *("--output", out, "--max_steps", 1, "--batch_size", 4, *LOOP, "--cpu", "true"),
+            *("train", "mae_finetune", "--init-from", model, "--data", image_folder),
+            *("--output", out, "--max-steps", 1, "--batch-size", 4, *LOOP, "--cpu"),
         )
         assert code == 0, printed
         started[model] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]

@@ -20,8 +20,8 @@ def train(client, image_folder, tmp_path):
     """Return a function that trains DINO for 6 steps and returns exit code and output."""
 
     def command(*options, output="run", token=TOKEN):
-        steps = ("--max_steps", 6, "--batch_size", 4, "--save_steps", 2, "--save_total_limit", 1)
-        line = arguments("dino", image_folder, tmp_path / output, *steps, "--cpu", "true", *options)
+        steps = ("--max-steps", 6, "--batch-size", 4, "--save-steps", 2, "--save-total-limit", 1)
+        line = arguments("dino", image_folder, tmp_path / output, *steps, "--cpu", *options)
         return client.run("train", *line, token=token)
 
     return command
@@ -34,7 +34,7 @@ def messages(hub, branch="main"):
 def test_checkpoints_are_pushed_during_the_run_and_the_result_at_the_end(
     hub, client, train, images, tmp_path
 ):
-    code, printed = train("--push_to_hub", NAME, "--push_steps", 2, "--hub_private_repo", "true")
+    code, printed = train("--push-to-hub", NAME, "--push-steps", 2, "--hub-private-repo")
     assert code == 0, printed
     repository = hub.repositories[NAME]
     assert repository.private
@@ -63,8 +63,8 @@ def test_checkpoints_are_pushed_during_the_run_and_the_result_at_the_end(
 
 def test_pushed_checkpoints_include_adapters_if_the_base_is_on_the_hub(hub, train):
     base = f"{USER}/base"
-    assert train("--push_to_hub", base)[0] == 0
-    options = ("--init_from", base, "--lora_rank", 2, "--push_to_hub", NAME, "--push_steps", 2)
+    assert train("--push-to-hub", base)[0] == 0
+    options = ("--init-from", base, "--lora-rank", 2, "--push-to-hub", NAME, "--push-steps", 2)
     code, printed = train(*options, output="adapted")
     assert code == 0 and "was not pushed" not in printed, printed
     first, *others = hub.repositories[NAME].refs["refs/heads/main"][1:]
@@ -75,7 +75,7 @@ def test_pushed_checkpoints_include_adapters_if_the_base_is_on_the_hub(hub, trai
 
 
 def test_pushing_does_not_change_the_training(hub, train, tmp_path):
-    assert train("--push_to_hub", NAME, "--push_steps", 2, output="pushed")[0] == 0
+    assert train("--push-to-hub", NAME, "--push-steps", 2, output="pushed")[0] == 0
     assert train(output="alone")[0] == 0
     pushed, alone = (
         load_file(tmp_path / name / "model.safetensors") for name in ("pushed", "alone")
@@ -88,10 +88,10 @@ def test_pushing_does_not_change_the_training(hub, train, tmp_path):
 
 def test_a_run_without_the_required_improvement_is_not_published(hub, train, tmp_path):
     assert train(output="start")[0] == 0
-    still = ("--base_learning_rate", 0, "--min_learning_rate", 0)
-    wanted = ("--init_from", tmp_path / "start", "--require_improvement", "true")
-    for again in ((), ("--resume", "true")):
-        code, printed = train("--push_to_hub", NAME, *still, *wanted, *again)
+    still = ("--base-learning-rate", 0, "--min-learning-rate", 0)
+    wanted = ("--init-from", tmp_path / "start", "--require-improvement")
+    for again in ((), ("--resume",)):
+        code, printed = train("--push-to-hub", NAME, *still, *wanted, *again)
         assert code == 2 and "not published" in " ".join(printed.split()), printed
     assert (tmp_path / "run" / "config.json").exists()
     assert NAME not in hub.repositories or "Upload SelfViTForDINO" not in messages(hub)
@@ -99,7 +99,7 @@ def test_a_run_without_the_required_improvement_is_not_published(hub, train, tmp
 
 def test_a_failed_push_does_not_stop_the_run_and_the_next_one_is_complete(hub, train, tmp_path):
     hub.faults.append(Fault("POST", "/preupload/", status=400))
-    code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
+    code, printed = train("--push-to-hub", NAME, "--push-steps", 2)
     assert code == 0, printed
     assert "warning: step 2 was not pushed" in printed
     assert "Step 2 of 6" not in messages(hub) and messages(hub)[-1] == "Upload SelfViTForDINO"
@@ -109,7 +109,7 @@ def test_after_a_failed_last_push_the_run_is_complete_and_prints_the_command(
     hub, client, train, tmp_path
 ):
     hub.faults.append(Fault("POST", "/preupload/", times=100, status=400))
-    code, printed = train("--push_to_hub", NAME, "--hub_revision", "v1")
+    code, printed = train("--push-to-hub", NAME, "--hub-revision", "v1")
     out = tmp_path / "run"
     assert code == 1
     assert f"trained: {out}" in printed
@@ -122,20 +122,20 @@ def test_after_a_failed_last_push_the_run_is_complete_and_prints_the_command(
 
 def test_steps_do_not_wait_for_an_upload_and_only_one_upload_runs_at_a_time(hub, train):
     hub.faults.append(Fault("PUT", "/lfs/", delay=6))
-    code, printed = train("--push_to_hub", NAME, "--push_steps", 2)
+    code, printed = train("--push-to-hub", NAME, "--push-steps", 2)
     assert code == 0, printed
-    assert "step 4 is not pushed: an earlier push still uploads" in printed
+    assert "step 4 is not pushed: an earlier push is still uploading" in printed
     assert messages(hub)[1:] == ["Step 2 of 6", "Upload SelfViTForDINO"]
 
 
 @pytest.mark.parametrize(
     ("options", "token", "message"),
     [
-        (("--push_to_hub", NAME), "hf_wrong", "rejects the token"),
-        (("--push_to_hub", f"{OTHER_USER}/run"), TOKEN, f"you ({USER}) may not push"),
-        (("--push_to_hub", "run"), TOKEN, "must be USER/NAME"),
-        (("--push_to_hub", NAME, "--push_steps", 3), TOKEN, "must be a multiple of save_steps (2)"),
-        (("--push_steps", 2), TOKEN, "needs push_to_hub"),
+        (("--push-to-hub", NAME), "hf_wrong", "rejects the token"),
+        (("--push-to-hub", f"{OTHER_USER}/run"), TOKEN, f"you ({USER}) may not push"),
+        (("--push-to-hub", "run"), TOKEN, "must be USER/NAME"),
+        (("--push-to-hub", NAME, "--push-steps", 3), TOKEN, "must be a multiple of save_steps (2)"),
+        (("--push-steps", 2), TOKEN, "needs --push-to-hub"),
     ],
 )
 def test_errors_of_the_final_push_are_reported_before_the_start(

@@ -104,7 +104,7 @@ def test_resume_with_other_values_is_an_error_that_names_them(two_classes, finis
         main(command(two_classes, finished, "--resume", "--max-steps", 4))
 
 
-def test_resume_on_a_changed_data_set_is_an_error(two_classes, tmp_path):
+def test_resume_on_a_changed_dataset_is_an_error(two_classes, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(two_classes, data)
     main(command(data, tmp_path / "out"))
@@ -113,7 +113,7 @@ def test_resume_on_a_changed_data_set_is_an_error(two_classes, tmp_path):
     for folder in (data, tmp_path / "moved"):
         if not folder.exists():
             data.rename(folder)
-        with pytest.raises(ValueError, match="the data set has changed"):
+        with pytest.raises(ValueError, match="the dataset has changed"):
             main(command(folder, tmp_path / "out", "--resume"))
     assert (tmp_path / "out" / "training.yaml").read_bytes() == written
 
@@ -124,7 +124,7 @@ def test_an_output_folder_inside_the_data_folder_is_an_error(two_classes, tmp_pa
     assert not (two_classes / "bright" / "out").exists()
 
 
-def test_resume_accepts_the_new_path_of_a_data_set_that_was_moved(two_classes, tmp_path):
+def test_resume_accepts_the_new_path_of_a_dataset_that_was_moved(two_classes, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(two_classes, data)
     main(command(data, tmp_path / "out"))

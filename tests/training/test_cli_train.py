@@ -38,7 +38,7 @@ def test_help_of_a_recipe_lists_options_of_every_section():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--batch-size", 99), "batch_size (99) is larger than the data set (7 images)"),
+        (("--batch-size", 99), "batch_size (99) is larger than the dataset (7 images)"),
         (("--batch-size", 4, "--num-attention-heads", 5), "multiple of num_attention_heads"),
         (("--batch-size", 4, "--base-learning-rate", 1e30), "the loss of recipe dino_demo became"),
         (("--batch-sise", 4), "there is no option '--batch-sise'. Did you mean --batch-size"),

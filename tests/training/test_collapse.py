@@ -67,7 +67,7 @@ def test_a_collapse_is_detected_within_100_steps(objective, kind, images, tmp_pa
     main(arguments(objective, images, tmp_path / "out", *options))
     (alarm,) = alarms_of(tmp_path / "out")  # only one, although the collapse continues
     assert alarm["collapse"] == kind
-    suggestions = alarm["advice"].partition("likeliest first: ")[2]
+    suggestions = alarm["advice"].partition("most likely first: ")[2]
     assert SUGGESTIONS[objective, kind] in suggestions.partition(";")[0]
     printed = capfd.readouterr().out
     assert printed.count(f"warning: {alarm['advice']}") == 1

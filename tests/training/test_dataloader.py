@@ -65,9 +65,9 @@ def test_the_order_is_determined_by_the_seed():
     assert list(ShuffledBatches(40, plan(), 1)) != list(ShuffledBatches(40, plan(), 2))
 
 
-def test_a_batch_size_larger_than_the_data_set_is_an_error_with_both_sizes():
+def test_a_batch_size_larger_than_the_dataset_is_an_error_with_both_sizes():
     with pytest.raises(
-        ValueError, match=r"batch_size \(12\) is larger than the data set \(10 images"
+        ValueError, match=r"batch_size \(12\) is larger than the dataset \(10 images"
     ):
         ShuffledBatches(10, plan(), seed=0)
 

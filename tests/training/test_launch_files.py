@@ -97,7 +97,7 @@ def test_an_error_under_a_launcher_is_one_line_without_traceback(two_classes, tm
     assert training.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
     # the launcher may end the second process before it prints the same error
-    assert lines and all("is larger than the data set" in line for line in lines), printed
+    assert lines and all("is larger than the dataset" in line for line in lines), printed
     assert "selfvit/training/train.py" not in printed  # no traceback but the launcher's own
 
 

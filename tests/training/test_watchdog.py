@@ -115,6 +115,6 @@ def test_the_error_names_the_read_that_takes_too_long():
         next(iter(loader))
 
 
-def test_a_data_set_without_a_watchdog_can_be_read():
+def test_a_dataset_without_a_watchdog_can_be_read():
     loader = torch.utils.data.DataLoader(Slow(ReadingBoard(0)), batch_size=1, num_workers=1)
     assert next(iter(loader)).tolist() == [0]

@@ -2,7 +2,7 @@
 
 An augmentation is a frozen dataclass of its settings. It runs in the workers of the DataLoader and
 returns the arguments of the model's `forward` for one image, by name: the views, and the random
-numbers from which the model makes its masks. So masks depend only on the generator, too.
+numbers from which the model makes its masks. Masks therefore depend only on the generator.
 """
 
 # V views · C channels · h, w pixels
@@ -30,7 +30,7 @@ def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Interface between the augmentations and the data set; the fields are the settings.
+    """Base class of augmentations, which the dataset calls; the fields are the settings.
 
     Attributes:
         small_crop_field: Name of the field with the size of small crops, None if there are none.

@@ -75,7 +75,7 @@ def rand_augment(
     Args:
         pixels: RGB image, (h, w, 3) uint8.
         magnitude: Mean of the magnitude, 0 to 10.
-        std: Standard deviation of the magnitude, which is normal and clipped to 0 to 10.
+        std: Std of the magnitude, which is normally distributed and clipped to 0 to 10.
         rng: Random number generator.
 
     Returns:

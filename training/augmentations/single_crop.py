@@ -99,7 +99,7 @@ class MixedCrop(CropAndFlip):
     )
     rand_augment_std: float = option(
         0.5,
-        "Standard deviation of the magnitude of RandAugment",
+        "Std of the magnitude of RandAugment",
         minimum=0,
     )
     random_erasing_probability: float = option(

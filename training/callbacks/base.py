@@ -12,15 +12,15 @@ class Callback:
     """Base of the callbacks of the training loop; every method does nothing by default.
 
     Callbacks run in the order of their list (callbacks/build.py), in every process. A callback sees
-    what the earlier ones wrote into the state in the same event: the checkpoint saver sees a new
-    evaluation, and the Hub callback sees a new checkpoint.
+    what the callbacks before it wrote into the state at the same event: the checkpoint saver sees a
+    new evaluation, and the Hub callback sees a new checkpoint.
     """
 
     def on_init(self, state: TrainState) -> None:
-        """Called once, with the weights as the run starts, before a checkpoint is loaded."""
+        """Called once with the initial weights, before a checkpoint is loaded."""
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Called at a resume with what `state_dict` returned when the checkpoint was saved."""
+        """Called on resume with the values that `state_dict` returned for the checkpoint."""
 
     def on_train_begin(self, state: TrainState) -> None:
         """Called before the first step of this process; `state.step` is above 0 after a resume."""
@@ -35,11 +35,11 @@ class Callback:
         """Called when the result is complete in the run folder and all processes have finished."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to store, as JSON values."""
+        """Return the state to store in a checkpoint, as JSON values."""
         return {}
 
     def close(self) -> None:
-        """Called at the end, after errors too, in reverse order. May be called twice."""
+        """Called at the end, also after an error, in reverse order. May be called twice."""
 
 
 def notify(callbacks: Iterable[Callback], event: str, state: TrainState) -> None:

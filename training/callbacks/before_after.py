@@ -27,11 +27,11 @@ class BeforeAfterReport(Callback):
     The main process measures and the others wait; gathering the model is collective.
 
     Args:
-        accelerator: The Accelerator.
-        full_model: The model in training, gathered.
-        evaluation: Measures its encoder.
+        accelerator: Accelerator of the run.
+        full_model: Model in training, with full weights.
+        evaluation: Evaluation of its encoder.
         run: Configuration of the run.
-        best: The best checkpoint, which the report mentions.
+        best: Best checkpoint, which the report mentions.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class BeforeAfterReport(Callback):
         self._before: Measurement | None = None
 
     def on_init(self, state: TrainState) -> None:
-        """Measure the initial weights, or read what was measured before an interruption.
+        """Measure the initial weights, or read the measurement from before an interruption.
 
-        Before a checkpoint is loaded, so a resume measures the right weights, too, if the data to
-        evaluate on has changed or an older version started the run.
+        No checkpoint is loaded yet, so a resumed run can measure the initial weights again. It does
+        so if the evaluation data has changed, or if an older version started the run.
         """
         if not (self.run.compares_with_start and self.accelerator.is_main_process):
             return
@@ -79,7 +79,7 @@ class BeforeAfterReport(Callback):
         images = self.evaluation.images
         assert images is not None
         metric = self.best.metric
-        if metric is not None and metric not in self._before.samples:  # that of a new classifier
+        if metric is not None and metric not in self._before.samples:  # a new classifier's accuracy
             metric = images.accuracy_names()[0]
         self.comparison = compare(self._before, after, metric, images.note)
         content = {
@@ -93,19 +93,19 @@ class BeforeAfterReport(Callback):
         state.evaluation = dict(after.metrics)
 
     def _announce(self, when: str) -> None:
-        """Announce what takes minutes for a large encoder on a CPU."""
+        """Announce the measurement, which takes minutes for a large encoder on a CPU."""
         images = self.evaluation.images
         assert images is not None
         count = sum(map(len, images.sources))
         self.accelerator.print(f"measuring the encoder {when} training, on {count:,} images")
 
     def on_result(self, state: TrainState) -> None:
-        """Fail if the run had to improve the encoder and did not; everything is saved.
+        """Raise an error if the run had to improve the encoder and did not; everything is saved.
 
-        Reads report.json, so that resuming a finished run gives the same error.
+        The result is read from report.json, so that resuming a finished run gives the same error.
 
         Raises:
-            NoImprovementError: On the main process.
+            NoImprovementError: If there was no improvement; on the main process only.
         """
         path = self.output / REPORT_FILE
         if not (self.run.evaluation.require_improvement and self.accelerator.is_main_process):

@@ -15,13 +15,13 @@ from ..checkpoints.run_folder import BEST, BEST_FILE
 
 
 class BestCheckpoint:
-    """The model of the best evaluation so far, in OUTPUT/best.
+    """Model of the best evaluation so far, in OUTPUT/best.
 
     Args:
-        writer: Writes the model in training.
-        output: Folder of the run.
+        writer: Writer of the model in training.
+        output: Run folder.
         metric: Name of the metric that decides, or None; the first of equal values is kept.
-        data: Identifies the images and preprocessing of the evaluation (`Evaluation.data`).
+        data: Identifier of images and preprocessing of the evaluation (`Evaluation.data`).
     """
 
     def __init__(self, writer: ModelWriter, output: Path, metric: str | None, data: str):
@@ -45,7 +45,7 @@ class BestCheckpoint:
         Args:
             step: Number of optimizer steps done.
             metrics: Metrics of the evaluation, by name.
-            card: Renders the model card.
+            card: Function that renders the model card.
         """
         if self.metric is None or self.metric not in metrics:
             return

@@ -31,15 +31,15 @@ def build_callbacks(
 ) -> list[Callback]:
     """Return the callbacks of a run in the order in which they are notified.
 
-    The order matters: the monitors come before the log line of the step; an evaluation before the
-    checkpoint, whose card shows it; the signal before the checkpoint that it asks for; the report,
-    which fails a run without improvement, before the Hub.
+    The order matters. The monitors come before the log line of the step. An evaluation comes before
+    the checkpoint, whose card shows it. The stop signal comes before the checkpoint that it asks
+    for. The report, which fails a run without improvement, comes before the push to the Hub.
 
     Args:
-        checked: The run and what the preflight checks found.
+        checked: Run and the results of the preflight checks.
         state: State of the run.
-        checkpointer: Writes the checkpoints.
-        stop: The signal handlers.
+        checkpointer: Checkpointer of the run.
+        stop: Signal handlers.
     """
     run, accelerator, writer = checked.run, state.accelerator, checkpointer.writer
     full_model, processor = writer.full_model, writer.processor

@@ -20,11 +20,11 @@ class CheckpointSaver(Callback):
     """Saves a checkpoint every `save_steps` and at a stop, and the result at the end; collective.
 
     Args:
-        checkpointer: Writes the folders.
-        card: Renders their cards.
-        cost: Measures the cost for the cards.
-        report: Compares the result with the start of the run.
-        source: The images, whose fingerprint is saved.
+        checkpointer: Checkpointer of the run.
+        card: Model card of the run.
+        cost: Cost so far, for the cards.
+        report: Comparison of the result with the initial weights.
+        source: Training images, whose fingerprint is saved.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CheckpointSaver(Callback):
         self.callbacks: Sequence[Callback] = ()  # all callbacks of the run; their states are saved
 
     def on_step_end(self, state: TrainState) -> None:
-        """Save a checkpoint, if it is due."""
+        """Save a checkpoint if it is due."""
         is_due = state.step % state.run.checkpoints.save_steps == 0
         if not (is_due or state.step == state.num_steps or state.stop_signal):
             return

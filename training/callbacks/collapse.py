@@ -13,11 +13,11 @@ the outputs depend little, or not at all, on the images:
 - feature_std: how far apart the directions of the images' features are.
 - explained: how much better the prediction is than the mean of the images (MAE).
 
-The loss or the teacher's entropy alone would not do: at the start of a healthy run the loss is near
-ln K, and so is the entropy. One low reading would not do either. A signal counts as collapsed after
-PATIENCE low readings in a row, if it was well above its floor before, or if it never was although
-the run trained enough: the learning rate has reached half its peak, and the steps, each weighted by
-its learning rate as a fraction of the peak, add up to `grace` or more.
+The loss or the teacher's entropy alone is not enough: at the start of a healthy run both are near
+ln K. One low reading is not enough either. A signal counts as collapsed after PATIENCE low readings
+in a row, if it was well above its floor before, or if it never was although the run trained enough:
+the learning rate has reached half its peak, and the steps, each weighted by its learning rate as a
+fraction of the peak, add up to `grace` or more.
 """
 
 # N images · D hidden · K prototypes
@@ -47,9 +47,10 @@ class Signal(NamedTuple):
     """Thresholds of a signal.
 
     Args:
-        floor: Below this value, the outputs do not depend on the images.
-        healthy: A run that was above this value and is below the floor now has collapsed.
-        grace: Steps at the peak learning rate that a run may take to rise above the floor.
+        floor: Value below which the outputs do not depend on the images.
+        healthy: Value of a healthy run; a run that was above it and is below the floor now has
+            collapsed.
+        grace: Number of steps at the peak learning rate in which a run must rise above the floor.
     """
 
     floor: float
@@ -67,16 +68,16 @@ SIGNALS = {
     "feature_std": Signal(floor=0.05, healthy=0.1, grace=100),
     "explained": Signal(floor=0.02, healthy=0.2, grace=1000),
 }
-ENOUGH = 32  # images, and prototypes, for the number of prototypes in use to mean something
-UNIFORM_SHARE = 0.9  # of ln K: a teacher's entropy above this is called uniform
+ENOUGH = 32  # images and prototypes, so that the number of prototypes in use is meaningful
+UNIFORM_SHARE = 0.9  # fraction of ln K above which the teacher's entropy counts as uniform
 
 
 @dataclass
 class MonitorState:
-    """Memory of the monitors, which each checkpoint stores.
+    """State of the monitors, which each checkpoint stores.
 
     Args:
-        peak_rate_steps: Steps trained so far, each weighted by its fraction of the peak rate.
+        peak_rate_steps: Number of steps so far, each weighted by its fraction of the peak rate.
         warmed_up: Whether the learning rate has reached half its peak.
         highest: Highest reading of each signal.
         low_since: Step of the first of the current low readings of each signal.
@@ -117,12 +118,12 @@ class MonitorState:
 class CollapseMonitor(Callback):
     """Reads the statistics of training steps; warns of a collapse, or ends the run.
 
-    The main process judges for all; a reading is collective.
+    The main process decides for all processes; a reading is collective.
 
     Args:
-        accelerator: The Accelerator.
+        accelerator: Accelerator of the run.
         run: Configuration of the run.
-        logger: Takes metrics and warnings.
+        logger: Logger of metrics and warnings.
     """
 
     def __init__(self, accelerator: Accelerator, run: RunConfig, logger: ProgressLogger):
@@ -178,14 +179,14 @@ class CollapseMonitor(Callback):
             raise CollapseError(messages[0], newest_before(onset, Path(self.run.start.output)))
 
     def _observe(self, state: TrainState) -> None:
-        """Let the next step record statistics, if it is due."""
+        """Let the next step record statistics if it is due."""
         is_due = (state.step + 1) % self.run.monitoring.monitor_steps == 0
         state.model.observations = Observations() if is_due else None
 
     def _judge(
         self, step: int, metrics: dict[str, float], num_images: int, num_prototypes: int | None
     ) -> str:
-        """Return the description of a collapse, or ""; warn once of each kind."""
+        """Return the description of a collapse, or ""; warn once about each kind."""
         signals = {name: metrics[name] for name in SIGNALS if name in metrics}
         if min(num_images, num_prototypes or 0) < ENOUGH:
             signals.pop("prototypes_in_use", None)
@@ -199,7 +200,7 @@ class CollapseMonitor(Callback):
                 for name in names
             )
             message = (
-                f"step {step}: {WHAT_HAPPENS[kind]} ({readings}). Settings to change, likeliest "
+                f"step {step}: {WHAT_HAPPENS[kind]} ({readings}). Settings to change, most likely "
                 f"first: {'; '.join(advice_against(kind, self.run))}."
             )
             messages.append(message)

@@ -1,4 +1,4 @@
-"""Cost of a run: seconds, and energy where codecarbon is installed, over all its resumes."""
+"""Cost of a run over all resumes: seconds, and energy if codecarbon is installed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Cost = dict[str, float | None]
 
 
 class CostMeter(Callback):
-    """Measures the time and energy of a run; main process only for the energy.
+    """Measures the time of a run, and its energy in the main process.
 
-    A resumed run continues from the cost that its checkpoint stored. What a killed run did after
-    its last checkpoint is not counted, since it is done again.
+    A resumed run continues from the cost in its checkpoint. Steps of a killed run after its last
+    checkpoint are not counted, because they are repeated.
 
     Args:
-        accelerator: The Accelerator.
+        accelerator: Accelerator of the run.
         energy_meter: "codecarbon", which is used if it is installed, or "none".
     """
 
@@ -38,7 +38,7 @@ class CostMeter(Callback):
 
     def on_train_begin(self, state: TrainState) -> None:
         """Start measuring."""
-        # If a part was not measured, the energy of the whole run is unknown.
+        # If a part of the run was not measured, its total energy is unknown.
         if self.energy_meter == "codecarbon" and self._earlier["energy_kwh"] is not None:
             self._meter = _start_codecarbon()
         self._started = time.perf_counter()
@@ -63,7 +63,7 @@ class CostMeter(Callback):
 
 
 class _CodeCarbonMeter:
-    """A codecarbon tracker; a flush hands the totals to its outputs."""
+    """Tracker of codecarbon, which passes its totals to an output at each flush."""
 
     def __init__(self) -> None:
         from codecarbon import OfflineEmissionsTracker
@@ -76,8 +76,8 @@ class _CodeCarbonMeter:
                 self.energy_kwh = total.energy_consumed
 
         self.last = LastTotal()
-        # Offline, so that nothing asks the network for this machine's location. The country only
-        # converts energy into carbon dioxide.
+        # Offline, so that no request asks for the location of this machine. The country is only
+        # used to convert energy to carbon dioxide.
         self.tracker = OfflineEmissionsTracker(
             country_iso_code="USA",
             save_to_file=False,
@@ -97,9 +97,8 @@ class _CodeCarbonMeter:
 def _start_codecarbon() -> _CodeCarbonMeter | None:
     if importlib.util.find_spec("codecarbon") is None:
         return None
-    logging.getLogger("codecarbon").setLevel(
-        logging.CRITICAL
-    )  # it logs before its log_level is set
+    # codecarbon logs before its log_level is set
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     return _CodeCarbonMeter()
 
 

@@ -13,17 +13,17 @@ from .progress import ProgressLogger
 
 
 class Evaluator(Callback):
-    """Evaluates, logs the metrics, and keeps the best checkpoint.
+    """Evaluates the encoder, logs the metrics, and keeps the best checkpoint.
 
     The main process evaluates and the others wait; gathering the model is collective.
 
     Args:
-        full_model: The model in training, gathered.
-        evaluation: Measures its encoder.
-        best: Keeps the best checkpoint.
-        logger: Takes the metrics.
-        card: Renders the card of the best checkpoint.
-        cost: Measures the cost for the card.
+        full_model: Model in training, with full weights.
+        evaluation: Evaluation of its encoder.
+        best: Best checkpoint so far.
+        logger: Logger of the metrics.
+        card: Model card of the run.
+        cost: Cost so far, for the card.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Evaluator(Callback):
         self.cost = cost
 
     def on_step_end(self, state: TrainState) -> None:
-        """Evaluate, if it is due: every `eval_steps` and after the last step."""
+        """Evaluate if it is due: every `eval_steps` and after the last step."""
         eval_steps = state.run.evaluation.eval_steps
         if not eval_steps or (state.step % eval_steps and state.step != state.num_steps):
             return

@@ -31,12 +31,12 @@ from .base import Callback
 class HubPusher(Callback):
     """Pushes a run to the Hub; does nothing without a target.
 
-    One push at a time: a checkpoint that is due while an earlier one is still uploading is not
-    pushed. A failed push is reported; the next one contains everything it had.
+    There is one push at a time: a checkpoint that is due while an earlier one is uploading is not
+    pushed. A failed push is reported, and the next push contains all of its files.
 
     Args:
         run: Configuration of the run.
-        target: Where to push, on the main process; None on the others.
+        target: Destination on the Hub, on the main process; None on the others.
     """
 
     def __init__(self, run: RunConfig, target: Target | None):
@@ -48,7 +48,7 @@ class HubPusher(Callback):
         self.shows_bars = not are_progress_bars_disabled()
 
     def on_step_end(self, state: TrainState) -> None:
-        """Push a new checkpoint in the background, if it is due; the last is left to the result."""
+        """Push a new checkpoint in the background if it is due; the last is part of the result."""
         if self.target is None or self.push_steps is None or state.checkpoint is None:
             return
         if state.step % self.push_steps or state.step == state.num_steps:
@@ -57,7 +57,7 @@ class HubPusher(Callback):
             tqdm.write(f"step {state.step} is not pushed: an earlier push is still uploading.")
             return
         if self.shows_bars:
-            disable_progress_bars()  # they would garble the run's own
+            disable_progress_bars()  # they would overwrite the run's own bar
         try:
             files = self._snapshot(state.checkpoint)
         except (OSError, ValueError) as error:
@@ -68,10 +68,10 @@ class HubPusher(Callback):
             )
 
     def _snapshot(self, folder: Path) -> PublishedFiles:
-        """Link the files of a checkpoint, which may be pruned while they are uploading.
+        """Link the files of a checkpoint, because it may be deleted during the upload.
 
-        They are checked here and not in the background: the check builds a model, and torch and
-        transformers keep global state meanwhile that is not per thread.
+        The files are checked here and not in the background: the check builds a model, which uses
+        global state of torch and transformers that is not thread-safe.
         """
         files = choose_files(folder)
         shutil.rmtree(self.snapshot, ignore_errors=True)
@@ -85,7 +85,7 @@ class HubPusher(Callback):
         try:
             published = publish_files(self.snapshot, files, target, message, retries=0)
             tqdm.write(f"pushed step {step}: {published.url}")
-        except Exception as error:  # no failed push is worth the run
+        except Exception as error:  # a failed push must not end the run
             self._report_failure(step, error)
 
     def _report_failure(self, step: int, error: Exception) -> None:
@@ -95,7 +95,7 @@ class HubPusher(Callback):
         """Push the result, after a push that is still uploading.
 
         Raises:
-            NotPublishedError: If it failed; the message has the command that repeats it.
+            NotPublishedError: If it failed; the message contains the command that repeats it.
         """
         if self.target is None:
             return

@@ -1,7 +1,7 @@
-"""Pictures of a run while it trains: views, and reconstructions or attention maps.
+"""Pictures of a run during training: views, and reconstructions or attention maps.
 
-Drawn after the first step, when a wrong augmentation has cost nothing yet, and every `image_steps`.
-A drawing takes less than a second, so pictures are on by default.
+Pictures are drawn after the first step, so that a wrong augmentation is noticed early, and every
+`image_steps`. Drawing takes less than a second, so pictures are on by default.
 """
 
 # B images · V views · C channels · H, W pixels
@@ -45,9 +45,8 @@ def view_panels(processor: Any, inputs: dict[str, Tensor]) -> Panels:
     for value in inputs.values():
         if value.dim() >= 4:
             views += value if value.dim() == 5 else [value]
-    views.sort(
-        key=lambda view: view.shape[-1], reverse=True
-    )  # stable: the order of equal sizes stays
+    # The sort is stable, so views of equal size keep their order.
+    views.sort(key=lambda view: view.shape[-1], reverse=True)
     columns = [denormalize(view[:NUM_IMAGES], processor) for view in views]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -57,10 +56,10 @@ def drawings(
 ) -> dict[str, Callable[[], Panels]]:
     """Return the pictures of a step by name, as functions that draw them.
 
-    They leave the model and its training mode unchanged, and draw no random numbers.
+    These leave the model and its training mode unchanged, and draw no random numbers.
 
     Args:
-        model: The model, not sharded; None for only those pictures that do not need it.
+        model: Model, not sharded; None to leave out pictures that need it.
         processor: Image processor, whose normalization is undone.
         inputs: Model inputs of the step.
     """
@@ -77,7 +76,7 @@ def drawings(
 
 
 def largest_views(inputs: dict[str, Tensor]) -> Tensor:
-    """Return the largest view of each image, (B, C, H, W): the first of those of that size."""
+    """Return the largest view of each image, or the first of several, (B, C, H, W)."""
     largest = max((value for value in inputs.values() if value.dim() >= 4), key=_width)
     return largest[0] if largest.dim() == 5 else largest
 
@@ -89,12 +88,12 @@ def _width(views: Tensor) -> int:
 class ImageLogger(Callback):
     """Draws pictures every `image_steps`; main process only.
 
-    A picture that fails is reported once and left out from then on.
+    A picture that cannot be drawn is reported once and left out from then on.
 
     Args:
-        accelerator: The Accelerator.
+        accelerator: Accelerator of the run.
         processor: Image processor of the checkpoint.
-        logger: Takes the pictures.
+        logger: Logger of the pictures.
         image_steps: Steps between two drawings; 0 means none.
     """
 
@@ -109,7 +108,7 @@ class ImageLogger(Callback):
         self.failed: set[str] = set()
 
     def on_step_end(self, state: TrainState) -> None:
-        """Draw, if it is due: after the first step and every `image_steps`."""
+        """Draw if it is due: after the first step and every `image_steps`."""
         step = state.step
         if self.image_steps == 0 or (step > 1 and step % self.image_steps):
             return
@@ -119,7 +118,7 @@ class ImageLogger(Callback):
                 continue
             try:
                 self.logger.log_images(step, {name: tile_panels(draw())})
-            except Exception as error:  # no matplotlib, a full disk or GPU: not worth the run
+            except Exception as error:  # no matplotlib, full disk or GPU: must not end the run
                 self.failed.add(name)
                 self.logger.warn(f"pictures of {name} are left out from now on: {error}")
 

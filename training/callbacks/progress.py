@@ -30,7 +30,7 @@ class ProgressLogger(Callback):
     Every process writes the images that it could not read.
 
     Args:
-        accelerator: The Accelerator, which holds the trackers.
+        accelerator: Accelerator of the run, which holds the trackers.
         run: Configuration of the run.
     """
 
@@ -46,7 +46,7 @@ class ProgressLogger(Callback):
         self.bar: Any = None
 
     def on_train_begin(self, state: TrainState) -> None:
-        """Drop later lines of an interrupted run from the log, and open the bar."""
+        """Remove lines of later steps of an interrupted run from the log, and open the bar."""
         self.skipped = self._read_skipped()
         self.start_step = state.step
         if self.enabled:
@@ -150,7 +150,7 @@ class ProgressLogger(Callback):
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):  # cut short when the run was killed
+            except (json.JSONDecodeError, KeyError):  # incomplete, because the run was killed
                 continue
         with atomic_output(path) as unfinished:
             unfinished.write_text("".join(kept), encoding="utf-8")
@@ -162,14 +162,14 @@ class ProgressLogger(Callback):
             return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
     def _for_trackers(self, log: Callable[[GeneralTracker], None]) -> None:
-        """Call a function for every tracker, and drop a tracker that fails.
+        """Call a function for every tracker, and stop using a tracker that fails.
 
-        log.jsonl has everything, and a client whose server is gone may wait for minutes each time.
+        log.jsonl has all metrics. A tracker whose server is gone may wait for minutes each time.
         """
         for tracker in list(self.accelerator.trackers):
             try:
                 log(tracker)
-            except Exception as error:  # no failure of a tracker is worth the run
+            except Exception as error:  # a tracker must not end the run
                 self.accelerator.trackers.remove(tracker)
                 self.warn(f"the tracker {tracker.name} failed and is not used any more: {error!r}")
 

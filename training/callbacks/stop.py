@@ -11,7 +11,7 @@ class SignalStop(Callback):
     """Records a received signal in the state; collective, so that all processes stop together.
 
     Args:
-        stop: The signal handlers.
+        stop: Signal handlers.
     """
 
     def __init__(self, stop: StopSignal):

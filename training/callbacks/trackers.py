@@ -1,6 +1,6 @@
 """Experiment trackers, through Accelerate.
 
-Everything they write stays on this machine, unless the environment says otherwise:
+All data stays on this machine, unless environment variables say otherwise:
 
 | tracker     | writes to                          | environment variable                      |
 | ----------- | ---------------------------------- | ----------------------------------------- |
@@ -34,7 +34,7 @@ from ..config.run_config import RunConfig
 from ..state import TrainState
 from .base import Callback
 
-# Trackers that take the configuration again on a resume: trackio loses it otherwise. MLflow refuses
+# Trackers that receive the configuration again on resume: trackio would lose it. MLflow refuses
 # changed values.
 RESEND_ON_RESUME = ("wandb", "trackio")
 PROJECT = "selfvit"
@@ -55,15 +55,15 @@ class Trackers(Callback):
         start_trackers(self.accelerator, state.run, state.step)
 
     def on_train_end(self, state: TrainState) -> None:
-        """Close the trackers: all metrics are logged."""
+        """Close the trackers, because all metrics are logged."""
         self.close()
 
     def close(self) -> None:
-        """Close the trackers. One that fails is left alone."""
+        """Close the trackers; a failure is reported and does not raise an error."""
         for tracker in self.accelerator.trackers:
             try:
                 tracker.finish()
-            except Exception as error:  # no failure of a tracker is worth the run
+            except Exception as error:  # a tracker must not end the run
                 self.accelerator.print(f"warning: the tracker {tracker.name} failed: {error!r}")
         self.accelerator.trackers.clear()
 

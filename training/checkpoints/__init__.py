@@ -1,1 +1,1 @@
-"""The run folder and its resumable checkpoints."""
+"""Run folder, and the checkpoints that a run resumes from."""

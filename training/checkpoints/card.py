@@ -1,4 +1,4 @@
-"""The model card of a run: data, hyperparameters, hardware, cost, metrics, attention maps."""
+"""Model card of a run: data, hyperparameters, hardware, cost, metrics, attention maps."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def check_card(run: RunConfig, source: ImageSource | StreamingImageSource) -> No
 
     Raises:
         ImportError: If the card gets a picture, and matplotlib is not installed.
-        ValueError: If the license is unknown, or contradicts that of the weights to start from; or
-            if the card gets a picture, and the images are a stream.
+        ValueError: If the license is unknown or contradicts that of the initial weights, or if the
+            card gets a picture and the images are a stream.
     """
     derived_provenance(run.start.init_from, run.card.license)
     if run.card.card_picture:
         require_matplotlib()
         if not isinstance(source, ImageSource):
             raise ValueError(
-                "--card-picture draws some of the images, which cannot be chosen from a stream; "
-                "leave it out, or read the data without --streaming."
+                "--card-picture draws some of the images, which is impossible for a stream; leave "
+                "it out, or read the data without --streaming."
             )
 
 
 class RunCard:
-    """The model card of a run's checkpoints; creating it is collective.
+    """Model card of a run's checkpoints; creating it is collective.
 
     Args:
         run: Configuration of the run.
-        source: The images.
-        accelerator: The Accelerator, with the devices.
+        source: Training images.
+        accelerator: Accelerator, with the devices.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class RunCard:
         comparison: Comparison | None = None,
         picture: str | None = None,
     ) -> str:
-        """Return the text of the card for the present state of the run.
+        """Return the text of the card for the current state of the run.
 
         Args:
-            state: The run, with the evaluation of its present weights, if there is one.
-            cost: Seconds and energy so far, as `CostMeter.read` returns them.
-            comparison: Comparison with the weights that the run started from, if there is one.
-            picture: Name of a picture beside the card, as `draw` returns it.
+            state: State of the run, with the evaluation of its current weights, if there is one.
+            cost: Seconds and energy so far, from `CostMeter.read`.
+            comparison: Comparison with the initial weights, if there is one.
+            picture: Name of a picture in the folder of the card, from `draw`.
         """
         run, model, metrics = self.run, state.model, state.evaluation
         return render_model_card(
@@ -167,7 +167,7 @@ def describe_data(description: str, data: str) -> str:
 
     Args:
         description: Description of the source.
-        data: The run's data: a path or a Hub id.
+        data: Data of the run, a path or Hub id.
     """
     path = str(Path(data).expanduser())
     is_local_path = os.sep in path and hub_id(data) is None

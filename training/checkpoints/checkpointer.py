@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from transformers.utils import CONFIG_NAME
 
 from ...atomic_output import commit_output, flush_to_disk
 from ...modeling.checkpoints.remote_code import code_files
@@ -31,8 +32,8 @@ class Checkpointer:
 
     Args:
         accelerator: Accelerator that prepared the model and the optimizer.
-        optimizer: The optimizer, as prepared.
-        writer: Writes the model in training.
+        optimizer: Optimizer as Accelerate prepared it.
+        writer: Writer of the model in training.
         run: Configuration of the run; every checkpoint holds a copy.
     """
 
@@ -51,7 +52,7 @@ class Checkpointer:
         accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     def newest(self) -> Path | None:
-        """Return the newest intact checkpoint, or None if there is none; print which are corrupt.
+        """Return the newest intact checkpoint, or None without any; print the corrupt ones.
 
         Raises:
             ValueError: If there are checkpoints, and all of them are corrupt.
@@ -76,14 +77,14 @@ class Checkpointer:
         Args:
             state: JSON values that a resume needs.
             card: Text of the model card.
-            keep_before: Step before which the newest checkpoint is kept besides, because a
+            keep_before: Step; the newest checkpoint before it is kept in addition, because a
                 rollback may need it.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
-            OSError: If it cannot be written. Earlier checkpoints are kept.
+            OSError: If the checkpoint cannot be written. Earlier checkpoints are kept.
         """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
@@ -137,7 +138,7 @@ class Checkpointer:
                 self._remove(path)
 
     def _remove(self, checkpoint: Path) -> None:
-        """Remove a checkpoint; rename it first, so that a half-removed one is not mistaken."""
+        """Remove a checkpoint; rename it first, so that a partly removed one is never used."""
         if checkpoint.exists():
             removed = checkpoint.with_name(f".removed-{checkpoint.name}")
             os.replace(checkpoint, removed)
@@ -146,10 +147,11 @@ class Checkpointer:
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Load a checkpoint; collective.
 
-        Prints what differs from the start of the run, since results may then differ.
+        Differences from the environment at the start of the run are printed, because they may
+        change the results.
 
         Returns:
-            The state that was saved with it.
+            The state that was saved with the checkpoint.
         """
         self.writer.restore(checkpoint)
         load_state(self.accelerator, self.writer.full_model.module, self.optimizer, checkpoint)
@@ -182,7 +184,7 @@ class Checkpointer:
                 flush_to_disk(temporary)
         if is_main:
             earlier = set(code_files(self.output))
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG_NAME):
                 if path.is_dir():  # a folder with contents cannot be replaced
                     shutil.rmtree(self.output / path.name, ignore_errors=True)
                 os.replace(path, self.output / path.name)
@@ -204,7 +206,7 @@ def _write_state(folder: Path, state: dict[str, Any]) -> None:
 def is_disk_full(error: BaseException, folder: Path) -> bool:
     """Return whether writing failed because the disk, or a quota, is full.
 
-    torch and safetensors do not raise OSError; their message and the free space tell.
+    torch and safetensors do not raise OSError, so their message and the free space are checked.
     """
     chain: BaseException | None = error
     while chain is not None:

@@ -50,11 +50,11 @@ def environment() -> Environment:
 
 
 def differences(then: Environment, now: Environment) -> list[str]:
-    """Return the differences that may affect results, as "torch 2.13.0 then, 2.14.0 now".
+    """Return differences that may affect results, for example "torch 2.13.0 then, 2.14.0 now".
 
     Args:
         then: Environment in which the run was started.
-        now: Present environment.
+        now: Current environment.
     """
     before, after = _code_versions(then), _code_versions(now)
     return [
@@ -65,7 +65,7 @@ def differences(then: Environment, now: Environment) -> list[str]:
 
 
 def _code_versions(environment: Environment) -> dict[str, str | None]:
-    """Return the versions of all code that affects results; the working directory's does not."""
+    """Return the versions of all code that affects results, without the working directory."""
     return {
         **environment["versions"],
         "git revision of selfvit": environment["git"].get("selfvit"),

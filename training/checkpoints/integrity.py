@@ -1,4 +1,4 @@
-"""Integrity of a checkpoint: its trainer_state.json, written last, lists every file."""
+"""Integrity of a checkpoint: trainer_state.json, which is written last, lists every file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file_checksums(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read `trainer_state.json`, here or as version 0.1 wrote it."""
+    """Read `trainer_state.json` in the current form or in that of version 0.1."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     if "callbacks" not in state and "monitors" in state:
         state["callbacks"] = {
@@ -34,9 +34,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """Return why a checkpoint is not intact, or None if it is.
+    """Return why a checkpoint is not intact, or None if it is intact.
 
-    Reads all of it once: about a second a gigabyte.
+    All files are read once, which takes about one second per gigabyte.
     """
     try:
         files = read_state(checkpoint)["files"]

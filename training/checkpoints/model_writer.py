@@ -1,4 +1,4 @@
-"""Write the model in training as a checkpoint that AutoModel opens."""
+"""Write and restore the weights of the model in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Save and load the optimizer state, sharded or whole."""
+"""Save and load the optimizer state, sharded or not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
     Args:
         accelerator: Accelerator that prepared the model and the optimizer.
         model: Model in training.
-        optimizer: The optimizer, as prepared.
+        optimizer: Optimizer as Accelerate prepared it.
         folder: Checkpoint folder, on a file system that all processes share.
     """
     if not is_sharded(accelerator):
@@ -50,7 +50,7 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
     """Load what `save_state` saved; collective.
 
     A sharded state can be loaded into an unsharded model, an unsharded state into a sharded model,
-    and a sharded state by another number of processes.
+    and a sharded state by a different number of processes.
     """
     was_sharded = (folder / SHARDED_OPTIMIZER).is_dir()
     if not was_sharded and not is_sharded(accelerator):
@@ -59,7 +59,7 @@ def load_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folde
     if was_sharded:
         _load_shards(model, optimizer, folder / SHARDED_OPTIMIZER)
     else:
-        _shard_whole(optimizer, folder / OPTIMIZER)
+        _load_unsharded(optimizer, folder / OPTIMIZER)
     nothing: list[Any] = []
     changed = load_accelerator_state(
         str(folder), nothing, nothing, nothing, nothing,
@@ -89,7 +89,7 @@ def _load_shards(model: nn.Module, optimizer: Any, folder: Path) -> None:
         optimizer.state[parameters[parameter_name]][key] = value
 
 
-def _shard_whole(optimizer: Any, file: Path) -> None:
+def _load_unsharded(optimizer: Any, file: Path) -> None:
     """Load the state of an unsharded run, and shard it if the parameters are sharded."""
     saved = torch.load(file, weights_only=True, map_location="cpu", mmap=True)["state"]
     parameters = optimized_parameters(optimizer)

@@ -22,15 +22,15 @@ def newest_before(step: int, output: Path) -> Path | None:
 def roll_back(run: RunConfig, collapse: CollapseError) -> RunConfig:
     """Prepare a run to resume from a checkpoint, once, at half the learning rate.
 
-    Later checkpoints are deleted. From then on `training.yaml` has the lower rate and stops at the
-    next collapse, so the run can be interrupted and resumed as any other.
+    Later checkpoints are deleted. `training.yaml` is rewritten with the lower rate, and so that the
+    next collapse stops the run. The run can then be interrupted and resumed like any other.
 
     Args:
-        run: The run that collapsed.
-        collapse: The collapse, which names the checkpoint to return to.
+        run: Configuration of the run that collapsed.
+        collapse: Error that names the checkpoint to return to.
 
     Returns:
-        The run to continue with.
+        Configuration of the run to continue with.
     """
     output, kept = Path(run.start.output), collapse.kept
     assert kept is not None

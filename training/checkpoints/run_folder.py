@@ -1,6 +1,6 @@
-"""The folder of a run: its contents, and whether a run may start or resume there.
+"""Run folder: its files, and checks whether a run may start or resume in it.
 
-OUTPUT/training.yaml             the run as it was started; it can be run again
+OUTPUT/training.yaml             all values of the run; it can be run again
 OUTPUT/environment.json          versions and git revisions that it was started with
 OUTPUT/log.jsonl                 a line of metrics every `log_steps`
 OUTPUT/images/                   pictures every `image_steps`
@@ -46,7 +46,7 @@ BEFORE_FILE = "before.npz"  # among the checkpoints, since a resumed run needs i
 BEST = "best"
 BEST_FILE = "best.json"
 SECONDS_TO_APPEAR = 60.0
-# Unfinished, replaced or half-deleted files that a killed process may leave.
+# Unfinished, replaced or partly deleted files that a killed process may leave.
 LEFTOVERS = (".unfinished-*", ".replaced-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
 # Values that may differ between a run and its resume, because they change no weight.
 RESUMABLE_FIELDS = {
@@ -99,7 +99,7 @@ def check_run_folder(run: RunConfig) -> None:
 
 
 def prepare_run_folder(run: RunConfig) -> None:
-    """Create the folder of the run, or clean it up for a resume; on the main process only.
+    """Create the run folder, or clean it up for a resume; on the main process only.
 
     Raises:
         OSError: As `check_run_folder`, or if the folder cannot be written.
@@ -157,7 +157,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def _entries(output: Path) -> Iterator[Path]:
-    """Yield the contents of the folder, except what a run that was killed at its start leaves."""
+    """Yield the contents of the folder, except files of a run that was killed at its start."""
     for path in output.iterdir():
         if not path.match(f".{RUN_FILE}.unfinished-*"):
             yield path

@@ -1,4 +1,4 @@
-"""From the command line to a run: a recipe or a YAML file, and options for each of its values."""
+"""Parse the command line of a run: a recipe or YAML file, and an option for each of its values."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ METAVARS = {"data": "IMAGES", "output": "RUN", "init_from": "CHECKPOINT"}
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A recipe or a written run, and the values that were asked for.
+    """Request for a run: a recipe or a YAML file, and options.
 
     Args:
         name: Name of the recipe, or path of the YAML file.
-        draft: The run before its data is known.
-        recipe: The recipe; None for a YAML file.
-        options: Values by field name.
+        draft: Configuration of the run before its data is known.
+        recipe: Recipe; None for a YAML file.
+        options: Requested values by field name.
     """
 
     name: str
@@ -46,7 +46,7 @@ class RunRequest:
 
     @property
     def data(self) -> DataConfig:
-        """The images to open."""
+        """Images to open, and how they are read."""
         return self.sections.data
 
     @property
@@ -119,7 +119,7 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
 
     Args:
         request: The recipe or YAML file, and the options.
-        num_images: Size of the data set; None for a stream.
+        num_images: Size of the dataset; None for a stream.
 
     Raises:
         ValueError: If values contradict each other, or `init_from` is not a selfvit checkpoint.
@@ -139,10 +139,16 @@ class TrainParser(argparse.ArgumentParser):
     """Parser whose errors are one ValueError, without the hundred lines of usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the error of an option.
+
+        Raises:
+            ValueError: Always. The message names the command that lists the options.
+        """
         end = "" if message.endswith("?") else "."
         raise ValueError(f"{message}{end} selfvit train RECIPE --help lists the options.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse options; an unknown one is an error that suggests similar options."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._explain_unknown(unknown[0]))
@@ -206,6 +212,14 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
 def _add_model_option(group: Any, config: Any, name: str) -> None:
     _, meanings, _ = parse_google_format_docstring(inspect.getdoc(type(config)) or "")
     text = HELP.get(name) or " ".join((meanings or {}).get(name, "").split())
+    if isinstance(getattr(config, name), bool):
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            action=argparse.BooleanOptionalAction,
+            help=_with_default(text, getattr(config, name)),
+        )
+        return
     group.add_argument(
         f"--{name.replace('_', '-')}",
         dest=name,
@@ -276,7 +290,12 @@ def normalize_options(arguments: list[str], flags: set[str]) -> list[str]:
     for word in arguments:
         if word.startswith("--"):
             name, separator, value = word.partition("=")
-            word = name.replace("_", "-") + separator + value
+            name = name.replace("_", "-")
+            if name in flags and separator:
+                normalized.append(name)
+                word = value
+            else:
+                word = name + separator + value
         before = normalized[-1] if normalized else ""
         if before in flags and word.lower() in ("true", "false"):
             if word.lower() == "false":

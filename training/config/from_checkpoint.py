@@ -1,4 +1,4 @@
-"""Read the settings that a checkpoint decides for a run that starts from it."""
+"""Read the settings that a run takes from the checkpoint it starts from."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def read_config(checkpoint: str) -> SelfViTConfig:
 def read_preprocessing(checkpoint: str) -> dict[str, Any]:
     """Return the fields of `PreprocessingConfig` that a checkpoint's image processor determines.
 
-    A run that starts from a checkpoint keeps its preprocessing. Empty for a checkpoint without an
-    image processor.
+    A run that starts from a checkpoint keeps its preprocessing. Without an image processor, the
+    result is empty.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))

@@ -30,39 +30,39 @@ from .training_config import (
     StartConfig,
 )
 
-# Model fields that are the run's choice, not the checkpoint's that it starts from.
+# Model fields that a run sets itself, instead of taking them from the checkpoint it starts from.
 RUN_FIELDS = ("drop_path_rate", "classifier_batch_norm")
 # Model fields that are derived from others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 # Fields of config.json that describe the saved checkpoint, not the model.
 CHECKPOINT_KEYS = ("auto_map", "transformers_version", *WRITTEN_BY)
-# Fields of augmentations that version 0.1 called otherwise.
+# Fields of augmentations that had other names in version 0.1.
 RENAMED_FIELDS = {"rand_augment_deviation": "rand_augment_std"}
-# Sections that no reader of training.yaml needs: where a run was published.
+# Sections that are not written to training.yaml: running a published file must not push over it.
 PRIVATE_SECTIONS = ("hub",)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what training does; `training.yaml` is its written form.
+    """Complete configuration of a run; `training.yaml` is its written form.
 
     Args:
-        recipe: Name of the recipe it started from.
+        recipe: Name of the recipe that the run is based on.
         architecture: Class to train, as in `config.architectures`.
-        model: Configuration of the encoder, with the objective's part.
-        augmentation: How images become views.
+        model: Configuration of the encoder and the objective.
+        augmentation: Augmentation that turns images into views.
         data: Images, and how they are read.
         preprocessing: Normalization and resizing.
         start: Weights to start from, and the folder to write.
         schedule: Length, batch size, learning rate and weight decay.
-        optimizer: The optimizer and its gradients.
+        optimizer: Optimizer and gradient clipping.
         lora: Low-rank adapters.
         runtime: Memory, precision and device.
         checkpoints: Checkpoints to resume from.
-        evaluation: Evaluation while training.
+        evaluation: Evaluation during training.
         monitoring: Logging, collapse monitors and trackers.
         hub: Publishing.
-        card: The model card.
+        card: Model card.
 
     Raises:
         ValueError: If values contradict each other.
@@ -223,11 +223,11 @@ class RunConfig:
     def with_options(
         self, options: dict[str, Any], encoder: SelfViTConfig | None = None
     ) -> RunConfig:
-        """Return the run with some values changed: of the sections, the model, the augmentation.
+        """Return the run with some values of sections, model and augmentation changed.
 
         Args:
             options: Values by name. Names that belong to none of these are ignored.
-            encoder: Configuration to take the geometry of the encoder from. The objective's part
+            encoder: Configuration to take the geometry of the encoder from. The objective's fields
                 and RUN_FIELDS stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
@@ -256,7 +256,7 @@ class RunConfig:
         return changed_run.replace(**select(options, SECTION_OF))
 
 
-# Called with the number of images and the batch size, each None where it is not known.
+# Called with the number of images and the batch size; None for a value that is not known.
 Recipe = Callable[[int | None, int | None], RunConfig]
 
 

@@ -1,4 +1,4 @@
-"""Sections of a run's configuration: the fields that are the same for every recipe.
+"""Sections of a run's configuration: the fields that all recipes share.
 
 Field names are the option names of `selfvit train`, so they are unique across the sections.
 """
@@ -41,15 +41,11 @@ class DataConfig(Section):
 
     _argument_group_name = "data"
 
-    # The folder may have moved when a run is resumed; the data set's fingerprint is compared.
-    data: str = option(
-        "",
-        HELP["data"],
-        resumable=True,
-    )
+    # Resumable, because the folder may have moved; the fingerprint of the dataset is compared.
+    data: str = option("", HELP["data"], resumable=True)
     split: str | None = option(None, HELP["split"])
     streaming: bool = option(
-        False, "Read Parquet, WebDataset tars or a Hub data set as a stream; needs --max-steps"
+        False, "Read Parquet, WebDataset tars or a Hub dataset as a stream; needs --max-steps"
     )
     image_column: str | None = option(None, HELP["image_column"])
     label_column: str | None = option(None, HELP["label_column"])
@@ -67,7 +63,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class PreprocessingConfig(Section):
-    """Normalization in training, and resizing in embedding; both end up in the image processor."""
+    """Normalization in training, and resizing in embedding; the image processor stores both."""
 
     _argument_group_name = "preprocessing"
 
@@ -75,7 +71,7 @@ class PreprocessingConfig(Section):
         IMAGENET_DEFAULT_MEAN, "Mean of the channels, pixels in 0 to 1", minimum=0, maximum=1
     )
     image_std: list[float] = option(
-        IMAGENET_DEFAULT_STD, "Standard deviation of the channels, pixels in 0 to 1", above=0
+        IMAGENET_DEFAULT_STD, "Std of the channels, pixels in 0 to 1", above=0
     )
     resize: Literal["shortest_edge", "square"] = option(
         "shortest_edge",
@@ -86,7 +82,7 @@ class PreprocessingConfig(Section):
 
 @dataclass(frozen=True)
 class StartConfig(Section):
-    """Where a run starts, and where it writes."""
+    """Weights that a run starts from, and the folder that it writes."""
 
     _argument_group_name = "start and output"
 
@@ -96,7 +92,7 @@ class StartConfig(Section):
     )
     init_scope: Literal["encoder", "all"] = option(
         "encoder",
-        "Weights to take from --init-from: encoder, or all (heads and teacher, too)",
+        "Weights to take from --init-from: encoder, or all (also heads and teacher)",
         choices=("encoder", "all"),
     )
     resume: bool = option(False, "Continue from the newest checkpoint in --output", resumable=True)
@@ -145,7 +141,7 @@ class ScheduleConfig(Section):
         """Return the number of optimizer steps of the run.
 
         Args:
-            num_images: Size of the data set; None for a stream.
+            num_images: Size of the dataset; None for a stream.
 
         Raises:
             ValueError: If the data is a stream and `max_steps` is not set.
@@ -159,14 +155,14 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """The optimizer and its gradients."""
+    """Optimizer and gradient clipping."""
 
     _argument_group_name = "optimizer"
 
     optimizer: str = option(
         "adamw_torch_fused",
-        "Optimizer. Those of bitsandbytes need a quarter of the memory for their states (8bit) or "
-        "move them to the machine's memory when the GPU's is full (paged)",
+        "Optimizer. Those of bitsandbytes store their state in a quarter of the memory (8bit), or "
+        "move it to CPU memory when GPU memory is full (paged)",
         choices=OPTIMIZERS,
     )
     adam_beta1: float = option(0.9, "First beta of AdamW", minimum=0, maximum=1)
@@ -192,7 +188,8 @@ class LoRAConfig(Section):
     )
     lora_alpha: int | None = option(
         None,
-        "Adapter outputs are scaled by lora_alpha / lora_rank; equal to the rank by default",
+        "Scale of adapter outputs, which are multiplied by lora_alpha / lora_rank; by default the "
+        "rank",
         minimum=1,
     )
     lora_targets: list[str] = option(
@@ -255,7 +252,7 @@ class CheckpointConfig(Section):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Section):
-    """Evaluation while training."""
+    """Evaluation during training."""
 
     _argument_group_name = "evaluation"
 
@@ -269,7 +266,7 @@ class EvaluationConfig(Section):
         None, "Labeled images for the k-NN and linear-probe test", resumable=True
     )
     eval_limit: int = option(
-        10000, "Largest number of images to use of each set", minimum=2, resumable=True
+        10000, "Maximum number of images to use from each dataset", minimum=2, resumable=True
     )
     best_metric: str | None = option(
         None,
@@ -311,7 +308,7 @@ class MonitoringConfig(Section):
     image_steps: int = option(
         1000,
         "Steps between two pictures of views and of reconstructions or attention, in OUTPUT/images "
-        "and the trackers; the first step has one, too; 0 means none",
+        "and the trackers; also drawn after the first step; 0 means none",
         minimum=0,
         resumable=True,
     )
@@ -329,7 +326,7 @@ class MonitoringConfig(Section):
 
 @dataclass(frozen=True)
 class HubConfig(Section):
-    """Publishing. Not written to training.yaml: running a published file must not push over it."""
+    """Publishing; not written to training.yaml, so that running a published file pushes nothing."""
 
     _argument_group_name = "Hub"
 
@@ -356,7 +353,7 @@ class HubConfig(Section):
 
 @dataclass(frozen=True)
 class CardConfig(Section):
-    """The model card."""
+    """Model card."""
 
     _argument_group_name = "model card"
 

@@ -70,7 +70,7 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
     Args:
         views: Pixels, (*, C, h, w) uint8.
         mean: Mean of each channel, for pixels in 0 to 1.
-        std: Standard deviation of each channel, for pixels in 0 to 1.
+        std: Std of each channel, for pixels in 0 to 1.
 
     Returns:
         Normalized pixels, (*, C, h, w) float32.

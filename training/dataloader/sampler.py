@@ -79,7 +79,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         steps_per_epoch = num_images // plan.batch_size
         if steps_per_epoch == 0:
             raise ValueError(
-                f"batch_size ({plan.batch_size}) is larger than the data set "
+                f"batch_size ({plan.batch_size}) is larger than the dataset "
                 f"({num_images} images), and incomplete batches are dropped; use at most "
                 f"{num_images}."
             )

@@ -127,7 +127,7 @@ def restore_readers(
     num_shards = partition.source.num_shards
     if saved["num_shards"] != num_shards:
         raise ValueError(
-            f"the data set has changed since the checkpoint was saved: it had "
+            f"the dataset has changed since the checkpoint was saved: it had "
             f"{saved['num_shards']} shards, and {partition.source.description} has {num_shards}. "
             "Restore it, or start a new run with --init-from and another --output."
         )

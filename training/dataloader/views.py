@@ -1,4 +1,4 @@
-"""Data sets that read, decode and augment images, in the workers of the DataLoader."""
+"""Datasets that read, decode and augment images, in the workers of the DataLoader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_UNREADABLE_IN_A_ROW = 100
 
 
 class _ViewMaker:
-    """Base of the data sets: turn a decoded image into the inputs of the model.
+    """Base of the datasets: turn a decoded image into the inputs of the model.
 
     Args:
         augmentation: Augmentation that makes the views.

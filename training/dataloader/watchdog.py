@@ -62,7 +62,7 @@ class WatchedLoader(DataLoader):
 
     Args:
         args: Positional arguments of `DataLoader`.
-        board: Board that the data set writes its reads on.
+        board: Board that the dataset writes its reads on.
         name_of: Function that returns the name of a position in the source.
         data_timeout: Seconds that reading one image may take; 0 means no limit. Without workers,
             nothing is watched.

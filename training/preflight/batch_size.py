@@ -43,22 +43,23 @@ def find_batch_size(
     build_model: Callable[[], Any],
     batches_of: BatchesOf,
 ) -> RunConfig:
-    """Return the run with the fewest micro-batches an optimizer step that fit into memory.
+    """Return the run with the fewest micro-batches per optimizer step that fit into memory.
 
-    Makes real training steps of a model that is thrown away, with at least twice as many
-    micro-batches each time that memory is full. Nothing is written. Every process tries by itself,
-    and all take the largest number that any of them needs. On a CPU, memory is full when the system
-    refuses it; if Linux kills the process instead, this cannot help.
+    A model that is discarded afterwards makes real training steps, with at least twice as many
+    micro-batches each time memory is full. Nothing is written. Every process tries by itself, and
+    all use the largest number that any of them needs. On a CPU, memory is full when the system
+    refuses to allocate it; if Linux kills the process instead, the search fails.
 
     Args:
-        run: The run, with the largest micro-batch to try. A resumed run keeps that of its start.
+        run: Configuration of the run, with the largest micro-batch to try. A resumed run keeps the
+            number of micro-batches of its start.
         plan: Batches of the run.
-        accelerator: The Accelerator.
-        build_model: Returns a new model on the CPU.
-        batches_of: Returns the micro-batches of a plan.
+        accelerator: Accelerator of the run.
+        build_model: Function that returns a new model on the CPU.
+        batches_of: Function that returns the micro-batches of a plan.
 
     Raises:
-        FileExistsError: If the output folder is taken (`check_run_folder`).
+        FileExistsError: If the run folder is not empty and may not be used (`check_run_folder`).
         ValueError: If not even the fewest images fit that the objective can train with, or the
             model is sharded.
     """
@@ -67,8 +68,8 @@ def find_batch_size(
     check_run_folder(run)
     if is_sharded(accelerator):
         raise ValueError(
-            "--find-batch-size tries each process by itself, which a model sharded by FSDP cannot "
-            "do; set --gradient-accumulation-steps instead."
+            "--find-batch-size tries each process by itself, which is impossible for a model that "
+            "FSDP shards; set --gradient-accumulation-steps instead."
         )
     with without_others():
         needed = _accumulation_that_fits(run, plan, accelerator, build_model, batches_of)
@@ -159,14 +160,14 @@ def run_trial_steps(
     """Make training steps that need as much memory as any of the run's.
 
     Args:
-        run: The run.
-        model: A new model, on the CPU; it is moved to the device and trained.
+        run: Configuration of the run.
+        model: New model, on the CPU; it is moved to the device and trained.
         batches: Micro-batches of the plan.
         plan: Batches to try.
-        accelerator: The Accelerator; its counter of micro-batches is restored.
+        accelerator: Accelerator of the run; its counter of micro-batches is restored.
 
     Raises:
-        RuntimeError: If memory is full; other types of errors may say so, too.
+        RuntimeError: If memory is full. Other types of errors are possible, see `is_out_of_memory`.
     """
     if run.runtime.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -195,11 +196,11 @@ def run_trial_steps(
                 reserve = torch.empty(size, dtype=torch.uint8, device=accelerator.device)
     finally:
         accelerator.step = counter
-    del buckets, reserve  # kept until here
+    del buckets, reserve  # they must occupy memory until here
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return the peak GPU memory of this process, or its present memory on a CPU, in bytes."""
+    """Return the peak GPU memory of this process, or its current memory on a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss

@@ -31,14 +31,15 @@ def check(
     """Check a run, and complete it from its data; collective.
 
     Args:
-        run: The requested configuration.
-        source: The images.
-        accelerator: The Accelerator; gets the number of micro-batches that fit into memory.
+        run: Requested configuration.
+        source: Training images.
+        accelerator: Accelerator of the run; its number of micro-batches is set to one that fits
+            into memory.
 
     Raises:
         ValueError: If the run and its data contradict each other.
-        FileExistsError: If the output folder is taken.
-        PermissionError: If the run is to be pushed to the Hub, and may not be.
+        FileExistsError: If the run folder is not empty and may not be used.
+        PermissionError: If the run is to be pushed to the Hub without the permission to do so.
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
@@ -80,11 +81,12 @@ def _with_batches_that_fit(
 
 
 def push_target(run: RunConfig) -> Target | None:
-    """Return where a run is published, after checking that it may be; None if it is not.
+    """Return the destination of a run on the Hub, after checking permissions; None without a push.
 
     Raises:
         PermissionError: If the Hub does not accept the token, or the user may not push there.
-        ValueError: If the name is not a repository's, or the repository must be private and is not.
+        ValueError: If the name is not that of a repository, or if the repository must be private
+            but is public.
         ConnectionError: If the Hub cannot be reached.
     """
     if run.hub.push_to_hub is None:

@@ -145,14 +145,14 @@ def describe_plan(
 ) -> str:
     """Return the text that describes what a run would do.
 
-    Reads a few images and makes forward passes with them, to measure activations.
+    A few images are read and passed through the model, to measure activations.
 
     Args:
         run: Configuration of the run.
         model: Model to train, on the CPU.
         source: Training images.
         plan: Batches of the run.
-        loader_from: Returns the micro-batches of a plan.
+        loader_from: Function that returns the micro-batches of a plan.
         precision: "no", "bf16" or "fp16".
         num_shards: Number of processes that FSDP2 shards the model over; 1 without FSDP2.
     """

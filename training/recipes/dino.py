@@ -62,7 +62,7 @@ def dino_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfi
 
 
 def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue DINO training from pretrained weights on your own small data set.
+    """Continue DINO training from pretrained weights on your own small dataset.
 
     Command: `selfvit train dino_finetune --init-from CHECKPOINT --data IMAGES --output RUN`
     Time and quality: depend on the data; compare k-NN before and after.
@@ -83,7 +83,7 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
       blocks, which are the most general, change least.
     - KoLeo: a weight of 0.1, as in DINOv2, keeps class tokens spread out. With few images, they
       would otherwise concentrate in a few directions (4 points of k-NN in `dino_demo`).
-    - Crops: less extreme, with global views of 0.25 to 1 of the area, as images of small data sets
+    - Crops: less extreme, with global views of 0.25 to 1 of the area, as images of small datasets
       often show one subject that fills the image.
     """
     batch_size = batch_size or 64

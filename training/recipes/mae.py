@@ -57,7 +57,7 @@ def mae_vitb16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig
 
 
 def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue MAE training from pretrained weights on your own small data set.
+    """Continue MAE training from pretrained weights on your own small dataset.
 
     Command: `selfvit train mae_finetune --init-from CHECKPOINT --data IMAGES --output RUN`. To keep
     training the decoder of a MAE checkpoint, too, add `--init-scope all --freeze-encoder-ratio 0`
@@ -74,7 +74,7 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
       fine-tuned afterwards, its depth hardly matters (Table 1a: 84.8 with one block, 84.9 with
       eight). For frozen features, a deeper one is better (linear probe: 70.0 with two, 73.5 with
       eight).
-    - Length: 200 epochs, as MAE gains from long schedules (Fig. 7), and small data sets have few
+    - Length: 200 epochs, as MAE gains from long schedules (Fig. 7), and small datasets have few
       steps per epoch. Each epoch has new crops and masks, so inputs hardly repeat.
 
     Crops and mask ratio are those of the paper, as MAE needs no stronger augmentation (Table 1e).

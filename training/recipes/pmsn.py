@@ -96,7 +96,7 @@ def _msn_schedule() -> ScheduleConfig:
 
 
 def pmsn_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
-    """Continue PMSN training from pretrained weights on your own small data set.
+    """Continue PMSN training from pretrained weights on your own small dataset.
 
     Command: `selfvit train pmsn_finetune --init-from CHECKPOINT --data IMAGES --output RUN`
     Time and quality: depend on the data; compare k-NN before and after.
@@ -112,7 +112,7 @@ def pmsn_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
     - Teacher momentum and frozen start: as in `dino_finetune`, for the same reasons. The teacher
       averages over as many images as in the paper, but over no more than a tenth of the run. The
       new head is warmed up before it can damage good features.
-    - Focal views: fewer and larger (0.1 to 0.4 of the area), as images of small data sets often
+    - Focal views: fewer and larger (0.1 to 0.4 of the area), as images of small datasets often
       show one subject that fills the image.
 
     Batch norm needs at least 2 images in a micro-batch, and its statistics are better with 32.

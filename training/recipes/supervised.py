@@ -18,7 +18,7 @@ def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
     Status: mechanics tested here.
 
     Layer-wise decay is in the range of BEiT and MAE (arXiv 2111.06377, Table 9: 0.65 to 0.75). The
-    learning rate is higher than theirs, as runs on small data sets have few steps.
+    learning rate is higher than theirs, as runs on small datasets have few steps.
     """
     return RunConfig(
         recipe="classify",
@@ -28,7 +28,7 @@ def classify(num_images: int | None, batch_size: int | None) -> RunConfig:
         schedule=ScheduleConfig(
             epochs=30,
             batch_size=64,
-            base_learning_rate=4e-3,  # small data sets have few steps; MAE, Table 9: 1e-3
+            base_learning_rate=4e-3,  # small datasets have few steps; MAE, Table 9: 1e-3
             min_learning_rate=1e-6,
             warmup_ratio=0.05,  # MAE, Table 9: 5 epochs of 100
             weight_decay=0.05,  # MAE, Table 9
@@ -54,7 +54,7 @@ def mae_classify(num_images: int | None, batch_size: int | None) -> RunConfig:
 
     Pooling is that of the checkpoint, mean for those of MAE. The batch size is that of the paper if
     this gives at least 16 batches per epoch. Otherwise, it is the largest power of two that does,
-    and at least 16, so that small data sets still have enough steps. The learning rate scales with
+    and at least 16, so that small datasets still have enough steps. The learning rate scales with
     the batch size.
 
     Differences from the repository: patches are normalized before they are averaged, not after;
@@ -108,7 +108,7 @@ def linear_probe(num_images: int | None, batch_size: int | None) -> RunConfig:
     Status: measured here.
 
     A batch norm without weights standardizes the embeddings (MAE, arXiv 2111.06377, Appendix A.1,
-    "Linear probing"). MAE uses LARS with a batch size of 16,384, too large for small data sets, so
+    "Linear probing"). MAE uses LARS with a batch size of 16,384, too large for small datasets, so
     this recipe uses AdamW. Pooling is that of the checkpoint.
 
     Images are neither cropped nor flipped, as at inference. With an encoder of 300 steps, 5,200

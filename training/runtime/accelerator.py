@@ -45,20 +45,20 @@ def build_accelerator(run: RunConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
     )
-    # If all processes refuse a run, none must take the exit of another for the reason.
+    # If all processes refuse a run, none of them must report the exit of another as the reason.
     synchronize(accelerator)
     launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
     if accelerator.num_processes < launched:
         raise ValueError(
-            f"{launched} processes were launched, and each would train alone, as there is no GPU "
-            "for them; give --cpu to train together on the CPU."
+            f"{launched} processes were launched, and each would train alone, because there is no "
+            "GPU for them; give --cpu to train together on the CPU."
         )
     configure_fsdp(accelerator, run.optimizer.optimizer)
     return accelerator
 
 
 def check_same_images(source: ImageSource | StreamingImageSource, accelerator: Accelerator) -> None:
-    """Check that all processes see the same images, since machines may have copies; collective.
+    """Check that all processes see the same images, because machines may have copies; collective.
 
     Raises:
         ValueError: If the data of two processes differs.
@@ -71,15 +71,15 @@ def check_same_images(source: ImageSource | StreamingImageSource, accelerator: A
             raise ValueError(
                 f"the processes do not see the same images: rank 0 has {everyone[0][1]} on "
                 f"{everyone[0][0]}, rank {rank} has {description} on {node}. Share the folder, or "
-                "copy it completely; for a Hub data set, give a revision (USER/NAME@REVISION)."
+                "copy it completely; for a Hub dataset, give a revision (USER/NAME@REVISION)."
             )
 
 
 def synchronize(accelerator: Accelerator) -> None:
     """Barrier that tolerates processes exiting while others still wait.
 
-    gloo raises in a barrier that all processes have reached, if one of them exits before another
-    has woken up.
+    In a barrier that all processes have reached, gloo raises an error if one of them exits before
+    another one continues.
     """
     with suppress(RuntimeError):
         if accelerator.num_processes > 1:

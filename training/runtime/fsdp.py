@@ -47,7 +47,7 @@ def configure_fsdp(accelerator: Accelerator, optimizer: str) -> None:
     """Adapt Accelerate's FSDP configuration to selfvit's models; no effect without FSDP.
 
     Args:
-        accelerator: The Accelerator, before it prepares the model.
+        accelerator: Accelerator, before it prepares the model.
         optimizer: Value of --optimizer.
 
     Raises:
@@ -89,18 +89,18 @@ def configure_fsdp(accelerator: Accelerator, optimizer: str) -> None:
 
 
 class FullModel:
-    """The model in training, with full weights that one process can write or evaluate.
+    """Model in training, with full weights that one process can write or evaluate.
 
-    Without sharding these are the model itself. With sharding the main process has a copy on the
-    CPU, which `gather` updates.
+    Without sharding, `gathered` is the model itself. With sharding, it is a copy on the CPU of the
+    main process, which `gather` updates.
 
     Args:
-        accelerator: The Accelerator, which decides whether the model is sharded.
-        module: The model, before Accelerate prepares it.
+        accelerator: Accelerator, which determines whether the model is sharded.
+        module: Model, before Accelerate prepares it.
 
     Attributes:
-        module: The model in training, sharded or not.
-        gathered: The model with full weights, as of the last `gather`; main process only.
+        module: Model in training, sharded or not.
+        gathered: Model with full weights, as of the last `gather`; main process only.
     """
 
     def __init__(self, accelerator: Accelerator, module: nn.Module):
@@ -111,7 +111,7 @@ class FullModel:
         self.gathered: Any = copy.deepcopy(module) if self.is_copy else module
 
     def gather(self) -> None:
-        """Update `gathered` with the present weights; collective."""
+        """Update `gathered` with the current weights; collective."""
         if not self.is_sharded:
             return
         # the state is empty in the other processes
