@@ -222,7 +222,7 @@ def alarm_step(values, rate_shares):
     """Return the step of the first alarm over readings of every tenth step, or None."""
     state = MonitorState()
     for step, share in enumerate(rate_shares, start=1):
-        state.trained(share)
+        state.add_step(share)
         if step % 10 == 0 and state.judge(step, {"teacher_information": values(step)}):
             return step
     return None

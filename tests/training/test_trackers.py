@@ -138,7 +138,7 @@ def test_wandb_stores_a_resumed_run_as_one_run_with_losses_settings_and_pictures
             if "loss" in (item.key, *item.nested_key):
                 losses.append(json.loads(item.value_json))
     assert losses == losses_of(tracked_run)
-    assert values["training.batch_size"] == "6"
+    assert values["schedule.batch_size"] == "6"
     assert ids == {id_of(tracked_run, "wandb")}
     assert list(tracked_run.rglob("offline-run-*/files/media/images/*.png"))
 
@@ -155,7 +155,7 @@ def test_trackio_stores_a_resumed_run_as_one_run_with_losses_settings_and_pictur
     assert {step for step, metrics in logged if "views" in metrics} == {1, 2, 4}
     ((run, config),) = rows_of(database, "select run_name, config from configs")
     assert run == id_of(tracked_run, "trackio")
-    assert json.loads(config)["training.batch_size"] == 6
+    assert json.loads(config)["schedule.batch_size"] == 6
     assert list((tracked_run / "trackio").rglob("*.png"))
 
 
@@ -167,7 +167,7 @@ def test_mlflow_stores_a_resumed_run_as_one_run_with_losses_settings_and_picture
     assert [loss for loss, _ in logged] == losses_of(tracked_run)
     assert {run for _, run in logged} == {id_of(tracked_run, "mlflow")}
     values = dict(rows_of(database, "select key, value from params"))
-    assert values["training.batch_size"] == "6"
+    assert values["schedule.batch_size"] == "6"
     assert values["model.mae_config.mask_ratio"] == "0.75"
     assert list((tracked_run / "mlflow" / "artifacts").rglob("views*.png"))
 
