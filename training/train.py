@@ -207,8 +207,10 @@ def open_source(data: DataConfig) -> Source:
     )
 
 
-def train_recipe(recipe: str, *, data: str, output: str, **options: Any) -> dict[str, float]:
-    """Train a recipe, as `selfvit train` does; `selfvit.train` in Python.
+def train_recipe(
+    recipe: str | Path, *, data: str | Path, output: str | Path, **options: Any
+) -> dict[str, float]:
+    """Train a recipe, as `selfvit train` does; `selfvit.train` is this function.
 
     Args:
         recipe: Name of a recipe, or path of a run's `training.yaml`.
