@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -268,6 +269,15 @@ def test_the_batch_size_trial_and_the_benchmark_use_the_steps_of_the_loop():
     for file in ("training/preflight/batch_size.py", "benchmarks/side_by_side.py"):
         names = {entry.name for entry in imports_of(ROOT / file)}
         assert {"forward_backward", "optimizer_step"} <= names, file
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.*")]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=label)
+def test_pages_and_examples_import_from_the_package_itself(page):
+    deep = re.findall(r"(?:from|import) selfvit\.[\w.]+", page.read_text(encoding="utf-8"))
+    assert not deep, f"{label(page)}: use `from selfvit import ...`"
 
 
 def statements_on_transformers() -> str:
