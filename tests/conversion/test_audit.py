@@ -299,7 +299,7 @@ class TestCommand:
     def test_a_sound_checkpoint_is_one_line_and_exit_code_0(self, sound):
         result = self.run(sound)
         assert result.exit_code == 0
-        assert result.stdout == f"{sound}: nothing wrong was found (dinov2).\n"
+        assert result.stdout == f"{sound}: no faults found (dinov2).\n"
 
     def test_a_fault_is_printed_with_its_fix_and_exit_code_1(self, sound):
         (sound / "preprocessor_config.json").unlink()
