@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...configuration.format_version import VERSION
-from .remote_code import CONFIGURATION, MODELING
+from .weight_files import CONFIGURATION, MODELING
 
 LINE_LENGTH = 100
 RULE = "# " + "-" * (LINE_LENGTH - 2)

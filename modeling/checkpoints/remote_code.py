@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME
 
-CONFIGURATION, MODELING = "configuration_selfvit", "modeling_selfvit"
+from .weight_files import CONFIGURATION, MODELING
 
 
 def write_code(classes: Mapping[str, type], folder: str | os.PathLike[str]) -> dict[str, str]:

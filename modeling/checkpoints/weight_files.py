@@ -1,4 +1,4 @@
-"""Files with the weights of a checkpoint: a single file, or shards with an index."""
+"""Files of a checkpoint: the weights, in a single file or in shards with an index, and the code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # names by save_pretrained
 SINGLE_FILES = (WEIGHTS, "pytorch_model.bin")
 INDEXES = (INDEX, "pytorch_model.bin.index.json")
+CONFIGURATION, MODELING = "configuration_selfvit", "modeling_selfvit"  # modules of its code
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -73,4 +74,13 @@ def weight_files(folder: Path) -> list[str]:
     return [INDEX, *shard_names(folder / INDEX)]
 
 
-__all__ = ["INDEX", "WEIGHTS", "shard_names", "stored_tensors", "weight_files", "weight_map"]
+__all__ = [
+    "CONFIGURATION",
+    "MODELING",
+    "INDEX",
+    "WEIGHTS",
+    "shard_names",
+    "stored_tensors",
+    "weight_files",
+    "weight_map",
+]
