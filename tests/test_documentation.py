@@ -388,7 +388,7 @@ def test_the_notebook_runs(page_folder):
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
     assert parameters.source.startswith("steps = ")
-    parameters.source = "steps = 6"
+    parameters.source = "steps = 12"  # the log then has a line of the collapse monitors, too
     client = nbclient.NotebookClient(
         notebook,
         timeout=SECONDS,
