@@ -225,8 +225,9 @@ def train_recipe(
         ValueError: If a name or value is not allowed, or the run contradicts its data.
         OSError: If a file cannot be read or written.
     """
-    request = open_request(str(recipe), RECIPES)
-    return run_request(request_with(request, {"data": str(data), "output": str(output), **options}))
+    values = {"data": data, "output": output, **options}
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return run_request(request_with(open_request(str(recipe), RECIPES), values))
 
 
 def run_request(request: RunRequest) -> dict[str, float]:

@@ -3,15 +3,17 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, pipeline
 
-from selfvit import SelfViTModel
+from selfvit import SelfViTModel, train
 from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.registry import TRAINABLE_CLASSES
+from selfvit.training.config.run_config import RunConfig
 from selfvit.training.exceptions import NonFiniteLossError
 from selfvit.training.train import main
 
@@ -315,3 +317,13 @@ def test_every_trainable_class_has_a_recipe():
 
     named = {recipe(None, None).architecture for recipe in RECIPES.values()}
     assert named == TRAINABLE_CLASSES.keys()
+
+
+def test_every_path_may_be_a_path_object_in_python(two_classes, tiny_checkpoint, tmp_path):
+    # only data and output were converted: training.yaml cannot hold another Path, so the run failed
+    out = tmp_path / "out"
+    options = dict(max_steps=1, batch_size=8, num_workers=0, tracker="none", energy_meter="none")
+    start = Path(tiny_checkpoint)
+    train("mae_finetune", data=two_classes, output=out, init_from=start, cpu=True, **options)
+    run = RunConfig.from_yaml((out / "training.yaml").read_text())
+    assert (run.data.data, run.start.init_from) == (str(two_classes), str(tiny_checkpoint))
