@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
+from .image_source import UnreadableContent
 
 # Exceptions that Pillow's decoders raise on corrupt data, determined by experiment.
 PILLOW_ERRORS = (
@@ -47,7 +48,7 @@ class UnreadableImageError(ValueError):
     """Image that cannot be decoded; the message is a short reason without the name of the image."""
 
 
-def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
+def decode_image(image: bytes | str | Path | Image.Image | UnreadableContent) -> Image.Image:
     """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
     The alpha channel is dropped, not blended with a background, so the color stored in transparent
@@ -117,7 +118,9 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(scaled).astype(np.uint8))
 
 
-def _open(image: bytes | str | Path) -> Image.Image:
+def _open(image: bytes | str | Path | UnreadableContent) -> Image.Image:
+    if isinstance(image, UnreadableContent):
+        raise UnreadableImageError(image.reason)
     if isinstance(image, bytes):
         num_bytes = len(image)
     else:
