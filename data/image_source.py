@@ -73,6 +73,10 @@ class ImageSource:
             self._inventory = Inventory(found=len(self), taken=len(self))
         return self._inventory
 
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -109,6 +113,11 @@ class ChosenSource(ImageSource):
         super().__init__(description, source.label_names, source.id_column)
         self._source = source
         self._positions = np.sort(positions)
+        left_out = source.inventory.left_out
+        self.label_rule = source.label_rule
+        self.inventory = Inventory(
+            len(positions) + len(left_out), len(positions), left_out, source.inventory.notes
+        )
 
     def __len__(self) -> int:
         return len(self._positions)

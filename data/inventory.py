@@ -1,32 +1,50 @@
-"""Account of the images of a source: found, taken, and left out with the reason."""
+"""Inventory of a source: images found, taken and left out, with the reasons."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+MAX_REASONS = 4  # different reasons that one line names
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Image that a source does not contain.
+    """File or row that is known to be unusable before it is decoded.
 
     Args:
-        name: Name of the file or row.
-        reason: Reason why it was left out.
+        name: Name of the file or row, as the id of an image.
+        reason: Reason why it is left out.
     """
 
     name: str
     reason: str
 
 
-@dataclass
-class Inventory:
-    """Images that were found when a source was opened.
+@dataclass(frozen=True)
+class SkippedImage:
+    """Image that was taken, but cannot be read.
 
     Args:
-        found: Number of images found; equals `taken + len(left_out)`.
+        id: Name of the image.
+        reason: Reason why it cannot be read.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Images that a source found; `taken + len(left_out) == found`.
+
+    Args:
+        found: Number of image files or rows.
         taken: Number of images in the source.
-        left_out: Images that are not in the source.
-        notes: Sentences about guesses and about files that are no images of the user.
+        left_out: Files or rows that are not in the source.
+        notes: Remarks on how the data was read, one line each.
     """
 
     found: int
@@ -34,5 +52,48 @@ class Inventory:
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def all_left_out(self, skipped: Sequence[SkippedImage] = ()) -> list[LeftOut]:
+        """Return what is left out, together with the images that cannot be read.
 
-__all__ = ["Inventory", "LeftOut"]
+        Args:
+            skipped: Images of the source that cannot be read.
+        """
+        return [*self.left_out, *(LeftOut(image.id, image.reason) for image in skipped)]
+
+    def summary(self, skipped: Sequence[SkippedImage] = ()) -> str | None:
+        """Return one line with the numbers of images and the reasons; None if none is left out.
+
+        Args:
+            skipped: Images of the source that cannot be read.
+        """
+        left_out = self.all_left_out(skipped)
+        if not left_out:
+            return None
+        return (
+            f"images: {self.found} found, {self.found - len(left_out)} taken, {len(left_out)} left "
+            f"out ({group_reasons([image.reason for image in left_out])})"
+        )
+
+
+def group_reasons(reasons: Sequence[str]) -> str:
+    """Return the different reasons with their counts, the most frequent first.
+
+    Reasons that differ in numbers only are counted together.
+
+    Args:
+        reasons: Reasons, one per image.
+    """
+    by_kind: dict[str, Counter[str]] = {}
+    for reason in reasons:
+        by_kind.setdefault(re.sub(r"\d+", "...", reason), Counter())[reason] += 1
+    groups = sorted(by_kind.items(), key=lambda group: -group[1].total())
+    texts = [
+        f"{counts.total()} x {kind if len(counts) > 1 else next(iter(counts))}"
+        for kind, counts in groups[:MAX_REASONS]
+    ]
+    if rest := groups[MAX_REASONS:]:
+        texts.append(f"{sum(counts.total() for _, counts in rest)} for other reasons")
+    return "; ".join(texts)
+
+
+__all__ = ["Inventory", "LeftOut", "SkippedImage", "group_reasons"]

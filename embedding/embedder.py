@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource
+from ..data.inventory import SkippedImage
 from ..data.workers import use_one_thread
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
@@ -27,19 +28,6 @@ from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 
 AnyImage = bytes | str | Path | Image.Image
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """Image that cannot be read and has no vector.
-
-    Args:
-        id: Name of the image.
-        reason: Reason why it cannot be read.
-    """
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageSource
-from ..embedding.embedder import SkippedImage
+from ..data.inventory import SkippedImage
 from ..embedding.preprocessing import resized_processor
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
