@@ -193,9 +193,7 @@ class DatasetStream(StreamingImageSource):
         features = dataset.features or dataset._resolve_features().features
         self._columns = choose_columns(features, image_column, label_column)
         label_names = None
-        notes = notes_on_columns(
-            all_features or features, self._columns, label_column is not None
-        )
+        notes = notes_on_columns(all_features or features, self._columns, label_column is not None)
         if self._columns.label is not None:
             label_names = getattr(features[self._columns.label], "names", None)
             if label_names is None and label_column is not None:

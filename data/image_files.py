@@ -93,8 +93,8 @@ def _split_prefix(firsts: Sequence[str], split: str | None, where: str) -> tuple
         return (f"{splits[0]}/", [f"split {splits[0]}"]) if splits and not num_stray else ("", [])
     chosen = choose_split_folder(splits, split, where)
     others = [name for name in splits if name != chosen]
-    note = f"split {chosen}; {', '.join(others)} are not read (--split chooses, --split {ALL} reads all)"
-    notes = [note]
+    choice = f"--split chooses, --split {ALL} reads all"
+    notes = [f"split {chosen}; {', '.join(others)} are not read ({choice})"]
     if num_stray:
         notes.append(f"{num_stray} images beside the split folders are not read")
     return f"{chosen}/", notes
@@ -103,7 +103,7 @@ def _split_prefix(firsts: Sequence[str], split: str | None, where: str) -> tuple
 def _labels_below(
     paths: Sequence[str], firsts: Sequence[str] | None, prefix: str, all_splits: bool
 ) -> Labels:
-    """Label images by the folders below the split; `firsts` are the first-level folders, if known."""
+    """Label images by the folders below the split; `firsts` are these folders, if known."""
     names = [path[len(prefix) :] for path in paths] if prefix else paths
     folders = first_folders(names) if firsts is None else firsts
     if all_splits and split_folders(sorted(set(folders))):

@@ -75,6 +75,7 @@ class ImageSource:
 
     @inventory.setter
     def inventory(self, inventory: Inventory) -> None:
+        """Set the inventory."""
         self._inventory = inventory
 
     def __len__(self) -> int:

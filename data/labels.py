@@ -94,7 +94,7 @@ def labels_of_values(values: Iterable[Any], column: str, names: list[str] | None
     else:
         known = sorted({value for value in plain if value is not None}, key=_sort_key)
         index = {value: label for label, value in enumerate(known)}
-        numbers = np.array([index.get(v, NO_LABEL) for v in plain], dtype=np.int64)
+        numbers = np.array([NO_LABEL if v is None else index[v] for v in plain], dtype=np.int64)
         names = [_name(value) for value in known]
     num_missing = int((numbers == NO_LABEL).sum())
     if num_missing == len(numbers):

@@ -89,7 +89,7 @@ def open_images(
         FileNotFoundError: If there is no such folder or file, and no such dataset on the Hub.
         ValueError: If the data contains no images; the message lists what it contains.
     """
-    columns = {"image_column": image_column, "label_column": label_column}
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     if isinstance(data, (str, os.PathLike)):
         files = [Path(data).expanduser()]
     else:
@@ -103,11 +103,12 @@ def open_images(
         return _open_directory(path, split, streaming, columns)
     if path.exists():
         return _open_file(path, split, streaming, columns)
-    return _open_hub_dataset(str(data), split, streaming, columns)
+    name = str(data) if isinstance(data, (str, os.PathLike)) else str(data[0])
+    return _open_hub_dataset(name, split, streaming, columns)
 
 
 def _open_directory(
-    path: Path, split: str | None, streaming: bool, columns: dict[str, str | None]
+    path: Path, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     if any((path / name).is_file() for name in SAVED_DATASET_FILES):
         return _open_saved_dataset(path, split, columns)
@@ -119,8 +120,8 @@ def _open_directory(
         )
         kinds += [f"{len(names)} {KINDS[kind]} ({names[0]})" for kind, names in containers.items()]
         raise ValueError(
-            f"data must be of one kind, but {str(path)!r} has {' and '.join(kinds)}; give the folder "
-            "or the files of the kind that is meant."
+            f"data must be of one kind, but {str(path)!r} has {' and '.join(kinds)}; give the "
+            "folder or the files of the kind that is meant."
         )
     if not containers:
         return open_folder(path, listing, split, **columns)
@@ -165,7 +166,7 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
 
 
 def _open_shards(
-    folder: Path, names: list[str], kind: str, streaming: bool, columns: dict[str, str | None]
+    folder: Path, names: list[str], kind: str, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     """Open the Parquet files or tars of a folder."""
     files = [folder / name for name in names]
@@ -174,14 +175,14 @@ def _open_shards(
     if streaming and len(names) > 1:
         where = f"{len(names)} {where}"
     if kind == ".parquet":
-        return open_parquet(files, where, streaming=streaming, identity=identity, **columns)  # type: ignore[arg-type]
+        return open_parquet(files, where, streaming=streaming, identity=identity, **columns)
     if streaming:
         return TarStream(files, f"{where}, streamed", identity, **columns)
     return TarSource(files, where, **columns)
 
 
 def _open_file(
-    path: Path, split: str | None, streaming: bool, columns: dict[str, str | None]
+    path: Path, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     suffix = extension_of(path.name)
     if suffix == ".zip":
@@ -195,7 +196,7 @@ def _open_file(
 
 
 def _open_files(
-    files: list[Path], split: str | None, streaming: bool, columns: dict[str, str | None]
+    files: list[Path], split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     missing = [str(file) for file in files if not file.exists()]
     if missing:
@@ -216,9 +217,7 @@ def _open_files(
     return source_of_files(files)
 
 
-def _open_saved_dataset(
-    path: Path, split: str | None, columns: dict[str, str | None]
-) -> DatasetSource:
+def _open_saved_dataset(path: Path, split: str | None, columns: dict[str, Any]) -> DatasetSource:
     import datasets
 
     try:
@@ -239,7 +238,7 @@ def _open_saved_dataset(
 
 
 def _open_hub_dataset(
-    name: str, split: str | None, streaming: bool, columns: dict[str, str | None]
+    name: str, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     import datasets
 

@@ -80,8 +80,8 @@ def open_parquet(
         dataset = datasets.load_dataset(**where, split="train")
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
-    folders = [(f.parent, m.num_rows) for f, m in zip(files, metadata, strict=True)]
-    return DatasetSource(dataset, f"{len(dataset)} rows of {name}", **chosen, folders=folders)
+    parts = [(file.parent, entry.num_rows) for file, entry in zip(files, metadata, strict=True)]
+    return DatasetSource(dataset, f"{len(dataset)} rows of {name}", **chosen, folders=parts)
 
 
 def _metadata(file: Path) -> pq.FileMetaData:
@@ -150,8 +150,8 @@ def _digest(files: Sequence[Path]) -> str:
     """Return a hash of what identifies the content of files, to keep a stale cache from being used.
 
     A file that was replaced can have the same path, size and time of modification. So the time of
-    the last change of the inode, which cannot be set, and both ends of the file are part of the hash;
-    the footer of a Parquet file has the sizes and statistics of all columns.
+    the last change of the inode, which cannot be set, and both ends of the file are part of the
+    hash; the footer of a Parquet file has the sizes and statistics of all columns.
     """
     digest = hashlib.sha256()
     for file in files:

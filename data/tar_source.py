@@ -136,9 +136,9 @@ class TarStream(StreamingImageSource):
             raise ValueError(_without_images(description, [first], image_column, left_out))
         notes = [split_note(first)] if first.splits_at_last_dot else []
         if left_out:
-            example = f"{left_out[0].name} ({left_out[0].reason})"
             notes.append(
-                f"{len(left_out)} images of {self._paths[0].name} are left out, for example {example}"
+                f"{len(left_out)} images of {self._paths[0].name} are left out, for example "
+                f"{left_out[0].name} ({left_out[0].reason})"
             )
         super().__init__(description, None, identity, Inventory(0, 0, notes=notes))
 

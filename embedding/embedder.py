@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
-from ..data.image_source import ImageRecord, ImageSource
+from ..data.image_source import ImageRecord, ImageSource, UnreadableContent
 from ..data.inventory import SkippedImage
 from ..data.workers import use_one_thread
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
@@ -275,7 +275,7 @@ class Embedder:
         return vectors.cpu().numpy()
 
 
-def preprocess(image: AnyImage, processor: BaseImageProcessor) -> Tensor:
+def preprocess(image: AnyImage | UnreadableContent, processor: BaseImageProcessor) -> Tensor:
     """Decode and preprocess one image.
 
     Args:

@@ -5,8 +5,9 @@ theirs in `commands/`; both use these texts. Every folder of the package may imp
 """
 
 HELP = {
-    "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
-    "split": "Split of a dataset, or subfolder of an image folder.",
+    "data": "Images: a folder, image files, Parquet files, WebDataset tars, a zip, a list of paths "
+    "(.txt, .csv, .jsonl), or a Hub dataset id.",
+    "split": "Split of a dataset or of folders such as train and test (or all), or a subfolder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
     "output": "Folder or file to write.",

@@ -1,7 +1,7 @@
 """List the image files below a folder, each once, and the files that were left out.
 
-Paths are strings relative to the folder, with "/" as in POSIX. `os.scandir` is used directly, because
-a `Path` for each file takes ten times as long as the listing itself.
+Paths are strings relative to the folder, with "/" as in POSIX. `os.scandir` is used directly,
+because a `Path` for each file takes ten times as long as the listing itself.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class _Walk:
                     self._drop_counted(first, counted)
 
     def _is_visited(self, target: str, seen_folders: set[str]) -> bool:
-        """Return whether the real folder `target` was visited, or would be on the way in a circle."""
+        """Return whether the real folder `target` was visited, or contains the root."""
         root = os.path.realpath(self.root)
         if _is_below(root, {target}) or _is_below(target, seen_folders):
             return True
@@ -207,8 +207,8 @@ class _Walk:
 def list_images(folder: Path) -> Listing:
     """List the image files below a folder, without hidden files and folders.
 
-    A file is an image by its extension; where that tells nothing, by its content. Links to files and
-    folders are followed, and a file is counted once, whatever links lead to it. Hard links are
+    A file is an image by its extension; where that tells nothing, by its content. Links to files
+    and folders are followed, and a file is counted once, whatever links lead to it. Hard links are
     different files.
 
     Args:

@@ -1,4 +1,4 @@
-"""Splits of a folder: first-level folders, or file names, that are called train, test and the like."""
+"""Splits of a folder: first-level folders or file names such as train, val and test."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def choose_files(
     wanted = SPLITS.get((split or "train").lower(), split)
     if wanted not in by_split:
         raise ValueError(
-            f"{where} has no split {split or 'train'!r}; choose one of {', '.join(map(str, by_split))} "
-            f"with --split, or all of them with --split {ALL}."
+            f"{where} has no split {split or 'train'!r}; choose one of "
+            f"{', '.join(map(str, by_split))} with --split, or all of them with --split {ALL}."
         )
     others = [str(name) for name in by_split if name != wanted]
     note = None

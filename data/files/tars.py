@@ -1,8 +1,9 @@
 """Index of the members of tar files, grouped into samples as in WebDataset.
 
-A sample consists of the files whose names are equal up to the first dot of the base name; the rest is
-the name of the field: `0001.jpg` and `0001.cls`, or `0001.jpg` and `0001.mask.png`. Where that would
-make one sample of many images (`img.0000.jpg`, `img.0001.jpg`), names are split at the last dot.
+A sample consists of the files whose names are equal up to the first dot of the base name; the rest
+is the name of the field: `0001.jpg` and `0001.cls`, or `0001.jpg` and `0001.mask.png`. Where that
+would make one sample of many images (`img.0000.jpg`, `img.0001.jpg`), names are split at the last
+dot.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _members(path: Path, left_out: list[LeftOut]) -> list[Member]:
     try:
         with tarfile.open(path, "r:", errorlevel=1) as archive:
             while (entry := archive.next()) is not None:
-                archive.members = []  # would keep every header in memory
+                archive.members = []  # type: ignore[attr-defined]  # the headers, which take memory
                 name = posixpath.normpath(entry.name)
                 if entry.islnk() and posixpath.normpath(entry.linkname) in places:
                     target = places[posixpath.normpath(entry.linkname)]

@@ -60,8 +60,8 @@ def export(
     if data is not None:
         if not int8:
             raise ValueError(
-                f"--data ({data}) are images to measure the 8-bit graph on; add --int8, or leave "
-                "--data out."
+                f"--data ({' '.join(data)}) are images to measure the 8-bit graph on; add --int8, "
+                "or leave --data out."
             )
         pixel_values = _load_pixels(checkpoint, data, split, image_column, max_images)
     report = export_checkpoint(
@@ -91,7 +91,7 @@ def _default_output(checkpoint: str, to: str) -> Path:
 
 
 def _load_pixels(
-    checkpoint: str, data: str, split: str | None, image_column: str | None, max_images: int
+    checkpoint: str, data: list[str], split: str | None, image_column: str | None, max_images: int
 ) -> Any:
     """Return preprocessed images, evenly spread over a source: (N, C, H, W)."""
     import torch

@@ -82,8 +82,8 @@ _DATA = typer.Option(
     metavar="IMAGES",
     help=HELP["data"],
 )
-Data = Annotated[str, _DATA]
-OptionalData = Annotated[str | None, _DATA]
+Data = Annotated[list[str], _DATA]
+OptionalData = Annotated[list[str] | None, _DATA]
 WHOLE_DATA = "train, or the entire image folder"  # data that is read without a split
 Split = Annotated[
     str | None,
