@@ -269,4 +269,4 @@ def _open_hub_dataset(
         ) from error
 
 
-__all__ = ["open_images"]
+__all__ = ["Data", "open_images"]

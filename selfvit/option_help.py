@@ -10,6 +10,7 @@ HELP = {
     "split": "Split of a dataset or of folders such as train and test (or all), or a subfolder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
+    "strict": "Exit with code 1 if any image was left out.",
     "output": "Folder or file to write.",
     "overwrite": "Replace an earlier output.",
     "batch_size": "Number of images per batch; in training, of an optimizer step.",

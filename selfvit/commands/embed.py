@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..option_help import HELP
 from . import options
 
 
@@ -25,9 +26,7 @@ def embed(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     overwrite: options.Overwrite = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 1 if any image was skipped.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help=HELP["strict"])] = False,
 ) -> None:
     """Write a vector for every image.
 

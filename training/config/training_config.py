@@ -49,6 +49,7 @@ class DataConfig(Section):
     )
     image_column: str | None = option(None, HELP["image_column"])
     label_column: str | None = option(None, HELP["label_column"])
+    strict: bool = option(False, HELP["strict"], resumable=True)
     num_workers: int = option(4, HELP["num_workers"], minimum=0, resumable=True)
     data_timeout: float = option(
         600.0,
