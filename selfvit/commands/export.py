@@ -106,7 +106,7 @@ def _default_output(checkpoint: str, to: str) -> Path:
 def _load_pixels(
     checkpoint: str, source: ImageSource, max_images: int, num_workers: int
 ) -> tuple[Any, list[SkippedImage]]:
-    """Return preprocessed images, evenly spread over a source, (N, C, H, W), and unreadable ones."""
+    """Return preprocessed images, (N, C, H, W), spread over a source, and unreadable ones."""
     from functools import partial
 
     import torch

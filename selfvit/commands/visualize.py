@@ -21,6 +21,8 @@ NumImages = Annotated[
     int, typer.Option(help="Number of images to draw, evenly spread over the data.")
 ]
 
+MAX_NAMED = 10  # images that are named one by one
+
 
 def attention(
     checkpoint: options.Checkpoint,
@@ -125,7 +127,10 @@ def _choose_images(
 
     source = open_images(data, split=split, image_column=image_column)
     report_source(source)
-    return source, *choose_images(source, num_images, num_workers=num_workers)
+    images, skipped = choose_images(source, num_images, num_workers=num_workers)
+    for image in skipped[:MAX_NAMED]:
+        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
+    return source, images, skipped
 
 
 def _open_encoder(
