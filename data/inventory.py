@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MAX_REASONS = 4  # different reasons that one line names
 
@@ -107,4 +109,39 @@ def group_reasons(reasons: Sequence[str]) -> str:
     return "; ".join(texts)
 
 
-__all__ = ["Inventory", "LeftOut", "SkippedImage", "group_reasons", "opening_lines"]
+def write_left_out(path: Path, left_out: Iterable[LeftOut]) -> None:
+    """Append names and reasons to a CSV file with the columns path and reason.
+
+    Args:
+        path: File to write, for example skipped.csv; a new file gets a header.
+        left_out: Files or rows that are left out.
+    """
+    # A name may hold bytes that are not UTF-8, as surrogates.
+    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(["path", "reason"])
+        writer.writerows((entry.name, entry.reason) for entry in left_out)
+
+
+def read_left_out(path: Path) -> list[LeftOut]:
+    """Return the entries of a file that `write_left_out` wrote; none if there is no file.
+
+    Args:
+        path: File to read.
+    """
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [LeftOut(row["path"], row["reason"]) for row in csv.DictReader(file)]
+
+
+__all__ = [
+    "Inventory",
+    "LeftOut",
+    "SkippedImage",
+    "group_reasons",
+    "opening_lines",
+    "read_left_out",
+    "write_left_out",
+]

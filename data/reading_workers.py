@@ -354,7 +354,7 @@ def _portable(error: Exception) -> Any:
         pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
-    return multiprocessing.pool.ExceptionWithTraceback(error, error.__traceback__)
+    return multiprocessing.pool.ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[attr-defined]
 
 
 def _send_result(pipe: Any, result: Any, through_pipe: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..option_help import HELP
 from . import options
+from .reports import report_left_out, report_source
 
 
 def embed(
@@ -26,7 +26,7 @@ def embed(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     overwrite: options.Overwrite = False,
-    strict: Annotated[bool, typer.Option("--strict", help=HELP["strict"])] = False,
+    strict: options.Strict = False,
 ) -> None:
     """Write a vector for every image.
 
@@ -39,6 +39,7 @@ def embed(
 
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
+    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -57,7 +58,6 @@ def embed(
         metadata={"model": checkpoint, "network": network.value},
     )
     typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
-    if report.num_skipped:
-        typer.echo(f"{report.num_skipped} images skipped, with reasons: {output / SKIPPED}")
-        if strict:
-            raise typer.Exit(1)
+    if num_left_out := len(source.inventory.all_left_out(report.skipped)):
+        typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
+    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -145,6 +145,17 @@ ImageSize = Annotated[
         show_default="the checkpoint's",
     ),
 ]
+FewWorkers = Annotated[int, typer.Option("--num-workers", help=HELP["num_workers"])]
+Strict = Annotated[bool, typer.Option("--strict", help=HELP["strict"])]
+Skipped = Annotated[
+    Path | None,
+    typer.Option(
+        "--skipped",
+        metavar="CSV",
+        help="File to write the images that were left out to, with the reasons.",
+        show_default="none",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
 
 
