@@ -79,6 +79,7 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
+    _print_inventory(source, accelerator)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
     run = checked.run
@@ -237,7 +238,6 @@ def train_recipe(
 def run_request(request: RunRequest) -> dict[str, float]:
     """Open the data of a request, build its run, and train."""
     source = open_source(request.data)
-    _print_inventory(source)
     if request.data.strict and source.inventory.left_out:
         first = source.inventory.left_out[0]
         raise ValueError(
@@ -250,12 +250,11 @@ def run_request(request: RunRequest) -> dict[str, float]:
         return train_or_roll_back(run, source, stop)
 
 
-def _print_inventory(source: Source) -> None:
-    """Print how the data was read, on the main process only."""
+def _print_inventory(source: Source, accelerator: Accelerator) -> None:
     lines = opening_lines(source.inventory, source.label_rule)
     summary = source.inventory.summary()
     for line in [summary, *lines] if summary is not None else lines:
-        PartialState().print(line)
+        accelerator.print(line)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,7 +39,6 @@ def embed(
 
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
-    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -50,6 +49,7 @@ def embed(
         device=device,
         dtype=dtype.value,
     )
+    report_source(source)
     report = write_embeddings(
         embedder,
         source,
