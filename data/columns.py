@@ -170,7 +170,8 @@ def _holds_images(name: str, feature: Any) -> bool:
     if isinstance(feature, datasets.Image):
         return True
     if isinstance(feature, Mapping):
-        return _is_binary(feature.get("bytes"))
+        is_empty = getattr(feature.get("bytes"), "dtype", None) == "null"  # only paths
+        return _is_binary(feature.get("bytes")) or (is_empty and _is_text(feature.get("path")))
     return _is_binary(feature) and name.lower() in IMAGE_COLUMNS
 
 
