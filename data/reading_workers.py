@@ -292,7 +292,9 @@ class ReadingWorkers:
         return died
 
 
-def _how(exit_code: int, times: str = "") -> str:
+def _how(exit_code: int | None, times: str = "") -> str:
+    if exit_code is None:  # other code in this process has waited for the process
+        return f"died {times}".rstrip()
     if exit_code == NO_MEMORY_EXIT:
         return f"ran out of memory {times}".rstrip()
     if exit_code >= 0:
