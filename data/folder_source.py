@@ -11,6 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from .files.image_formats import (
+    NOT_IMAGES,
+    SIGNATURE_BYTES,
+    extension_of,
+    format_of,
+    image_extensions,
+    missing_support,
+)
 from .files.listing import is_hidden
 from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from .inventory import Inventory
@@ -122,9 +130,26 @@ def members_of_zip(archive: Path) -> list[zipfile.ZipInfo]:
     return [entry for entry in members if not entry.is_dir() and not is_hidden(entry.filename)]
 
 
+def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
+    """Return the extension of a member; where that tells nothing, of the format of its content.
+
+    Args:
+        archive: Path of the zip file.
+        entry: Member.
+    """
+    extension = extension_of(entry.filename)
+    if extension in image_extensions() | NOT_IMAGES or missing_support(extension) is not None:
+        return extension
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(entry) as file:
+            return format_of(file.read(SIGNATURE_BYTES)) or extension
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return extension
+
+
 def printable(path: str) -> str:
     """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-__all__ = ["FolderSource", "ZipSource", "members_of_zip", "printable"]
+__all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip", "printable"]

@@ -18,7 +18,7 @@ from .files.image_formats import (
 from .files.listing import Listing
 from .files.metadata import values_of_metadata
 from .files.splits import ALL, choose_split_folder, split_folders
-from .folder_source import FolderSource, ZipSource, members_of_zip, printable
+from .folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip, printable
 from .inventory import Inventory, LeftOut
 from .labels import Labels, first_folders, labels_of_folders, labels_of_values
 from .tables import path_column, read_label_column, read_list
@@ -135,7 +135,7 @@ def open_zip(
     names: list[str] = []
     left_out: list[LeftOut] = []
     for entry in members_of_zip(archive):
-        extension = extension_of(entry.filename)
+        extension = kind_of_member(archive, entry)
         if (needed := missing_support(extension)) is not None:
             left_out.append(LeftOut(entry.filename, f"cannot be decoded here: {needed}"))
         elif extension in image_extensions():
