@@ -45,6 +45,8 @@ def evaluate(
     ] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     dtype: options.DType = options.DTypeName.float32,
@@ -67,6 +69,8 @@ def evaluate(
         save_metrics,
     )
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
+
     def open_split(data: str, split: str | None) -> ImageSource:
         return open_images(data, split=split, image_column=image_column, label_column=label_column)
 
@@ -85,6 +89,7 @@ def evaluate(
         batch_size=batch_size,
         num_workers=options.choose_num_workers(num_workers),
         device=device,
+        pixel_range=declared_range,
         progress=True,
     )
     metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
