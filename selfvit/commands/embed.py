@@ -63,5 +63,5 @@ def embed(
     )
     typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
-        typer.echo(f"{num_left_out} images left out, with reasons: {output / SKIPPED}")
+        typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -115,7 +115,7 @@ def _load_pixels(
     num_workers: int,
     pixel_range: tuple[float, float] | None,
 ) -> tuple[Any, list[SkippedImage]]:
-    """Return preprocessed images, spread over a source, (N, C, H, W), and unreadable ones."""
+    """Return preprocessed images, (N, C, H, W), spread over a source, and unreadable ones."""
     import torch
     from transformers import AutoImageProcessor
 

@@ -20,6 +20,8 @@ NumImages = Annotated[
     int, typer.Option(help="Number of images to draw, evenly spread over the data.")
 ]
 
+MAX_NAMED = 10  # images that are named one by one
+
 
 def attention(
     checkpoint: options.Checkpoint,
@@ -147,14 +149,16 @@ def _choose_images(
 
     source = open_images(data, split=split, image_column=image_column)
     report_source(source)
-    images = choose_images(
+    images, skipped = choose_images(
         source,
         num_images,
         num_workers=num_workers,
         processor=processor,
         pixel_range=pixel_range,
     )
-    return source, *images
+    for image in skipped[:MAX_NAMED]:
+        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
+    return source, images, skipped
 
 
 def _open_encoder(
