@@ -68,11 +68,8 @@ def evaluate(
         save_metrics,
     )
 
-    declared_range = options.choose_pixel_range(pixel_range, bits)
-
-    sources = _open_sources(
-        {"train": (train, train_split), "test": (test, test_split)}, image_column, label_column
-    )
+    data = {"train": (train, train_split), "test": (test, test_split)}
+    sources = _open_sources(data, image_column, label_column)
     embedded = embed_splits(
         checkpoint,
         sources["train"],
@@ -83,7 +80,7 @@ def evaluate(
         batch_size=batch_size,
         num_workers=options.choose_num_workers(num_workers),
         device=device,
-        pixel_range=declared_range,
+        pixel_range=options.choose_pixel_range(pixel_range, bits),
         progress=True,
     )
     metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
