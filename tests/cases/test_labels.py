@@ -120,7 +120,7 @@ class TestColumns:
         assert result.code == 2 and "text.parquet' cannot be read as Parquet" in result.text
 
     def test_json_labels_of_two_types_are_one_line(self, data, embed):
-        members = {}
+        members: dict[str, bytes] = {}
         for i in range(4):
             label = b'{"label": 1}' if i % 2 else b'{"label": "cat"}'
             members |= {f"{i}.jpg": encoded(i, "JPEG"), f"{i}.json": label}

@@ -43,7 +43,7 @@ class TestTars:
         assert len({record.id for record in records}) == 12
 
     def test_names_split_at_the_last_dot_keep_their_labels(self, data, embed):
-        members = {}
+        members: dict[str, bytes] = {}
         for i in range(6):
             members |= {f"img.{i}.jpg": jpeg(i), f"img.{i}.cls": str(i % 2).encode()}
         result = embed(write_tar(data / "a.tar", members))
@@ -51,7 +51,7 @@ class TestTars:
         assert "split at the last dot" in result.text
 
     def test_other_images_of_a_sample_are_listed(self, data, embed):
-        members = {}
+        members: dict[str, bytes] = {}
         for i in range(4):
             members |= {f"{i}.jpg": jpeg(i), f"{i}.mask.png": encoded(i)}
         path = write_tar(data / "masks.tar", members)
