@@ -383,7 +383,7 @@ def _preprocess_named(
 
 
 def _decode_and_preprocess(
-    image: AnyImage, processor: BaseImageProcessor, pixel_format: PixelFormat
+    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
 ) -> tuple[Tensor, ValueRanges]:
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
     return pixel_values_of(decoded, processor), decoded.ranges
