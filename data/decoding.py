@@ -15,10 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
-from .image_plugins import register_plugins
-from .image_source import UnreadableContent
-from .pixel_format import DecodedPixels, PixelFormat
-from .raw_pixels import (
+from .files.image_plugins import register_plugins
+from .files.raw_pixels import (
     NPY_START,
     PNG_DEEP,
     PixelsError,
@@ -33,6 +31,8 @@ from .raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
+from .image_source import UnreadableContent
+from .pixel_format import DecodedPixels, PixelFormat
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.

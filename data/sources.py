@@ -14,13 +14,13 @@ from typing import Any, Literal, overload
 from huggingface_hub import HfApi
 
 from .dataset_source import DatasetSource, DatasetStream, StreamingImageSource
+from .files.image_files import open_folder, open_list, open_zip, source_of_files
 from .files.image_formats import extension_of
 from .files.listing import CONTAINERS, Listing, list_images
 from .files.splits import choose_files
-from .image_files import open_folder, open_list, open_zip, source_of_files
+from .files.tables import ROWS_AT_ONCE, open_parquet
+from .files.tar_source import TarSource, TarStream
 from .image_source import ImageSource
-from .tables import ROWS_AT_ONCE, open_parquet
-from .tar_source import TarSource, TarStream
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 KINDS = {".parquet": "Parquet files", ".tar": "WebDataset tars", ".zip": "zip files"}
@@ -148,7 +148,7 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
         import pyarrow.parquet as pq
 
         from .columns import holds_images
-        from .tables import features_of
+        from .files.tables import features_of
 
         holding = []
         for name in containers.pop(".parquet"):

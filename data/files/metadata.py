@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..inventory import LeftOut
-from ..tables import read_label_column, read_list
+from .tables import read_label_column, read_list
 
 
 def values_of_metadata(

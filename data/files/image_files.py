@@ -7,20 +7,20 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import shorten
-from .files.image_formats import (
+from ...errors import shorten
+from ..folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip, printable
+from ..inventory import Inventory, LeftOut
+from ..labels import Labels, first_folders, labels_of_folders, labels_of_values
+from .image_formats import (
     NOT_IMAGES,
     extension_of,
     image_extensions,
     kind_of,
     missing_support,
 )
-from .files.listing import Listing
-from .files.metadata import values_of_metadata
-from .files.splits import ALL, choose_split_folder, split_folders
-from .folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip, printable
-from .inventory import Inventory, LeftOut
-from .labels import Labels, first_folders, labels_of_folders, labels_of_values
+from .listing import Listing
+from .metadata import values_of_metadata
+from .splits import ALL, choose_split_folder, split_folders
 from .tables import path_column, read_label_column, read_list
 
 

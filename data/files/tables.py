@@ -12,9 +12,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from .columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, choose_columns
-from .dataset_source import DatasetSource, DatasetStream, StreamingImageSource
-from .image_source import ImageSource
+from ..columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, choose_columns
+from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
+from ..image_source import ImageSource
 
 if TYPE_CHECKING:
     import datasets

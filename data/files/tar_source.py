@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .columns import IMAGE_COLUMNS, JSON_COLUMNS, LABEL_COLUMNS
-from .dataset_source import StreamingImageSource
-from .files.tars import Member, TarIndex, TarSample, index_tar
-from .image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
-from .inventory import Inventory, LeftOut
-from .labels import labels_of_values
+from ..columns import IMAGE_COLUMNS, JSON_COLUMNS, LABEL_COLUMNS
+from ..dataset_source import StreamingImageSource
+from ..image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
+from ..inventory import Inventory, LeftOut
+from ..labels import labels_of_values
+from .tars import Member, TarIndex, TarSample, index_tar
 
 
 class TarSource(ImageSource):
