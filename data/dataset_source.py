@@ -48,6 +48,12 @@ class DatasetSource(ImageSource):
         row = self._dataset[range(len(self))[position]]
         return _record(row, self._columns, str(position), None if label == NO_LABEL else label)
 
+    def name_of(self, position: int) -> str:
+        """Return the id of a row, or its number."""
+        if self._columns.id is None:
+            return str(position)
+        return str(self._dataset.select_columns([self._columns.id])[position][self._columns.id])
+
     def _number_labels(self) -> tuple[np.ndarray | None, list[str] | None]:
         column = self._columns.label
         if column is None:

@@ -52,6 +52,10 @@ class FolderSource(ImageSource):
         path = self.paths[position]
         return ImageRecord(_printable(path), str(self.folder / path), self._label(path))
 
+    def name_of(self, position: int) -> str:
+        """Return the path of an image within the folder."""
+        return _printable(self.paths[position])
+
     def _label(self, path: str) -> int | None:
         return self._label_of[path.split("/")[0]] if self._label_of else None
 

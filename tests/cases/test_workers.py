@@ -153,6 +153,9 @@ class KillsLater(ImageSource):
     def __len__(self):
         return len(self.source)
 
+    def name_of(self, position):
+        return self.source.name_of(position)
+
     def __getitem__(self, position):
         if position >= self.first and multiprocessing.parent_process() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
