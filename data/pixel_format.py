@@ -102,11 +102,12 @@ class RangeCheck:
         name, (low, high), (start, end) = self._first
         is_outside = low < start or high > end
         fault = "of which some lie outside of" if is_outside else "which is less than 1/8 of"
-        more = f", as have {self.num_images - 1} more images" if self.num_images > 1 else ""
+        others = self.num_images - 1
+        more = f", as do {others} other images" if others > 1 else ", as does 1 other image"
         bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "
         return (
             f"{name} has values from {_number(low)} to {_number(high)}, {fault} the range "
-            f"{_number(start)} to {_number(end)}{more}; the largest value is "
+            f"{_number(start)} to {_number(end)}{more if others else ''}; the largest value is "
             f"{_number(self.largest)}. Declare the scale of the data: "
             f"{bits if low >= 0 and self.largest > 1 else ''}--pixel-range LOW HIGH."
         )
