@@ -305,7 +305,11 @@ class TestRangeCheck:
         check.add("b.png", ((0, 3000), (0, 65535)))
         warning = pickle.loads(pickle.dumps(check)).warning_once()
         assert warning.startswith("a.png has values from 0 to 900, which is less than 1/8 of")
-        assert "as does 1 other image;" in warning and "3000" in warning and "N of at least 12" in warning
+        assert (
+            "as does 1 other image;" in warning
+            and "3000" in warning
+            and "N of at least 12" in warning
+        )
         assert "--pixel-range LOW HIGH" in warning and "\n" not in warning
         assert check.warning_once() is not None and check.warning_once() is None
 
