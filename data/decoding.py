@@ -69,6 +69,8 @@ START_LENGTH = 32  # bytes that tell the format
 LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
 LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
 GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
+MAX_UNREDUCED = 80_000_000  # pixels; a larger image is reduced further, to MIN_GAP, or refused
+MIN_GAP = 2
 BLOCK_PIXELS = 1 << 20  # pixels that are reduced at a time
 BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA": 4}
 
@@ -248,7 +250,16 @@ def _factor(size: tuple[int, int], target: tuple[int, int] | None, orientation: 
     if target is None:
         return 1
     needed = target if orientation < 5 else target[::-1]
-    return max(1, min(have // (GAP * need) for have, need in zip(size, needed, strict=True)))
+    ratio = min(have / need for have, need in zip(size, needed, strict=True))
+    factor = int(ratio / GAP)
+    if factor < 2 and size[0] * size[1] > MAX_UNREDUCED:
+        factor = int(ratio / MIN_GAP)
+        if factor < 2:
+            raise UnreadableImageError(
+                f"too large: {size[1]} x {size[0]} pixels; above {MAX_UNREDUCED:,} pixels, both "
+                f"sides must have at least {2 * MIN_GAP} times the pixels that the output needs"
+            )
+    return max(1, factor)
 
 
 def _draft(opened: Image.Image, target: tuple[int, int] | None) -> None:

@@ -10,6 +10,7 @@ that the output does not need.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
     """
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its errors become reasons
     source: Any = io.BytesIO(image) if isinstance(image, bytes) else image
     with tifffile.TiffFile(source) as file:
         page: Any = file.pages.first

@@ -180,16 +180,16 @@ def choose_pixel_range(
     """Return the range that one of --pixel-range and --bits declares; None for neither.
 
     Raises:
-        typer.BadParameter: If both are given, or the range is not in ascending order.
+        ValueError: If both are given, or the range is not in ascending order.
     """
-    if bits is not None:
-        if pixel_range is not None:
-            raise typer.BadParameter("--bits and --pixel-range exclude each other; use one.")
-        return 0.0, float(2**bits - 1)
-    try:
+    if bits is None:
         return check_pixel_range(pixel_range)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    if pixel_range is not None:
+        raise ValueError(
+            f"--bits {bits} and --pixel-range {pixel_range[0]:g} {pixel_range[1]:g} both declare "
+            "the range of the pixels; use one of them."
+        )
+    return 0.0, float(2**bits - 1)
 
 
 def choose_num_workers(wanted: int | None) -> int:
