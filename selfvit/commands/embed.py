@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
+from .reports import report_left_out, report_source
 
 
 def embed(
@@ -17,6 +18,8 @@ def embed(
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     normalize: options.Normalize = False,
@@ -25,9 +28,7 @@ def embed(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     overwrite: options.Overwrite = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 1 if any image was skipped.")
-    ] = False,
+    strict: options.Strict = False,
 ) -> None:
     """Write a vector for every image.
 
@@ -38,8 +39,10 @@ def embed(
     from ..embedding.embedder import Embedder
     from ..embedding.writer import SKIPPED, TABLE, check_output, write_embeddings
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
+    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -49,6 +52,7 @@ def embed(
         num_workers=options.choose_num_workers(num_workers),
         device=device,
         dtype=dtype.value,
+        pixel_range=declared_range,
     )
     report = write_embeddings(
         embedder,
@@ -58,7 +62,6 @@ def embed(
         metadata={"model": checkpoint, "network": network.value},
     )
     typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
-    if report.num_skipped:
-        typer.echo(f"{report.num_skipped} images skipped, with reasons: {output / SKIPPED}")
-        if strict:
-            raise typer.Exit(1)
+    if num_left_out := len(source.inventory.all_left_out(report.skipped)):
+        typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
+    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
+from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
     from ..data.image_source import ImageSource
@@ -44,6 +45,8 @@ def evaluate(
     ] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     dtype: options.DType = options.DTypeName.float32,
@@ -51,29 +54,60 @@ def evaluate(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     output: Annotated[Path | None, options.output("JSON", "none")] = None,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Measure embeddings by k-NN, a linear probe and metrics that need no labels.
 
     The metrics are printed as a table. With --output they are also written as a JSON file.
     """
-    from ..data.sources import open_images
-    from ..evaluation.evaluate import evaluate_checkpoint, format_table, save_metrics
+    from ..evaluation.evaluate import (
+        embed_splits,
+        evaluate_splits,
+        format_table,
+        save_metrics,
+    )
 
-    def open_split(data: str, split: str | None) -> ImageSource:
-        return open_images(data, split=split, image_column=image_column, label_column=label_column)
-
-    metrics = evaluate_checkpoint(
+    data = {"train": (train, train_split), "test": (test, test_split)}
+    sources = _open_sources(data, image_column, label_column)
+    embedded = embed_splits(
         checkpoint,
-        open_split(train, train_split),
-        None if test is None else open_split(test, test_split),
+        sources["train"],
+        sources.get("test"),
         network=network.value,
         pooling=pooling,
         dtype=dtype.value,
         batch_size=batch_size,
         num_workers=options.choose_num_workers(num_workers),
         device=device,
+        pixel_range=options.choose_pixel_range(pixel_range, bits),
         progress=True,
     )
+    metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
     typer.echo(format_table(metrics))
     if output is not None:
         save_metrics(metrics, output)
+    readings = zip(sources.items(), embedded, strict=False)
+    report_left_out(
+        *[(name, source, vectors.skipped) for (name, source), vectors in readings if vectors],
+        strict=strict,
+        skipped_file=skipped,
+    )
+
+
+def _open_sources(
+    data: dict[str, tuple[str | None, str | None]],
+    image_column: str | None,
+    label_column: str | None,
+) -> dict[str, ImageSource]:
+    """Open the images by name, each with its split, and print their labels and notes."""
+    from ..data.sources import open_images
+
+    sources = {
+        name: open_images(images, split=split, image_column=image_column, label_column=label_column)
+        for name, (images, split) in data.items()
+        if images is not None
+    }
+    for name, source in sources.items():
+        report_source(source, name)
+    return sources

@@ -9,13 +9,18 @@ import typer
 
 from ..option_help import HELP
 from . import options
+from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from ..data.image_source import ImageSource
+    from ..data.inventory import SkippedImage
+    from ..data.pixel_format import DecodedPixels
 
 NumImages = Annotated[
     int, typer.Option(help="Number of images to draw, evenly spread over the data.")
 ]
+
+MAX_NAMED = 10  # images that are named one by one
 
 
 def attention(
@@ -24,21 +29,33 @@ def attention(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw the attention of the class token in the last block, one map per head.
 
     PNG has one row per image.
     """
     from ..visualization.attention_maps import plot_attention_maps
+    from ..visualization.figures import check_picture
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
-    plot_attention_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    declared_range = options.choose_pixel_range(pixel_range, bits)
+    check_picture(output, overwrite)
+    model, processor = _open_encoder(checkpoint, network, image_size, device)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
+    plot_attention_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def pca(
@@ -47,21 +64,33 @@ def pca(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw the first three principal components of the patch tokens as colors.
 
     The components are computed over all images. PNG has one row per image.
     """
+    from ..visualization.figures import check_picture
     from ..visualization.pca_maps import plot_pca_maps
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
-    plot_pca_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    declared_range = options.choose_pixel_range(pixel_range, bits)
+    check_picture(output, overwrite)
+    model, processor = _open_encoder(checkpoint, network, image_size, device)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
+    plot_pca_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def reconstruct(
@@ -70,6 +99,8 @@ def reconstruct(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     image_size: options.ImageSize = None,
     mask_ratio: Annotated[
@@ -78,7 +109,10 @@ def reconstruct(
     ] = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw how a MAE checkpoint reconstructs masked patches.
 
@@ -86,13 +120,19 @@ def reconstruct(
     drawn with the brightness and contrast of the original. PNG has one row per image.
     """
     from ..embedding.embedder import best_device
+    from ..visualization.figures import check_picture
     from ..visualization.reconstructions import open_mae, plot_reconstructions
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    declared_range = options.choose_pixel_range(pixel_range, bits)
+    check_picture(output, overwrite)
     mae, processor = open_mae(checkpoint, image_size=image_size, mask_ratio=mask_ratio)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
     mae.to(best_device(device))  # type: ignore[arg-type]
     plot_reconstructions(mae, processor, images, output, seed=seed)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def _choose_images(
@@ -100,19 +140,25 @@ def _choose_images(
     split: str | None,
     image_column: str | None,
     num_images: int,
-    output: Path,
-    overwrite: bool,
-) -> list[Image]:
+    num_workers: int,
+    processor: Any,
+    pixel_range: tuple[float, float] | None,
+) -> tuple[ImageSource, list[DecodedPixels], list[SkippedImage]]:
     from ..data.sources import open_images
-    from ..visualization.figures import check_picture
     from ..visualization.inputs import choose_images
 
-    check_picture(output, overwrite)
     source = open_images(data, split=split, image_column=image_column)
-    images, skipped = choose_images(source, num_images)
-    for image in skipped:
+    report_source(source)
+    images, skipped = choose_images(
+        source,
+        num_images,
+        num_workers=num_workers,
+        processor=processor,
+        pixel_range=pixel_range,
+    )
+    for image in skipped[:MAX_NAMED]:
         typer.echo(f"skipped {image.id}: {image.reason}", err=True)
-    return images
+    return source, images, skipped
 
 
 def _open_encoder(
