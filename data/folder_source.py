@@ -112,11 +112,6 @@ class ZipSource(FolderSource):
         ) as error:
             return UnreadableContent(f"damaged or encrypted in the zip file: {error}")
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of the names of the members."""
-        return short_hash(printable(path).encode() for path in self.paths)
-
 
 def members_of_zip(archive: Path) -> list[zipfile.ZipInfo]:
     """Return the files in a zip file that are not hidden.
@@ -142,7 +137,8 @@ def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
         entry: Member.
     """
     extension = extension_of(entry.filename)
-    if extension in image_extensions() | NOT_IMAGES or missing_support(extension) is not None:
+    is_known = extension in image_extensions() or extension in NOT_IMAGES
+    if is_known or missing_support(extension) is not None:
         return extension
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(entry) as file:

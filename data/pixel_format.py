@@ -101,7 +101,7 @@ class RangeCheck:
             return None
         name, (low, high), (start, end) = self._first
         is_outside = low < start or high > end
-        fault = "of which some lie outside of" if is_outside else "which is less than 1/8 of"
+        fault = "some of which lie outside of" if is_outside else "which is less than 1/8 of"
         others = self.num_images - 1
         more = f", as do {others} other images" if others > 1 else ", as does 1 other image"
         bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "

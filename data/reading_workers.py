@@ -1,4 +1,4 @@
-"""Worker processes that read images, of which any may be killed at any time.
+"""Worker processes that read images, and that may be killed at any time.
 
 A DataLoader of torch cannot continue without a dead worker, raises the error wherever the main
 process happens to be (in a signal handler), and shares one queue whose lock a killed worker may

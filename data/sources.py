@@ -70,9 +70,10 @@ def open_images(
             such files, a zip file of images, a .txt, .csv or .jsonl file of paths, or the id of a
             dataset on the Hub (USER/NAME or USER/NAME@REVISION). A stream keeps reading the commit
             that was current when it was opened.
-        split: Split of a dataset or of a folder whose first-level folders are called train, test
-            and the like, "train" by default; "all" for all of them. For another folder of image
-            files, the subfolder to use, by default all of them.
+        split: Split to read; "all" reads all splits. It is a split of a dataset, a first-level
+            folder if all of these are named like splits, or a split in the names of Parquet files
+            or tars; "train" by default. For another folder of image files, the subfolder to use,
+            by default all of them.
         streaming: Whether to read Parquet files, tars and Hub datasets as a stream. Without it,
             Parquet files and Hub datasets are copied into the cache of `datasets` first. All other
             data is always read by position.
@@ -115,10 +116,9 @@ def _open_directory(
     listing = list_images(path)
     containers = _containers_with_images(path, listing)
     if len(containers) + bool(listing.paths) > 1:
-        kinds = [f"{len(listing.paths)} image files ({listing.paths[0]}, ...)"] * bool(
-            listing.paths
-        )
-        kinds += [f"{len(names)} {KINDS[kind]} ({names[0]})" for kind, names in containers.items()]
+        kinds = [f"{len(names)} {KINDS[kind]} ({names[0]})" for kind, names in containers.items()]
+        if listing.paths:
+            kinds.insert(0, f"{len(listing.paths)} image files ({listing.paths[0]}, ...)")
         raise ValueError(
             f"data must be of one kind, but {str(path)!r} has {' and '.join(kinds)}; give the "
             "folder or the files of the kind that is meant."

@@ -39,7 +39,7 @@ def open_folder(
         listing: Its files.
         split: First-level folder to use; None for train where all of them are splits, and for all
             of them otherwise; "all" for all of them.
-        image_column: Must be None, as a folder has no columns.
+        image_column: Not used, as a folder has no columns.
         label_column: Column of metadata.csv or metadata.jsonl; None to find it.
 
     Raises:
@@ -124,7 +124,7 @@ def open_zip(
     Args:
         archive: Path of the zip file.
         split: As in `open_folder`.
-        image_column: Must be None, as a zip file has no columns.
+        image_column: Not used, as a zip file has no columns.
         label_column: Must be None, as a zip file has no columns.
 
     Raises:
@@ -136,8 +136,8 @@ def open_zip(
     left_out: list[LeftOut] = []
     for entry in members_of_zip(archive):
         extension = kind_of_member(archive, entry)
-        if (needed := missing_support(extension)) is not None:
-            left_out.append(LeftOut(entry.filename, f"cannot be decoded here: {needed}"))
+        if (reason := missing_support(extension)) is not None:
+            left_out.append(LeftOut(entry.filename, reason))
         elif extension in image_extensions():
             names.append(entry.filename)
     if not names:
@@ -250,8 +250,7 @@ def _why_not_taken(path: str) -> str | None:
         return f"cannot be opened: {error.strerror}"
     if kind is None:
         return "not an image"
-    needed = missing_support(kind)
-    return None if needed is None else f"cannot be decoded here: {needed}"
+    return missing_support(kind)
 
 
 def _without_images(folder: Path, left_out: Sequence[LeftOut]) -> str:

@@ -159,7 +159,9 @@ def extension_of(name: str) -> str:
 def missing_support(extension: str) -> str | None:
     """Return why images with an extension cannot be decoded here; None for all other files."""
     needed = NEEDED.get(extension)
-    return None if needed is None or extension in image_extensions() else needed
+    if needed is None or extension in image_extensions():
+        return None
+    return f"cannot be decoded here: {needed}"
 
 
 def format_of(head: bytes) -> str | None:

@@ -121,8 +121,8 @@ class _Walk:
         extension = extension_of(name)
         if extension in self.suffixes:
             self.paths.append(path)
-        elif (needed := missing_support(extension)) is not None:
-            self.listing.left_out.append(LeftOut(path, f"cannot be decoded here: {needed}"))
+        elif (reason := missing_support(extension)) is not None:
+            self.listing.left_out.append(LeftOut(path, reason))
         elif extension in CONTAINERS:
             self.listing.containers.setdefault(extension, []).append(path)
         elif name in METADATA_FILES:
@@ -136,13 +136,12 @@ class _Walk:
             try:
                 kind = kind_of(os.path.join(self.root, path))
             except OSError as error:
-                reason = f"cannot be opened: {error.strerror}"
-                self.listing.left_out.append(LeftOut(path, reason))
+                self.listing.left_out.append(LeftOut(path, f"cannot be opened: {error.strerror}"))
                 continue
             if kind is None:
                 continue
-            if (needed := missing_support(kind)) is not None:
-                self.listing.left_out.append(LeftOut(path, f"cannot be decoded here: {needed}"))
+            if (reason := missing_support(kind)) is not None:
+                self.listing.left_out.append(LeftOut(path, reason))
             else:
                 self.paths.append(path)
         self.unknown = []

@@ -31,7 +31,6 @@ def values_of_metadata(
     """
     known = set(paths)
     values: dict[str, Any] = {}
-    named: set[str] = set()
     left_out: list[LeftOut] = []
     notes: list[str] = []
     found: str | None = None
@@ -53,9 +52,8 @@ def values_of_metadata(
             if path not in known:
                 left_out.append(LeftOut(path, f"named in {name}, but there is no such image file"))
                 continue
-            named.add(path)
             values[path] = value
-    if unnamed := known - named:
+    if unnamed := known - values.keys():
         notes.append(f"{len(unnamed)} images are not in {tables[0]}, for example {min(unnamed)}")
     return values, found, left_out, notes
 

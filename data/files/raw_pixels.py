@@ -243,7 +243,7 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
     Args:
         raw: Values of the file.
         pixel_format: Pixels that the model reads.
-        factor: Number of pixels of the file, per side, of which one pixel is the mean.
+        factor: Number of pixels per side of the file whose mean is one pixel of the result.
 
     Raises:
         PixelsError: If the file has another number of channels.

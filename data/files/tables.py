@@ -34,7 +34,7 @@ def open_parquet(
     image_column: str | None,
     label_column: str | None,
 ) -> ImageSource | StreamingImageSource:
-    """Open Parquet files, of which only the columns of images, labels and ids are read.
+    """Open Parquet files; only the columns of images, labels and ids are read.
 
     Args:
         files: Files in the order of their rows.
@@ -208,8 +208,7 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
     Raises:
         ValueError: If there is no such column, or a row has no path.
     """
-    by_lower = {column.lower(): column for column in reversed(table.column_names)}
-    name = name or next((by_lower[usual] for usual in PATH_COLUMNS if usual in by_lower), None)
+    name = name or _usual_column(table, PATH_COLUMNS)
     if name is None or name not in table.column_names:
         raise ValueError(
             f"{where} has no column {name or 'of paths'!r}; its columns are "
@@ -222,6 +221,12 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
         value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
         for value in values
     ]
+
+
+def _usual_column(table: pa.Table, usual: Sequence[str]) -> str | None:
+    """Return the first column with a usual name, in any case."""
+    by_lower = {column.lower(): column for column in reversed(table.column_names)}
+    return next((by_lower[name] for name in usual if name in by_lower), None)
 
 
 def read_label_column(
@@ -241,8 +246,7 @@ def read_label_column(
         raise ValueError(
             f"{where} has no column {name!r}; choose one of {', '.join(table.column_names)}."
         )
-    by_lower = {column.lower(): column for column in reversed(table.column_names)}
-    name = name or next((by_lower[usual] for usual in LABEL_COLUMNS if usual in by_lower), None)
+    name = name or _usual_column(table, LABEL_COLUMNS)
     return name, [] if name is None else table[name].to_pylist()
 
 

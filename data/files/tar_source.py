@@ -15,7 +15,7 @@ from ..dataset_source import StreamingImageSource
 from ..image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
 from ..inventory import Inventory, LeftOut
 from ..labels import labels_of_values
-from .tars import Member, TarIndex, TarSample, index_tar
+from .tars import Member, TarIndex, TarSample, index_tar, read_member
 
 
 class TarSource(ImageSource):
@@ -81,7 +81,7 @@ class TarSource(ImageSource):
     def __getitem__(self, position: int) -> ImageRecord:
         position = range(len(self))[position]
         label = NO_LABEL if self._labels is None else int(self._labels[position])
-        content = TarIndex(self._paths[self._tars[position]]).read(self._members[position])
+        content = read_member(self._paths[self._tars[position]], self._members[position])
         return ImageRecord(self._keys[position], content, None if label == NO_LABEL else label)
 
     def name_of(self, position: int) -> str:
@@ -165,7 +165,7 @@ class TarStream(StreamingImageSource):
         named = ((s, choose_image(s, self._ranks, self._image_column, [])) for s in tar.samples)
         images = [(sample.key, sample.fields[name]) for sample, name in named if name is not None]
         for key, member in images[part::num_parts][start:]:
-            yield ImageRecord(key, tar.read(member))
+            yield ImageRecord(key, read_member(tar.path, member))
 
 
 def choose_image(

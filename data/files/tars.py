@@ -71,11 +71,6 @@ class TarIndex:
     left_out: list[LeftOut] = field(default_factory=list)
     splits_at_last_dot: bool = False
 
-    def read(self, member: Member) -> bytes:
-        """Return the content of a member."""
-        with open(self.path, "rb") as file:
-            return os.pread(file.fileno(), member.size, member.offset)
-
     def label_of(self, sample: TarSample, label_column: str | None) -> Any:
         """Return the label of a sample, or None.
 
@@ -105,7 +100,7 @@ class TarIndex:
         member = sample.fields.get(name)
         if member is None:
             return None
-        text = self.read(member).decode("utf-8", "backslashreplace").strip()
+        text = read_member(self.path, member).decode("utf-8", "backslashreplace").strip()
         if name not in JSON_COLUMNS:
             return int(text) if text.lstrip("-").isdecimal() else text
         try:
@@ -113,6 +108,17 @@ class TarIndex:
         except json.JSONDecodeError as error:
             raise ValueError(f"{member.name} in {self.path} is no valid JSON: {error}.") from error
         return content.get(key) if isinstance(content, dict) else content
+
+
+def read_member(path: Path, member: Member) -> bytes:
+    """Return the content of a member.
+
+    Args:
+        path: Path of the tar.
+        member: Member of this tar.
+    """
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), member.size, member.offset)
 
 
 def index_tar(path: Path) -> TarIndex:
@@ -176,13 +182,12 @@ def _sort_member(
         return
     extension = _extension(member.name)
     if extension not in image_extensions() and extension not in NOT_IMAGES:
-        with open(path, "rb") as file:
-            head = os.pread(file.fileno(), min(SIGNATURE_BYTES, member.size), member.offset)
-        extension = format_of(head) or extension
+        start = Member(member.name, member.offset, min(SIGNATURE_BYTES, member.size))
+        extension = format_of(read_member(path, start)) or extension
         if extension in image_extensions():
             member = Member(member.name + extension, member.offset, member.size)
-    if (needed := missing_support(extension)) is not None:
-        left_out.append(LeftOut(member.name, f"cannot be decoded here: {needed}"))
+    if (reason := missing_support(extension)) is not None:
+        left_out.append(LeftOut(member.name, reason))
     else:
         members.append(member)
 
@@ -214,4 +219,4 @@ def _extension(name: str) -> str:
     return f".{posixpath.basename(name).rpartition('.')[2].lower()}"
 
 
-__all__ = ["Member", "TarIndex", "TarSample", "index_tar"]
+__all__ = ["Member", "TarIndex", "TarSample", "index_tar", "read_member"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as `d
 
 
 def picture(seed: int, size: int = 24, channel: int | None = None) -> Image.Image:
-    """Return random pixels; `channel` is made brighter, so that classes can be told apart."""
+    """Return random pixels; `channel` is made brighter, so that classes differ."""
     pixels = np.random.default_rng(seed).integers(0, 120, (size, size, 3), dtype=np.uint8)
     if channel is not None:
         pixels[..., channel] += 120
@@ -52,16 +51,6 @@ def write_table(path: Path, **columns: pa.Array) -> Path:
     """Write a Parquet file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
-    return path
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Write a tar in the order of `members`."""
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
     return path
 
 

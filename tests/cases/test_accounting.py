@@ -1,10 +1,8 @@
 """Property: images taken and images left out together are the images found, in every command."""
 
-import io
 import os
 import re
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,7 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from selfvit.cli import app
+from selfvit.training.train import main
 
+from ..data.shards import write_tar
 from .inputs import HEIC, IMAGE_TYPE, JXL, encoded, write_table
 
 # Content of a file by its fault, and whether the file counts as an image that was found.
@@ -64,12 +64,7 @@ def _write_files(kind: str, files: dict[str, bytes], root: Path) -> Path:
         rows = [{"bytes": content, "path": name} for name, content in files.items()]
         return write_table(path, image=pa.array(rows, IMAGE_TYPE))
     if kind == "tar":
-        with tarfile.open(path, "w") as archive:
-            for name, content in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-        return path
+        return write_tar(path, files)
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in files.items():
@@ -100,6 +95,12 @@ def workplace(tmp_path_factory):
     return tmp_path_factory.mktemp("accounting")
 
 
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def command(*words) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
@@ -109,10 +110,7 @@ def command(*words) -> str:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(inputs)
 def test_embed_accounts_for_every_image(tiny_checkpoint, workplace, given_input):
-    kind, names = given_input
-    shutil.rmtree(workplace, ignore_errors=True)
-    workplace.mkdir()
-    data, found, taken = write(kind, names, workplace)
+    data, found, taken = write(*given_input, emptied(workplace))
     output = workplace / "vectors"
     where = ["--data", data, "--output", output, "--num-workers", 0, "--device", "cpu"]
     text = command("embed", tiny_checkpoint, *where)
@@ -124,10 +122,7 @@ def test_embed_accounts_for_every_image(tiny_checkpoint, workplace, given_input)
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(inputs)
 def test_other_commands_account_for_every_image(tiny_checkpoint, workplace, given_input):
-    kind, names = given_input
-    shutil.rmtree(workplace, ignore_errors=True)
-    workplace.mkdir()
-    data, found, taken = write(kind, names, workplace)
+    data, found, taken = write(*given_input, emptied(workplace))
     skipped = workplace / "skipped.csv"
     common = ["--num-workers", 0, "--device", "cpu", "--skipped", skipped]
     text = command("evaluate", tiny_checkpoint, "--train", data, *common)
@@ -146,8 +141,6 @@ def test_training_lists_what_the_data_leaves_out(tmp_path):
     os.symlink("nowhere.png", data / "broken.png")
     run = tmp_path / "run"
     sizes = ["--batch-size", 4, "--max-steps", 1, "--num-workers", 0]
-    from selfvit.training.train import main
-
     words = ["dino_demo", "--data", data, "--output", run, *sizes]
     main([str(word) for word in words])
     listed = (run / "skipped.csv").read_text().splitlines()[1:]

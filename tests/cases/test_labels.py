@@ -7,7 +7,8 @@ import pytest
 
 from selfvit.data.sources import open_images
 
-from .inputs import encoded, images, write_classes, write_pictures, write_table, write_tar
+from ..data.shards import write_tar
+from .inputs import encoded, images, write_classes, write_pictures, write_table
 
 SPLITS = [
     ("train", "val", "test"),

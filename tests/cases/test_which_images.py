@@ -9,6 +9,7 @@ import pytest
 
 from selfvit.data.sources import open_images
 
+from ..data.shards import write_tar
 from .inputs import (
     HEIC,
     JXL,
@@ -18,7 +19,6 @@ from .inputs import (
     write_classes,
     write_pictures,
     write_table,
-    write_tar,
 )
 
 

@@ -50,7 +50,7 @@ def vectors(folder: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Folder of 1,500 small images, of which 30 differ."""
+    """Folder of 1,500 small images with 30 different contents."""
     folder = tmp_path_factory.mktemp("many")
     for i in range(1500):
         path = folder / f"{i:05d}.png"
