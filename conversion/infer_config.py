@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ..modeling.position_embeddings import sincos_position_embeddings
+from .infer_grid import GUESS, infer_grid
 from .weight_format import Draft
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
@@ -28,8 +28,6 @@ NUM_HEADS_BY_WIDTH = {
     1408: 16,  # ViT-g, arXiv 2106.04560, Table 2
     1664: 16,  # ViT-G, Table 2
 }
-# Tolerance for stored sine-cosine positions, by precision.
-SINCOS_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def infer_config(draft: Draft) -> None:
@@ -73,7 +71,7 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
     if projection.dim() != 4 or projection.shape[2] != projection.shape[3]:
         raise ValueError(
             f"{draft.source_name(prefix + PROJECTION)} must have the shape (hidden, channels, "
-            f"patch, patch), got {tuple(projection.shape)}."
+            f"patch, patch), because patches are square and flat; got {tuple(projection.shape)}."
         )
     width = most_common(len(tensor) for tensor in norms)
     mlp_ratio = exact_mlp_ratio(most_common(len(tensor) for tensor in hidden), width)
@@ -128,76 +126,20 @@ def _infer_positions(draft: Draft, prefix: str, num_registers: int) -> None:
             f"{draft.source_name(name)} must have the shape (1, positions, {width}), got "
             f"{tuple(positions.shape)}."
         )
-    grid, layout = _infer_grid(draft, prefix, positions.shape[1], num_registers)
-    if layout == "patches":
+    grid = infer_grid(draft, name, num_registers, _read_config_json(draft))
+    if grid.layout == "patches":
         positions = F.pad(positions, (0, 0, 1, 0))  # zeros for the class token
-    elif layout == "prefix":
+    elif grid.layout == "prefix":
         register_positions = positions[:, 1 : 1 + num_registers]
         registers = prefix + REGISTERS
         draft.weights[registers] = draft.weights[registers] + register_positions
         positions = torch.cat([positions[:, :1], positions[:, 1 + num_registers :]], dim=1)
     draft.weights[name] = positions  # (1, 1 + N, D)
-    height, width = (side * draft.fields["patch_size"] for side in grid)
+    height, width = (side * draft.fields["patch_size"] for side in (grid.rows, grid.columns))
     size: Any = height if height == width else [height, width]
-    draft.set_field("image_size", size, "weights")
-    kind = "sincos" if _are_sincos(positions, grid) else "learned"
+    draft.set_field("image_size", size, grid.origin)
+    kind = "sincos" if grid.is_sincos else "learned"
     draft.set_field("position_embedding_type", kind, "weights")
-
-
-def _infer_grid(
-    draft: Draft, prefix: str, num_positions: int, num_registers: int
-) -> tuple[tuple[int, int], str]:
-    """Return (rows, columns) of the stored position embeddings, and their layout."""
-    num_prefix_tokens = {"class": 1, "prefix": 1 + num_registers, "patches": 0}
-    num_patches = {
-        layout: num_positions - num_prefix_tokens[layout]
-        for layout in draft.format.position_layouts
-        if layout != "prefix" or num_registers
-    }
-    name = draft.source_name(prefix + POSITIONS)
-    size = draft.options.image_size or _stored_image_size(draft)
-    if size is not None:
-        patch_size = draft.fields["patch_size"]
-        grid = (size[0] // patch_size, size[1] // patch_size)
-        for layout, number in num_patches.items():
-            if number == math.prod(grid):
-                return grid, layout
-        raise ValueError(
-            f"{name} holds {num_positions} positions, which do not match the {grid[0]} x {grid[1]} "
-            f"patches of an image of {size[0]} x {size[1]} pixels. Give the correct size with "
-            "--image-size HEIGHT WIDTH."
-        )
-    sides = {
-        layout: math.isqrt(number)
-        for layout, number in num_patches.items()
-        if number > 0 and math.isqrt(number) ** 2 == number
-    }
-    if len(sides) == 1:
-        ((layout, side),) = sides.items()
-        return (side, side), layout
-    fitting = " or ".join(f"{side} x {side} patches" for side in sides.values())
-    problem = f"which fit {fitting}" if fitting else "which do not form a square"
-    raise ValueError(
-        f"{name} holds {num_positions} positions, {problem} with a class token and {num_registers} "
-        "registers. Give --image-size HEIGHT WIDTH, unless "
-        f"{draft.source_name(prefix + REGISTERS)} is missing in the source."
-    )
-
-
-def _stored_image_size(draft: Draft) -> tuple[int, int] | None:
-    size = _read_config_json(draft).get("image_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _are_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
-    width = positions.shape[2]
-    if width % 4:
-        return False
-    expected = sincos_position_embeddings(width, grid)
-    tolerance = SINCOS_TOLERANCE.get(positions.dtype, 1e-5)
-    return torch.allclose(positions.float(), expected, rtol=0, atol=tolerance)
 
 
 def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
@@ -215,9 +157,12 @@ def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
         draft.set_field("layer_norm_eps", draft.format.layer_norm_eps, "convention")
     else:
         draft.set_field("layer_norm_eps", float(eps), "config.json")
-    for name in ("hidden_act", "id2label"):
-        if name in stored:
-            draft.set_field(name, stored[name], "config.json")
+    known_act = "hidden_act" in stored
+    draft.set_field(
+        "hidden_act", stored.get("hidden_act", "gelu"), "config.json" if known_act else "convention"
+    )
+    if "id2label" in stored:
+        draft.set_field("id2label", stored["id2label"], "config.json")
     if "layerscale_value" in stored and "layerscale_value" in draft.fields:
         draft.set_field("layerscale_value", stored["layerscale_value"], "config.json")
 
@@ -228,10 +173,16 @@ def _choose_num_heads(draft: Draft, stored: dict[str, Any], width: int) -> tuple
         return draft.options.num_heads, "option"
     if "num_attention_heads" in stored:
         return stored["num_attention_heads"], "config.json"
-    if width in NUM_HEADS_BY_WIDTH:
-        return NUM_HEADS_BY_WIDTH[width], f"convention (hidden size {width})"
-    if width % 64 == 0:
-        return width // 64, "convention (width / 64)"
+    found = NUM_HEADS_BY_WIDTH.get(width, width // 64)
+    if width in NUM_HEADS_BY_WIDTH or width % 64 == 0:
+        usual = "that are usual for this" if width in NUM_HEADS_BY_WIDTH else "of 64 channels for"
+        draft.add_guess(
+            "num_attention_heads",
+            f"no tensor holds it; {found} are the heads {usual} width {width}. If the source has "
+            "another number, give --num-heads",
+        )
+        rule = f"hidden size {width}" if width in NUM_HEADS_BY_WIDTH else "width / 64"
+        return found, f"{GUESS} ({rule})"
     raise ValueError(
         "the number of attention heads is not stored in the weights, and the convention of 64 "
         f"channels per head does not fit the hidden size ({width}). Give --num-heads."

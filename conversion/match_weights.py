@@ -13,16 +13,18 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..errors import shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
-from .formats import dino, lightly, mae, msn, timm, torchvision, transformers
+from .formats import dino, dinov2, lightly, mae, msn, timm, torchvision, transformers
 from .infer_config import infer_config
 from .key_mapping import find_target_names, rename_tensors
 from .read_weights import SourceFile
 from .weight_format import Draft, Options, WeightFormat
 
-# If several formats match the same number of names, the first one is chosen.
+# Of the formats that match the most names, the one that knows the most other names is chosen, and
+# the first one of several.
 FORMATS: tuple[WeightFormat, ...] = (
     dino.BACKBONE,
     timm.FORMAT,
+    dinov2.BACKBONE,
     torchvision.FORMAT,
     transformers.FORMAT,
     transformers.MAE,
@@ -30,6 +32,7 @@ FORMATS: tuple[WeightFormat, ...] = (
     dino.CHECKPOINT,
     msn.FORMAT,
     *lightly.FORMATS,
+    dinov2.TEACHER,
 )
 
 
@@ -66,19 +69,33 @@ def detect_format(file: SourceFile) -> WeightFormat:
             f"{file.description!r} is a selfvit checkpoint already and needs no conversion."
         )
     num_matches = {
-        format.name: sum(bool(find_target_names(name, format.key_mapping)) for name in file.tensors)
+        format.name: _count_names(format, file.tensors)
         for format in FORMATS
+        if format.applies is None or format.applies(file.tensors)
     }
-    best = max(FORMATS, key=lambda format: num_matches[format.name])
-    if 2 * num_matches[best.name] <= len(file.tensors):
+    candidates = [format for format in FORMATS if format.name in num_matches]
+    best = max(candidates, key=lambda format: num_matches[format.name])
+    num_known, num_extras = num_matches[best.name]
+    if not num_known or 2 * (num_known + num_extras) <= len(file.tensors):
         raise ValueError(
             f"{file.description!r} must have a known weight format. Known are the encoders and "
-            "checkpoints of facebookresearch's dino, mae and msn, timm, torchvision, Lightly and "
+            "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, Lightly and "
             "transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
             f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
             f"{_list_unsupported(file.tensors)}."
         )
     return best
+
+
+def _count_names(format: WeightFormat, names: Iterable[str]) -> tuple[int, int]:
+    """Return the number of names that a format converts, and of those that it leaves out."""
+    converted = left_out = 0
+    for name in names:
+        if format.reason_to_leave_out(name):
+            left_out += 1
+        elif find_target_names(name, format.key_mapping):
+            converted += 1
+    return converted, left_out
 
 
 def match_weights(file: SourceFile, options: Options) -> Draft:
@@ -91,6 +108,7 @@ def match_weights(file: SourceFile, options: Options) -> Draft:
     draft, unknown = _start_draft(file, detect_format(file), options)
     listed = f"{shorten(unknown)}{_list_unsupported(unknown)}"
     try:
+        _check_values(draft)
         _check_dtypes(draft)
         infer_config(draft)
         if draft.format.adapt is not None:
@@ -136,6 +154,34 @@ def _start_draft(
     return draft, [file.original_names[name] for name in unknown]
 
 
+def _check_values(draft: Draft) -> None:
+    """Check that all weights are plain tensors with finite values."""
+    reasons: dict[str, list[str]] = {}
+    for target, tensor in draft.weights.items():
+        reason = _why_unusable(tensor)
+        if reason:
+            reasons.setdefault(reason, []).append(draft.source_names[target])
+    for reason, names in reasons.items():
+        raise ValueError(f"{shorten(sorted(set(names)), 4)}: {reason}.")
+
+
+def _why_unusable(tensor: Tensor) -> str:
+    """Return why no model can use a tensor, with the fix, or ""."""
+    full = "convert the file with the weights in full precision"
+    if tensor.is_quantized or (tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1):
+        return f"weights must not be quantized, got {tensor.dtype}; {full}"
+    if tensor.layout != torch.strided:
+        return f"weights must be dense, got {tensor.layout}; save them with Tensor.to_dense()"
+    if tensor.is_meta:
+        return "the file has shapes without values; save the weights of a loaded model"
+    if tensor.dtype.is_floating_point and not tensor.isfinite().all():
+        return (
+            "weights must be finite, but these have NaN or infinite values, so that every "
+            "embedding would be NaN; use an earlier checkpoint of the run"
+        )
+    return ""
+
+
 def _check_dtypes(draft: Draft) -> None:
     """Check that all weights are floating-point numbers of the same precision."""
     dtypes: dict[torch.dtype, list[str]] = {}
@@ -163,7 +209,7 @@ def _check_dtypes(draft: Draft) -> None:
 def _choose_pooling(draft: Draft) -> None:
     wanted = draft.options.pooling
     if wanted is None or wanted == draft.pooling:
-        origin = "source" if wanted is None else "option"
+        origin = draft.pooling_origin if wanted is None else "option"
         draft.set_field("pooling", draft.pooling, origin)
         return
     draft.set_field("pooling", wanted, "option")

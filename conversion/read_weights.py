@@ -40,6 +40,8 @@ TRAINING_STATE = {
 }  # fmt: skip
 WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # keys around a network
 # Prefixes that DistributedDataParallel and torch.compile add anywhere in a name.
+# DINOv2's trainer stores blocks in chunks: blocks.CHUNK.BLOCK, with the index of the block in all.
+CHUNK = re.compile(r"(^|\.)blocks\.[0-9]+\.(?=[0-9]+\.)")
 MODULE_PREFIX = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
 
@@ -281,7 +283,7 @@ def _unwrap(
     plain: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, original in original_names.items():
-        short = MODULE_PREFIX.sub("", name)
+        short = CHUNK.sub(r"\1blocks.", MODULE_PREFIX.sub("", name))
         if short in plain:
             raise ValueError(f"{names[short]} and {original} are both named {short}.")
         plain[short], names[short] = tensors[original], original

@@ -17,6 +17,8 @@ HELP = {
     "image_size": "Image size in pixels: one number, or height and width (224 or 224 336).",
     "pixel_range": "Values of black and white in files of more than eight bits: LOW HIGH.",
     "bits": "Number of bits that such files use: 12 is --pixel-range 0 4095.",
+    "image_mean": "Mean of each channel, pixels in 0 to 1, as `selfvit stats` measures it.",
+    "image_std": "Std of each channel, pixels in 0 to 1, as `selfvit stats` measures it.",
     "norm_pix_loss": "Whether MAE's decoder predicts normalized pixels instead of raw ones.",
     "mask_ratio": "Fraction of the patches to mask.",
     "seed": "Random seed.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -90,7 +91,7 @@ INVALID = [
     ("num_labels (-1)", {"num_labels": -1}),
     ("problem_type ('ranking')", {"problem_type": "ranking"}),
 ]
-DOORS = {
+DOORS: dict[str, Any] = {
     "SelfViTConfig": SelfViTConfig.from_pretrained,
     "AutoConfig": AutoConfig.from_pretrained,
     "AutoModel": AutoModel.from_pretrained,
