@@ -40,8 +40,8 @@ def choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProc
         return _build(draft, config, options.image_mean, options.image_std), "option: image_mean"
     if options.statistics is not None:
         mean, std = STATISTICS[options.statistics]
-        if config.num_channels != 3 and options.statistics == "half":
-            mean = std = (HALF,) * config.num_channels
+        if options.statistics == "half":
+            mean = std = [HALF] * config.num_channels
         _check_length(f"statistics {options.statistics}", mean, config.num_channels)
         return _build(draft, config, mean, std), "option: statistics"
     if config.num_channels != 3:
@@ -65,7 +65,7 @@ def _choose_for_channels(
     channels = config.num_channels
     if stored is not None:
         values = _read_settings(stored)
-        mean, std = values.get("image_mean"), values.get("image_std")
+        mean, std = values.get("image_mean") or (), values.get("image_std") or ()
         if _is_per_channel(mean, channels) and _is_per_channel(std, channels):
             return _build(draft, config, mean, std), f"{IMAGE_PROCESSOR_NAME} of the source"
     wanted = draft.preprocessing

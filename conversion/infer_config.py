@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .infer_grid import GUESS, infer_grid
+from .infer_grid import GUESS, POSITIONS, REGISTERS, infer_grid
 from .weight_format import Draft
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
-POSITIONS = "embeddings.position_embeddings"
-REGISTERS = "embeddings.register_tokens"
 
+GATED_MLP = "a gated MLP (SwiGLU)"
 # Number of heads by hidden size, where a head does not have 64 channels.
 NUM_HEADS_BY_WIDTH = {
     1152: 16,  # SoViT-400m, arXiv 2305.13035
@@ -64,9 +63,10 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
         for name, tensor in draft.weights.items()
         if name.startswith(prefix)
     }
-    layers = [int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))]
+    num_layers = count_blocks(draft, prefix)
     norms = [tensor for name, tensor in weights.items() if name.endswith("layernorm_before.weight")]
     hidden = [tensor for name, tensor in weights.items() if name.endswith("mlp.fc1.weight")]
+    _check_mlp(draft, prefix)
     projection = weights[PROJECTION]
     if projection.dim() != 4 or projection.shape[2] != projection.shape[3]:
         raise ValueError(
@@ -79,7 +79,7 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
     num_registers = _count_registers(draft, prefix, width)
     for field, value in (
         ("hidden_size", width),
-        ("num_hidden_layers", max(layers) + 1),
+        ("num_hidden_layers", num_layers),
         ("mlp_ratio", mlp_ratio),
         ("patch_size", projection.shape[2]),
         ("num_channels", projection.shape[1]),
@@ -104,6 +104,41 @@ def _count_registers(draft: Draft, prefix: str, width: int) -> int:
             f"got {tuple(registers.shape)}."
         )
     return registers.shape[1]
+
+
+def count_blocks(draft: Draft, prefix: str) -> int:
+    """Return the number of blocks below a prefix of target names.
+
+    Raises:
+        ValueError: If the indices of the blocks have a gap.
+    """
+    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
+    indices = {int(match[1]) for name in draft.weights if (match := pattern.match(name))}
+    absent = next((index for index in range(len(indices)) if index not in indices), None)
+    if absent is not None:
+        name = f"{prefix}layers.{absent}.layernorm_before.weight"
+        raise ValueError(
+            f"missing tensors: all of block {absent}, such as {draft.source_name(name)}, though "
+            f"there is a block {max(indices)}."
+        )
+    return len(indices)
+
+
+def _check_mlp(draft: Draft, prefix: str) -> None:
+    """Check that the second layer of an MLP reads what the first one writes.
+
+    The first layer of timm's packed SwiGLU also computes the gate, so it is twice as wide.
+    """
+    name = f"{prefix}layers.0.mlp.fc"
+    first, second = draft.weights[f"{name}1.weight"], draft.weights.get(f"{name}2.weight")
+    if second is None or first.dim() != 2 or second.dim() != 2:
+        return
+    if len(first) == 2 * second.shape[1]:
+        raise ValueError(
+            f"the encoder does not have {GATED_MLP}: {draft.source_name(f'{name}1.weight')} has "
+            f"{len(first)} outputs, and {draft.source_name(f'{name}2.weight')} "
+            f"{second.shape[1]} inputs."
+        )
 
 
 def most_common(sizes: Iterable[int]) -> int:
@@ -200,4 +235,4 @@ def _check_config_json(draft: Draft, stored: dict[str, Any]) -> None:
             )
 
 
-__all__ = ["exact_mlp_ratio", "infer_config", "most_common"]
+__all__ = ["GATED_MLP", "count_blocks", "exact_mlp_ratio", "infer_config", "most_common"]

@@ -26,6 +26,8 @@ SINCOS_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # Arguments of training scripts that hold the image size: timm, MAE, DeiT.
 SIZE_ARGUMENTS = ("img_size", "input_size", "image_size")
 GUESS = "guess"
+POSITIONS = "embeddings.position_embeddings"
+REGISTERS = "embeddings.register_tokens"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def infer_grid(
     stated = _stated_grid(draft, source, total, num_patches, stored)
     if sincos is None:
         known = stated or _suggested_grid(draft, num_patches, stored)
-        return known or _guess_grid(draft, source, total, num_patches, num_registers)
+        return known or _guess_grid(draft, name, total, num_patches, num_registers)
     if stated is not None and (stated.rows, stated.columns) != (sincos.rows, sincos.columns):
         size = _image_size(draft, (sincos.rows, sincos.columns))
         raise ValueError(
@@ -168,9 +170,10 @@ def _fitting_grid(
 
 
 def _guess_grid(
-    draft: Draft, source: str, total: int, num_patches: dict[str, int], num_registers: int
+    draft: Draft, name: str, total: int, num_patches: dict[str, int], num_registers: int
 ) -> PositionGrid:
     """Return the square that fits, as a guess if other grids fit, too."""
+    source = draft.source_name(name)
     sides = {
         layout: math.isqrt(number)
         for layout, number in num_patches.items()
@@ -199,7 +202,8 @@ def _guess_grid(
         for rows, columns in factor_pairs(number)
         if min(rows, columns) > 1 or number < 4
     ]
-    missing = "" if num_registers else ", or tensors of registers are missing in the source"
+    registers = draft.source_name(name.removesuffix(POSITIONS) + REGISTERS)
+    missing = "" if num_registers else f", unless {registers} is missing in the source"
     raise ValueError(
         f"{source} holds {total} positions, which do not form a square with a class token and "
         f"{num_registers} registers. Give the image size. Possible are "
@@ -224,4 +228,4 @@ def read_size(value: Any) -> tuple[int, int] | None:
     return height, width
 
 
-__all__ = ["GUESS", "PositionGrid", "factor_pairs", "infer_grid", "read_size"]
+__all__ = ["GUESS", "POSITIONS", "REGISTERS", "PositionGrid", "factor_pairs", "infer_grid", "read_size"]

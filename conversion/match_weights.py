@@ -14,7 +14,7 @@ from ..errors import shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
 from .formats import dino, dinov2, lightly, mae, msn, timm, torchvision, transformers
-from .infer_config import infer_config
+from .infer_config import GATED_MLP, infer_config
 from .key_mapping import find_target_names, rename_tensors
 from .read_weights import SourceFile
 from .weight_format import Draft, Options, WeightFormat
@@ -41,13 +41,22 @@ UNSUPPORTED_FEATURES = {
     "norm_pre.": "a norm before the first block",
     ".q_norm.": "normalized queries and keys",
     ".k_norm.": "normalized queries and keys",
-    ".w12.": "a gated MLP (SwiGLU)",
-    ".weights_in.": "a gated MLP (SwiGLU)",
-    ".fc1_g.": "a gated MLP (SwiGLU)",
+    ".w12.": GATED_MLP,
+    ".mlp.w3.": GATED_MLP,
+    ".weights_in.": GATED_MLP,
+    ".weights_out.": GATED_MLP,
+    ".fc1_g.": GATED_MLP,
+    ".fc1_x.": GATED_MLP,
     ".mlp.norm.": "a norm inside the MLP",
     ".attn.norm.": "a norm inside the attention",
     "attn_pool.": "attention pooling",
     "dist_token": "a distillation token",
+    "head_dist.": "a distillation token",
+    ".gamma_1.": "the blocks of BEiT, EVA or timm's DINOv3",
+    "storage_tokens": "the tokens and positions of DINOv3",
+    ".bias_mask.": "the tokens and positions of DINOv3",
+    ".attns.": "parallel blocks",
+    ".in_norm.": "parallel blocks",
     "rel_pos": "relative positions",
     "relative_position": "relative positions",
     "rope": "rotary positions",
@@ -82,7 +91,8 @@ def detect_format(file: SourceFile) -> WeightFormat:
             "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, Lightly and "
             "transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
             f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
-            f"{_list_unsupported(file.tensors)}."
+            f"{_list_unsupported(file.tensors)}. If the file holds more than one network, or the "
+            "network inside of other parts, save the state dict of the encoder alone."
         )
     return best
 
@@ -105,9 +115,15 @@ def match_weights(file: SourceFile, options: Options) -> Draft:
         ValueError: If the format is unknown, or tensors are unknown, missing, or have an unexpected
             shape or precision. The message lists them.
     """
-    draft, unknown = _start_draft(file, detect_format(file), options)
+    format = detect_format(file)
+    try:
+        draft, unknown = _start_draft(file, format, options)
+    except ValueError as error:
+        raise ValueError(f"{file.description!r}, {format.name}: {error}") from error
     listed = f"{shorten(unknown)}{_list_unsupported(unknown)}"
     try:
+        if _list_unsupported(unknown):
+            raise ValueError("the encoder cannot express this model")
         _check_values(draft)
         _check_dtypes(draft)
         infer_config(draft)
@@ -115,7 +131,9 @@ def match_weights(file: SourceFile, options: Options) -> Draft:
             draft.format.adapt(draft)
     except ValueError as error:
         suffix = f" Unknown tensors: {listed}." if unknown else ""
-        raise ValueError(f"{draft.kind}: {error}{suffix}") from error
+        raise ValueError(
+            f"{file.description!r}, {draft.kind}: {str(error).removesuffix('.')}.{suffix}"
+        ) from error
     _choose_pooling(draft)
     problems = [f"unknown: {listed}"] if unknown else []
     problems += _find_mismatches(draft)
@@ -168,6 +186,8 @@ def _check_values(draft: Draft) -> None:
 def _why_unusable(tensor: Tensor) -> str:
     """Return why no model can use a tensor, with the fix, or ""."""
     full = "convert the file with the weights in full precision"
+    if not tensor.numel():
+        return "weights must not be empty; download or save the file again"
     if tensor.is_quantized or (tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1):
         return f"weights must not be quantized, got {tensor.dtype}; {full}"
     if tensor.layout != torch.strided:
@@ -265,11 +285,20 @@ def _find_mismatches(draft: Draft) -> list[str]:
             draft.new[name] = reason
     unused = {draft.source_names[name] for name in draft.weights.keys() - wanted.keys()}
     problems = {
-        "missing": sorted(set(missing)),
+        "missing": [_explain_missing(name) for name in sorted(set(missing))],
         "unused": sorted(unused),
         "unexpected shape": _describe_shapes(draft, wanted),
     }
     return [f"{problem}: {shorten(names)}" for problem, names in problems.items() if names]
+
+
+def _explain_missing(name: str) -> str:
+    """Return the name of a missing tensor, with the feature that models without it have."""
+    if re.search(r"(cls_token|class_token)$", name):
+        return f"{name} (the encoder always has a class token)"
+    if re.search(r"norm[^.]*\.bias$", name):
+        return f"{name} (the encoder has LayerNorm with a bias, not RMSNorm)"
+    return name
 
 
 def _describe_shapes(draft: Draft, wanted: dict[str, Tensor]) -> list[str]:

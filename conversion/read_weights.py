@@ -95,6 +95,10 @@ def read_source(source: str | Path) -> SourceFile:
     content, arguments = _read_weights(file)
     # The config.json next to a single file may belong to another model.
     config = _read_json(path / CONFIG_NAME) if path.is_dir() else {}
+    if isinstance(content, Tensor):
+        raise ValueError(
+            f"{str(file)!r} must hold a state dict, but it holds one tensor {tuple(content.shape)}."
+        )
     tensors = {name: tensor for name, tensor in _flatten(content) if isinstance(tensor, Tensor)}
     if not tensors:
         raise ValueError(f"{str(file)!r} must hold tensors, but it has none.")

@@ -91,6 +91,12 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name} in config.json must be an object, got {value!r}.")
     if "num_heads" in arguments:
         fields["num_attention_heads"] = arguments["num_heads"]
+    for name, plain in (("block_fn", "block"), ("norm_layer", "layernorm")):
+        if str(arguments.get(name) or plain).lower() != plain:
+            raise ValueError(
+                f"{name} ({arguments[name]!r}) in config.json must be {plain!r}, because the "
+                "encoder has no other blocks and norms."
+            )
     if read_size(arguments.get("img_size")) is not None:
         fields["image_size"] = arguments["img_size"]
     if arguments.get("act_layer") is not None:
