@@ -118,6 +118,11 @@ def _stated_grid(
     size, origin = draft.options.image_size, "option"
     if size is None:
         size, origin = read_size(stored.get("image_size")), "config.json"
+        if size is None and stored.get("image_size") is not None:
+            raise ValueError(
+                f"image_size ({stored['image_size']!r}) in config.json must be one number or "
+                "(height, width). Correct it, or give --image-size HEIGHT WIDTH."
+            )
     if size is None:
         return None
     patch_size = draft.fields["patch_size"]

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..errors import shorten
+from ..errors import one_line, shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
 from .formats import dino, dinov2, lightly, mae, msn, timm, torchvision, transformers
@@ -129,6 +131,13 @@ def match_weights(file: SourceFile, options: Options) -> Draft:
         infer_config(draft)
         if draft.format.adapt is not None:
             draft.format.adapt(draft)
+    except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        # the tensors are checked before they are used; the fields of config.json are not
+        raise ValueError(
+            f"{CONFIG_NAME} of {file.description!r} has a value of the wrong type "
+            f"({one_line(error)}). Copy or download it again, or give the path of the weight file "
+            "instead of the folder."
+        ) from error
     except ValueError as error:
         suffix = f" Unknown tensors: {listed}." if unknown else ""
         raise ValueError(
@@ -250,7 +259,12 @@ def _build_config(draft: Draft) -> SelfViTConfig:
             fields["num_labels"] = num_labels
     else:
         fields.pop("id2label", None)
-    return SelfViTConfig(**fields)
+    try:
+        return SelfViTConfig(**fields)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(
+            f"the model of {draft.file.description!r} is not possible in selfvit: {one_line(error)}"
+        ) from error
 
 
 def _num_labels(draft: Draft) -> int:
