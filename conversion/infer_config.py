@@ -190,8 +190,10 @@ def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
     eps = stored.get("layer_norm_eps")
     if eps is None:
         draft.set_field("layer_norm_eps", draft.format.layer_norm_eps, "convention")
-    else:
+    elif isinstance(eps, int | float):
         draft.set_field("layer_norm_eps", float(eps), "config.json")
+    else:
+        raise ValueError(f"layer_norm_eps ({eps!r}) in config.json must be a number. Correct it.")
     known_act = "hidden_act" in stored
     draft.set_field(
         "hidden_act", stored.get("hidden_act", "gelu"), "config.json" if known_act else "convention"

@@ -188,7 +188,9 @@ def _guess_grid(
         ((layout, side),) = sides.items()
         if side == 1:
             return PositionGrid(1, 1, layout, is_sincos=False, origin="weights")
-        others = [f"{rows} x {columns}" for rows, columns in factor_pairs(side**2)[1:]]
+        pairs = [pair for number in num_patches.values() for pair in factor_pairs(number)]
+        pairs.sort(key=lambda pair: abs(math.log(pair[0] / pair[1])))  # the most square ones first
+        others = [f"{rows} x {columns}" for rows, columns in pairs if (rows, columns) != (side, side)]
         draft.add_guess(
             "image_size",
             f"{side**2} patches are taken for {side} x {side}; {shorten(others, 3)} fit as well. "
