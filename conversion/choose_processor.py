@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 from transformers import AutoImageProcessor, BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.preprocessing import build_processor
 from ..errors import one_line
+from ..modeling.image_processing_selfvit import SelfViTImageProcessor
 from .infer_grid import GUESS
 from .weight_format import STATISTICS, Draft
 
@@ -65,6 +66,8 @@ def _choose_for_channels(
     channels = config.num_channels
     if stored is not None:
         values = _read_settings(stored)
+        if values.get("image_processor_type") == SelfViTImageProcessor.__name__:
+            return _open_stored(stored, config), f"{IMAGE_PROCESSOR_NAME} of the source"
         mean, std = values.get("image_mean") or (), values.get("image_std") or ()
         if _is_per_channel(mean, channels) and _is_per_channel(std, channels):
             return _build(draft, config, mean, std), f"{IMAGE_PROCESSOR_NAME} of the source"
@@ -115,11 +118,16 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 def _open_stored(file: Path, config: SelfViTConfig) -> BaseImageProcessor:
     """Return the processor of the source, after a check of the pixels that it gives."""
-    _read_settings(file)
+    is_own = _read_settings(file).get("image_processor_type") == SelfViTImageProcessor.__name__
     advice = "Correct it, or remove the file to use the convention of the format."
     try:
-        processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
-        image = Image.new("RGB", (300, 200))
+        processor: Any = (
+            SelfViTImageProcessor.from_pretrained(file.parent)
+            if is_own
+            else AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
+        )
+        channels = processor.num_channels if is_own else 3  # stock classes take RGB
+        image = np.zeros((200, 300, channels), dtype=np.uint8)
         pixels = processor(image, return_tensors="pt")["pixel_values"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(

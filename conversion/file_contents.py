@@ -59,7 +59,9 @@ def _is_text(start: bytes) -> bool:
         text = start[: NUM_BYTES - 4].decode("utf-8")
     except UnicodeDecodeError:
         return False
-    return len(start) > 1 and all(character.isprintable() or character.isspace() for character in text)
+    return len(start) > 1 and all(
+        character.isprintable() or character.isspace() for character in text
+    )
 
 
 __all__ = ["find_problem"]

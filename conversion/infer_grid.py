@@ -49,9 +49,7 @@ class PositionGrid:
     origin: str
 
 
-def infer_grid(
-    draft: Draft, name: str, num_registers: int, stored: dict[str, Any]
-) -> PositionGrid:
+def infer_grid(draft: Draft, name: str, num_registers: int, stored: dict[str, Any]) -> PositionGrid:
     """Return the grid of the position embeddings, and record a guess.
 
     Args:
@@ -190,7 +188,9 @@ def _guess_grid(
             return PositionGrid(1, 1, layout, is_sincos=False, origin="weights")
         pairs = [pair for number in num_patches.values() for pair in factor_pairs(number)]
         pairs.sort(key=lambda pair: abs(math.log(pair[0] / pair[1])))  # the most square ones first
-        others = [f"{rows} x {columns}" for rows, columns in pairs if (rows, columns) != (side, side)]
+        others = [
+            f"{rows} x {columns}" for rows, columns in pairs if (rows, columns) != (side, side)
+        ]
         draft.add_guess(
             "image_size",
             f"{side**2} patches are taken for {side} x {side}; {shorten(others, 3)} fit as well. "
@@ -235,4 +235,12 @@ def read_size(value: Any) -> tuple[int, int] | None:
     return height, width
 
 
-__all__ = ["GUESS", "POSITIONS", "REGISTERS", "PositionGrid", "factor_pairs", "infer_grid", "read_size"]
+__all__ = [
+    "GUESS",
+    "POSITIONS",
+    "REGISTERS",
+    "PositionGrid",
+    "factor_pairs",
+    "infer_grid",
+    "read_size",
+]

@@ -109,7 +109,9 @@ def read_source(source: str | Path) -> SourceFile:
             f"{str(file)!r} cannot be used: {error}. Save the state dict of the encoder alone."
         ) from error
     if not tensors:
-        raise ValueError(f"{str(file)!r} must hold tensors, but it has none. Save the state dict of the encoder with torch.save.")
+        raise ValueError(
+            f"{str(file)!r} must hold tensors, but it has none. Save the state dict of the encoder with torch.save."
+        )
     plain, original_names, wrappers, training_state = _unwrap(tensors)
     return SourceFile(
         tensors=plain,

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
-from .image_plugins import register_plugins
-from .pixel_format import DecodedPixels, PixelFormat
-from .raw_pixels import (
+from .files.image_plugins import register_plugins
+from .files.raw_pixels import (
     NPY_START,
     PNG_DEEP,
     PixelsError,
@@ -32,6 +31,8 @@ from .raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
+from .image_source import UnreadableContent
+from .pixel_format import DecodedPixels, PixelFormat
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.
@@ -76,13 +77,14 @@ BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA"
 register_plugins()
 
 AnyImage = bytes | str | Path | Image.Image | np.ndarray
+Content = AnyImage | UnreadableContent
 
 
 class UnreadableImageError(ValueError):
     """Image that cannot be decoded; the message is a short reason without the name of the image."""
 
 
-def decode_image(image: AnyImage, pixel_range: tuple[float, float] | None = None) -> Image.Image:
+def decode_image(image: Content, pixel_range: tuple[float, float] | None = None) -> Image.Image:
     """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
     The alpha channel is dropped, not blended with a background, so the color stored in transparent
@@ -108,7 +110,7 @@ def decode_image(image: AnyImage, pixel_range: tuple[float, float] | None = None
 
 
 def decode_pixels(
-    image: AnyImage,
+    image: Content,
     pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
     target: tuple[int, int] | None = None,
 ) -> DecodedPixels:
@@ -154,8 +156,10 @@ def decode_pixels(
 
 
 def _decode(
-    image: AnyImage, pixel_format: PixelFormat, target: tuple[int, int] | None
+    image: Content, pixel_format: PixelFormat, target: tuple[int, int] | None
 ) -> DecodedPixels:
+    if isinstance(image, UnreadableContent):
+        raise UnreadableImageError(image.reason)
     if isinstance(image, Image.Image):
         return _decode_pillow(image, pixel_format, target)
     if isinstance(image, np.ndarray):
@@ -312,4 +316,4 @@ def _reason(error: BaseException) -> str:
     return f"{'truncated' if 'truncated' in text.lower() else 'corrupt'}: {text}"
 
 
-__all__ = ["AnyImage", "UnreadableImageError", "decode_image", "decode_pixels"]
+__all__ = ["AnyImage", "Content", "UnreadableImageError", "decode_image", "decode_pixels"]

@@ -118,8 +118,8 @@ _DATA = typer.Option(
     metavar="IMAGES",
     help=HELP["data"],
 )
-Data = Annotated[str, _DATA]
-OptionalData = Annotated[str | None, _DATA]
+Data = Annotated[list[str], _DATA]
+OptionalData = Annotated[list[str] | None, _DATA]
 WHOLE_DATA = "train, or the entire image folder"  # data that is read without a split
 Split = Annotated[
     str | None,
@@ -182,9 +182,7 @@ ImageSize = Annotated[
     ),
 ]
 FewWorkers = Annotated[int, typer.Option("--num-workers", help=HELP["num_workers"])]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with code 1 if any image was left out.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help=HELP["strict"])]
 Skipped = Annotated[
     Path | None,
     typer.Option(

@@ -115,7 +115,7 @@ def write_damaged_files(folder: Path) -> list[Path]:
         "numbers.pth": b'{"a": 1}',
         "empty.pth": b"",
         "page.safetensors": b"<!DOCTYPE html><html>404</html>",
-        "pointer.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "pointer.safetensors": b"version https://git-lfs.github.com/spec/v1\nsize 9\n",
         "compressed.pth": gzip.compress(sound),
         "half.safetensors": safe[: len(safe) // 2],
         "huge_header.safetensors": struct.pack("<Q", 2**62) + safe[8:],

@@ -435,11 +435,15 @@ def test_mean_and_std_that_do_not_fit_are_refused(options, part, tmp_path):
 def test_the_processor_of_the_source_is_used_for_its_channels(tmp_path):
     config = SelfViTConfig(num_channels=4, image_size=32)
     folder = tmp_path / "source"
-    build_processor(config, mean=[0.1] * 4, std=[0.2] * 4).save_pretrained(folder)
+    build_processor(
+        config, mean=[0.1] * 4, std=[0.2] * 4, crop_ratio=1.5, pixel_range=(0, 4095)
+    ).save_pretrained(folder)
     torch.save(vit_weights(in_chans=4, img_size=32), folder / "pytorch_model.bin")
     conversion = convert(folder, tmp_path / "out", num_heads=2)
     assert conversion.preprocessing == "preprocessor_config.json of the source"
-    assert Embedder.from_pretrained(tmp_path / "out").processor.image_mean == [0.1] * 4
+    processor = Embedder.from_pretrained(tmp_path / "out").processor
+    assert (processor.image_mean, processor.pixel_range) == ([0.1] * 4, (0, 4095))
+    assert processor.size["shortest_edge"] == 48
 
 
 def test_a_processor_of_other_channels_is_found_by_audit_and_refused_by_export(tmp_path):

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pixel_scale import GRAY_WEIGHTS, WHITE, range_of_type, to_eight_bit_scale
-from .pixel_format import DecodedPixels, PixelFormat
+from ...pixel_scale import GRAY_WEIGHTS, WHITE, range_of_type, to_eight_bit_scale
+from ..pixel_format import DecodedPixels, PixelFormat
 
 NPY_START = b"\x93NUMPY"
 BLOCK_VALUES = 1 << 21  # values that are scaled at a time
