@@ -131,7 +131,8 @@ def _open_stored(file: Path, config: SelfViTConfig) -> BaseImageProcessor:
         pixels = processor(image, return_tensors="pt")["pixel_values"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"{IMAGE_PROCESSOR_NAME} of the source cannot be used: {one_line(error)[:200]}. {advice}"
+            f"{IMAGE_PROCESSOR_NAME} of the source cannot be used: {one_line(error)[:200]}. "
+            f"{advice}"
         ) from error
     channels, height, width = pixels.shape[1:]
     if height % config.patch_size or width % config.patch_size:

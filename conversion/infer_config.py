@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .infer_grid import GUESS, POSITIONS, REGISTERS, infer_grid

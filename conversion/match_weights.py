@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -90,8 +90,8 @@ def detect_format(file: SourceFile) -> WeightFormat:
     if not num_known or 2 * (num_known + num_extras) <= len(file.tensors):
         raise ValueError(
             f"{file.description!r} must have a known weight format. Known are the encoders and "
-            "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, Lightly and "
-            "transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
+            "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, "
+            "Lightly and transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
             f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
             f"{_list_unsupported(file.tensors)}. If the file holds more than one network, or the "
             "network inside of other parts, save the state dict of the encoder alone."

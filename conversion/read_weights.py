@@ -110,7 +110,8 @@ def read_source(source: str | Path) -> SourceFile:
         ) from error
     if not tensors:
         raise ValueError(
-            f"{str(file)!r} must hold tensors, but it has none. Save the state dict of the encoder with torch.save."
+            f"{str(file)!r} must hold tensors, but it has none. Save the state dict of the encoder "
+            "with torch.save."
         )
     plain, original_names, wrappers, training_state = _unwrap(tensors)
     return SourceFile(

@@ -26,8 +26,8 @@ from ...configuration.format_version import check_format
 from ...errors import one_line, shorten
 from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.checkpoints.weight_files import stored_tensors
-from ...modeling.registry import MODEL_CLASSES
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
+from ...modeling.registry import MODEL_CLASSES
 from ..exporters.export import EXPORT_FILE
 from ..infer_grid import read_size
 from .channels import check_channels

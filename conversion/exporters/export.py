@@ -39,12 +39,13 @@ CAN_NORMALIZE = ("onnx", "sentence-transformers")  # the others cannot store nor
 # On images that stock processors cannot read: other channels than RGB, or a declared range.
 PROCESSOR_NOTES = {
     "transformers": "the model opens with stock transformers; its image processor "
-    "(num_channels {channels}) needs the code in the folder: AutoImageProcessor.from_pretrained(FOLDER, "
-    "trust_remote_code=True).",
+    "(num_channels {channels}) needs the code in the folder: "
+    "AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True).",
     "onnx": "the image processor (num_channels {channels}) needs the code in the folder: "
     "AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True).",
     "timm": "timm's transforms read RGB images of eight bits. Images for this "
-    "encoder (num_channels {channels}) are resized, scaled to 0 to 1 and normalized by mean and std of config.json in your own code.",
+    "encoder (num_channels {channels}) are resized, scaled to 0 to 1 and normalized by mean and "
+    "std of config.json in your own code.",
 }
 EXPORT_FILE = "selfvit_export.json"
 CREATED_BY = "selfvit export"
@@ -192,8 +193,8 @@ def _check_processor(to: str, processor: BaseImageProcessor, config: SelfViTConf
     if channels != config.num_channels:
         raise ValueError(
             f"the image processor gives {channels} channels, but the encoder reads "
-            f"{config.num_channels} (num_channels). Write a new one: selfvit.build_processor(config)"
-            ".save_pretrained(checkpoint)."
+            f"{config.num_channels} (num_channels). Write a new one: "
+            "selfvit.build_processor(config).save_pretrained(checkpoint)."
         )
     if own and to == "sentence-transformers":
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def assert_one_line_error(result: Result, *parts: str) -> None:
         assert part in result.stderr
 
 
-def features(model: torch.nn.Module, height: int, width: int, channels: int = 3) -> torch.Tensor:
+def features(model: Any, height: int, width: int, channels: int = 3) -> torch.Tensor:
     """Return the normalized tokens of random pixels, without registers."""
     pixels = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
