@@ -208,7 +208,7 @@ def _read_weights(file: Path) -> tuple[Any, dict[str, Any]]:
     problem = find_problem(file)
     if problem:
         raise ValueError(f"{str(file)!r} {problem}.")
-    if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")):
         raise ValueError(
             f"{str(file)!r} is damaged: it has no header of safetensors. Copy or download it again."
         )

@@ -31,7 +31,7 @@ class Conversion:
         left_out: Source tensors that are not in the result, with the reason.
         new: Tensors of the result that the source lacks, with the reason.
         differences: Differences in behavior between the source and the result.
-        guesses: What was assumed about a field, and the option to correct it, by field.
+        guesses: Assumption about a field, and the option that corrects it, by field.
     """
 
     kind: str

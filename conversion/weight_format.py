@@ -151,7 +151,7 @@ class Draft:
         left_out: Source tensors that are left out, with the reason.
         new: Target tensors that are initialized, with the reason.
         differences: Differences in behavior between the source and the converted model.
-        guesses: What was assumed about a field, and the option to correct it, by field.
+        guesses: Assumption about a field, and the option that corrects it, by field.
         pooling_origin: Origin of `pooling`.
     """
 
