@@ -87,6 +87,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_view_sizes()
+        self.augmentation.check_channels(self.model.num_channels)
         self._check_pushes()
         if self.evaluation.require_improvement and not self.compares_with_start:
             raise ValueError(
@@ -247,12 +248,9 @@ class RunConfig:
         augmentation = self.augmentation.for_image_size(
             self.model.image_height_width, config.image_height_width, config.patch_size
         )
-        augmentation_fields = {entry.name for entry in fields(augmentation)}
-        changed_run = replace(
-            self,
-            model=config,
-            augmentation=replace(augmentation, **select(options, augmentation_fields)),
-        )
+        chosen = select(options, {entry.name for entry in fields(augmentation)})
+        augmentation = augmentation.for_num_channels(config.num_channels, chosen)
+        changed_run = replace(self, model=config, augmentation=replace(augmentation, **chosen))
         return changed_run.replace(**select(options, SECTION_OF))
 
 
