@@ -15,6 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..data.pixel_format import PixelFormat
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
 
@@ -65,6 +66,23 @@ def build_processor(
     )
 
 
+def pixel_format_of(
+    processor: BaseImageProcessor, pixel_range: tuple[float, float] | None = None
+) -> PixelFormat:
+    """Return the pixels that a processor takes: 3 channels without a range for a stock class.
+
+    Args:
+        processor: Any image processor.
+        pixel_range: Range that replaces the one of the processor, or None.
+    """
+    fields: Any = processor
+    stored = getattr(fields, "pixel_range", None)
+    return PixelFormat(
+        num_channels=getattr(fields, "num_channels", None) or 3,
+        pixel_range=stored if pixel_range is None else pixel_range,
+    )
+
+
 def resized_processor(
     processor: BaseImageProcessor, image_size: int | tuple[int, int]
 ) -> BaseImageProcessor:
@@ -99,4 +117,4 @@ def _processor_class(crops: bool) -> type[BaseImageProcessor]:
     return BitImageProcessorPil if crops else ViTImageProcessorPil
 
 
-__all__ = ["build_processor", "resized_processor"]
+__all__ = ["build_processor", "pixel_format_of", "resized_processor"]

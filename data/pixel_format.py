@@ -1,0 +1,128 @@
+"""Format of pixels that a model reads, and a check of the values that image files hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..pixel_scale import check_pixel_range
+
+SMALL_PART = 1 / 8  # of the range; 13 bits in a file of 16 bits use exactly this part
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """Pixels that a model reads.
+
+    Args:
+        num_channels: Number of channels: 1 is gray, 3 is RGB. Other numbers have no colors; an
+            image then needs exactly as many channels.
+        pixel_range: Values of black and white in files of more than eight bits; None for the
+            smallest and the largest value of the type of the file (0 and 1 for floats). Files of at
+            most eight bits always have the range 0 to 255.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    num_channels: int = 3
+    pixel_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels ({self.num_channels}) must be at least 1.")
+        object.__setattr__(self, "pixel_range", check_pixel_range(self.pixel_range))
+
+
+@dataclass(frozen=True)
+class DecodedPixels:
+    """Pixels of one image on the scale of eight bits.
+
+    Args:
+        pixels: (H, W, C): uint8, or float32 from 0 to 255 for files of more than eight bits.
+        value_range: Smallest and largest value in the file; None for at most eight bits.
+        full_range: Values that became 0 and 255; None for at most eight bits.
+    """
+
+    pixels: np.ndarray
+    value_range: tuple[float, float] | None = None
+    full_range: tuple[float, float] | None = None
+
+
+class RangeCheck:
+    """Find the images whose values do not fit the range that was applied to them.
+
+    The values do not fit if they use less than 1/8 of the range, counted from zero, or lie outside
+    of it. One warning for all images names the first one.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.largest = -np.inf
+        self._first: tuple[str, tuple[float, float], tuple[float, float]] | None = None
+
+    def add(self, name: str, decoded: DecodedPixels) -> None:
+        """Check one image.
+
+        Args:
+            name: Name of the image.
+            decoded: Image; only the ranges are used.
+        """
+        self.add_ranges(name, decoded.value_range, decoded.full_range)
+
+    def add_ranges(
+        self,
+        name: str,
+        value_range: tuple[float, float] | None,
+        full_range: tuple[float, float] | None,
+    ) -> None:
+        """Check the ranges of one image, as in `DecodedPixels`."""
+        if value_range is None or full_range is None or fits(value_range, full_range):
+            return
+        self.num_images += 1
+        self.largest = max(self.largest, value_range[1])
+        if self._first is None:
+            self._first = name, value_range, full_range
+
+    def warning(self) -> str | None:
+        """Return the warning in one line, or None if all images fit."""
+        if self._first is None:
+            return None
+        name, (low, high), full_range = self._first
+        start, end = full_range
+        if low < start or high > end:
+            fault = f"outside of the range {_number(start)} to {_number(end)}, and are clipped"
+        else:
+            fault = f"less than 1/8 of the range {_number(start)} to {_number(end)}"
+        more = f" (and {self.num_images - 1} more images)" if self.num_images > 1 else ""
+        largest = self.largest
+        bits = max(1, int(np.ceil(np.log2(largest + 1)))) if largest > 0 else 1
+        option = f"--pixel-range {_number(min(low, 0.0))} {_number(max(largest, 1.0))}"
+        if largest == int(largest) and low >= 0 and largest > 1:
+            option = f"--bits {bits}, or --pixel-range LOW HIGH"
+        return (
+            f"{name}{more} has values from {_number(low)} to {_number(high)}: {fault}. The largest "
+            f"value seen is {_number(largest)}; declare the scale of the data, for example with "
+            f"{option}."
+        )
+
+
+def fits(value_range: tuple[float, float], full_range: tuple[float, float]) -> bool:
+    """Return whether values lie within a range and use at least 1/8 of it, counted from zero.
+
+    An image that is zero everywhere shows no scale, so it fits.
+    """
+    (low, high), (start, end) = value_range, full_range
+    if low < start or high > end:
+        return False
+    zero = min(max(0.0, start), end)
+    used = max(high, zero) - min(low, zero)
+    return used == 0 or used >= SMALL_PART * (end - start)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:.6g}"
+
+
+__all__ = ["DecodedPixels", "PixelFormat", "RangeCheck", "fits"]
