@@ -134,7 +134,7 @@ def test_views_have_the_channels_and_the_type_of_the_image(augmentation, num_cha
         views = augmentation(pixels, rng(seed), (32, 24), 8)
         for name in views.keys() - {"noise"}:
             assert views[name].dtype == dtype and views[name].shape[-3] == num_channels
-            assert 0 <= views[name].min() and views[name].max() <= 255
+            assert views[name].min() >= 0 and views[name].max() <= 255
     assert np.array_equal(pixels, before)
 
 
@@ -192,7 +192,7 @@ def test_operations_on_arrays_keep_shape_type_and_scale(name, num_channels):
         changed = apply_to_array(pixels, name, 0.8)
         assert changed.dtype == dtype and changed.shape == pixels.shape
         assert not np.array_equal(changed, pixels)
-        assert 0 <= changed.min() and changed.max() <= 255
+        assert changed.min() >= 0 and changed.max() <= 255
         if name != "auto_contrast":
             still = apply_to_array(pixels, name, 0.0)
             assert np.abs(still.astype(float) - pixels).max() < 1e-3

@@ -11,6 +11,7 @@ on the generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -70,6 +71,16 @@ class Augmentation:
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the views, to check them against the patch size."""
         raise NotImplementedError
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the (height, width) that an image needs so that no view is enlarged.
+
+        None means that it is not known, so that images are decoded completely.
+
+        Args:
+            image_size: Height and width of the model's images, pixels.
+        """
+        return None
 
     def for_image_size(
         self, old_size: tuple[int, int], new_size: tuple[int, int], patch_size: int
@@ -142,6 +153,16 @@ class Augmentation:
             num_classes: Number of classes of the data.
         """
         return batch
+
+
+def source_size_of(*crops: tuple[tuple[int, int], list[float]]) -> tuple[int, int]:
+    """Return the (height, width) that an image needs so that its smallest crops are not enlarged.
+
+    Args:
+        crops: (height, width) of each kind of view, and the range of its area as fractions.
+    """
+    sides = [tuple(math.ceil(side / math.sqrt(scale[0])) for side in size) for size, scale in crops]
+    return max(height for height, _ in sides), max(width for _, width in sides)
 
 
 def _shown(value: float | list[float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..options import option
-from .base import Augmentation, count_patches
+from .base import Augmentation, count_patches, source_size_of
 from .functional import (
     blur,
     crop_and_resize,
@@ -154,6 +154,11 @@ class MultiCrop(ColoredCrops):
             views["local_views"] = np.stack(local_views)
         return views
 
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no view is enlarged."""
+        scales = (self.global_crop_scale, self.local_crop_scale)
+        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
+
     def without_color(self) -> dict[str, Any]:
         """Return the fields of color changes, with the values that other channels get by default.
 
@@ -229,6 +234,11 @@ class FocalCrops(ColoredCrops):
         """Return the (height, width) of the target and random views, and of the focal views."""
         focal_size = (self.focal_view_size, self.focal_view_size)
         return [image_size, focal_size] if self.num_focal_views else [image_size]
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no view is enlarged."""
+        scales = (self.random_crop_scale, self.focal_crop_scale)
+        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..options import option
-from .base import Augmentation, count_patches
+from .base import Augmentation, count_patches, source_size_of
 from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crop_box
 from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
@@ -40,6 +40,10 @@ class CropAndFlip(Augmentation):
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the crop."""
         return [image_size]
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no crop is enlarged."""
+        return source_size_of((image_size, self.crop_scale))
 
     def rgb_only(self) -> dict[str, Any]:
         """Return the field of saturation and hue, with its value without these."""

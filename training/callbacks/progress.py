@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
+from ...data.pixel_format import RangeCheck
 from ...progress import progress_bar
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
 from ..config.run_config import RunConfig
@@ -41,6 +43,8 @@ class ProgressLogger(Callback):
         self.batch_size = run.schedule.batch_size
         self.log_steps = run.monitoring.log_steps
         self.skipped: dict[str, str] = {}
+        self.ranges = RangeCheck()
+        self.warned_of_range = False
         self.started = time.perf_counter()
         self.start_step = 0
         self.bar: Any = None
@@ -60,6 +64,7 @@ class ProgressLogger(Callback):
     def on_step_end(self, state: TrainState) -> None:
         """Advance the bar, and log the metrics if they are due."""
         self.log_skipped(state.skipped)
+        self._check_ranges(state.ranges)
         if self.bar is None:
             return
         rate = (state.step - self.start_step) * self.batch_size / self.seconds
@@ -76,6 +81,10 @@ class ProgressLogger(Callback):
     def on_train_end(self, state: TrainState) -> None:
         """Close the bar, so that what follows is printed below it."""
         self.close()
+        if self.accelerator.num_processes > 1:
+            warnings = [text for text in gather_object([self.ranges.warning()]) if text]
+            if warnings and not self.warned_of_range:
+                self.warn(warnings[0])
 
     def close(self) -> None:
         """Close the bar."""
@@ -130,6 +139,15 @@ class ProgressLogger(Callback):
             writer.writerows(new.items())
         for name, reason in new.items():
             tqdm.write(f"skipped {name}: {reason}")
+
+    def _check_ranges(self, ranges: list[tuple[str, Any, Any]]) -> None:
+        """Warn once if the values of an image do not fit the range that was applied to them."""
+        for entry in ranges:
+            self.ranges.add_ranges(*entry)
+        warning = None if self.warned_of_range else self.ranges.warning()
+        if warning is not None:
+            self.warned_of_range = True
+            self.warn(warning)
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..augmentations.base import Augmentation
 from ..config.training_config import PreprocessingConfig
 
+REPORTS = ("skipped", "ranges")  # lists about single images, not inputs of the model
+
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack the samples of a batch, input by input.
@@ -21,15 +23,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     become (B, N). Views are uint8, or float32 if any image of the batch has more than eight bits.
 
     Returns:
-        Inputs by name, "skipped" with the unreadable images of all samples, and for a stream
-        "reader" with the state of its reader after the last sample.
+        Inputs by name, "skipped" with the unreadable images of all samples, "ranges" with the
+        images whose values do not fit their range, and for a stream "reader" with the state of its
+        reader after the last sample.
     """
     batch: dict[str, Any] = {
-        "skipped": [entry for sample in samples for entry in sample["skipped"]]
+        name: [entry for sample in samples for entry in sample.get(name, [])] for name in REPORTS
     }
     if "reader" in samples[-1]:
         batch["reader"] = samples[-1]["reader"]
-    for name in samples[0].keys() - {"skipped", "draw", "reader"}:
+    for name in samples[0].keys() - {*REPORTS, "draw", "reader"}:
         values = [sample[name] for sample in samples]
         if name == "labels":
             batch[name] = torch.tensor(values)
@@ -105,4 +108,4 @@ def to_model_inputs(
     }
 
 
-__all__ = ["BatchMaker", "collate", "normalize", "to_model_inputs"]
+__all__ = ["REPORTS", "BatchMaker", "collate", "normalize", "to_model_inputs"]

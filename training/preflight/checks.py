@@ -23,6 +23,7 @@ from ..runtime.accelerator import check_same_images
 from ..runtime.fsdp import is_sharded
 from ..state import CheckedRun
 from .batch_size import find_batch_size
+from .channels import check_channels, with_statistics
 
 
 def check(
@@ -43,6 +44,8 @@ def check(
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
+    check_channels(run, source)
+    run = with_statistics(run, source, accelerator)
     is_stream = isinstance(source, StreamingImageSource)
     plan = BatchPlan(
         num_steps=run.schedule.num_steps(None if is_stream else len(source)),  # type: ignore[arg-type]
