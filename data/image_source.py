@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .inventory import Inventory
+
 NO_LABEL = -1  # the value that `datasets` uses in unlabeled splits
 
 
@@ -41,6 +43,17 @@ class ImageSource:
         self.description = description
         self.label_names = label_names
         self.id_column = id_column
+        self.label_rule: str | None = None  # where the labels come from, for users
+        self._inventory: Inventory | None = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """Images found, taken and left out; by default, every image found is taken."""
+        return self._inventory or Inventory(len(self), len(self))
+
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self._inventory = inventory
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -78,6 +91,11 @@ class ChosenSource(ImageSource):
         super().__init__(description, source.label_names, source.id_column)
         self._source = source
         self._positions = np.sort(positions)
+        left_out = source.inventory.left_out
+        self.label_rule = source.label_rule
+        self.inventory = Inventory(
+            len(positions) + len(left_out), len(positions), left_out, source.inventory.notes
+        )
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource
-from ..data.workers import use_one_thread
+from ..data.inventory import SkippedImage
+from ..data.reading import read_images, unreadable_reason
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 
 AnyImage = bytes | str | Path | Image.Image
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """Image that cannot be read and has no vector.
-
-    Args:
-        id: Name of the image.
-        reason: Reason why it cannot be read.
-    """
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -202,8 +190,11 @@ class Embedder:
                 name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
                 try:
                     pixels.append(preprocess(image, self.processor))
-                except UnreadableImageError as error:
-                    raise UnreadableImageError(f"{name} cannot be read: {error}") from error
+                except Exception as error:
+                    reason = unreadable_reason(error)
+                    if reason is None:
+                        raise
+                    raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
             vectors.append(self.embed_pixels(torch.stack(pixels)))
         return np.concatenate(vectors)
 
@@ -239,27 +230,29 @@ class Embedder:
             Results of the batches; a batch without readable images has no vectors.
 
         Raises:
+            LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        loader = DataLoader(
-            _PreprocessedImages(source, self.processor),
+        batches = read_images(
+            source,
+            partial(preprocess_record, processor=self.processor),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=_collate,
-            pin_memory=self.model.device.type == "cuda",
-            worker_init_fn=use_one_thread,
-            generator=torch.Generator(),  # keeps the DataLoader from using the global random state
+            collate=torch.stack,
         )
         num_skipped = 0
-        with progress_bar(total=len(source), description="embedding", disable=not progress) as bar:
-            for ids, labels, pixel_values, skipped in loader:
+        with (
+            closing(batches),
+            progress_bar(total=len(source), description="embedding", disable=not progress) as bar,
+        ):
+            for batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
-                if pixel_values is not None:
-                    vectors = self.embed_pixels(pixel_values)
-                num_skipped += len(skipped)
+                if batch.pixels is not None:
+                    vectors = self.embed_pixels(batch.pixels)
+                num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
-                bar.update(len(ids) + len(skipped))
-                yield EmbeddedBatch(ids, labels, vectors, skipped)
+                bar.update(len(batch.ids) + len(batch.skipped))
+                yield EmbeddedBatch(batch.ids, batch.labels, vectors, batch.skipped)
 
     def embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         """Embed preprocessed images.
@@ -303,31 +296,17 @@ def preprocess(image: AnyImage, processor: BaseImageProcessor) -> Tensor:
     return processor(decode_image(image), return_tensors="pt")["pixel_values"][0]
 
 
-class _PreprocessedImages(Dataset):
-    """Dataset of (id, label, pixels); for an unreadable image, the reason replaces the pixels."""
+def preprocess_record(record: ImageRecord, processor: BaseImageProcessor) -> Tensor:
+    """Decode and preprocess the image of a record, as `preprocess` does.
 
-    def __init__(self, source: ImageSource, processor: BaseImageProcessor):
-        self.source = source
-        self.processor = processor
+    Args:
+        record: Record of a source.
+        processor: Image processor.
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, position: int) -> tuple[str, int | None, Tensor | str]:
-        record: ImageRecord = self.source[position]
-        try:
-            return record.id, record.label, preprocess(record.image, self.processor)
-        except UnreadableImageError as error:
-            return record.id, record.label, str(error)
-
-
-def _collate(
-    items: list[tuple[str, int | None, Tensor | str]],
-) -> tuple[list[str], list[int | None], Tensor | None, list[SkippedImage]]:
-    read = [(id, label, pixels) for id, label, pixels in items if isinstance(pixels, Tensor)]
-    skipped = [SkippedImage(id, reason) for id, _, reason in items if isinstance(reason, str)]
-    pixel_values = torch.stack([pixels for _, _, pixels in read]) if read else None
-    return [id for id, _, _ in read], [label for _, label, _ in read], pixel_values, skipped
+    Raises:
+        UnreadableImageError: If the image cannot be decoded.
+    """
+    return preprocess(record.image, processor)
 
 
 @contextmanager
@@ -380,4 +359,5 @@ __all__ = [
     "best_device",
     "eval_mode",
     "preprocess",
+    "preprocess_record",
 ]

@@ -1,8 +1,9 @@
 """Build the image processor of a checkpoint.
 
-The processor is a class of transformers, so `AutoImageProcessor` opens it without selfvit. Its
-`save_pretrained` stores the class name without `Pil`, so the saved file does not depend on whether
-torchvision is installed.
+For RGB images of eight bits, the processor is a class of transformers, so `AutoImageProcessor`
+opens it without selfvit. Its `save_pretrained` stores the class name without `Pil`, so the saved
+file does not depend on whether torchvision is installed. For other numbers of channels, or if the
+range of the pixels is declared, it is `SelfViTImageProcessor`, whose code is saved beside it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..data.pixel_format import PixelFormat
+from ..modeling.image_processing_selfvit import SelfViTImageProcessor
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
 
@@ -24,9 +26,10 @@ def build_processor(
     config: SelfViTConfig,
     *,
     resize: Literal["shortest_edge", "square"] = "shortest_edge",
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     crop_ratio: float = 256 / 224,  # DINO (eval_knn.py): resize to 256, crop 224
+    pixel_range: tuple[float, float] | None = None,
 ) -> BaseImageProcessor:
     """Return an image processor whose output has the size `config.image_size`.
 
@@ -35,12 +38,17 @@ def build_processor(
         resize: "shortest_edge" scales the shorter side and crops the center, which keeps the aspect
             ratio but loses the margins; "square" scales both sides, which keeps the margins but not
             the aspect ratio. If `image_size` is not square, both sides are always scaled.
-        mean: Mean per channel, for pixel values in [0, 1].
-        std: Std per channel, for pixel values in [0, 1].
+        mean: Mean per channel, for pixel values in [0, 1]; None for the mean of ImageNet for 3
+            channels, and 0.5 for other numbers.
+        std: Std per channel, for pixel values in [0, 1]; None for the std of ImageNet for 3
+            channels, and 0.5 for other numbers.
         crop_ratio: Shorter side before the crop, as a multiple of `image_size`; at least 1.
+        pixel_range: Values of black and white in images of more than eight bits; None for the
+            smallest and the largest value of the type of the file.
 
     Raises:
-        ValueError: If `resize` is not one of these values, or `crop_ratio` is below 1.
+        ValueError: If `resize` is not one of these values, `crop_ratio` is below 1, mean or std do
+            not have one value per channel, or `pixel_range` is not in ascending order.
     """
     if resize not in ("shortest_edge", "square"):
         raise ValueError(f"resize ({resize!r}) must be 'shortest_edge' or 'square'.")
@@ -52,7 +60,12 @@ def build_processor(
     height, width = config.image_height_width
     crops = resize == "shortest_edge" and height == width
     size = {"shortest_edge": round(crop_ratio * height)}
-    return _processor_class(crops)(
+    settings: dict[str, Any] = {"do_convert_rgb": True}
+    processor_class = _processor_class(crops)
+    if config.num_channels != 3 or pixel_range is not None:
+        settings = {"num_channels": config.num_channels, "pixel_range": pixel_range}
+        processor_class = SelfViTImageProcessor
+    return processor_class(
         do_resize=True,
         size=size if crops else {"height": height, "width": width},
         resample=BICUBIC,
@@ -60,10 +73,23 @@ def build_processor(
         crop_size={"height": height, "width": width} if crops else None,
         do_rescale=True,
         do_normalize=True,
-        image_mean=list(mean),
-        image_std=list(std),
-        do_convert_rgb=True,
+        image_mean=_per_channel("mean", mean, config.num_channels, IMAGENET_DEFAULT_MEAN),
+        image_std=_per_channel("std", std, config.num_channels, IMAGENET_DEFAULT_STD),
+        **settings,
     )
+
+
+def _per_channel(
+    name: str, values: Sequence[float] | None, num_channels: int, rgb: Sequence[float]
+) -> list[float]:
+    if values is None:
+        return list(rgb) if num_channels == 3 else [0.5] * num_channels
+    if len(values) != num_channels:
+        raise ValueError(
+            f"{name} ({', '.join(map(str, values))}) must have one value for each of the "
+            f"{num_channels} channels (num_channels)."
+        )
+    return list(values)
 
 
 def pixel_format_of(

@@ -5,7 +5,6 @@ The folder appears completely or not at all.
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from dataclasses import dataclass
@@ -19,10 +18,13 @@ import transformers
 from ..atomic_output import atomic_output
 from ..atomic_output import check_output as check_output_folder
 from ..data.image_source import ImageSource
+from ..data.inventory import SkippedImage, write_left_out
+from ..data.reading_workers import LostWorkersError
 from .embedder import EmbeddedBatch, Embedder
 
 TABLE, SKIPPED, METADATA = "embeddings.parquet", "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
+NOT_READ = "not read, because too many worker processes were killed"
 
 VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of the table: 16 MiB of float32
 
@@ -33,12 +35,12 @@ class WriteReport:
 
     Args:
         num_embedded: Number of images in the table.
-        num_skipped: Number of images that cannot be read.
+        skipped: Images that cannot be read.
         seconds: Wall-clock time in seconds.
     """
 
     num_embedded: int
-    num_skipped: int
+    skipped: list[SkippedImage]
     seconds: float
 
 
@@ -55,7 +57,7 @@ def write_embeddings(
 
     The folder contains `embeddings.parquet` (columns `path` or `id`; `label`, the name of the
     class, if the source is labeled; `embedding`, E float32 values), `skipped.csv` (path, reason)
-    and `metadata.json`. Memory use does not grow with the number of images.
+    and `metadata.json`. Memory use does not grow with the number of images that can be read.
 
     Args:
         embedder: Embedder that computes the vectors.
@@ -68,42 +70,51 @@ def write_embeddings(
 
     Raises:
         FileExistsError: If `output` may not be replaced (see `check_output`).
+        LostWorkersError: If too many workers in a row were killed. The vectors before are written,
+            and the other images are listed in `skipped.csv`.
         ValueError: If no image can be read; nothing is written then.
     """
     started = time.perf_counter()
     output = Path(output)
     check_output(output, overwrite)
-    num_embedded = num_skipped = 0
-    reason = ""
+    num_embedded = 0
+    skipped: list[SkippedImage] = []
+    lost: LostWorkersError | None = None
     with atomic_output(output) as folder:
         folder.mkdir()
-        with (
-            open(folder / SKIPPED, "w", newline="", encoding="utf-8") as skipped_file,
-            _TableWriter(folder / TABLE, embedder.embedding_size, source) as table,
-        ):
-            skipped_rows = csv.writer(skipped_file)
-            skipped_rows.writerow(["path", "reason"])
-            for batch in embedder.stream(source, progress=progress):
-                table.write(batch)
-                skipped_rows.writerows((skipped.id, skipped.reason) for skipped in batch.skipped)
-                num_embedded += len(batch.ids)
-                num_skipped += len(batch.skipped)
-                reason = batch.skipped[-1].reason if batch.skipped else reason
+        with _TableWriter(folder / TABLE, embedder.embedding_size, source) as table:
+            try:
+                for batch in embedder.stream(source, progress=progress):
+                    table.write(batch)
+                    num_embedded += len(batch.ids)
+                    skipped += batch.skipped
+            except LostWorkersError as error:
+                if not num_embedded:
+                    raise
+                lost = error
+                rest = range(num_embedded + len(skipped), len(source))
+                skipped += [SkippedImage(source[place].id, NOT_READ) for place in rest]
         if not num_embedded:
             raise ValueError(
-                f"none of the {num_skipped} images can be read ({source.description}); the reason "
-                f"for the last one: {reason}. Nothing was written."
+                f"none of the {len(skipped)} images can be read ({source.description}); the last "
+                f"one is {skipped[-1].id}: {skipped[-1].reason}. Nothing was written."
             )
+        left_out = source.inventory.all_left_out(skipped)
+        write_left_out(folder / SKIPPED, left_out)
         content = {
             **(metadata or {}),
             **_embedder_metadata(embedder),
             "data": source.description,
             "num_embedded": num_embedded,
-            "num_skipped": num_skipped,
+            "num_skipped": len(left_out),
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / METADATA).write_text(text, encoding="utf-8")
-    return WriteReport(num_embedded, num_skipped, time.perf_counter() - started)
+    if lost is not None:
+        raise LostWorkersError(
+            f"{lost} The vectors of the first {num_embedded} images are in {output}."
+        ) from lost
+    return WriteReport(num_embedded, skipped, time.perf_counter() - started)
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:

@@ -38,6 +38,7 @@ TITLES = {
     "neighbor_overlap": "neighbors kept",
     "num_train": "training images",
     "num_test": "test images",
+    "num_skipped": "images left out",
 }
 FRACTIONS = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  # besides k-NN
 
@@ -75,30 +76,86 @@ def evaluate_checkpoint(
         progress: Whether to show a progress bar.
 
     Returns:
-        Metrics by name, as in `evaluate_embeddings`.
+        Metrics by name, as in `evaluate_embeddings`; "num_skipped" counts the files that the sources
+        left out, too.
 
     Raises:
         ImportError: If there are labels and scikit-learn is not installed.
         FileNotFoundError: If there is no such checkpoint.
         ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
-    embedder = Embedder.from_pretrained(
+    if limit is not None:
+        train = train.sample(limit)
+        test = None if test is None else test.sample(limit)
+    embedded = embed_splits(
         checkpoint,
+        train,
+        test,
         network=network,
         pooling=pooling,
         batch_size=batch_size,
         num_workers=num_workers,
         device=device,
         dtype=dtype,
+        progress=progress,
     )
-    if limit is not None:
-        train = train.sample(limit)
-        test = None if test is None else test.sample(limit)
+    return evaluate_splits(train, test, *embedded, ks=ks)
+
+
+def embed_splits(
+    checkpoint: str | PathLike[str],
+    train: ImageSource,
+    test: ImageSource | None = None,
+    *,
+    progress: bool = False,
+    **options: Any,
+) -> tuple[EmbeddedImages, EmbeddedImages | None]:
+    """Check the labels, and embed the images that `evaluate_checkpoint` evaluates.
+
+    Args:
+        checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
+        train: Images that the classifiers are fitted on.
+        test: Images that the accuracies are measured on, or None.
+        progress: Whether to show a progress bar.
+        options: Keyword arguments of `Embedder.from_pretrained`.
+
+    Raises:
+        ImportError: If there are labels and scikit-learn is not installed.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If test has a class that train lacks, or as in `Embedder.from_pretrained`.
+    """
+    embedder = Embedder.from_pretrained(checkpoint, **options)
     if test is not None:
         check_labels(train, test)
     embedded_train = _embed(embedder, train, progress)
-    embedded_test = None if test is None else _embed(embedder, test, progress)
-    return evaluate_embeddings(embedded_train, embedded_test, ks=ks)
+    return embedded_train, None if test is None else _embed(embedder, test, progress)
+
+
+def evaluate_splits(
+    train: ImageSource,
+    test: ImageSource | None,
+    embedded_train: EmbeddedImages,
+    embedded_test: EmbeddedImages | None = None,
+    *,
+    ks: Sequence[int] = (10, 20),
+) -> dict[str, float]:
+    """Compute the metrics of embedded sources, as `evaluate_checkpoint` does.
+
+    Args:
+        train: Images that the classifiers are fitted on.
+        test: Images that the accuracies are measured on, or None.
+        embedded_train: Vectors of `train`.
+        embedded_test: Vectors of `test`, or None.
+        ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
+
+    Raises:
+        ImportError: If there are labels and scikit-learn is not installed.
+        ValueError: As in `evaluate_embeddings`.
+    """
+    metrics = evaluate_embeddings(embedded_train, embedded_test, ks=ks)
+    for source in (train, test):
+        metrics["num_skipped"] += 0 if source is None else len(source.inventory.left_out)
+    return metrics
 
 
 def evaluate_embeddings(
@@ -118,7 +175,8 @@ def evaluate_embeddings(
 
     Returns:
         "knn_<k>" and "linear_probe" (fraction of the test images), "feature_std" (0 to 1),
-        "rankme" (number of dimensions), "num_train" and "num_test" (number of images).
+        "rankme" (number of dimensions), "num_train", "num_test" and "num_skipped" (number of
+        images; skipped are those that cannot be read).
 
     Raises:
         ImportError: If there are labels and scikit-learn is not installed.
@@ -142,6 +200,7 @@ def evaluate_embeddings(
     metrics |= label_free_measures(train.vectors)
     metrics["num_train"] = len(train.vectors)
     metrics["num_test"] = 0 if test is None else len(test.vectors)
+    metrics["num_skipped"] = len(train.skipped) + (0 if test is None else len(test.skipped))
     return metrics
 
 
@@ -325,10 +384,16 @@ def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedI
     embedded = embedder.embed(source, progress=progress)
     if embedded.skipped:
         first = embedded.skipped[0]
+        labels = source.labels()
+        num_labeled = 0
+        if labels is not None and embedded.labels is not None:
+            num_labeled = int((labels != NO_LABEL).sum() - (embedded.labels != NO_LABEL).sum())
         logger.warning(
-            "%d of %d images could not be read and are skipped; the first is %s: %s.",
+            "%d of %d images could not be read and are skipped, %d of them labeled; the first is "
+            "%s: %s.",
             len(embedded.skipped),
             len(source),
+            num_labeled,
             first.id,
             first.reason,
         )

@@ -46,8 +46,8 @@ def adaptation_rule(num_channels: int, new_channels: int) -> str:
 def adapted_kernel(kernel: Tensor, new_channels: int) -> Tensor:
     """Return the weights of a patch embedding for another number of channels.
 
-    They are the mean over the old channels, repeated and scaled by old / new. Patches whose channels
-    are all equal therefore have the same embedding as before.
+    They are the mean over the old channels, repeated and scaled by old / new. The embeddings of
+    patches whose channels are all equal therefore stay the same.
 
     Args:
         kernel: Weights, (D, C, P, P).

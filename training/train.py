@@ -84,14 +84,14 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     model = build_trainable(run)
     check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
-        for line in [*_channel_lines(run), _describe(checked, model, accelerator)]:
+        for line in [*_start_lines(run), _describe(checked, model, accelerator)]:
             accelerator.print(line)
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(
             f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
         )
-    for line in _channel_lines(run):
+    for line in _start_lines(run):
         accelerator.print(line)
     _open_run_folder(run, accelerator)
 
@@ -133,9 +133,14 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     )
 
 
-def _channel_lines(run: RunConfig) -> list[str]:
-    """Return what is particular to images that are not RGB, in lines to print."""
+def _start_lines(run: RunConfig) -> list[str]:
+    """Return what a run does that its options do not say, in lines to print."""
     lines, num_channels = [], run.model.num_channels
+    if run.is_classifier and run.start.init_from is None:
+        lines.append(
+            f"warning: {run.recipe} starts from random weights, and its values are for a "
+            "pretrained encoder; --init-from CHECKPOINT names one."
+        )
     if num_channels != 3:
         plain = run.augmentation.describe_color()
         lines.append(f"augmentation for {num_channels} channels: {plain}")
@@ -246,11 +251,11 @@ def train_recipe(
 
 def run_request(request: RunRequest) -> dict[str, float]:
     """Open the data of a request, build its run, and train."""
+    if not request.start.resume:  # a run of an earlier version may have started without
+        check_start(request.sections)
     source = open_source(request.data)
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
     run = build_run(request, num_images)
-    if not run.start.resume:  # a run of an earlier version may have started without
-        check_start(run)
     with StopSignal() as stop, translate_errors():
         return train_or_roll_back(run, source, stop)
 

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from ..data.decoding import UnreadableImageError, decode_image
-from ..data.image_source import ImageSource
-from ..embedding.embedder import SkippedImage
+from ..data.decoding import decode_image
+from ..data.image_source import ImageRecord, ImageSource
+from ..data.inventory import SkippedImage
+from ..data.reading import read_spread_images
 from ..embedding.preprocessing import resized_processor
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
@@ -54,17 +55,14 @@ def open_checkpoint(
 
 
 def choose_images(
-    source: ImageSource, num_images: int
+    source: ImageSource, num_images: int, *, num_workers: int = 0
 ) -> tuple[list[Image.Image], list[SkippedImage]]:
-    """Decode images spread evenly over a source.
-
-    The source is divided into `num_images` equal sections, and the first readable image of each
-    section is used. The first images of the source would not be representative: sources are often
-    sorted by class.
+    """Decode images spread evenly over a source, as `read_spread_images` chooses them.
 
     Args:
         source: Source of images, see `open_images`.
         num_images: Maximum number of images; all images of a smaller source are used.
+        num_workers: Number of processes that decode; 0 uses the current process.
 
     Returns:
         The RGB images, and the images that were skipped because they cannot be read.
@@ -72,26 +70,11 @@ def choose_images(
     Raises:
         ValueError: If no image can be read, or `num_images` is below 1.
     """
-    if num_images < 1:
-        raise ValueError(f"num_images ({num_images}) must be at least 1.")
-    bounds = np.linspace(0, len(source), min(num_images, len(source)) + 1).astype(int)
-    images: list[Image.Image] = []
-    skipped: list[SkippedImage] = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        for position in range(start, end):
-            record = source[position]
-            try:
-                images.append(decode_image(record.image))
-                break
-            except UnreadableImageError as error:
-                skipped.append(SkippedImage(record.id, str(error)))
-    if not images:
-        last = skipped[-1]
-        raise ValueError(
-            f"none of the {len(skipped)} images can be read ({source.description}); the last one "
-            f"is {last.id}: {last.reason}. Choose data with readable images."
-        )
-    return images, skipped
+    return read_spread_images(source, _decode, num_images, num_workers=num_workers)
+
+
+def _decode(record: ImageRecord) -> Image.Image:
+    return decode_image(record.image)
 
 
 def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:

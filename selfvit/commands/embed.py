@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
+from .reports import report_left_out, report_source
 
 
 def embed(
@@ -25,9 +26,7 @@ def embed(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     overwrite: options.Overwrite = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with code 1 if any image was skipped.")
-    ] = False,
+    strict: options.Strict = False,
 ) -> None:
     """Write a vector for every image.
 
@@ -40,6 +39,7 @@ def embed(
 
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
+    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -58,7 +58,6 @@ def embed(
         metadata={"model": checkpoint, "network": network.value},
     )
     typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
-    if report.num_skipped:
-        typer.echo(f"{report.num_skipped} images skipped, with reasons: {output / SKIPPED}")
-        if strict:
-            raise typer.Exit(1)
+    if num_left_out := len(source.inventory.all_left_out(report.skipped)):
+        typer.echo(f"{num_left_out} images left out, with reasons: {output / SKIPPED}")
+    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
+from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
     from ..data.image_source import ImageSource
@@ -51,21 +52,33 @@ def evaluate(
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     output: Annotated[Path | None, options.output("JSON", "none")] = None,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Measure embeddings by k-NN, a linear probe and metrics that need no labels.
 
     The metrics are printed as a table. With --output they are also written as a JSON file.
     """
     from ..data.sources import open_images
-    from ..evaluation.evaluate import evaluate_checkpoint, format_table, save_metrics
+    from ..evaluation.evaluate import (
+        embed_splits,
+        evaluate_splits,
+        format_table,
+        save_metrics,
+    )
 
     def open_split(data: str, split: str | None) -> ImageSource:
         return open_images(data, split=split, image_column=image_column, label_column=label_column)
 
-    metrics = evaluate_checkpoint(
+    sources = {"train": open_split(train, train_split)}
+    if test is not None:
+        sources["test"] = open_split(test, test_split)
+    for name, source in sources.items():
+        report_source(source, name)
+    embedded = embed_splits(
         checkpoint,
-        open_split(train, train_split),
-        None if test is None else open_split(test, test_split),
+        sources["train"],
+        sources.get("test"),
         network=network.value,
         pooling=pooling,
         dtype=dtype.value,
@@ -74,6 +87,13 @@ def evaluate(
         device=device,
         progress=True,
     )
+    metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
     typer.echo(format_table(metrics))
     if output is not None:
         save_metrics(metrics, output)
+    readings = zip(sources.items(), embedded, strict=False)
+    report_left_out(
+        *[(name, source, vectors.skipped) for (name, source), vectors in readings if vectors],
+        strict=strict,
+        skipped_file=skipped,
+    )

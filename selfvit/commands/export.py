@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
+from .reports import report_left_out, report_source
+
+if TYPE_CHECKING:
+    from ..data.image_source import ImageSource
+    from ..data.inventory import SkippedImage
 
 
 class Format(str, Enum):
@@ -45,7 +50,10 @@ def export(
     max_images: Annotated[
         int, typer.Option(help="Maximum number of images to measure the 8-bit graph on.")
     ] = 128,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Export a checkpoint for users without selfvit, and check that it gives the same vectors.
 
@@ -55,15 +63,19 @@ def export(
     """
     from ..conversion.exporters.export import export as export_checkpoint
     from ..conversion.exporters.onnx import Int8
+    from ..data.sources import open_images
 
-    pixel_values = None
+    pixel_values, readings = None, []
     if data is not None:
         if not int8:
             raise ValueError(
                 f"--data ({data}) are images to measure the 8-bit graph on; add --int8, or leave "
                 "--data out."
             )
-        pixel_values = _load_pixels(checkpoint, data, split, image_column, max_images)
+        source = open_images(data, split=split, image_column=image_column)
+        report_source(source)
+        pixel_values, unreadable = _load_pixels(checkpoint, source, max_images, num_workers)
+        readings = [("", source, unreadable)]
     report = export_checkpoint(
         checkpoint,
         output or _default_output(checkpoint, to.value),
@@ -82,6 +94,7 @@ def export(
     )
     for note in report.fidelity.notes:
         typer.echo(f"note: {note}")
+    report_left_out(*readings, strict=strict, skipped_file=skipped)
 
 
 def _default_output(checkpoint: str, to: str) -> Path:
@@ -91,17 +104,19 @@ def _default_output(checkpoint: str, to: str) -> Path:
 
 
 def _load_pixels(
-    checkpoint: str, data: str, split: str | None, image_column: str | None, max_images: int
-) -> Any:
-    """Return preprocessed images, evenly spread over a source: (N, C, H, W)."""
+    checkpoint: str, source: ImageSource, max_images: int, num_workers: int
+) -> tuple[Any, list[SkippedImage]]:
+    """Return preprocessed images, evenly spread over a source, (N, C, H, W), and unreadable ones."""
+    from functools import partial
+
     import torch
     from transformers import AutoImageProcessor
 
-    from ..data.sources import open_images
-    from ..embedding.embedder import preprocess
+    from ..data.reading import read_spread_images
+    from ..embedding.embedder import preprocess_record
     from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 
-    source = open_images(data, split=split, image_column=image_column)
     processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
-    positions = range(0, len(source), max(1, len(source) // max_images))[:max_images]
-    return torch.stack([preprocess(source[position].image, processor) for position in positions])
+    prepare = partial(preprocess_record, processor=processor)
+    pixels, skipped = read_spread_images(source, prepare, max_images, num_workers=num_workers)
+    return torch.stack(pixels), skipped

@@ -145,6 +145,19 @@ ImageSize = Annotated[
         show_default="the checkpoint's",
     ),
 ]
+FewWorkers = Annotated[int, typer.Option("--num-workers", help=HELP["num_workers"])]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 1 if any image was left out.")
+]
+Skipped = Annotated[
+    Path | None,
+    typer.Option(
+        "--skipped",
+        metavar="CSV",
+        help="File to write the images that were left out to, with the reasons.",
+        show_default="none",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
 
 

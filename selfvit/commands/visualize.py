@@ -9,9 +9,13 @@ import typer
 
 from ..option_help import HELP
 from . import options
+from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..data.image_source import ImageSource
+    from ..data.inventory import SkippedImage
 
 NumImages = Annotated[
     int, typer.Option(help="Number of images to draw, evenly spread over the data.")
@@ -28,17 +32,23 @@ def attention(
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw the attention of the class token in the last block, one map per head.
 
     PNG has one row per image.
     """
     from ..visualization.attention_maps import plot_attention_maps
+    from ..visualization.figures import check_picture
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    check_picture(output, overwrite)
+    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
     plot_attention_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def pca(
@@ -51,17 +61,23 @@ def pca(
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw the first three principal components of the patch tokens as colors.
 
     The components are computed over all images. PNG has one row per image.
     """
+    from ..visualization.figures import check_picture
     from ..visualization.pca_maps import plot_pca_maps
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    check_picture(output, overwrite)
+    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
     plot_pca_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def reconstruct(
@@ -78,7 +94,10 @@ def reconstruct(
     ] = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
     device: options.Device = None,
+    num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    skipped: options.Skipped = None,
 ) -> None:
     """Draw how a MAE checkpoint reconstructs masked patches.
 
@@ -86,33 +105,27 @@ def reconstruct(
     drawn with the brightness and contrast of the original. PNG has one row per image.
     """
     from ..embedding.embedder import best_device
+    from ..visualization.figures import check_picture
     from ..visualization.reconstructions import open_mae, plot_reconstructions
 
-    images = _choose_images(data, split, image_column, num_images, output, overwrite)
+    check_picture(output, overwrite)
+    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
     mae, processor = open_mae(checkpoint, image_size=image_size, mask_ratio=mask_ratio)
     mae.to(best_device(device))  # type: ignore[arg-type]
     plot_reconstructions(mae, processor, images, output, seed=seed)
     typer.echo(f"{len(images)} images drawn: {output}")
+    report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
 
 def _choose_images(
-    data: str,
-    split: str | None,
-    image_column: str | None,
-    num_images: int,
-    output: Path,
-    overwrite: bool,
-) -> list[Image]:
+    data: str, split: str | None, image_column: str | None, num_images: int, num_workers: int
+) -> tuple[ImageSource, list[Image], list[SkippedImage]]:
     from ..data.sources import open_images
-    from ..visualization.figures import check_picture
     from ..visualization.inputs import choose_images
 
-    check_picture(output, overwrite)
     source = open_images(data, split=split, image_column=image_column)
-    images, skipped = choose_images(source, num_images)
-    for image in skipped:
-        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
-    return images
+    report_source(source)
+    return source, *choose_images(source, num_images, num_workers=num_workers)
 
 
 def _open_encoder(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
+from ...data.inventory import LeftOut, read_left_out, write_left_out
 from ...data.pixel_format import RangeCheck
 from ...progress import progress_bar
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
@@ -132,11 +132,7 @@ class ProgressLogger(Callback):
         if not new:
             return
         self.skipped.update(new)
-        with open(self.skipped_file, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if self.skipped_file.stat().st_size == 0:
-                writer.writerow(["path", "reason"])
-            writer.writerows(new.items())
+        write_left_out(self.skipped_file, [LeftOut(name, reason) for name, reason in new.items()])
         for name, reason in new.items():
             tqdm.write(f"skipped {name}: {reason}")
 
@@ -174,10 +170,7 @@ class ProgressLogger(Callback):
             unfinished.write_text("".join(kept), encoding="utf-8")
 
     def _read_skipped(self) -> dict[str, str]:
-        if not self.skipped_file.exists():
-            return {}
-        with open(self.skipped_file, newline="", encoding="utf-8") as file:
-            return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        return {entry.name: entry.reason for entry in read_left_out(self.skipped_file)}
 
     def _for_trackers(self, log: Callable[[GeneralTracker], None]) -> None:
         """Call a function for every tracker, and stop using a tracker that fails.

@@ -1,4 +1,4 @@
-"""Preflight of images that are not RGB: whether files have these channels, and their mean and std."""
+"""Preflight of images that are not RGB: their channels, and the mean and std of these."""
 
 from __future__ import annotations
 

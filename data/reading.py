@@ -1,0 +1,187 @@
+"""Read and prepare images of a source in worker processes: the reader of all commands but train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .decoding import UnreadableImageError
+from .image_source import ImageRecord, ImageSource
+from .inventory import SkippedImage
+from .reading_workers import Reading, ReadingWorkers, ReadItem
+
+NO_MEMORY = "not enough memory to decode it"
+
+# Parts of the messages about failed allocations of Pillow, torch and OpenCV.
+ALLOCATION_FAILED = ("out of memory", "allocate memory", "not enough memory", "insufficient memory")
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """Images of one batch.
+
+    Args:
+        ids: Names of the images that can be read, at most B.
+        labels: Labels of the same images; None for an image without a label.
+        pixels: Result of `collate` for the same images; None if there are none.
+        skipped: Images that cannot be read.
+    """
+
+    ids: list[str]
+    labels: list[int | None]
+    pixels: Any
+    skipped: list[SkippedImage]
+
+
+def read_images(
+    source: ImageSource,
+    prepare: Callable[[ImageRecord], Any],
+    *,
+    batch_size: int,
+    num_workers: int,
+    positions: Sequence[int] | None = None,
+    collate: Callable[[list[Any]], Any] = list,
+) -> Generator[ReadBatch, None, None]:
+    """Read images in batches, in the given order.
+
+    A worker that is killed costs no image: the one that it was reading is read once more, and only
+    if that kills a worker again, it is skipped. A line of the log reports every death.
+
+    Args:
+        source: Images to read.
+        prepare: Function of a record that returns its pixels, or raises UnreadableImageError. It
+            must be picklable.
+        batch_size: Number of images per batch.
+        num_workers: Number of processes that read; 0 uses the current process.
+        positions: Positions to read; all by default.
+        collate: Function of the pixels of a batch that puts them together. It must be picklable.
+
+    Yields:
+        Batches.
+
+    Raises:
+        LostWorkersError: If so many workers in a row were killed that others would be, too.
+        Exception: Any other error that the source or `prepare` raises.
+    """
+    reading = Reading(
+        read=partial(_read, source, prepare),
+        pack=partial(_pack, collate),
+        positions=range(len(source)) if positions is None else positions,
+        batch_size=batch_size,
+    )
+    if num_workers > 0 and len(reading) > 0:
+        yield from ReadingWorkers(reading, num_workers)
+        return
+    for number in range(len(reading)):
+        yield reading.pack([reading.read(place, _no_name) for place in reading.batch(number)])
+
+
+def read_spread_images(
+    source: ImageSource,
+    prepare: Callable[[ImageRecord], Any],
+    num_images: int,
+    *,
+    num_workers: int,
+) -> tuple[list[Any], list[SkippedImage]]:
+    """Read images spread evenly over a source.
+
+    The source is divided into `num_images` equal sections, and the first readable image of each
+    section is used. The first images of the source would not be representative: sources are often
+    sorted by class.
+
+    Args:
+        source: Images to read.
+        prepare: Function of a record, as in `read_images`.
+        num_images: Maximum number of images; all images of a smaller source are used.
+        num_workers: Number of processes that read; 0 uses the current process.
+
+    Returns:
+        Pixels of the images, and the images that were skipped because they cannot be read.
+
+    Raises:
+        ValueError: If no image can be read, or `num_images` is below 1.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images ({num_images}) must be at least 1.")
+    bounds = np.linspace(0, len(source), min(num_images, len(source)) + 1).astype(int)
+    unread = {
+        section: range(bounds[section], bounds[section + 1]) for section in range(len(bounds) - 1)
+    }
+    pixels: dict[int, Any] = {}
+    skipped: list[tuple[int, SkippedImage]] = []
+    ahead = 1  # doubled each time, because the workers are started again
+    while unread:
+        chosen = [(section, place) for section, left in unread.items() for place in left[:ahead]]
+        batches = read_images(
+            source,
+            prepare,
+            batch_size=1,
+            num_workers=num_workers,
+            positions=[place for _, place in chosen],
+        )
+        for (section, place), batch in zip(chosen, batches, strict=True):
+            if section not in pixels:
+                skipped += [(place, image) for image in batch.skipped]
+                if batch.ids:
+                    pixels[section] = batch.pixels[0]
+        unread = {s: left[ahead:] for s, left in unread.items() if s not in pixels and left[ahead:]}
+        ahead *= 2
+    images = [image for _, image in sorted(skipped, key=lambda entry: entry[0])]
+    if not pixels:
+        raise ValueError(
+            f"none of the {len(images)} images can be read ({source.description}); the last one "
+            f"is {images[-1].id}: {images[-1].reason}. Choose data with readable images."
+        )
+    return [pixels[section] for section in sorted(pixels)], images
+
+
+def unreadable_reason(error: Exception) -> str | None:
+    """Return why an image cannot be read, or None for an error that is no fault of the image.
+
+    Args:
+        error: Error of a function that decodes an image.
+    """
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in text for sign in ALLOCATION_FAILED):
+        return NO_MEMORY
+    return str(error) if isinstance(error, UnreadableImageError) else None
+
+
+def _read(
+    source: ImageSource,
+    prepare: Callable[[ImageRecord], Any],
+    position: int,
+    set_name: Callable[[str], None],
+) -> ReadItem:
+    name, label = f"image {position}", None
+    try:
+        record = source[position]
+        name, label = record.id, record.label
+        set_name(name)
+        return ReadItem(name, label, prepare(record))
+    except Exception as error:
+        reason = unreadable_reason(error)
+        if reason is None:
+            raise
+        return ReadItem(name, label, reason=reason)
+
+
+def _no_name(name: str) -> None:
+    """Take the name of an image that no other process needs to know."""
+
+
+def _pack(collate: Callable[[list[Any]], Any], items: list[ReadItem]) -> ReadBatch:
+    read = [item for item in items if item.reason is None]
+    return ReadBatch(
+        ids=[item.id for item in read],
+        labels=[item.label for item in read],
+        pixels=collate([item.pixels for item in read]) if read else None,
+        skipped=[SkippedImage(item.id, item.reason) for item in items if item.reason is not None],
+    )
+
+
+__all__ = ["ReadBatch", "read_images", "read_spread_images", "unreadable_reason"]

@@ -1,0 +1,370 @@
+"""Worker processes that read images, of which any may be killed at any time.
+
+A DataLoader of torch cannot continue without a dead worker, raises the error wherever the main
+process happens to be (in a signal handler), and shares one queue whose lock a killed worker may
+hold. Here every worker has a pipe of its own, and shared memory says which image it reads.
+"""
+
+# N images · a batch is a range of the positions to read
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import multiprocessing.pool
+import os
+import pickle
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
+
+import torch.multiprocessing
+
+from .workers import use_one_thread
+
+logger = logging.getLogger(__name__)
+
+IDLE, SENDING = -1, -2  # in place of the position of an image
+TASKS_PER_WORKER = 2  # one is read, the other one waits
+MAX_READS = 2  # attempts to read an image whose worker was killed
+MAX_DEATHS_IN_A_ROW = 40  # deaths of workers without any result in between
+MAX_IDLE_DEATHS_IN_A_ROW = 8  # the same, of workers that were not reading an image
+SECONDS_BETWEEN_CHECKS = 1.0  # of a worker, whether the main process is alive
+NO_MEMORY_EXIT = errno.ENOMEM
+SECONDS_TO_DIE = 5.0  # between the closing of a pipe and the end of its process
+
+
+class LostWorkersError(ChildProcessError):
+    """Too many workers in a row were killed; all batches before were returned."""
+
+
+@dataclass(frozen=True)
+class ReadItem:
+    """One image after reading.
+
+    Args:
+        id: Name of the image.
+        label: Label of the image, or None.
+        pixels: Prepared image; None if it cannot be read.
+        reason: Reason why the image cannot be read, or None.
+    """
+
+    id: str
+    label: int | None
+    pixels: Any = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the workers read, and how. Every worker gets a copy.
+
+    Args:
+        read: Function that reads the image at a position of the source; it is passed a function to
+            call with the name of the image as soon as it is known.
+        pack: Function that makes a batch of items.
+        positions: Positions to read.
+        batch_size: Number of images per batch.
+    """
+
+    read: Callable[[int, Callable[[str], None]], ReadItem]
+    pack: Callable[[list[ReadItem]], Any]
+    positions: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def batch(self, number: int) -> list[int]:
+        """Return the positions of a batch."""
+        start = number * self.batch_size
+        return [int(position) for position in self.positions[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Batch to read; without a number, one image whose worker was killed.
+
+    Args:
+        number: Number of the batch, or None.
+        positions: For a batch, the positions that need not be read; otherwise, the image.
+        through_pipe: Whether to send the result through the pipe and not as shared memory.
+    """
+
+    number: int | None
+    positions: tuple[int, ...]
+    through_pipe: bool
+
+
+class _Slot(ctypes.Structure):
+    """Shared memory in which a worker writes what it is doing."""
+
+    _fields_ = [("position", ctypes.c_int64), ("name", ctypes.c_char * 4096)]
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    connection: Any
+    slot: Any
+    tasks: deque[_Task] = field(default_factory=deque)
+
+
+class ReadingWorkers:
+    """Processes that read batches, in order.
+
+    A worker that dies is replaced. The image that it was reading is read once more, while no other
+    image is read; if that worker dies too, the image counts as unreadable.
+
+    Args:
+        reading: What to read.
+        num_workers: Number of processes, at least 1.
+    """
+
+    def __init__(self, reading: Reading, num_workers: int):
+        self._reading = reading
+        self._num_workers = min(num_workers, max(1, len(reading)))
+        self._workers: list[_Worker] = []
+        self._done: dict[int, Any] = {}  # results that are not yielded yet, by batch
+        self._known: dict[int, ReadItem] = {}  # images read alone, by position
+        self._again: set[int] = set()  # batches that a dead worker had
+        self._suspects: deque[int] = deque()  # images whose worker was killed once
+        self._reads: Counter[int] = Counter()
+        self._next_new = self._next_out = 0
+        self._deaths = self._idle_deaths = 0  # in a row
+        self._through_pipe = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what `reading.pack` made of each batch.
+
+        Raises:
+            LostWorkersError: If too many workers in a row were killed.
+            Exception: Any error that `reading.read` raises.
+        """
+        try:
+            self._workers = [self._start() for _ in range(self._num_workers)]
+            while self._next_out < len(self._reading):
+                while self._next_out not in self._done:
+                    self._hand_out()
+                    self._wait()
+                result = self._done.pop(self._next_out)
+                self._next_out += 1
+                if isinstance(result, BaseException):
+                    raise result
+                self._hand_out()
+                yield result
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
+            for worker in self._workers:
+                worker.process.join()
+                worker.connection.close()
+
+    def _start(self) -> _Worker:
+        ours, theirs = torch.multiprocessing.Pipe()
+        slot = RawValue(_Slot, IDLE, b"")
+        process = torch.multiprocessing.Process(
+            target=_work, args=(ours, theirs, slot, self._reading, os.getpid()), daemon=True
+        )
+        process.start()
+        theirs.close()  # a dead worker then closes the pipe
+        return _Worker(process, ours, slot)
+
+    def _hand_out(self) -> None:
+        """Give tasks to all workers that can take one; an image whose worker died is read alone."""
+        if self._suspects:
+            if not any(worker.tasks for worker in self._workers):
+                self._send(self._workers[0], None, (self._suspects.popleft(),))
+            return
+        if any(task.number is None for worker in self._workers for task in worker.tasks):
+            return
+        limit = min(len(self._reading), self._next_out + TASKS_PER_WORKER * self._num_workers)
+        while True:
+            worker = min(self._workers, key=lambda worker: len(worker.tasks))
+            if len(worker.tasks) >= TASKS_PER_WORKER:
+                return
+            if self._again:
+                number = min(self._again)
+                self._again.remove(number)
+            elif self._next_new < limit:
+                number, self._next_new = self._next_new, self._next_new + 1
+            else:
+                return
+            known = [place for place in self._reading.batch(number) if place in self._known]
+            self._send(worker, number, tuple(known))
+
+    def _send(self, worker: _Worker, number: int | None, positions: tuple[int, ...]) -> None:
+        task = _Task(number, positions, self._through_pipe)
+        worker.tasks.append(task)
+        with contextlib.suppress(OSError):  # of a dead worker, which `_wait` will find
+            worker.connection.send(task)
+
+    def _wait(self) -> None:
+        """Wait for a result or a death, and take in all that there are."""
+        of_pipe = {worker.connection: worker for worker in self._workers}
+        of_sentinel = {worker.process.sentinel: worker for worker in self._workers}
+        ready = connection.wait([*of_pipe, *of_sentinel])
+        for worker in [worker for pipe, worker in of_pipe.items() if pipe in ready]:
+            self._receive(worker)
+        for worker in [of_sentinel[sentinel] for sentinel in ready if sentinel in of_sentinel]:
+            while worker in self._workers:  # what it sent before its death, then the end of file
+                self._receive(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            result = worker.connection.recv()
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+            # RuntimeError: torch cannot open the shared memory
+            self._replace(worker)
+            return
+        self._deaths = self._idle_deaths = 0
+        task = worker.tasks.popleft()
+        if task.number is None:
+            if isinstance(result, BaseException):
+                raise result
+            self._known[task.positions[0]] = result[0]
+        elif task.positions and not isinstance(result, BaseException):
+            self._done[task.number] = self._merge(task, result)
+        else:
+            self._done[task.number] = result
+
+    def _merge(self, task: _Task, items: list[ReadItem]) -> Any:
+        """Make a batch of new items and those read before."""
+        assert task.number is not None
+        new = iter(items)
+        return self._reading.pack(
+            [
+                self._known[position] if position in task.positions else next(new)
+                for position in self._reading.batch(task.number)
+            ]
+        )
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start a worker in place of a dead one, whose tasks are done again.
+
+        Raises:
+            LostWorkersError: If too many workers in a row were killed.
+        """
+        worker.process.join(SECONDS_TO_DIE)
+        place = worker.slot.position
+        if worker.process.is_alive():  # its result cannot be opened
+            worker.process.kill()
+            worker.process.join()
+            place = SENDING
+        worker.connection.close()
+        self._again |= {task.number for task in worker.tasks if task.number is not None}
+        self._through_pipe |= place == SENDING  # the shared memory may be full
+        died = f"a worker process {_how(worker.process.exitcode)}"
+        if place >= 0:
+            died = self._blame(place, worker, died)
+        else:
+            self._suspects += [task.positions[0] for task in worker.tasks if task.number is None]
+            self._idle_deaths += 1
+            logger.warning("%s while it read no image; another one takes over.", died)
+        self._deaths += 1
+        if self._deaths >= MAX_DEATHS_IN_A_ROW or self._idle_deaths >= MAX_IDLE_DEATHS_IN_A_ROW:
+            raise LostWorkersError(
+                f"worker processes must be able to read images, but {self._deaths} in a row died; "
+                f"the last one: {died}. If nobody killed them, the memory is too small: use fewer "
+                "--num-workers or a smaller --batch-size."
+            )
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _blame(self, place: int, worker: _Worker, died: str) -> str:
+        """Read an image whose worker died once more, or leave it out; return a line on it."""
+        name = worker.slot.name.decode(errors="replace") or f"image {place}"
+        died = f"{died} while it read {name}"
+        self._reads[place] += 1
+        if self._reads[place] < MAX_READS:
+            self._suspects.append(place)
+            logger.warning("%s; the image is read once more.", died)
+        else:
+            reason = f"its worker process {_how(worker.process.exitcode, 'twice ')}"
+            self._known[place] = ReadItem(name, None, reason=f"{reason} while it was read")
+            logger.warning("%s for the second time; the image is left out.", died)
+        return died
+
+
+def _how(exit_code: int, times: str = "") -> str:
+    if exit_code == NO_MEMORY_EXIT:
+        return f"ran out of memory {times}".rstrip()
+    if exit_code >= 0:
+        return f"ended {times}with exit code {exit_code}"
+    cause = {
+        -signal.SIGKILL: ", often too little memory",
+        -signal.SIGBUS: ", often a full /dev/shm",
+    }
+    return f"was killed {times}(signal {-exit_code}{cause.get(exit_code, '')})"
+
+
+def _work(main_end: Any, pipe: Any, slot: Any, reading: Reading, main_process: int) -> None:
+    """Do tasks until the main process kills this one, or has died."""
+    main_end.close()  # a copy; with it open, the death of the main process would not close the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of the terminal
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    use_one_thread(0)
+    try:
+        while True:
+            while not pipe.poll(SECONDS_BETWEEN_CHECKS):
+                if os.getppid() != main_process:
+                    return
+            task = pipe.recv()
+            result = _do(task, slot, reading)
+            slot.position = SENDING
+            _send_result(pipe, result, task.through_pipe)
+            slot.position = IDLE
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        return  # the main process has died
+    except MemoryError:
+        os._exit(NO_MEMORY_EXIT)
+
+
+def _do(task: _Task, slot: Any, reading: Reading) -> Any:
+    def set_name(name: str) -> None:
+        slot.name = name.encode(errors="replace")[:4095]
+
+    if task.number is None:
+        places = list(task.positions)
+    else:
+        places = [p for p in reading.batch(task.number) if p not in task.positions]
+    items = []
+    try:
+        for place in places:
+            slot.name = b""
+            slot.position = place
+            items.append(reading.read(place, set_name))
+            slot.position = IDLE
+        return items if task.positions else reading.pack(items)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return _portable(error)
+
+
+def _portable(error: Exception) -> Any:
+    """Return an error that can be sent to the main process, with its traceback as the cause."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    return multiprocessing.pool.ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[attr-defined]
+
+
+def _send_result(pipe: Any, result: Any, through_pipe: bool) -> None:
+    message = None
+    if not through_pipe:
+        try:
+            message = ForkingPickler.dumps(result)  # moves tensors to shared memory
+        except (RuntimeError, OSError):
+            message = None  # the shared memory is full
+    pipe.send_bytes(pickle.dumps(result, protocol=5) if message is None else message)
+
+
+__all__ = ["LostWorkersError", "ReadItem", "Reading", "ReadingWorkers"]
