@@ -10,6 +10,9 @@ from ..pixel_scale import check_pixel_range
 
 SMALL_PART = 1 / 8  # of the range; 13 bits in a file of 16 bits use exactly this part
 
+# Smallest and largest value in a file, and the values that became black and white.
+ValueRanges = tuple[tuple[float, float], tuple[float, float]] | None
+
 
 @dataclass(frozen=True)
 class PixelFormat:
@@ -49,6 +52,13 @@ class DecodedPixels:
     value_range: tuple[float, float] | None = None
     full_range: tuple[float, float] | None = None
 
+    @property
+    def ranges(self) -> ValueRanges:
+        """The values in the file and the range that was applied; None for at most eight bits."""
+        if self.value_range is None or self.full_range is None:
+            return None
+        return self.value_range, self.full_range
+
 
 class RangeCheck:
     """Find the images whose values do not fit the range that was applied to them.
@@ -61,29 +71,28 @@ class RangeCheck:
         self.num_images = 0
         self.largest = -np.inf
         self._first: tuple[str, tuple[float, float], tuple[float, float]] | None = None
+        self._has_warned = False
 
-    def add(self, name: str, decoded: DecodedPixels) -> None:
+    def add(self, name: str, image: DecodedPixels | ValueRanges) -> None:
         """Check one image.
 
         Args:
             name: Name of the image.
-            decoded: Image; only the ranges are used.
+            image: Image, or only its ranges.
         """
-        self.add_ranges(name, decoded.value_range, decoded.full_range)
-
-    def add_ranges(
-        self,
-        name: str,
-        value_range: tuple[float, float] | None,
-        full_range: tuple[float, float] | None,
-    ) -> None:
-        """Check the ranges of one image, as in `DecodedPixels`."""
-        if value_range is None or full_range is None or fits(value_range, full_range):
+        ranges = image.ranges if isinstance(image, DecodedPixels) else image
+        if ranges is None or fits(*ranges):
             return
         self.num_images += 1
-        self.largest = max(self.largest, value_range[1])
+        self.largest = max(self.largest, ranges[0][1])
         if self._first is None:
-            self._first = name, value_range, full_range
+            self._first = name, *ranges
+
+    def warning_once(self) -> str | None:
+        """Return the warning in one line the first time that there is one, otherwise None."""
+        warning = None if self._has_warned else self.warning()
+        self._has_warned = self._has_warned or warning is not None
+        return warning
 
     def warning(self) -> str | None:
         """Return the warning in one line, or None if all images fit."""
@@ -125,4 +134,4 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.6g}"
 
 
-__all__ = ["DecodedPixels", "PixelFormat", "RangeCheck", "fits"]
+__all__ = ["DecodedPixels", "PixelFormat", "RangeCheck", "ValueRanges", "fits"]

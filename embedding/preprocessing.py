@@ -9,17 +9,33 @@ range of the pixels is declared, it is `SelfViTImageProcessor`, whose code is sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
 from transformers import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..data.pixel_format import PixelFormat
-from ..modeling.image_processing_selfvit import SelfViTImageProcessor
+from ..data.pixel_format import DecodedPixels, PixelFormat
+from ..modeling.image_processing_selfvit import SelfViTImageProcessor, is_extreme, resized_size
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
+# Settings of a stock processor that determine its output.
+GEOMETRY = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 def build_processor(
@@ -109,6 +125,52 @@ def pixel_format_of(
     )
 
 
+def pixel_values_of(decoded: DecodedPixels, processor: BaseImageProcessor) -> Tensor:
+    """Preprocess decoded pixels.
+
+    A stock processor gets RGB images of eight bits, so their pixels equal those of a pipeline. All
+    other pixels are floats that are resized and normalized in the same geometry, without rounding.
+
+    Args:
+        decoded: Pixels in the format of the processor, see `pixel_format_of`.
+        processor: Image processor.
+
+    Returns:
+        Normalized pixels, (C, H, W), float32.
+    """
+    pixels, settings = decoded.pixels, cast(Any, processor)
+    if isinstance(processor, SelfViTImageProcessor):
+        return processor.preprocess_scaled(pixels)
+    is_eight_bit = pixels.dtype == np.uint8
+    if is_eight_bit and not _is_extreme(pixels.shape[:2], settings):
+        return processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    stored = {name: getattr(settings, name, None) for name in GEOMETRY}
+    floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
+    return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
+
+
+def needed_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """Return (height, width) that an image needs at least, None if it is not resized."""
+    settings: Any = processor
+    size = dict(getattr(settings, "size", None) or {})
+    if not getattr(settings, "do_resize", False):
+        return None
+    if size.get("shortest_edge"):
+        return size["shortest_edge"], size["shortest_edge"]
+    return (size["height"], size["width"]) if size.get("height") and size.get("width") else None
+
+
+def _is_extreme(shape: Sequence[int], settings: Any) -> bool:
+    """Return whether a stock processor would resize far more than it crops."""
+    size = dict(getattr(settings, "size", None) or {})
+    crops = getattr(settings, "do_resize", False) and getattr(settings, "do_center_crop", False)
+    if not crops or not size.get("shortest_edge") or size.get("longest_edge"):
+        return False
+    crop = settings.crop_size["height"], settings.crop_size["width"]
+    resized = resized_size(shape[0], shape[1], settings.size)
+    return any(is_extreme(*sides) for sides in zip(resized, crop, strict=True))
+
+
 def resized_processor(
     processor: BaseImageProcessor, image_size: int | tuple[int, int]
 ) -> BaseImageProcessor:
@@ -143,4 +205,10 @@ def _processor_class(crops: bool) -> type[BaseImageProcessor]:
     return BitImageProcessorPil if crops else ViTImageProcessorPil
 
 
-__all__ = ["build_processor", "pixel_format_of", "resized_processor"]
+__all__ = [
+    "build_processor",
+    "needed_size",
+    "pixel_format_of",
+    "pixel_values_of",
+    "resized_processor",
+]

@@ -163,12 +163,11 @@ class SelfViTImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> Tensor:
         height, width = (int(side) for side in image.shape[1:])
-        resized = _resized_size(height, width, size) if do_resize else (height, width)
+        resized = resized_size(height, width, size) if do_resize else (height, width)
         output = resized
         if do_center_crop and crop_size is not None:
             output = (int(crop_size["height"]), int(crop_size["width"]))
-        image = resize_and_crop(image.float(), resized, output, _mode(resample))
-        image = image.round() if rounded else image
+        image = resize_and_crop(image.float(), resized, output, _mode(resample), rounded)
         image = image * rescale_factor if do_rescale else image
         if do_normalize:
             mean, std = torch.tensor(image_mean), torch.tensor(image_std)
@@ -208,7 +207,11 @@ class SelfViTImageProcessor(BaseImageProcessor):
 
 
 def resize_and_crop(
-    image: Tensor, resized: tuple[int, int], output: tuple[int, int], mode: str
+    image: Tensor,
+    resized: tuple[int, int],
+    output: tuple[int, int],
+    mode: str,
+    rounded: bool = False,
 ) -> Tensor:
     """Resize an image and return its center, padded with 0 where the image is smaller.
 
@@ -220,19 +223,29 @@ def resize_and_crop(
         resized: (height, width) to resize to.
         output: (height, width) of the center.
         mode: Interpolation, a value of `MODES`.
+        rounded: Whether to round, after the rows and after the columns, as for eight bits.
 
     Returns:
         (C, *output), float32, from 0 to 255.
     """
-    sides = list(resized)
+    weights: list[Tensor | None] = [None, None]
     for axis in (0, 1):
-        if resized[axis] > EXTREME * output[axis] and mode != "nearest-exact":
-            image = _resize_center(image, axis + 1, resized[axis], output[axis], mode)
-            sides[axis] = output[axis]
-    if tuple(image.shape[1:]) != tuple(sides):
-        smooth = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
-        image = nn.functional.interpolate(image[None], sides, mode=mode, **smooth)[0]
-    image = image.clamp(0, WHITE)
+        if is_extreme(resized[axis], output[axis]) and mode != "nearest-exact":
+            start, weights[axis] = _center_weights(
+                image.shape[axis + 1], resized[axis], output[axis], mode
+            )
+            image = image.narrow(axis + 1, start, weights[axis].shape[1])  # type: ignore[union-attr]
+    if rounded or any(one is not None for one in weights):
+        for axis in (1, 0):  # rows first, as Pillow does
+            image = _resize_axis(image, axis, resized[axis], weights[axis], mode)
+            image = image.clamp(0, WHITE).round() if rounded else image
+    elif tuple(image.shape[1:]) != resized:
+        image = _interpolate(image, resized, mode)
+    return center_crop(image.clamp(0, WHITE), output)
+
+
+def center_crop(image: Tensor, output: tuple[int, int]) -> Tensor:
+    """Return the center of an image (C, H, W), padded with 0 where the image is smaller."""
     for axis in (1, 2):
         missing = output[axis - 1] - image.shape[axis]
         if missing > 0:
@@ -244,9 +257,33 @@ def resize_and_crop(
     return image.contiguous()
 
 
-def _resize_center(image: Tensor, axis: int, resized: int, output: int, mode: str) -> Tensor:
-    """Resize one axis and return its center: the rows of a resampling matrix that are needed."""
-    length = image.shape[axis]
+def is_extreme(resized: int, output: int) -> bool:
+    """Return whether a side is so long that only the center of the image should be resized."""
+    return resized > EXTREME * output
+
+
+def _resize_axis(image: Tensor, axis: int, side: int, weights: Tensor | None, mode: str) -> Tensor:
+    """Resize the height (0) or the width (1), by weights (output, input) if there are some."""
+    if weights is not None:
+        return torch.tensordot(image, weights, dims=([axis + 1], [1])).movedim(-1, axis + 1)
+    sides = [int(one) for one in image.shape[1:]]
+    if sides[axis] == side:
+        return image
+    sides[axis] = side
+    return _interpolate(image, (sides[0], sides[1]), mode)
+
+
+def _interpolate(image: Tensor, sides: tuple[int, int], mode: str) -> Tensor:
+    smooth = {} if mode == "nearest-exact" else {"antialias": True, "align_corners": False}
+    return nn.functional.interpolate(image[None], sides, mode=mode, **smooth)[0]
+
+
+def _center_weights(length: int, resized: int, output: int, mode: str) -> tuple[int, Tensor]:
+    """Return the rows of a resampling matrix that the center of a side needs.
+
+    Returns:
+        First pixel that is needed, and the weights of the pixels from there on, (output, n).
+    """
     scale = length / resized
     width, radius = max(scale, 1.0), 2.0 if mode == "bicubic" else 1.0
     first = (resized - output) // 2
@@ -256,9 +293,7 @@ def _resize_center(image: Tensor, axis: int, resized: int, output: int, mode: st
     positions = torch.arange(start, end, dtype=torch.float64) + 0.5
     distances = (positions - centers[:, None]).abs() / width  # (output, end - start)
     weights = _cubic(distances) if mode == "bicubic" else (1 - distances).clamp(min=0)
-    weights = (weights / weights.sum(dim=1, keepdim=True)).float()
-    part = image.narrow(axis, start, end - start)
-    return torch.tensordot(part, weights, dims=([axis], [1])).movedim(-1, axis)
+    return start, (weights / weights.sum(dim=1, keepdim=True)).float()
 
 
 def _cubic(distance: Tensor) -> Tensor:
@@ -268,7 +303,7 @@ def _cubic(distance: Tensor) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """Return the size to resize to, as the stock processors compute it."""
     sides = dict(size)
     if sides.get("height") and sides.get("width"):
@@ -334,4 +369,10 @@ def _with_channels(image: Tensor, num_channels: int) -> Tensor:
     return torch.tensordot(torch.tensor(GRAY_WEIGHTS), image, dims=([0], [0]))[None]
 
 
-__all__ = ["SelfViTImageProcessor", "resize_and_crop"]
+__all__ = [
+    "SelfViTImageProcessor",
+    "center_crop",
+    "is_extreme",
+    "resize_and_crop",
+    "resized_size",
+]
