@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
+from .image_plugins import register_plugins
 from .pixel_format import DecodedPixels, PixelFormat
 from .raw_pixels import (
     NPY_START,
@@ -69,6 +70,8 @@ LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
 GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
 BLOCK_PIXELS = 1 << 20  # pixels that are reduced at a time
 BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA": 4}
+
+register_plugins()
 
 AnyImage = bytes | str | Path | Image.Image | np.ndarray
 
@@ -154,22 +157,21 @@ def _decode(
     if isinstance(image, Image.Image):
         return _decode_pillow(image, pixel_format, target)
     if isinstance(image, np.ndarray):
-        raw: RawPixels | None = raw_array(image, pixel_format.num_channels)
-    else:
-        start = _start(image)
-        raw = None
-        if start.startswith(NPY_START):
-            raw = read_npy(image, pixel_format.num_channels)
-        elif start.startswith(TIFF_STARTS):
-            raw = read_tiff(image, pixel_format.num_channels)
-        if raw is None:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                if start.startswith(PNG_START) and start[24] == 16 and start[25] in PNG_DEEP:
-                    raw = replace(read_png(opened, start[25]), orientation=_orientation(opened))
-                else:
-                    _draft(opened, target)
-                    return _decode_pillow(opened, pixel_format, target)
-    return _scaled(raw, pixel_format, target)
+        return _scaled(raw_array(image, pixel_format.num_channels), pixel_format, target)
+    start = _start(image)
+    raw: RawPixels | None = None
+    if start.startswith(NPY_START):
+        raw = read_npy(image, pixel_format.num_channels)
+    elif start.startswith(TIFF_STARTS):
+        raw = read_tiff(image, pixel_format.num_channels)
+    if raw is not None:
+        return _scaled(raw, pixel_format, target)
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        if start.startswith(PNG_START) and start[24] == 16 and start[25] in PNG_DEEP:
+            raw = replace(read_png(opened, start[25]), orientation=_orientation(opened))
+            return _scaled(raw, pixel_format, target)
+        _draft(opened, target)
+        return _decode_pillow(opened, pixel_format, target)
 
 
 def _scaled(
@@ -278,9 +280,11 @@ def _maxval(image: Image.Image) -> int | None:
     """Return the largest value that the header of a PGM file declares; Pillow scales to 65535."""
     if image.format != "PPM" or image.mode != "I":
         return None
-    arguments = image.tile[0].args if getattr(image, "tile", None) else None
-    is_scaled = isinstance(arguments, tuple) and isinstance(arguments[-1], int)
-    return arguments[-1] if is_scaled else 65535
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else None
+    if isinstance(arguments, tuple) and isinstance(arguments[-1], int):
+        return arguments[-1]
+    return 65535
 
 
 def _orientation(image: Image.Image) -> int:

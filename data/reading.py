@@ -90,8 +90,8 @@ def read_spread_images(
     """Read images spread evenly over a source.
 
     The source is divided into `num_images` equal sections, and the first readable image of each
-    section is used. The first images of the source would not be representative: sources are often
-    sorted by class.
+    section is used; for a section without one, another image. The first images of the source would
+    not be representative: sources are often sorted by class.
 
     Args:
         source: Images to read.
@@ -107,15 +107,37 @@ def read_spread_images(
     """
     if num_images < 1:
         raise ValueError(f"num_images ({num_images}) must be at least 1.")
-    bounds = np.linspace(0, len(source), min(num_images, len(source)) + 1).astype(int)
-    unread = {
-        section: range(bounds[section], bounds[section + 1]) for section in range(len(bounds) - 1)
-    }
     pixels: dict[int, Any] = {}
-    skipped: list[tuple[int, SkippedImage]] = []
+    skipped: dict[int, SkippedImage] = {}
+    left = np.arange(len(source))
+    while len(pixels) < num_images and len(left):  # again for sections without a readable image
+        num_sections = min(num_images - len(pixels), len(left))
+        bounds = np.linspace(0, len(left), num_sections + 1).astype(int)
+        sections = np.split(left, bounds[1:-1])
+        _read_first_of_each(sections, source, prepare, num_workers, pixels, skipped)
+        left = np.array([place for place in left if place not in pixels and place not in skipped])
+    images = [skipped[place] for place in sorted(skipped)]
+    if not pixels:
+        raise ValueError(
+            f"none of the {len(images)} images can be read ({source.description}); the last one "
+            f"is {images[-1].id}: {images[-1].reason}. Choose data with readable images."
+        )
+    return [pixels[place] for place in sorted(pixels)], images
+
+
+def _read_first_of_each(
+    sections: Sequence[np.ndarray],
+    source: ImageSource,
+    prepare: Callable[[ImageRecord], Any],
+    num_workers: int,
+    pixels: dict[int, Any],
+    skipped: dict[int, SkippedImage],
+) -> None:
+    """Add the first readable image of each section to `pixels`, and those before to `skipped`."""
+    open_sections = {number: section.tolist() for number, section in enumerate(sections)}
     ahead = 1  # doubled each time, because the workers are started again
-    while unread:
-        chosen = [(section, place) for section, left in unread.items() for place in left[:ahead]]
+    while open_sections:
+        chosen = [(number, p) for number, left in open_sections.items() for p in left[:ahead]]
         batches = read_images(
             source,
             prepare,
@@ -123,20 +145,19 @@ def read_spread_images(
             num_workers=num_workers,
             positions=[place for _, place in chosen],
         )
-        for (section, place), batch in zip(chosen, batches, strict=True):
-            if section not in pixels:
-                skipped += [(place, image) for image in batch.skipped]
-                if batch.ids:
-                    pixels[section] = batch.pixels[0]
-        unread = {s: left[ahead:] for s, left in unread.items() if s not in pixels and left[ahead:]}
+        done = set()
+        for (number, place), batch in zip(chosen, batches, strict=True):
+            if number not in done and batch.ids:
+                done.add(number)
+                pixels[place] = batch.pixels[0]
+            elif number not in done:
+                skipped[place] = batch.skipped[0]
+        open_sections = {
+            number: left[ahead:]
+            for number, left in open_sections.items()
+            if number not in done and left[ahead:]
+        }
         ahead *= 2
-    images = [image for _, image in sorted(skipped, key=lambda entry: entry[0])]
-    if not pixels:
-        raise ValueError(
-            f"none of the {len(images)} images can be read ({source.description}); the last one "
-            f"is {images[-1].id}: {images[-1].reason}. Choose data with readable images."
-        )
-    return [pixels[section] for section in sorted(pixels)], images
 
 
 def unreadable_reason(error: Exception) -> str | None:

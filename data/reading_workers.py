@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 IDLE, SENDING = -1, -2  # in place of the position of an image
 TASKS_PER_WORKER = 2  # one is read, the other one waits
 MAX_READS = 2  # attempts to read an image whose worker was killed
-MAX_DEATHS_IN_A_ROW = 40  # deaths of workers without any result in between
+MAX_DEATHS_IN_A_ROW = 40  # deaths of workers without any image read in between
 MAX_IDLE_DEATHS_IN_A_ROW = 8  # the same, of workers that were not reading an image
+MORE_DEATHS_PER_WORKER = 4  # added to both: all workers may be killed at once
 SECONDS_BETWEEN_CHECKS = 1.0  # of a worker, whether the main process is alive
 NO_MEMORY_EXIT = errno.ENOMEM
 SECONDS_TO_DIE = 5.0  # between the closing of a pipe and the end of its process
@@ -224,8 +225,9 @@ class ReadingWorkers:
             # RuntimeError: torch cannot open the shared memory
             self._replace(worker)
             return
-        self._deaths = self._idle_deaths = 0
         task = worker.tasks.popleft()
+        if task.number is None or len(task.positions) < len(self._reading.batch(task.number)):
+            self._deaths = self._idle_deaths = 0
         if task.number is None:
             if isinstance(result, BaseException):
                 raise result
@@ -269,7 +271,11 @@ class ReadingWorkers:
             self._idle_deaths += 1
             logger.warning("%s while it read no image; another one takes over.", died)
         self._deaths += 1
-        if self._deaths >= MAX_DEATHS_IN_A_ROW or self._idle_deaths >= MAX_IDLE_DEATHS_IN_A_ROW:
+        more = MORE_DEATHS_PER_WORKER * self._num_workers
+        if (
+            self._deaths >= MAX_DEATHS_IN_A_ROW + more
+            or self._idle_deaths >= MAX_IDLE_DEATHS_IN_A_ROW + more
+        ):
             raise LostWorkersError(
                 f"worker processes must be able to read images, but {self._deaths} in a row died; "
                 f"the last one: {died}. If nobody killed them, the memory is too small: use fewer "
@@ -292,7 +298,9 @@ class ReadingWorkers:
         return died
 
 
-def _how(exit_code: int, times: str = "") -> str:
+def _how(exit_code: int | None, times: str = "") -> str:
+    if exit_code is None:  # other code in this process has waited for the process
+        return f"died {times}".rstrip()
     if exit_code == NO_MEMORY_EXIT:
         return f"ran out of memory {times}".rstrip()
     if exit_code >= 0:

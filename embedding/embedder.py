@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from ..data.decoding import AnyImage, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
-from ..data.reading import read_images, unreadable_reason
+from ..data.reading import read_images, read_spread_images, unreadable_reason
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -259,7 +259,7 @@ class Embedder:
         batches = read_images(
             source,
             partial(
-                _preprocess_with_ranges,
+                _preprocess_named,
                 processor=self.processor,
                 pixel_format=self.pixel_format,
             ),
@@ -333,22 +333,53 @@ def preprocess(
     return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
 
 
-def preprocess_record(
-    record: ImageRecord,
+def preprocess_spread_images(
+    source: ImageSource,
     processor: BaseImageProcessor,
+    num_images: int,
+    *,
+    num_workers: int,
     pixel_range: tuple[float, float] | None = None,
-) -> Tensor:
-    """Decode and preprocess the image of a record, as `preprocess` does.
+) -> tuple[list[Tensor], list[SkippedImage]]:
+    """Decode and preprocess images spread evenly over a source, as `read_spread_images` does.
 
     Args:
-        record: Record of a source.
+        source: Images to read.
         processor: Image processor.
+        num_images: Maximum number of images.
+        num_workers: Number of processes that read; 0 uses the current process.
         pixel_range: Values of black and white, as in `preprocess`.
 
+    Returns:
+        Normalized pixels of the images, each (C, H, W), and the images that cannot be read.
+
     Raises:
-        UnreadableImageError: If the image cannot be decoded.
+        ValueError: If no image can be read, or `num_images` is below 1.
     """
-    return preprocess(record.image, processor, pixel_range)
+    pixel_format = pixel_format_of(processor, pixel_range)
+    prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
+    images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
+    warn_of_ranges({name: ranges for name, _, ranges in images})
+    return [pixel_values for _, pixel_values, _ in images], skipped
+
+
+def warn_of_ranges(ranges: Mapping[str, ValueRanges]) -> None:
+    """Log one warning if images have values that do not fit their range, see `RangeCheck`.
+
+    Args:
+        ranges: Ranges by the name of the image.
+    """
+    check = RangeCheck()
+    for name, found in ranges.items():
+        check.add(name, found)
+    if (warning := check.warning()) is not None:
+        logger.warning(warning)
+
+
+def _preprocess_named(
+    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
+) -> tuple[str, Tensor, ValueRanges]:
+    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
 
 
 def _decode_and_preprocess(
@@ -358,14 +389,8 @@ def _decode_and_preprocess(
     return pixel_values_of(decoded, processor), decoded.ranges
 
 
-def _preprocess_with_ranges(
-    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, ValueRanges]:
-    return _decode_and_preprocess(record.image, processor, pixel_format)
-
-
-def _stack(items: list[tuple[Tensor, ValueRanges]]) -> tuple[Tensor, list[ValueRanges]]:
-    return torch.stack([pixels for pixels, _ in items]), [ranges for _, ranges in items]
+def _stack(items: list[tuple[str, Tensor, ValueRanges]]) -> tuple[Tensor, list[ValueRanges]]:
+    return torch.stack([pixels for _, pixels, _ in items]), [ranges for *_, ranges in items]
 
 
 @contextmanager
@@ -418,5 +443,6 @@ __all__ = [
     "best_device",
     "eval_mode",
     "preprocess",
-    "preprocess_record",
+    "preprocess_spread_images",
+    "warn_of_ranges",
 ]

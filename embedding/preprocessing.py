@@ -100,7 +100,7 @@ def _per_channel(
 ) -> list[float]:
     if values is None:
         return list(rgb) if num_channels == 3 else [0.5] * num_channels
-    if len(values) != num_channels:
+    if len(values) not in (1, num_channels):  # one value serves all channels
         raise ValueError(
             f"{name} ({', '.join(map(str, values))}) must have one value for each of the "
             f"{num_channels} channels (num_channels)."

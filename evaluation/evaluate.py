@@ -76,8 +76,8 @@ def evaluate_checkpoint(
         progress: Whether to show a progress bar.
 
     Returns:
-        Metrics by name, as in `evaluate_embeddings`; "num_skipped" counts the files that the sources
-        left out, too.
+        Metrics by name, as in `evaluate_embeddings`; "num_skipped" also counts the files that the
+        sources left out.
 
     Raises:
         ImportError: If there are labels and scikit-learn is not installed.

@@ -65,8 +65,8 @@ class SelfViTImageProcessor(BaseImageProcessor):
     num_channels = 3
     pixel_range = None
     resample = PILImageResampling.BICUBIC
-    image_mean = 0.5
-    image_std = 0.5
+    image_mean: Any = 0.5
+    image_std: Any = 0.5
     size = {"height": 224, "width": 224}
     crop_size = None
     default_to_square = False
@@ -86,8 +86,9 @@ class SelfViTImageProcessor(BaseImageProcessor):
         self.image_std = self._per_channel("image_std", self.image_std)
 
     def _per_channel(self, name: str, values: Any) -> list[float]:
-        if isinstance(values, int | float):
-            return [float(values)] * self.num_channels
+        values = [values] if isinstance(values, int | float) else values
+        if len(values) == 1:
+            return [float(values[0])] * self.num_channels
         if len(values) != self.num_channels:
             raise ValueError(
                 f"{name} ({list(values)}) must have one value for each of the {self.num_channels} "

@@ -43,7 +43,10 @@ def register_auto_classes() -> None:
     )
     AutoBackbone.register(SelfViTConfig, SelfViTBackbone, exist_ok=True)
     # Only for preprocessor_config.json that names this class; a stock class is found before it.
-    processors = {"torchvision": SelfViTImageProcessor, "pil": SelfViTImageProcessor}
+    processors: dict[str, type] = {
+        "torchvision": SelfViTImageProcessor,
+        "pil": SelfViTImageProcessor,
+    }
     AutoImageProcessor.register(SelfViTConfig, image_processor_classes=processors, exist_ok=True)
     pretraining: Any = AutoModelForPreTraining._model_mapping
     pretraining.register(SelfViTConfig, PRETRAINING_CLASSES, exist_ok=True)

@@ -15,10 +15,8 @@ HELP = {
     "num_workers": "Number of processes that decode images; 0 decodes in the main process.",
     "pooling": "Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
     "image_size": "Image size in pixels: one number, or height and width (224 or 224 336).",
-    "pixel_range": "Values of black and white in files of more than eight bits, the scale of all "
-    "images; the full range of the type of the file by default.",
-    "bits": "Number of bits of the values in files of more than eight bits; 12 means the range 0 "
-    "to 4095.",
+    "pixel_range": "Values of black and white in files of more than eight bits: LOW HIGH.",
+    "bits": "Number of bits that such files use: 12 is --pixel-range 0 4095.",
     "norm_pix_loss": "Whether MAE's decoder predicts normalized pixels instead of raw ones.",
     "mask_ratio": "Fraction of the patches to mask.",
     "seed": "Random seed.",

@@ -18,6 +18,8 @@ def embed(
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     normalize: options.Normalize = False,
@@ -37,6 +39,7 @@ def embed(
     from ..embedding.embedder import Embedder
     from ..embedding.writer import SKIPPED, TABLE, check_output, write_embeddings
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     report_source(source)
@@ -49,6 +52,7 @@ def embed(
         num_workers=options.choose_num_workers(num_workers),
         device=device,
         dtype=dtype.value,
+        pixel_range=declared_range,
     )
     report = write_embeddings(
         embedder,
@@ -59,5 +63,5 @@ def embed(
     )
     typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
-        typer.echo(f"{num_left_out} images left out, with reasons: {output / SKIPPED}")
+        typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from ..option_help import HELP
+from ..pixel_scale import check_pixel_range
 
 
 class NetworkName(str, Enum):
@@ -158,7 +159,39 @@ Skipped = Annotated[
         show_default="none",
     ),
 ]
+_PIXEL_RANGE_DEFAULT = "the checkpoint's, or the range of the file's type"
+PixelRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--pixel-range",
+        metavar="LOW HIGH",
+        help=HELP["pixel_range"],
+        show_default=_PIXEL_RANGE_DEFAULT,
+    ),
+]
+Bits = Annotated[
+    int | None,
+    typer.Option("--bits", min=1, max=32, help=HELP["bits"], show_default=_PIXEL_RANGE_DEFAULT),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
+
+
+def choose_pixel_range(
+    pixel_range: tuple[float, float] | None, bits: int | None
+) -> tuple[float, float] | None:
+    """Return the range that one of --pixel-range and --bits declares; None for neither.
+
+    Raises:
+        typer.BadParameter: If both are given, or the range is not in ascending order.
+    """
+    if bits is not None:
+        if pixel_range is not None:
+            raise typer.BadParameter("--bits and --pixel-range exclude each other; use one.")
+        return 0.0, float(2**bits - 1)
+    try:
+        return check_pixel_range(pixel_range)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def choose_num_workers(wanted: int | None) -> int:

@@ -22,7 +22,16 @@ from selfvit.evaluation.label_free import feature_standard_deviation, rankme
 from selfvit.evaluation.linear_probe import linear_probe_accuracy
 
 NAMES = ["cat", "dog", "owl"]
-KEYS = ["knn_10", "knn_20", "linear_probe", "feature_std", "rankme", "num_train", "num_test"]
+KEYS = [
+    "knn_10",
+    "knn_20",
+    "linear_probe",
+    "feature_std",
+    "rankme",
+    "num_train",
+    "num_test",
+    "num_skipped",
+]
 
 
 def embedded(num_images, seed=0, label_names: list[str] | None = NAMES, labels=None):
@@ -105,7 +114,7 @@ def test_without_labels_there_are_label_free_metrics_and_a_note(unlabeled):
     if unlabeled in ("test", "both"):
         test = without_labels(test)
     metrics = evaluate_embeddings(train, None if unlabeled == "no test" else test)
-    assert list(metrics) == ["feature_std", "rankme", "num_train", "num_test"]
+    assert list(metrics) == ["feature_std", "rankme", "num_train", "num_test", "num_skipped"]
     assert metrics["num_test"] == (0 if unlabeled == "no test" else 30)
     assert "No accuracies: they need labels" in format_table(metrics)
 

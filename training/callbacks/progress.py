@@ -44,7 +44,6 @@ class ProgressLogger(Callback):
         self.log_steps = run.monitoring.log_steps
         self.skipped: dict[str, str] = {}
         self.ranges = RangeCheck()
-        self.warned_of_range = False
         self.started = time.perf_counter()
         self.start_step = 0
         self.bar: Any = None
@@ -82,9 +81,9 @@ class ProgressLogger(Callback):
         """Close the bar, so that what follows is printed below it."""
         self.close()
         if self.accelerator.num_processes > 1:
-            warnings = [text for text in gather_object([self.ranges.warning()]) if text]
-            if warnings and not self.warned_of_range:
-                self.warn(warnings[0])
+            warnings = gather_object([self.ranges.warning()])
+            if warnings[0] is None and any(warnings):  # the main process has warned of its own
+                self.warn(next(text for text in warnings if text))
 
     def close(self) -> None:
         """Close the bar."""
@@ -136,13 +135,11 @@ class ProgressLogger(Callback):
         for name, reason in new.items():
             tqdm.write(f"skipped {name}: {reason}")
 
-    def _check_ranges(self, ranges: list[tuple[str, Any, Any]]) -> None:
+    def _check_ranges(self, ranges: list[tuple[str, Any]]) -> None:
         """Warn once if the values of an image do not fit the range that was applied to them."""
-        for entry in ranges:
-            self.ranges.add_ranges(*entry)
-        warning = None if self.warned_of_range else self.ranges.warning()
-        if warning is not None:
-            self.warned_of_range = True
+        for name, found in ranges:
+            self.ranges.add(name, found)
+        if warning := self.ranges.warning_once():
             self.warn(warning)
 
     def warn(self, message: str) -> None:

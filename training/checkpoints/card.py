@@ -169,7 +169,7 @@ class RunCard:
         """
         if not (self.run.card.card_picture and isinstance(self.source, ImageSource)):
             return None
-        images, _ = choose_images(self.source, NUM_PICTURED)
+        images, _ = choose_images(self.source, NUM_PICTURED, processor=processor)
         path = Path(self.run.start.output) / PICTURE
         plot_attention_maps(model, processor, images, path)
         return PICTURE

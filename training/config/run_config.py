@@ -266,17 +266,18 @@ class RunConfig:
         augmentation = self.augmentation.for_image_size(
             self.model.image_height_width, config.image_height_width, config.patch_size
         )
-        preprocessing = self.preprocessing
-        for name in STATISTICS:
-            if len(getattr(preprocessing, name)) != config.num_channels:
-                preprocessing = replace(preprocessing, **{name: []})  # to be measured
+        unfit: dict[str, Any] = {
+            name: []  # to be measured
+            for name in STATISTICS
+            if len(getattr(self.preprocessing, name)) != config.num_channels
+        }
         chosen = select(options, {entry.name for entry in fields(augmentation)})
         augmentation = augmentation.for_num_channels(config.num_channels, chosen)
         changed_run = replace(
             self,
             model=config,
             augmentation=replace(augmentation, **chosen),
-            preprocessing=preprocessing,
+            preprocessing=replace(self.preprocessing, **unfit),
         )
         return changed_run.replace(**select(options, SECTION_OF))
 

@@ -71,11 +71,10 @@ class _ViewMaker:
         views: dict[str, Any] = dict(
             self.augmentation(image.pixels, rng, self.image_size, self.patch_size)
         )
-        used, full = image.value_range, image.full_range
-        unfit = used is not None and full is not None and not fits(used, full)
+        unfit = image.ranges is not None and not fits(*image.ranges)
         if self.with_labels:
             views["labels"] = record.label
-        ranges = [(record.id, used, full)] if unfit else []
+        ranges = [(record.id, image.ranges)] if unfit else []
         return {**views, "draw": draw, "ranges": ranges}
 
 
