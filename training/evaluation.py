@@ -6,9 +6,8 @@ uniformity (how evenly the vectors fill the sphere), and the nearest neighbors o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.dataset_source import StreamingImageSource
-from ..data.image_source import NO_LABEL, ChosenSource, ImageSource, RecordSource
+from ..data.image_source import NO_LABEL, ChosenSource, ImageSource
 from ..data.pixel_format import PixelFormat
 from ..data.sources import open_images
-from ..data.stream_reader import StreamPosition, StreamReader
+from ..data.stream_reader import first_images
 from ..data.workers import use_one_thread
 from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
 from ..evaluation.bootstrap import MetricSample
@@ -150,14 +149,6 @@ def open_evaluation_images(
         return EvaluationImages(source, note=SEEN_IN_TRAINING)
     train, test = (ChosenSource(source, np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
     return EvaluationImages(train, test, note=SEEN_IN_TRAINING)
-
-
-def first_images(source: StreamingImageSource, limit: int) -> RecordSource:
-    """Return the first images of a stream in shuffled order, in memory without decoding."""
-    first_pass = StreamReader(source, seed=0).read_epoch(StreamPosition())
-    with closing(first_pass):
-        records = [record for record, _ in itertools.islice(first_pass, limit)]
-    return RecordSource(records, f"first of the {source.description}", source.label_names)
 
 
 class Evaluation:
@@ -366,6 +357,5 @@ __all__ = [
     "Evaluation",
     "EvaluationImages",
     "choose_metric",
-    "first_images",
     "open_evaluation_images",
 ]

@@ -47,7 +47,7 @@ def npy_bytes(pixels: np.ndarray) -> bytes:
 def write_bands(
     folder: Path, num_channels: int, count: int = 12, *, high: int = 256, kinds: str = "both"
 ) -> Path:
-    """Write images into two class folders, as TIFF, NumPy files or both in turn; return the folder."""
+    """Write images into two class folders, as TIFF, NumPy files or both; return the folder."""
     for index in range(count):
         pixels = bands(index, num_channels, high=high)
         is_npy = kinds == "npy" or (kinds == "both" and index % 3 == 0)

@@ -10,10 +10,9 @@ from accelerate.utils import broadcast_object_list
 from ...data.dataset_source import StreamingImageSource
 from ...data.decoding import UnreadableImageError, decode_pixels
 from ...data.image_source import ImageSource
-from ...data.statistics import MAX_STATISTICS_IMAGES, channel_statistics
+from ...embedding.statistics import MAX_STATISTICS_IMAGES, channel_statistics, sample_images
 from ...sharing.published_files import RUN_FILE
 from ..config.run_config import STATISTICS, RunConfig
-from ..evaluation import first_images
 
 NUM_TRIED = 16  # images that are tried before the channels are refused
 
@@ -41,9 +40,8 @@ def with_statistics(
     stored = _stored(run, missing)
     if stored is not None:
         return stored
-    sample = _sample(source, MAX_STATISTICS_IMAGES)
-    records = (sample[position] for position in range(len(sample)))
-    measured = channel_statistics(records, run.pixel_format, source.description)
+    sample = sample_images(source, MAX_STATISTICS_IMAGES)
+    measured = channel_statistics(sample, run.pixel_format)
     values = [{"image_mean": measured.mean, "image_std": measured.std}]
     broadcast_object_list(values)
     run = run.replace(**{name: values[0][name] for name in missing})
@@ -52,10 +50,10 @@ def with_statistics(
         f"images: {measured.options()}"
     )
     if measured.skipped:
-        name, reason = measured.skipped[0]
+        first = measured.skipped[0]
         accelerator.print(
-            f"warning: {len(measured.skipped)} of these images cannot be read, for example {name}: "
-            f"{reason}"
+            f"warning: {len(measured.skipped)} of these images cannot be read, for example "
+            f"{first.id}: {first.reason}"
         )
     return run
 
@@ -71,7 +69,7 @@ def check_channels(run: RunConfig, source: ImageSource | StreamingImageSource) -
     num_channels = run.model.num_channels
     if num_channels in (1, 3):
         return
-    sample, reason = _sample(source, NUM_TRIED), ""
+    sample, reason = sample_images(source, NUM_TRIED), ""
     for position in range(len(sample)):
         record = sample[position]
         try:
@@ -84,12 +82,6 @@ def check_channels(run: RunConfig, source: ImageSource | StreamingImageSource) -
         f"{len(sample)} tried can be read with {num_channels} channels; the last one: {reason}. "
         "Give the number of channels of the files, or --num-channels 1 or 3, which read any image."
     )
-
-
-def _sample(source: ImageSource | StreamingImageSource, limit: int) -> ImageSource:
-    if isinstance(source, StreamingImageSource):
-        return first_images(source, limit)
-    return source.sample(limit)
 
 
 def _stored(run: RunConfig, names: list[str]) -> RunConfig | None:

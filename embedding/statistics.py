@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .decoding import UnreadableImageError, decode_pixels
-from .image_source import ImageRecord
-from .pixel_format import PixelFormat, RangeCheck
+from ..data.dataset_source import StreamingImageSource
+from ..data.decoding import UnreadableImageError, decode_pixels
+from ..data.image_source import ImageSource
+from ..data.inventory import SkippedImage
+from ..data.pixel_format import PixelFormat, RangeCheck
+from ..data.stream_reader import first_images
+from ..progress import progress_bar
 
 MAX_STATISTICS_IMAGES = 1000  # the standard error of a mean is then about 1/30 of an image's std
 ROWS_AT_A_TIME = 256  # rows that are converted to float64 together
@@ -28,15 +32,24 @@ class ChannelStatistics:
         mean: Mean of each channel.
         std: Std of each channel.
         num_images: Number of images that were measured.
-        skipped: Images that could not be read: (name, reason).
+        skipped: Images that could not be read.
         warning: Warning about values that do not fit the range of the data, or None.
     """
 
     mean: list[float]
     std: list[float]
     num_images: int
-    skipped: list[tuple[str, str]]
+    skipped: list[SkippedImage]
     warning: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measured values as JSON can represent them."""
+        return {
+            "image_mean": self.mean,
+            "image_std": self.std,
+            "num_images": self.num_images,
+            "num_skipped": len(self.skipped),
+        }
 
     def options(self) -> str:
         """Return the options of `selfvit train` that set these values."""
@@ -44,8 +57,20 @@ class ChannelStatistics:
         return f"--image-mean {mean} --image-std {std}"
 
 
+def sample_images(source: ImageSource | StreamingImageSource, limit: int) -> ImageSource:
+    """Return a fixed sample of images; of a stream, the first ones in shuffled order.
+
+    Args:
+        source: Images.
+        limit: Maximum number of images.
+    """
+    if isinstance(source, StreamingImageSource):
+        return first_images(source, limit)
+    return source.sample(limit)
+
+
 def channel_statistics(
-    records: Iterable[ImageRecord], pixel_format: PixelFormat, description: str
+    images: ImageSource, pixel_format: PixelFormat, progress: bool = False
 ) -> ChannelStatistics:
     """Measure the mean and the std of each channel over all pixels of some images.
 
@@ -54,33 +79,36 @@ def channel_statistics(
     time. Results are rounded to six significant digits, so that they can be printed and pasted.
 
     Args:
-        records: Images.
+        images: Images, for example from `sample_images`.
         pixel_format: Pixels that the model reads.
-        description: Description of the images for errors.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If no image can be read, or a channel has the same value everywhere.
     """
     total = np.zeros((2, pixel_format.num_channels), dtype=np.float64)
-    num_images, skipped, ranges = 0, [], RangeCheck()
-    for record in records:
+    num_images, ranges = 0, RangeCheck()
+    skipped: list[SkippedImage] = []
+    places = range(len(images))
+    for place in progress_bar(places, description="measuring", disable=not progress):
+        record = images[place]
         try:
             decoded = decode_pixels(record.image, pixel_format, TARGET)
         except UnreadableImageError as error:
-            skipped.append((record.id, str(error)))
+            skipped.append(SkippedImage(record.id, str(error)))
             continue
         ranges.add(record.id, decoded)
         total += _moments(decoded.pixels)
         num_images += 1
     if num_images == 0:
-        raise _nothing_readable(skipped, description)
+        raise _nothing_readable(skipped, images.description)
     mean, of_squares = total / num_images
     std = np.sqrt(np.maximum(of_squares - mean**2, 0))
     constant = np.flatnonzero(std < SMALLEST_STD)
     if len(constant):
         raise ValueError(
-            f"channel {constant[0]} of {description} has the same value ({mean[constant[0]]:g}) in "
-            f"all pixels of {num_images} images, so it has no std to divide by; leave the channel "
+            f"channel {constant[0]} of {images.description} has the same value "
+            f"({mean[constant[0]]:g}) in all pixels of {num_images} images, so it has no std to divide by; leave the channel "
             "out of the files, or give --image-mean and --image-std."
         )
     return ChannelStatistics(_rounded(mean), _rounded(std), num_images, skipped, ranges.warning())
@@ -100,14 +128,14 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _nothing_readable(skipped: list[tuple[str, str]], description: str) -> ValueError:
+def _nothing_readable(skipped: list[SkippedImage], description: str) -> ValueError:
     if not skipped:
         return ValueError(f"{description} has no images; choose data with images.")
-    name, reason = skipped[-1]
+    last = skipped[-1]
     return ValueError(
-        f"none of the {len(skipped)} images of {description} can be read; the last one is {name}: "
-        f"{reason}. Choose other data, or another --num-channels."
+        f"none of the {len(skipped)} images of {description} can be read; the last one is "
+        f"{last.id}: {last.reason}. Choose other data, or another --num-channels."
     )
 
 
-__all__ = ["MAX_STATISTICS_IMAGES", "ChannelStatistics", "channel_statistics"]
+__all__ = ["MAX_STATISTICS_IMAGES", "ChannelStatistics", "channel_statistics", "sample_images"]
