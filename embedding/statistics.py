@@ -108,8 +108,9 @@ def channel_statistics(
     if len(constant):
         raise ValueError(
             f"channel {constant[0]} of {images.description} has the same value "
-            f"({mean[constant[0]]:g}) in all pixels of {num_images} images, so it has no std to divide by; leave the channel "
-            "out of the files, or give --image-mean and --image-std."
+            f"({mean[constant[0]]:g}) in all pixels of {num_images} images, so it has no std "
+            "to divide by; leave the channel out of the files, or give both --image-mean and "
+            "--image-std."
         )
     return ChannelStatistics(_rounded(mean), _rounded(std), num_images, skipped, ranges.warning())
 

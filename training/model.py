@@ -36,8 +36,7 @@ def build_trainable(run: RunConfig) -> Any:
             f"--lora-rank ({run.lora.lora_rank}) keeps the encoder frozen, so its weights must be "
             "pretrained; give --init-from CHECKPOINT."
         )
-    if run.start.init_from is not None:
-        _check_channels(run)
+    check_start_channels(run)
     model = _starting_model(run)
     if run.schedule.freeze_encoder_ratio == 1:
         model.trained_encoder.requires_grad_(False)
@@ -73,13 +72,15 @@ def _starting_model(run: RunConfig) -> Any:
     return model
 
 
-def _check_channels(run: RunConfig) -> None:
-    """Check that the run can use the patch embedding of its checkpoint.
+def check_start_channels(run: RunConfig) -> None:
+    """Check that the run can use the patch embedding of its checkpoint, if it starts from one.
 
     Raises:
         ValueError: If it has other channels and cannot be adapted.
     """
-    stored, wanted = read_config(str(run.start.init_from)).num_channels, run.model.num_channels
+    if run.start.init_from is None:
+        return
+    stored, wanted = read_config(run.start.init_from).num_channels, run.model.num_channels
     if stored == wanted:
         return
     check_adaptable(stored, wanted)
@@ -106,4 +107,4 @@ def channel_adaptation(run: RunConfig) -> str | None:
     return adaptation_rule(stored, run.model.num_channels)
 
 
-__all__ = ["build_trainable", "channel_adaptation"]
+__all__ = ["build_trainable", "channel_adaptation", "check_start_channels"]

@@ -33,7 +33,9 @@ def tiff_bytes(pixels: np.ndarray) -> bytes:
     """Return the content of a TIFF with bands beside one another."""
     buffer = io.BytesIO()
     values = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    tifffile.imwrite(buffer, values, photometric="minisblack", planarconfig="contig")
+    kind = "rgb" if pixels.shape[2] == 3 else "minisblack"
+    layout = "contig" if pixels.shape[2] > 1 else None
+    tifffile.imwrite(buffer, values, photometric=kind, planarconfig=layout)
     return buffer.getvalue()
 
 

@@ -46,8 +46,11 @@ class RunRequest:
 
     @property
     def sections(self) -> RunConfig:
-        """The draft with the requested values of its sections."""
-        return self.draft.replace(**select(self.options, SECTION_OF))
+        """The draft with the requested values of its sections.
+
+        Mean and std are not among them: they must fit the channels, which `build_run` sets.
+        """
+        return self.draft.replace(**select(self.options, SECTION_OF.keys() - {*STATISTICS}))
 
     @property
     def data(self) -> DataConfig:

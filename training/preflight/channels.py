@@ -59,15 +59,13 @@ def with_statistics(
 
 
 def check_channels(run: RunConfig, source: ImageSource | StreamingImageSource) -> None:
-    """Check that there are images with the channels of a model that reads neither gray nor RGB.
-
-    Any image can be read as gray or RGB.
+    """Check that there are images with the channels of the model, unless these are the usual three.
 
     Raises:
         ValueError: If none of the first images tried has these channels.
     """
     num_channels = run.model.num_channels
-    if num_channels in (1, 3):
+    if num_channels == 3:
         return
     sample, reason = sample_images(source, NUM_TRIED), ""
     for position in range(len(sample)):
@@ -80,7 +78,7 @@ def check_channels(run: RunConfig, source: ImageSource | StreamingImageSource) -
     raise ValueError(
         f"num_channels ({num_channels}) does not fit the images of {source.description}: none of "
         f"{len(sample)} tried can be read with {num_channels} channels; the last one: {reason}. "
-        "Give the number of channels of the files, or --num-channels 1 or 3, which read any image."
+        "Give the number of channels of the files."
     )
 
 

@@ -17,7 +17,7 @@ from ..dataloader.loader import build_run_loader
 from ..dataloader.sampler import BatchPlan
 from ..evaluation import choose_metric, open_evaluation_images
 from ..lora import check_adapters
-from ..model import build_trainable
+from ..model import build_trainable, check_start_channels
 from ..optimization import check_optimizer
 from ..runtime.accelerator import check_same_images
 from ..runtime.fsdp import is_sharded
@@ -44,6 +44,7 @@ def check(
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
+    check_start_channels(run)
     check_channels(run, source)
     run = with_statistics(run, source, accelerator)
     is_stream = isinstance(source, StreamingImageSource)
