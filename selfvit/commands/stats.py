@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..option_help import HELP
 from . import options
 from .reports import report_left_out, report_source
 
@@ -16,15 +17,11 @@ def stats(
     data: options.Data,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
-    num_channels: Annotated[
-        int, typer.Option(help="Number of channels: 1 is gray, 3 is RGB.", min=1)
-    ] = 3,
+    num_channels: Annotated[int, typer.Option(help=HELP["num_channels"], min=1)] = 3,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
-    streaming: Annotated[
-        bool, typer.Option(help="Measure the first images of a stream of the data.")
-    ] = False,
-    max_images: Annotated[
+    streaming: Annotated[bool, typer.Option(help=HELP["streaming"])] = False,
+    sample_size: Annotated[
         int, typer.Option(help="Maximum number of images to measure.", min=1)
     ] = 1000,
     output: Annotated[Path | None, options.output("JSON", "none")] = None,
@@ -44,7 +41,7 @@ def stats(
 
     pixel_format = PixelFormat(num_channels, options.choose_pixel_range(pixel_range, bits))
     source = open_images(data, split=split, image_column=image_column, streaming=streaming)
-    sample = sample_images(source, max_images)
+    sample = sample_images(source, sample_size)
     if isinstance(source, ImageSource):
         report_source(source)
     measured = channel_statistics(sample, pixel_format, progress=True)

@@ -45,9 +45,7 @@ class DataConfig(Section):
     # Resumable, because the folder may have moved; the fingerprint of the dataset is compared.
     data: str = option("", HELP["data"], resumable=True)
     split: str | None = option(None, HELP["split"])
-    streaming: bool = option(
-        False, "Read Parquet, WebDataset tars or a Hub dataset as a stream; needs --max-steps"
-    )
+    streaming: bool = option(False, HELP["streaming"])
     image_column: str | None = option(None, HELP["image_column"])
     label_column: str | None = option(None, HELP["label_column"])
     num_workers: int = option(4, HELP["num_workers"], minimum=0, resumable=True)
