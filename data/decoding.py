@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
-from .image_plugins import register_plugins
-from .pixel_format import DecodedPixels, PixelFormat
-from .raw_pixels import (
+from .files.image_plugins import register_plugins
+from .files.raw_pixels import (
     NPY_START,
     PNG_DEEP,
     PixelsError,
@@ -32,6 +31,8 @@ from .raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
+from .image_source import UnreadableContent
+from .pixel_format import DecodedPixels, PixelFormat
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.
@@ -68,19 +69,22 @@ START_LENGTH = 32  # bytes that tell the format
 LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
 LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
 GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
+MAX_UNREDUCED = 80_000_000  # pixels; a larger image is reduced further, to MIN_GAP, or refused
+MIN_GAP = 2
 BLOCK_PIXELS = 1 << 20  # pixels that are reduced at a time
 BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA": 4}
 
 register_plugins()
 
 AnyImage = bytes | str | Path | Image.Image | np.ndarray
+Content = AnyImage | UnreadableContent
 
 
 class UnreadableImageError(ValueError):
     """Image that cannot be decoded; the message is a short reason without the name of the image."""
 
 
-def decode_image(image: AnyImage, pixel_range: tuple[float, float] | None = None) -> Image.Image:
+def decode_image(image: Content, pixel_range: tuple[float, float] | None = None) -> Image.Image:
     """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
     The alpha channel is dropped, not blended with a background, so the color stored in transparent
@@ -106,7 +110,7 @@ def decode_image(image: AnyImage, pixel_range: tuple[float, float] | None = None
 
 
 def decode_pixels(
-    image: AnyImage,
+    image: Content,
     pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
     target: tuple[int, int] | None = None,
 ) -> DecodedPixels:
@@ -152,8 +156,10 @@ def decode_pixels(
 
 
 def _decode(
-    image: AnyImage, pixel_format: PixelFormat, target: tuple[int, int] | None
+    image: Content, pixel_format: PixelFormat, target: tuple[int, int] | None
 ) -> DecodedPixels:
+    if isinstance(image, UnreadableContent):
+        raise UnreadableImageError(image.reason)
     if isinstance(image, Image.Image):
         return _decode_pillow(image, pixel_format, target)
     if isinstance(image, np.ndarray):
@@ -244,7 +250,16 @@ def _factor(size: tuple[int, int], target: tuple[int, int] | None, orientation: 
     if target is None:
         return 1
     needed = target if orientation < 5 else target[::-1]
-    return max(1, min(have // (GAP * need) for have, need in zip(size, needed, strict=True)))
+    ratio = min(have / need for have, need in zip(size, needed, strict=True))
+    factor = int(ratio / GAP)
+    if factor < 2 and size[0] * size[1] > MAX_UNREDUCED:
+        factor = int(ratio / MIN_GAP)
+        if factor < 2:
+            raise UnreadableImageError(
+                f"too large: {size[1]} x {size[0]} pixels; above {MAX_UNREDUCED:,} pixels, both "
+                f"sides must have at least {2 * MIN_GAP} times the pixels that the output needs"
+            )
+    return max(1, factor)
 
 
 def _draft(opened: Image.Image, target: tuple[int, int] | None) -> None:
@@ -301,4 +316,4 @@ def _reason(error: BaseException) -> str:
     return f"{'truncated' if 'truncated' in text.lower() else 'corrupt'}: {text}"
 
 
-__all__ = ["AnyImage", "UnreadableImageError", "decode_image", "decode_pixels"]
+__all__ = ["AnyImage", "Content", "UnreadableImageError", "decode_image", "decode_pixels"]

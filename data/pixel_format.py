@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ class RangeCheck:
 
     def __init__(self) -> None:
         self.num_images = 0
-        self.largest = -np.inf
+        self.largest = -math.inf
         self._first: tuple[str, tuple[float, float], tuple[float, float]] | None = None
         self._has_warned = False
 
@@ -98,23 +99,23 @@ class RangeCheck:
         """Return the warning in one line, or None if all images fit."""
         if self._first is None:
             return None
-        name, (low, high), full_range = self._first
-        start, end = full_range
-        if low < start or high > end:
-            fault = f"outside of the range {_number(start)} to {_number(end)}, and are clipped"
-        else:
-            fault = f"less than 1/8 of the range {_number(start)} to {_number(end)}"
-        more = f" (and {self.num_images - 1} more images)" if self.num_images > 1 else ""
-        largest = self.largest
-        bits = max(1, int(np.ceil(np.log2(largest + 1)))) if largest > 0 else 1
-        option = f"--pixel-range {_number(min(low, 0.0))} {_number(max(largest, 1.0))}"
-        if largest == int(largest) and low >= 0 and largest > 1:
-            option = f"--bits {bits}, or --pixel-range LOW HIGH"
+        name, (low, high), (start, end) = self._first
+        is_outside = low < start or high > end
+        fault = "of which some lie outside of" if is_outside else "which is less than 1/8 of"
+        others = self.num_images - 1
+        more = f", as do {others} other images" if others > 1 else ", as does 1 other image"
+        bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "
         return (
-            f"{name}{more} has values from {_number(low)} to {_number(high)}: {fault}. The largest "
-            f"value seen is {_number(largest)}; declare the scale of the data, for example with "
-            f"{option}."
+            f"{name} has values from {_number(low)} to {_number(high)}, {fault} the range "
+            f"{_number(start)} to {_number(end)}{more if others else ''}; the largest value is "
+            f"{_number(self.largest)}. Declare the scale of the data: "
+            f"{bits if low >= 0 and self.largest > 1 else ''}--pixel-range LOW HIGH."
         )
+
+
+def _bits_for(value: float) -> int:
+    """Return the number of bits of the smallest integers that hold a value."""
+    return math.ceil(value).bit_length()
 
 
 def fits(value_range: tuple[float, float], full_range: tuple[float, float]) -> bool:

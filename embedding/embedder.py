@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.decoding import AnyImage, UnreadableImageError, decode_pixels
+from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
@@ -312,7 +312,7 @@ class Embedder:
 
 
 def preprocess(
-    image: AnyImage,
+    image: Content,
     processor: BaseImageProcessor,
     pixel_range: tuple[float, float] | None = None,
 ) -> Tensor:
@@ -383,7 +383,7 @@ def _preprocess_named(
 
 
 def _decode_and_preprocess(
-    image: AnyImage, processor: BaseImageProcessor, pixel_format: PixelFormat
+    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
 ) -> tuple[Tensor, ValueRanges]:
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
     return pixel_values_of(decoded, processor), decoded.ranges

@@ -132,6 +132,11 @@ class SelfViTImageProcessor(BaseImageProcessor):
         scaled = torch.from_numpy(_scaled(array, pixel_range)).movedim(axis, 0)  # (B, H, W)
         return _with_channels(scaled, num_channels).contiguous()
 
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        if getattr(images, "ndim", None) == 2:  # one gray image, (H, W)
+            return [images]
+        return super()._prepare_images_structure(images, expected_ndims)
+
     @staticmethod
     def _bands_of_mode(image: Any, num_channels: int) -> Any:
         """Convert a Pillow image of a mode without bands of eight bits each."""

@@ -5,10 +5,12 @@ theirs in `commands/`; both use these texts. Every folder of the package may imp
 """
 
 HELP = {
-    "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
-    "split": "Split of a dataset, or subfolder of an image folder.",
+    "data": "Images: a folder, image files, Parquet files, WebDataset tars, a zip, a list of paths "
+    "(.txt, .csv, .jsonl), or a Hub dataset id.",
+    "split": "Split of a dataset or of folders such as train and test (or all), or a subfolder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
+    "strict": "Exit with code 1 if any image was left out.",
     "output": "Folder or file to write.",
     "overwrite": "Replace an earlier output.",
     "batch_size": "Number of images per batch; in training, of an optimizer step.",

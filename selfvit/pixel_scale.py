@@ -57,9 +57,11 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not -float("inf") < low < high < float("inf"):
+        is_list = isinstance(pixel_range, tuple | list)
+        text = " ".join(map(str, pixel_range)) if is_list else repr(pixel_range)
         raise ValueError(
-            f"pixel_range ({pixel_range!r}) must be two numbers, the value of black and the larger "
-            "value of white; for 12 bits, 0 and 4095."
+            f"pixel_range ({text}) must be two numbers, the value of black and the larger value of "
+            "white; for 12 bits, 0 and 4095."
         )
     return low, high
 

@@ -42,7 +42,6 @@ def embed(
     declared_range = options.choose_pixel_range(pixel_range, bits)
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
-    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -54,6 +53,7 @@ def embed(
         dtype=dtype.value,
         pixel_range=declared_range,
     )
+    report_source(source)
     report = write_embeddings(
         embedder,
         source,

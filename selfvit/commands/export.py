@@ -72,8 +72,8 @@ def export(
     if data is not None:
         if not int8:
             raise ValueError(
-                f"--data ({data}) are images to measure the 8-bit graph on; add --int8, or leave "
-                "--data out."
+                f"--data ({' '.join(data)}) are images to measure the 8-bit graph on; add --int8, "
+                "or leave --data out."
             )
         source = open_images(data, split=split, image_column=image_column)
         report_source(source)

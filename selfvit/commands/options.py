@@ -83,8 +83,8 @@ _DATA = typer.Option(
     metavar="IMAGES",
     help=HELP["data"],
 )
-Data = Annotated[str, _DATA]
-OptionalData = Annotated[str | None, _DATA]
+Data = Annotated[list[str], _DATA]
+OptionalData = Annotated[list[str] | None, _DATA]
 WHOLE_DATA = "train, or the entire image folder"  # data that is read without a split
 Split = Annotated[
     str | None,
@@ -147,9 +147,7 @@ ImageSize = Annotated[
     ),
 ]
 FewWorkers = Annotated[int, typer.Option("--num-workers", help=HELP["num_workers"])]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with code 1 if any image was left out.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help=HELP["strict"])]
 Skipped = Annotated[
     Path | None,
     typer.Option(
@@ -182,16 +180,16 @@ def choose_pixel_range(
     """Return the range that one of --pixel-range and --bits declares; None for neither.
 
     Raises:
-        typer.BadParameter: If both are given, or the range is not in ascending order.
+        ValueError: If both are given, or the range is not in ascending order.
     """
-    if bits is not None:
-        if pixel_range is not None:
-            raise typer.BadParameter("--bits and --pixel-range exclude each other; use one.")
-        return 0.0, float(2**bits - 1)
-    try:
+    if bits is None:
         return check_pixel_range(pixel_range)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    if pixel_range is not None:
+        raise ValueError(
+            f"--bits {bits} and --pixel-range {pixel_range[0]:g} {pixel_range[1]:g} both declare "
+            "the range of the pixels; use one of them."
+        )
+    return 0.0, float(2**bits - 1)
 
 
 def choose_num_workers(wanted: int | None) -> int:

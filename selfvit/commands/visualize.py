@@ -136,7 +136,7 @@ def reconstruct(
 
 
 def _choose_images(
-    data: str,
+    data: list[str],
     split: str | None,
     image_column: str | None,
     num_images: int,

@@ -1,6 +1,7 @@
 import contextlib
 import logging
 import os
+import random
 import signal
 import time
 from functools import partial
@@ -16,7 +17,7 @@ from selfvit.data.image_source import ImageRecord, ImageSource, RecordSource
 from selfvit.data.reading import read_images, read_spread_images
 from selfvit.data.reading_workers import LostWorkersError
 
-from ..worker_kills import kills
+from ..worker_kills import kill_workers
 
 # Position of the image that the functions below treat in a special way.
 SPECIAL = 10
@@ -164,11 +165,19 @@ class TestReading:
 class TestDeaths:
     @pytest.mark.parametrize("seed", range(5))
     def test_killed_workers_cost_no_image(self, seed, caplog):
-        with kills(seed=seed, count=6, at_once=1 + seed % 2) as killed:
-            batches = read_all(pixels_of, 3, source_of(400))
+        rng = random.Random(seed)
+        batches, killed = [], 0
+        reader = read_images(
+            source_of(400), pixels_of, batch_size=4, num_workers=3, collate=torch.stack
+        )
+        for number, batch in enumerate(reader):
+            batches.append(batch)
+            if number % 15 == seed:  # far apart, so that no image is read during two kills
+                time.sleep(rng.uniform(0, 0.01))
+                killed += kill_workers(rng, at_once=1 + number % 2)
         assert values(batches) == list(range(400)) and skipped(batches) == []
         deaths = [line for line in caplog.messages if line.startswith("a worker process was kil")]
-        assert killed and len(killed) - 3 <= len(deaths) <= len(killed)  # the last at the end
+        assert killed >= 9 and killed - 2 <= len(deaths) <= killed  # the last at the end
 
     @pytest.mark.parametrize("num_workers", [1, 3])
     @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ class RunCard:
                 has_code=run.checkpoints.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
-                    data=describe_data(self.source.description, run.data.data),
-                    dataset=hub_id(run.data.data),
+                    data=describe_data(self.source.description, run.data.name),
+                    dataset=hub_id(run.data.name),
                     started_from=(
                         display_name(run.start.init_from)
                         if run.start.init_from
@@ -132,7 +132,7 @@ class RunCard:
                 verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
                 # without --eval-test, accuracies are measured on a part of the training images
                 evaluated_on=run.evaluation.eval_test
-                or ("" if comparison is None else run.data.data),
+                or ("" if comparison is None else run.data.name),
                 picture=picture,
             )
         )

@@ -10,6 +10,7 @@ that the output does not need.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pixel_scale import GRAY_WEIGHTS, WHITE, range_of_type, to_eight_bit_scale
-from .pixel_format import DecodedPixels, PixelFormat
+from ...pixel_scale import GRAY_WEIGHTS, WHITE, range_of_type, to_eight_bit_scale
+from ..pixel_format import DecodedPixels, PixelFormat
 
 NPY_START = b"\x93NUMPY"
 BLOCK_VALUES = 1 << 21  # values that are scaled at a time
@@ -129,6 +130,7 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
     """
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its errors become reasons
     source: Any = io.BytesIO(image) if isinstance(image, bytes) else image
     with tifffile.TiffFile(source) as file:
         page: Any = file.pages.first
