@@ -58,7 +58,7 @@ def assert_reads(output, num_channels):
 
 @pytest.mark.parametrize("num_channels", CHANNELS)
 def test_every_objective_trains_on_any_number_of_channels(num_channels, tmp_path, capsys):
-    data = bands_folder(tmp_path, num_channels, kinds="tif")
+    data = bands_folder(tmp_path, num_channels)
     options = (*SHORT, "--num-channels", num_channels, "--image-steps", 1)
     for objective in ("dino", "mae", "pmsn"):
         main(arguments(objective, data, tmp_path / objective, *options))
@@ -81,7 +81,7 @@ def test_every_objective_trains_on_any_number_of_channels(num_channels, tmp_path
 
 
 def test_four_channels_resume_bit_identically_with_the_stored_mean_and_std(tmp_path, capsys):
-    data = bands_folder(tmp_path, 4, kinds="tif")
+    data = bands_folder(tmp_path, 4)
     options = ("--max-steps", 4, "--save-steps", 2, "--batch-size", 4, "--num-channels", 4, "--cpu")
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
     main(arguments("dino", data, uninterrupted, *options))
@@ -166,7 +166,7 @@ def test_a_run_warns_once_if_the_values_use_a_small_part_of_their_range(tmp_path
     printed = capsys.readouterr()
     lines = [line for line in (printed.out + printed.err).splitlines() if "1/8" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("warning: ") and ".tif" in lines[0] and "--bits 12" in lines[0]
+    assert lines[0].startswith("warning: ") and ".tif" in lines[0] and "--bits N with N of at least 12" in lines[0]
 
 
 # --- mean and std
