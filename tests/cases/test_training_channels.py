@@ -166,7 +166,8 @@ def test_a_run_warns_once_if_the_values_use_a_small_part_of_their_range(tmp_path
     printed = capsys.readouterr()
     lines = [line for line in (printed.out + printed.err).splitlines() if "1/8" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("warning: ") and ".tif" in lines[0] and "--bits N with N of at least 12" in lines[0]
+    assert lines[0].startswith("warning: ") and ".tif" in lines[0]
+    assert "--bits N with N of at least 12" in lines[0]
 
 
 # --- mean and std
