@@ -4,6 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 
+from .field_ranges import check_least, check_positive
 from .objective_config import ObjectiveConfig
 
 
@@ -59,21 +60,13 @@ class DINOConfig(ObjectiveConfig):
 
     def validate_architecture(self) -> None:
         """Check the range of each field."""
-        for name, least in (
-            ("num_prototypes", 2),
-            ("head_hidden_size", 1),
-            ("head_bottleneck_size", 1),
-            ("num_head_layers", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}.")
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"{name} ({getattr(self, name)}) must be above 0; the paper uses 0.04 to 0.1."
-                )
-        if self.koleo_weight < 0:
-            raise ValueError(f"koleo_weight ({self.koleo_weight}) must be 0 or more.")
+        sizes = ("head_hidden_size", "head_bottleneck_size", "num_head_layers")
+        check_least(self, {"num_prototypes": 2, **dict.fromkeys(sizes, 1), "koleo_weight": 0})
+        check_positive(
+            self,
+            ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"),
+            "the paper uses 0.04 to 0.1",
+        )
         for name in (
             "teacher_temperature_warmup_ratio",
             "teacher_momentum",

@@ -4,6 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 
+from .field_ranges import check_least, check_mlp_ratio
 from .objective_config import ObjectiveConfig
 
 
@@ -39,9 +40,8 @@ class MAEConfig(ObjectiveConfig):
                 f"mask_ratio ({self.mask_ratio}) must be above 0 and below 1, so that the encoder "
                 "sees at least one patch and the decoder predicts one; the paper uses 0.75."
             )
-        for name in ("decoder_hidden_size", "decoder_num_layers", "decoder_num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        sizes = ("decoder_hidden_size", "decoder_num_layers", "decoder_num_attention_heads")
+        check_least(self, dict.fromkeys(sizes, 1))
         width, heads = self.decoder_hidden_size, self.decoder_num_attention_heads
         if width % heads:
             num_heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
@@ -55,11 +55,7 @@ class MAEConfig(ObjectiveConfig):
                 "positions are sines and cosines of rows and columns; "
                 f"use {width // 4 * 4 + 4}."
             )
-        if int(width * self.decoder_mlp_ratio) < 1:
-            raise ValueError(
-                f"decoder_mlp_ratio ({self.decoder_mlp_ratio}) must give the MLP a width of at "
-                "least 1; the usual choice is 4."
-            )
+        check_mlp_ratio(self, "decoder_mlp_ratio", width)
 
 
 __all__ = ["MAEConfig"]

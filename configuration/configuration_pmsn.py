@@ -6,6 +6,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from .field_ranges import check_least, check_positive
 from .objective_config import ObjectiveConfig
 
 
@@ -67,23 +68,21 @@ class PMSNConfig(ObjectiveConfig):
 
     def validate_architecture(self) -> None:
         """Check the range of each field."""
-        for name, least in (
-            ("num_prototypes", 2),
-            ("head_hidden_size", 1),
-            ("head_output_size", 1),
-            ("sinkhorn_iterations", 0),
-            ("regularization_weight", 0),
-            ("entropy_weight", 0),
-            ("power_law_exponent", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least {least}.")
-        for name in ("student_temperature", "teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"{name} ({getattr(self, name)}) must be above 0; "
-                    "the paper uses 0.1 for the student and 0.025 for the teacher."
-                )
+        least = {
+            "num_prototypes": 2,
+            "head_hidden_size": 1,
+            "head_output_size": 1,
+            "sinkhorn_iterations": 0,
+            "regularization_weight": 0,
+            "entropy_weight": 0,
+            "power_law_exponent": 0,
+        }
+        check_least(self, least)
+        check_positive(
+            self,
+            ("student_temperature", "teacher_temperature"),
+            "the paper uses 0.1 for the student and 0.025 for the teacher",
+        )
         for name in ("teacher_momentum", "teacher_momentum_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")

@@ -2,10 +2,13 @@
 
 # No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
+import math
 import re
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
@@ -13,6 +16,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_dino import DINOConfig
 from .configuration_mae import MAEConfig
 from .configuration_pmsn import PMSNConfig
+from .field_ranges import check_least, check_mlp_ratio, check_positive
 from .format_version import FORMAT_VERSION, VERSION, WRITTEN_BY, check_format
 
 # hidden_size, num_hidden_layers, num_attention_heads
@@ -25,6 +29,18 @@ SIZES: dict[str, tuple[int, int, int]] = {
 PATCH_SIZES = (8, 14, 16, 32)  # DINO: 8, 16; DINOv2: 14; ViT: 14, 16, 32
 
 POOLING_PATTERN = re.compile(r"cls|mean|cls\+mean|gem|concat:[1-9][0-9]*")
+SIZE_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+    "num_channels",
+)
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# Fields that transformers declares. Those that describe the outputs of a backbone exclude each
+# other.
+INHERITED_FIELDS = ("id2label", "label2id", "problem_type")
+BACKBONE_FIELDS = ("out_features", "out_indices")
 
 
 @strict
@@ -108,6 +124,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         check_format(kwargs, kwargs.get("name_or_path"))
         for name in WRITTEN_BY:
             kwargs.pop(name, None)  # `to_dict` writes the current values
+        kwargs.pop("stage_names", None)  # follow from the number of blocks
+        self._check_parts(kwargs.get("num_labels"))
         if self.pooling == "auto":
             # MAE's class token is a dummy, average pooling works as well (arXiv 2111.06377, A.1)
             self.pooling = "cls" if self.mae_config is None else "mean"
@@ -162,12 +180,28 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SelfViTConfig":
         """Build the configuration from the content of config.json, as transformers does.
 
+        Every Auto class and `from_pretrained` end here. transformers sets fields among `kwargs`
+        after it has validated the others; here they are validated together.
+
         Raises:
             ValueError: If a newer version of selfvit wrote it in an incompatible format.
+            StrictDataclassClassValidationError: If a value is out of range or two fields do not fit
+                together.
         """
         # before any field is validated: a newer format may use other types
         check_format(config_dict, kwargs.get("name_or_path"))
-        return super().from_dict(config_dict, **kwargs)
+        own = {field.name for field in fields(cls)} - {
+            field.name for field in fields(PreTrainedConfig)
+        }
+        passed = {
+            name: kwargs.pop(name)
+            for name in (*own, *BACKBONE_FIELDS, *INHERITED_FIELDS)
+            if name in kwargs
+        }
+        loaded: Any = super().from_dict(_merge_fields(config_dict, passed), **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.check_fields()
+        return loaded
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, the format version and the version of selfvit."""
@@ -219,18 +253,78 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self.num_class_blocks + (self.pooling in ("mean", "cls+mean", "gem"))
         )
 
+    def check_fields(self) -> None:
+        """Check all fields that the models read, also those that were assigned later.
+
+        Raises:
+            StrictDataclassClassValidationError: If a value is out of range or two fields do not fit
+                together, as when the configuration is created.
+        """
+        try:
+            self._check_parts()
+            self.validate_architecture()
+        except ValueError as error:
+            raise StrictDataclassClassValidationError("validate_architecture", error) from error
+
     def validate_architecture(self) -> None:
         """Check that the fields fit together."""
         super().validate_architecture()
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "patch_size",
-            "num_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        check_least(self, {**dict.fromkeys(SIZE_FIELDS, 1), "num_register_tokens": 0})
+        check_mlp_ratio(self, "mlp_ratio", self.hidden_size)
+        check_positive(self, ["layer_norm_eps"], "the usual values are 1e-12 to 1e-5")
+        check_positive(self, ["initializer_range"], "the usual choice is 0.02")
+        if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
+            raise ValueError(
+                f"layerscale_value ({self.layerscale_value}) must be a finite number, or None for "
+                "no LayerScale."
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(
+                f"drop_path_rate ({self.drop_path_rate}) must be at least 0 and below 1."
+            )
+        self._check_activation()
+        self._check_geometry()
+        self._check_pooling()
+        self.verify_out_features_out_indices()
+        for name in self.sub_configs_defaults:
+            if getattr(self, name) is not None:
+                getattr(self, name).validate_architecture()
+
+    def _check_parts(self, num_labels: Any = None) -> None:
+        """Check the types that `@strict` cannot: objectives and labels."""
+        for name, spec in self.sub_configs_defaults.items():
+            part, wanted = getattr(self, name), spec.config_class
+            # by `model_type`: code of a checkpoint defines classes of its own
+            fits = isinstance(part, PreTrainedConfig) and part.model_type == wanted.model_type
+            if part is not None and not isinstance(part, dict) and not fits:
+                found = type(part).__name__ if isinstance(part, PreTrainedConfig) else repr(part)
+                raise ValueError(
+                    f"{name} ({found}) must be a {wanted.__name__}, its fields as a dict, or None."
+                )
+        if self.id2label is not None and not isinstance(self.id2label, dict):
+            raise ValueError(
+                f"id2label ({self.id2label!r}) must be a dict from class indices to names."
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"problem_type ({self.problem_type!r}) must be one of {', '.join(PROBLEM_TYPES)}, "
+                "or None."
+            )
+        is_number = isinstance(num_labels, int) and not isinstance(num_labels, bool)
+        if num_labels is not None and (not is_number or num_labels < 0):
+            raise ValueError(f"num_labels ({num_labels!r}) must be an integer, 0 or more.")
+
+    def _check_activation(self) -> None:
+        if self.hidden_act == "gelu":
+            return
+        from transformers.activations import ACT2FN  # needs torch
+
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act ({self.hidden_act!r}) must be one of {', '.join(sorted(ACT2FN))}."
+            )
+
+    def _check_geometry(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             usual = max(1, self.hidden_size // 64)
             num_heads = next(n for n in range(usual, 0, -1) if self.hidden_size % n == 0)
@@ -255,12 +349,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions; "
                 f"use {self.hidden_size // 4 * 4 + 4}, or learned positions."
             )
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens ({self.num_register_tokens}) must be 0 or more.")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(
-                f"drop_path_rate ({self.drop_path_rate}) must be at least 0 and below 1."
-            )
+
+    def _check_pooling(self) -> None:
         if POOLING_PATTERN.fullmatch(self.pooling) is None:
             raise ValueError(
                 f"pooling ({self.pooling!r}) must be cls, mean, cls+mean, gem, or concat:n "
@@ -268,9 +358,35 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.num_class_blocks > self.num_hidden_layers:
             raise ValueError(
-                f"pooling ({self.pooling!r}) must not need more blocks than num_hidden_layers "
+                f"pooling ({self.pooling!r}) asks for more blocks than num_hidden_layers "
                 f"({self.num_hidden_layers}); use at most concat:{self.num_hidden_layers}."
             )
+
+
+def _merge_fields(stored: dict[str, Any], passed: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of config.json with those that replace them.
+
+    Args:
+        stored: Content of config.json.
+        passed: Fields that were passed to `from_pretrained`. A dict for an objective replaces only
+            the fields of the objective that it has.
+    """
+    merged = dict(stored)
+    for name, value in passed.items():
+        earlier = merged.get(name)
+        if name in SelfViTConfig.sub_configs_defaults and isinstance(value, dict) and earlier:
+            earlier = earlier.to_dict() if isinstance(earlier, PreTrainedConfig) else earlier
+            value = {**earlier, **value}
+        merged[name] = value
+    last = [stored.get("num_hidden_layers")]
+    follows_depth = "num_hidden_layers" in passed and stored.get("out_indices") == last
+    if follows_depth or any(name in passed for name in BACKBONE_FIELDS):
+        for name in BACKBONE_FIELDS:
+            if name not in passed:
+                merged.pop(name, None)
+    if "id2label" in passed and "label2id" not in passed:
+        merged.pop("label2id", None)
+    return merged
 
 
 __all__ = ["PATCH_SIZES", "SIZES", "SelfViTConfig"]

@@ -15,6 +15,17 @@ class ObjectiveConfig(PreTrainedConfig):
     `dtype`, ...). They mean nothing for an objective and would appear twice in config.json.
     """
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build the configuration from a dict, and check the fields among `kwargs`, too.
+
+        Raises:
+            StrictDataclassClassValidationError: If a value is out of range.
+        """
+        loaded: Any = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+        return loaded
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that the objective declares, and its `model_type`."""
         inherited = {field.name for field in fields(PreTrainedConfig)}

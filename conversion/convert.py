@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
@@ -164,17 +165,26 @@ def _choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImagePro
         _check_processor(stored, config)
         return stored, f"{IMAGE_PROCESSOR_NAME} of the source"
     wanted = draft.preprocessing
+    mean: Any
+    std: Any
     mean, std = STATISTICS[statistics] if statistics else (wanted.mean, wanted.std)
+    origin = "option: statistics" if statistics else wanted.origin
+    if config.num_channels != 3 and not statistics:
+        mean = std = None  # those of three channels do not fit
+        origin = f"guess: 0.5 for each of the {config.num_channels} channels"
     processor: Any = build_processor(
         config, resize=wanted.resize, mean=mean, std=std, crop_ratio=wanted.crop_ratio
     )
     processor.resample = wanted.resample
-    return processor, "option: statistics" if statistics else wanted.origin
+    return processor, origin
 
 
 def _check_processor(processor: BaseImageProcessor, config: SelfViTConfig) -> None:
     """Check that the patch size divides the size of the processed images."""
-    image = Image.new("RGB", (300, 200))
+    count = config.num_channels
+    image: Any = Image.new("RGB", (300, 200))
+    if count not in (1, 3):
+        image = np.zeros((200, 300, count), dtype=np.uint8)
     height, width = processor(image, return_tensors="pt")["pixel_values"].shape[-2:]
     if height % config.patch_size or width % config.patch_size:
         raise ValueError(

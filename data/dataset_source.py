@@ -72,6 +72,12 @@ class DatasetSource(ImageSource):
             [] if folder is None else [folder],
         )
 
+    def name_of(self, position: int) -> str:
+        """Return the id of a row, or its number."""
+        if self._columns.id is None:
+            return str(position)
+        return str(self._dataset.select_columns([self._columns.id])[position][self._columns.id])
+
     def _number_labels(self) -> Labels:
         column = self._columns.label
         if column is None:

@@ -58,6 +58,10 @@ class FolderSource(ImageSource):
         content = self.read(path)
         return ImageRecord(printable(path), content, None if label == NO_LABEL else label)
 
+    def name_of(self, position: int) -> str:
+        """Return the path of an image within the folder."""
+        return printable(self.paths[position])
+
     def read(self, path: str) -> str | bytes | UnreadableContent:
         """Return what the decoder opens: the path of the file, or its content."""
         return os.path.join(self.folder, path)

@@ -84,6 +84,10 @@ class ImageSource:
     def __getitem__(self, position: int) -> ImageRecord:
         raise NotImplementedError
 
+    def name_of(self, position: int) -> str:
+        """Return the name of an image, if possible without reading the image."""
+        return f"image {position}"
+
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""
         raise NotImplementedError
@@ -125,6 +129,10 @@ class ChosenSource(ImageSource):
 
     def __getitem__(self, position: int) -> ImageRecord:
         return self._source[int(self._positions[position])]
+
+    def name_of(self, position: int) -> str:
+        """Return the name of an image, as the source does."""
+        return self._source.name_of(int(self._positions[position]))
 
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, as the source does."""
@@ -169,6 +177,10 @@ class RecordSource(ImageSource):
 
     def __getitem__(self, position: int) -> ImageRecord:
         return self._records[position]
+
+    def name_of(self, position: int) -> str:
+        """Return the name of an image."""
+        return self._records[position].id
 
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""

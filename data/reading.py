@@ -69,6 +69,7 @@ def read_images(
     """
     reading = Reading(
         read=partial(_read, source, prepare),
+        name_of=source.name_of,
         pack=partial(_pack, collate),
         positions=range(len(source)) if positions is None else positions,
         batch_size=batch_size,
@@ -178,7 +179,7 @@ def _read(
     position: int,
     set_name: Callable[[str], None],
 ) -> ReadItem:
-    name, label = f"image {position}", None
+    name, label = None, None
     try:
         record = source[position]
         name, label = record.id, record.label
@@ -188,7 +189,7 @@ def _read(
         reason = unreadable_reason(error)
         if reason is None:
             raise
-        return ReadItem(name, label, reason=reason)
+        return ReadItem(name or source.name_of(position), label, reason=reason)
 
 
 def _no_name(name: str) -> None:

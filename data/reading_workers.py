@@ -70,12 +70,14 @@ class Reading:
     Args:
         read: Function that reads the image at a position of the source; it is passed a function to
             call with the name of the image as soon as it is known.
+        name_of: Function that returns the name of a position without reading the image.
         pack: Function that makes a batch of items.
         positions: Positions to read.
         batch_size: Number of images per batch.
     """
 
     read: Callable[[int, Callable[[str], None]], ReadItem]
+    name_of: Callable[[int], str]
     pack: Callable[[list[ReadItem]], Any]
     positions: Sequence[int]
     batch_size: int
@@ -285,7 +287,7 @@ class ReadingWorkers:
 
     def _blame(self, place: int, worker: _Worker, died: str) -> str:
         """Read an image whose worker died once more, or leave it out; return a line on it."""
-        name = worker.slot.name.decode(errors="replace") or f"image {place}"
+        name = worker.slot.name.decode(errors="replace") or self._reading.name_of(place)
         died = f"{died} while it read {name}"
         self._reads[place] += 1
         if self._reads[place] < MAX_READS:

@@ -93,7 +93,7 @@ def write_embeddings(
                     raise
                 lost = error
                 rest = range(num_embedded + len(skipped), len(source))
-                skipped += [SkippedImage(source[place].id, NOT_READ) for place in rest]
+                skipped += [SkippedImage(source.name_of(place), NOT_READ) for place in rest]
         if not num_embedded:
             raise ValueError(
                 f"none of the {len(skipped)} images can be read ({source.description}); the last "

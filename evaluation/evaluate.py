@@ -185,7 +185,7 @@ def evaluate_embeddings(
     """
     for side, embedded in (("train", train), ("test", test)):
         if embedded is not None:
-            _check_vectors(side, embedded.vectors)
+            _check_vectors(side, embedded)
     metrics: dict[str, float] = {}
     if test is not None:
         hits = accuracy_hits(train, test, ks)
@@ -400,9 +400,12 @@ def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedI
     return embedded
 
 
-def _check_vectors(side: str, vectors: np.ndarray) -> None:
+def _check_vectors(side: str, embedded: EmbeddedImages) -> None:
+    vectors = embedded.vectors
     if len(vectors) == 0:
-        raise ValueError(f"{side} must have at least one readable image; check the data.")
+        skipped = embedded.skipped
+        last = f" (the last one is {skipped[-1].id}: {skipped[-1].reason})" if skipped else ""
+        raise ValueError(f"{side} must have at least one readable image{last}; check the data.")
     bad = int((~np.isfinite(vectors).all(axis=1)).sum())
     if bad:
         raise ValueError(

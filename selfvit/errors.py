@@ -45,7 +45,13 @@ def _print_error(line: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error in one line, or the name of its type if it has no message."""
+    """Return the message of an error in one line, or the name of its type if it has no message.
+
+    `@strict` of huggingface_hub adds a line about its validator before the message; it is left out.
+    """
+    hub_errors = sys.modules.get("huggingface_hub.errors")
+    if hub_errors is not None and isinstance(error, hub_errors.StrictDataclassError):
+        error = error.__cause__ or error
     return " ".join(str(error).split()) or type(error).__name__
 
 

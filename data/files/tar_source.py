@@ -84,6 +84,10 @@ class TarSource(ImageSource):
         content = TarIndex(self._paths[self._tars[position]]).read(self._members[position])
         return ImageRecord(self._keys[position], content, None if label == NO_LABEL else label)
 
+    def name_of(self, position: int) -> str:
+        """Return the key of a sample."""
+        return self._keys[position]
+
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for a sample without one, or None if none has one."""
         return None if self._labels is None else self._labels.copy()

@@ -29,6 +29,7 @@ class CheckpointModel(PreTrainedModel):
     objective_field: str | None = None
 
     def __init__(self, config: SelfViTConfig, *args: Any, **kwargs: Any):
+        config.check_fields()  # fields may have been assigned since it was created
         field = self.objective_field
         if field is not None and getattr(config, field) is None:
             part = SelfViTConfig.sub_configs_defaults[field].config_class.__name__

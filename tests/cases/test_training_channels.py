@@ -116,6 +116,17 @@ def test_batches_of_a_folder_with_eight_and_more_bits_train(tmp_path):
     assert np.isfinite([line["loss"] for line in log_of(tmp_path / "out").values()]).all()
 
 
+@pytest.mark.parametrize("option", ["--dry-run", "--find-batch-size"])
+def test_a_plan_and_the_search_of_a_batch_size_know_the_channels(option, tmp_path, capsys):
+    data = bands_folder(tmp_path, 5)
+    steps = ("--max-steps", 1, "--batch-size", 4, "--cpu")  # the search makes two steps
+    main(arguments("dino", data, tmp_path / "out", *steps, "--num-channels", 5, option))
+    printed = capsys.readouterr().out
+    assert "augmentation for 5 channels" in printed
+    expected = "Plan of recipe dino_demo" if option == "--dry-run" else "4 images fit at a time"
+    assert expected in printed
+
+
 # --- bits
 
 

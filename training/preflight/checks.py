@@ -23,7 +23,7 @@ from ..optimization import check_optimizer
 from ..runtime.accelerator import check_same_images
 from ..runtime.fsdp import is_sharded
 from ..state import CheckedRun
-from .batch_size import find_batch_size
+from .batch_size import NUM_STEPS, find_batch_size
 from .channels import check_channels, with_statistics
 
 
@@ -80,7 +80,9 @@ def _with_batches_that_fit(
     accelerator: Accelerator,
 ) -> RunConfig:
     def batches_of(plan: BatchPlan) -> Iterator[dict[str, Any]]:
-        return iter(build_run_loader(run, source, plan))
+        # the trial makes two steps, also for a run of one
+        enough = replace(plan, num_steps=max(plan.num_steps, NUM_STEPS))
+        return iter(build_run_loader(run, source, enough))
 
     return find_batch_size(run, plan, accelerator, lambda: build_trainable(run), batches_of)
 
