@@ -134,6 +134,7 @@ def build_card_contents(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         provenance=provenance,
+        pixel_range=getattr(processor, "pixel_range", None),
         has_code=has_code,
         has_teacher=config.dino_config is not None or config.pmsn_config is not None,
         conversion=ConversionFacts(

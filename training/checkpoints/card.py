@@ -107,6 +107,7 @@ class RunCard:
                 image_mean=run.preprocessing.image_mean,
                 image_std=run.preprocessing.image_std,
                 provenance=self.provenance,
+                pixel_range=run.preprocessing.declared_range,
                 objective=self.objective,
                 has_teacher=model.trained_encoder is not model.vit,
                 has_code=run.checkpoints.save_code,

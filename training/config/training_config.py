@@ -74,15 +74,14 @@ class PreprocessingConfig(Section):
 
     image_mean: list[float] = option(
         IMAGENET_DEFAULT_MEAN,
-        "Mean of each channel, pixels in 0 to 1; if there are not three channels, measured on the "
-        "training images by default",
+        HELP["image_mean"],
         minimum=0,
         maximum=1,
         any_length=True,
     )
     image_std: list[float] = option(
         IMAGENET_DEFAULT_STD,
-        "Std of each channel, pixels in 0 to 1; measured where --image-mean is",
+        HELP["image_std"],
         above=0,
         any_length=True,
     )
