@@ -9,23 +9,20 @@ error, and nothing is written.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-from transformers import AutoImageProcessor, BaseImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..atomic_output import atomic_output, check_output
-from ..configuration.configuration_selfvit import SelfViTConfig
-from ..embedding.preprocessing import build_processor
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
 from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
+from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
 from .report import CREATED_BY, Conversion, build_card_contents, build_report
@@ -42,6 +39,8 @@ def convert(
     pooling: str | None = None,
     norm_pix_loss: bool | None = None,
     statistics: str | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     dtype: str | None = None,
     save_code: bool = True,
     overwrite: bool = False,
@@ -55,12 +54,15 @@ def convert(
         decoder_num_heads: Number of attention heads of the MAE decoder. Default: from the source's
             config.json, or 16.
         image_size: Image size in pixels, one number or (height, width), of the stored position
-            embeddings. Default: a square.
+            embeddings. Default: the size that the source states, or else the square that fits.
         pooling: Pooling of the embedding, as for `SelfViTConfig`. Default: the source's.
         norm_pix_loss: Whether the MAE decoder predicts normalized pixels, which no tensor reveals.
             Default: as in the source's configuration, or False.
         statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5). Default: those
             that the source stores, or the convention of its format.
+        image_mean: Mean per channel, for values in [0, 1], instead of `statistics`. `selfvit stats`
+            measures it. Default for other numbers of channels than 3: 0.5.
+        image_std: Std per channel, likewise.
         dtype: Data type that all weights are cast to: "float32", "float16" or "bfloat16". Default:
             the source's.
         save_code: Whether to add the model code to the checkpoint, so that it opens without
@@ -85,6 +87,8 @@ def convert(
         pooling=pooling,
         norm_pix_loss=norm_pix_loss,
         statistics=statistics,
+        image_mean=None if image_mean is None else tuple(image_mean),
+        image_std=None if image_std is None else tuple(image_std),
         dtype=dtype,
     )
     _check_options(options)
@@ -94,7 +98,7 @@ def convert(
 def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) -> Conversion:
     """Write the checkpoint of a matched draft."""
     model, config = build_model(draft)
-    processor, processor_origin = _choose_processor(draft, config)
+    processor, processor_origin = choose_processor(draft, config)
     provenance = _find_provenance(draft)
     conversion = Conversion(
         kind=draft.kind,
@@ -105,6 +109,7 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
         left_out=draft.left_out,
         new=draft.new,
         differences=draft.differences,
+        guesses=draft.guesses,
     )
     report = build_report(conversion, draft.file, draft.license_note, provenance)
     contents = build_card_contents(
@@ -143,6 +148,16 @@ def _check_options(options: Options) -> None:
         raise ValueError(
             f"statistics ({options.statistics!r}) must be one of {', '.join(STATISTICS)}."
         )
+    if (options.image_mean is None) != (options.image_std is None):
+        raise ValueError(
+            "image_mean and image_std belong together: give both, with one value per channel."
+        )
+    if options.image_mean is not None and options.statistics is not None:
+        raise ValueError("statistics and image_mean exclude each other: leave one of them out.")
+    if not all(math.isfinite(value) for value in options.image_mean or ()):
+        raise ValueError(f"image_mean ({_join(options.image_mean)}) must be finite numbers.")
+    if not all(math.isfinite(value) and value > 0 for value in options.image_std or ()):
+        raise ValueError(f"image_std ({_join(options.image_std)}) must be numbers above 0.")
     for name in ("num_heads", "decoder_num_heads"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -156,42 +171,8 @@ def _check_folder(output: Path, overwrite: bool) -> None:
     check_output(output, CONVERSION, overwrite, files=files, created_by=CREATED_BY)
 
 
-def _choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:
-    """Return the image processor of the source or of its format's convention, and its origin."""
-    folder = draft.file.folder
-    statistics = draft.options.statistics
-    if folder is not None and (folder / IMAGE_PROCESSOR_NAME).is_file() and statistics is None:
-        stored = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        _check_processor(stored, config)
-        return stored, f"{IMAGE_PROCESSOR_NAME} of the source"
-    wanted = draft.preprocessing
-    mean: Any
-    std: Any
-    mean, std = STATISTICS[statistics] if statistics else (wanted.mean, wanted.std)
-    origin = "option: statistics" if statistics else wanted.origin
-    if config.num_channels != 3 and not statistics:
-        mean = std = None  # those of three channels do not fit
-        origin = f"guess: 0.5 for each of the {config.num_channels} channels"
-    processor: Any = build_processor(
-        config, resize=wanted.resize, mean=mean, std=std, crop_ratio=wanted.crop_ratio
-    )
-    processor.resample = wanted.resample
-    return processor, origin
-
-
-def _check_processor(processor: BaseImageProcessor, config: SelfViTConfig) -> None:
-    """Check that the patch size divides the size of the processed images."""
-    count = config.num_channels
-    image: Any = Image.new("RGB", (300, 200))
-    if count not in (1, 3):
-        image = np.zeros((200, 300, count), dtype=np.uint8)
-    height, width = processor(image, return_tensors="pt")["pixel_values"].shape[-2:]
-    if height % config.patch_size or width % config.patch_size:
-        raise ValueError(
-            f"{IMAGE_PROCESSOR_NAME} of the source must give images whose sides are multiples of "
-            f"the patch size ({config.patch_size}), but it gives {height} x {width} pixels. "
-            "Correct its size, or remove the file to use the convention of the format."
-        )
+def _join(values: Sequence[float] | None) -> str:
+    return ", ".join(map(str, values or ()))
 
 
 __all__ = ["convert"]

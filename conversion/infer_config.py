@@ -11,16 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ..modeling.position_embeddings import sincos_position_embeddings
+from .infer_grid import GUESS, POSITIONS, REGISTERS, infer_grid
 from .weight_format import Draft
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
-POSITIONS = "embeddings.position_embeddings"
-REGISTERS = "embeddings.register_tokens"
 
+GATED_MLP = "a gated MLP (SwiGLU)"
 # Number of heads by hidden size, where a head does not have 64 channels.
 NUM_HEADS_BY_WIDTH = {
     1152: 16,  # SoViT-400m, arXiv 2305.13035
@@ -28,8 +26,6 @@ NUM_HEADS_BY_WIDTH = {
     1408: 16,  # ViT-g, arXiv 2106.04560, Table 2
     1664: 16,  # ViT-G, Table 2
 }
-# Tolerance for stored sine-cosine positions, by precision.
-SINCOS_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def infer_config(draft: Draft) -> None:
@@ -66,14 +62,15 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
         for name, tensor in draft.weights.items()
         if name.startswith(prefix)
     }
-    layers = [int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))]
+    num_layers = count_blocks(draft, prefix)
     norms = [tensor for name, tensor in weights.items() if name.endswith("layernorm_before.weight")]
     hidden = [tensor for name, tensor in weights.items() if name.endswith("mlp.fc1.weight")]
+    _check_mlp(draft, prefix)
     projection = weights[PROJECTION]
     if projection.dim() != 4 or projection.shape[2] != projection.shape[3]:
         raise ValueError(
             f"{draft.source_name(prefix + PROJECTION)} must have the shape (hidden, channels, "
-            f"patch, patch), got {tuple(projection.shape)}."
+            f"patch, patch), because patches are square and flat; got {tuple(projection.shape)}."
         )
     width = most_common(len(tensor) for tensor in norms)
     mlp_ratio = exact_mlp_ratio(most_common(len(tensor) for tensor in hidden), width)
@@ -81,7 +78,7 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
     num_registers = _count_registers(draft, prefix, width)
     for field, value in (
         ("hidden_size", width),
-        ("num_hidden_layers", max(layers) + 1),
+        ("num_hidden_layers", num_layers),
         ("mlp_ratio", mlp_ratio),
         ("patch_size", projection.shape[2]),
         ("num_channels", projection.shape[1]),
@@ -108,6 +105,41 @@ def _count_registers(draft: Draft, prefix: str, width: int) -> int:
     return registers.shape[1]
 
 
+def count_blocks(draft: Draft, prefix: str) -> int:
+    """Return the number of blocks below a prefix of target names.
+
+    Raises:
+        ValueError: If the indices of the blocks have a gap.
+    """
+    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
+    indices = {int(match[1]) for name in draft.weights if (match := pattern.match(name))}
+    absent = next((index for index in range(len(indices)) if index not in indices), None)
+    if absent is not None:
+        name = f"{prefix}layers.{absent}.layernorm_before.weight"
+        raise ValueError(
+            f"missing tensors: all of block {absent}, such as {draft.source_name(name)}, though "
+            f"there is a block {max(indices)}."
+        )
+    return len(indices)
+
+
+def _check_mlp(draft: Draft, prefix: str) -> None:
+    """Check that the second layer of an MLP reads what the first one writes.
+
+    The first layer of timm's packed SwiGLU also computes the gate, so it is twice as wide.
+    """
+    name = f"{prefix}layers.0.mlp.fc"
+    first, second = draft.weights[f"{name}1.weight"], draft.weights.get(f"{name}2.weight")
+    if second is None or first.dim() != 2 or second.dim() != 2:
+        return
+    if len(first) == 2 * second.shape[1]:
+        raise ValueError(
+            f"the encoder does not have {GATED_MLP}: {draft.source_name(f'{name}1.weight')} has "
+            f"{len(first)} outputs, and {draft.source_name(f'{name}2.weight')} "
+            f"{second.shape[1]} inputs."
+        )
+
+
 def most_common(sizes: Iterable[int]) -> int:
     """Return the most frequent size, so that a tensor of another size shows up as a mismatch."""
     return Counter(sizes).most_common(1)[0][0]
@@ -128,76 +160,20 @@ def _infer_positions(draft: Draft, prefix: str, num_registers: int) -> None:
             f"{draft.source_name(name)} must have the shape (1, positions, {width}), got "
             f"{tuple(positions.shape)}."
         )
-    grid, layout = _infer_grid(draft, prefix, positions.shape[1], num_registers)
-    if layout == "patches":
+    grid = infer_grid(draft, name, num_registers, _read_config_json(draft))
+    if grid.layout == "patches":
         positions = F.pad(positions, (0, 0, 1, 0))  # zeros for the class token
-    elif layout == "prefix":
+    elif grid.layout == "prefix":
         register_positions = positions[:, 1 : 1 + num_registers]
         registers = prefix + REGISTERS
         draft.weights[registers] = draft.weights[registers] + register_positions
         positions = torch.cat([positions[:, :1], positions[:, 1 + num_registers :]], dim=1)
     draft.weights[name] = positions  # (1, 1 + N, D)
-    height, width = (side * draft.fields["patch_size"] for side in grid)
+    height, width = (side * draft.fields["patch_size"] for side in (grid.rows, grid.columns))
     size: Any = height if height == width else [height, width]
-    draft.set_field("image_size", size, "weights")
-    kind = "sincos" if _are_sincos(positions, grid) else "learned"
+    draft.set_field("image_size", size, grid.origin)
+    kind = "sincos" if grid.is_sincos else "learned"
     draft.set_field("position_embedding_type", kind, "weights")
-
-
-def _infer_grid(
-    draft: Draft, prefix: str, num_positions: int, num_registers: int
-) -> tuple[tuple[int, int], str]:
-    """Return (rows, columns) of the stored position embeddings, and their layout."""
-    num_prefix_tokens = {"class": 1, "prefix": 1 + num_registers, "patches": 0}
-    num_patches = {
-        layout: num_positions - num_prefix_tokens[layout]
-        for layout in draft.format.position_layouts
-        if layout != "prefix" or num_registers
-    }
-    name = draft.source_name(prefix + POSITIONS)
-    size = draft.options.image_size or _stored_image_size(draft)
-    if size is not None:
-        patch_size = draft.fields["patch_size"]
-        grid = (size[0] // patch_size, size[1] // patch_size)
-        for layout, number in num_patches.items():
-            if number == math.prod(grid):
-                return grid, layout
-        raise ValueError(
-            f"{name} holds {num_positions} positions, which do not match the {grid[0]} x {grid[1]} "
-            f"patches of an image of {size[0]} x {size[1]} pixels. Give the correct size with "
-            "--image-size HEIGHT WIDTH."
-        )
-    sides = {
-        layout: math.isqrt(number)
-        for layout, number in num_patches.items()
-        if number > 0 and math.isqrt(number) ** 2 == number
-    }
-    if len(sides) == 1:
-        ((layout, side),) = sides.items()
-        return (side, side), layout
-    fitting = " or ".join(f"{side} x {side} patches" for side in sides.values())
-    problem = f"which fit {fitting}" if fitting else "which do not form a square"
-    raise ValueError(
-        f"{name} holds {num_positions} positions, {problem} with a class token and {num_registers} "
-        "registers. Give --image-size HEIGHT WIDTH, unless "
-        f"{draft.source_name(prefix + REGISTERS)} is missing in the source."
-    )
-
-
-def _stored_image_size(draft: Draft) -> tuple[int, int] | None:
-    size = _read_config_json(draft).get("image_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _are_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
-    width = positions.shape[2]
-    if width % 4:
-        return False
-    expected = sincos_position_embeddings(width, grid)
-    tolerance = SINCOS_TOLERANCE.get(positions.dtype, 1e-5)
-    return torch.allclose(positions.float(), expected, rtol=0, atol=tolerance)
 
 
 def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
@@ -213,11 +189,16 @@ def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
     eps = stored.get("layer_norm_eps")
     if eps is None:
         draft.set_field("layer_norm_eps", draft.format.layer_norm_eps, "convention")
-    else:
+    elif isinstance(eps, int | float):
         draft.set_field("layer_norm_eps", float(eps), "config.json")
-    for name in ("hidden_act", "id2label"):
-        if name in stored:
-            draft.set_field(name, stored[name], "config.json")
+    else:
+        raise ValueError(f"layer_norm_eps ({eps!r}) in config.json must be a number. Correct it.")
+    known_act = "hidden_act" in stored
+    draft.set_field(
+        "hidden_act", stored.get("hidden_act", "gelu"), "config.json" if known_act else "convention"
+    )
+    if "id2label" in stored:
+        draft.set_field("id2label", stored["id2label"], "config.json")
     if "layerscale_value" in stored and "layerscale_value" in draft.fields:
         draft.set_field("layerscale_value", stored["layerscale_value"], "config.json")
 
@@ -228,10 +209,16 @@ def _choose_num_heads(draft: Draft, stored: dict[str, Any], width: int) -> tuple
         return draft.options.num_heads, "option"
     if "num_attention_heads" in stored:
         return stored["num_attention_heads"], "config.json"
-    if width in NUM_HEADS_BY_WIDTH:
-        return NUM_HEADS_BY_WIDTH[width], f"convention (hidden size {width})"
-    if width % 64 == 0:
-        return width // 64, "convention (width / 64)"
+    found = NUM_HEADS_BY_WIDTH.get(width, width // 64)
+    if width in NUM_HEADS_BY_WIDTH or width % 64 == 0:
+        usual = "that are usual for this" if width in NUM_HEADS_BY_WIDTH else "of 64 channels for"
+        draft.add_guess(
+            "num_attention_heads",
+            f"no tensor holds it; {found} are the heads {usual} width {width}. If the source has "
+            "another number, give --num-heads",
+        )
+        rule = f"hidden size {width}" if width in NUM_HEADS_BY_WIDTH else "width / 64"
+        return found, f"{GUESS} ({rule})"
     raise ValueError(
         "the number of attention heads is not stored in the weights, and the convention of 64 "
         f"channels per head does not fit the hidden size ({width}). Give --num-heads."
@@ -249,4 +236,4 @@ def _check_config_json(draft: Draft, stored: dict[str, Any]) -> None:
             )
 
 
-__all__ = ["exact_mlp_ratio", "infer_config", "most_common"]
+__all__ = ["GATED_MLP", "count_blocks", "exact_mlp_ratio", "infer_config", "most_common"]

@@ -6,23 +6,27 @@ import re
 from collections.abc import Iterable
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..errors import shorten
+from ..errors import one_line, shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
-from .formats import dino, lightly, mae, msn, timm, torchvision, transformers
-from .infer_config import infer_config
+from .formats import dino, dinov2, lightly, mae, msn, timm, torchvision, transformers
+from .infer_config import GATED_MLP, infer_config
 from .key_mapping import find_target_names, rename_tensors
 from .read_weights import SourceFile
 from .weight_format import Draft, Options, WeightFormat
 
-# If several formats match the same number of names, the first one is chosen.
+# Of the formats that match the most names, the one that knows the most other names is chosen, and
+# the first one of several.
 FORMATS: tuple[WeightFormat, ...] = (
     dino.BACKBONE,
     timm.FORMAT,
+    dinov2.BACKBONE,
     torchvision.FORMAT,
     transformers.FORMAT,
     transformers.MAE,
@@ -30,6 +34,7 @@ FORMATS: tuple[WeightFormat, ...] = (
     dino.CHECKPOINT,
     msn.FORMAT,
     *lightly.FORMATS,
+    dinov2.TEACHER,
 )
 
 
@@ -38,13 +43,22 @@ UNSUPPORTED_FEATURES = {
     "norm_pre.": "a norm before the first block",
     ".q_norm.": "normalized queries and keys",
     ".k_norm.": "normalized queries and keys",
-    ".w12.": "a gated MLP (SwiGLU)",
-    ".weights_in.": "a gated MLP (SwiGLU)",
-    ".fc1_g.": "a gated MLP (SwiGLU)",
+    ".w12.": GATED_MLP,
+    ".mlp.w3.": GATED_MLP,
+    ".weights_in.": GATED_MLP,
+    ".weights_out.": GATED_MLP,
+    ".fc1_g.": GATED_MLP,
+    ".fc1_x.": GATED_MLP,
     ".mlp.norm.": "a norm inside the MLP",
     ".attn.norm.": "a norm inside the attention",
     "attn_pool.": "attention pooling",
     "dist_token": "a distillation token",
+    "head_dist.": "a distillation token",
+    ".gamma_1.": "the blocks of BEiT, EVA or timm's DINOv3",
+    "storage_tokens": "the tokens and positions of DINOv3",
+    ".bias_mask.": "the tokens and positions of DINOv3",
+    ".attns.": "parallel blocks",
+    ".in_norm.": "parallel blocks",
     "rel_pos": "relative positions",
     "relative_position": "relative positions",
     "rope": "rotary positions",
@@ -66,19 +80,34 @@ def detect_format(file: SourceFile) -> WeightFormat:
             f"{file.description!r} is a selfvit checkpoint already and needs no conversion."
         )
     num_matches = {
-        format.name: sum(bool(find_target_names(name, format.key_mapping)) for name in file.tensors)
+        format.name: _count_names(format, file.tensors)
         for format in FORMATS
+        if format.applies is None or format.applies(file.tensors)
     }
-    best = max(FORMATS, key=lambda format: num_matches[format.name])
-    if 2 * num_matches[best.name] <= len(file.tensors):
+    candidates = [format for format in FORMATS if format.name in num_matches]
+    best = max(candidates, key=lambda format: num_matches[format.name])
+    num_known, num_extras = num_matches[best.name]
+    if not num_known or 2 * (num_known + num_extras) <= len(file.tensors):
         raise ValueError(
             f"{file.description!r} must have a known weight format. Known are the encoders and "
-            "checkpoints of facebookresearch's dino, mae and msn, timm, torchvision, Lightly and "
-            "transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
+            "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, "
+            "Lightly and transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
             f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
-            f"{_list_unsupported(file.tensors)}."
+            f"{_list_unsupported(file.tensors)}. If the file holds more than one network, or the "
+            "network inside of other parts, save the state dict of the encoder alone."
         )
     return best
+
+
+def _count_names(format: WeightFormat, names: Iterable[str]) -> tuple[int, int]:
+    """Return the number of names that a format converts, and of those that it leaves out."""
+    converted = left_out = 0
+    for name in names:
+        if format.reason_to_leave_out(name):
+            left_out += 1
+        elif find_target_names(name, format.key_mapping):
+            converted += 1
+    return converted, left_out
 
 
 def match_weights(file: SourceFile, options: Options) -> Draft:
@@ -88,16 +117,32 @@ def match_weights(file: SourceFile, options: Options) -> Draft:
         ValueError: If the format is unknown, or tensors are unknown, missing, or have an unexpected
             shape or precision. The message lists them.
     """
-    draft, unknown = _start_draft(file, detect_format(file), options)
+    format = detect_format(file)
+    try:
+        draft, unknown = _start_draft(file, format, options)
+    except ValueError as error:
+        raise ValueError(f"{file.description!r}, {format.name}: {error}") from error
     listed = f"{shorten(unknown)}{_list_unsupported(unknown)}"
     try:
+        if _list_unsupported(unknown):
+            raise ValueError("the encoder cannot express this model")
+        _check_values(draft)
         _check_dtypes(draft)
         infer_config(draft)
         if draft.format.adapt is not None:
             draft.format.adapt(draft)
+    except (TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        # the tensors are checked before they are used; the fields of config.json are not
+        raise ValueError(
+            f"{CONFIG_NAME} of {file.description!r} has a value of the wrong type "
+            f"({one_line(error)}). Copy or download it again, or give the path of the weight file "
+            "instead of the folder."
+        ) from error
     except ValueError as error:
         suffix = f" Unknown tensors: {listed}." if unknown else ""
-        raise ValueError(f"{draft.kind}: {error}{suffix}") from error
+        raise ValueError(
+            f"{file.description!r}, {draft.kind}: {str(error).removesuffix('.')}.{suffix}"
+        ) from error
     _choose_pooling(draft)
     problems = [f"unknown: {listed}"] if unknown else []
     problems += _find_mismatches(draft)
@@ -136,6 +181,36 @@ def _start_draft(
     return draft, [file.original_names[name] for name in unknown]
 
 
+def _check_values(draft: Draft) -> None:
+    """Check that all weights are plain tensors with finite values."""
+    reasons: dict[str, list[str]] = {}
+    for target, tensor in draft.weights.items():
+        reason = _why_unusable(tensor)
+        if reason:
+            reasons.setdefault(reason, []).append(draft.source_names[target])
+    for reason, names in reasons.items():
+        raise ValueError(f"{shorten(sorted(set(names)), 4)}: {reason}.")
+
+
+def _why_unusable(tensor: Tensor) -> str:
+    """Return why no model can use a tensor, with the fix, or ""."""
+    full = "convert the file with the weights in full precision"
+    if not tensor.numel():
+        return "weights must not be empty; download or save the file again"
+    if tensor.is_quantized or (tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1):
+        return f"weights must not be quantized, got {tensor.dtype}; {full}"
+    if tensor.layout != torch.strided:
+        return f"weights must be dense, got {tensor.layout}; save them with Tensor.to_dense()"
+    if tensor.is_meta:
+        return "the file has shapes without values; save the weights of a loaded model"
+    if tensor.dtype.is_floating_point and not tensor.isfinite().all():
+        return (
+            "weights must be finite, but these have NaN or infinite values, so that every "
+            "embedding would be NaN; use an earlier checkpoint of the run"
+        )
+    return ""
+
+
 def _check_dtypes(draft: Draft) -> None:
     """Check that all weights are floating-point numbers of the same precision."""
     dtypes: dict[torch.dtype, list[str]] = {}
@@ -163,7 +238,7 @@ def _check_dtypes(draft: Draft) -> None:
 def _choose_pooling(draft: Draft) -> None:
     wanted = draft.options.pooling
     if wanted is None or wanted == draft.pooling:
-        origin = "source" if wanted is None else "option"
+        origin = draft.pooling_origin if wanted is None else "option"
         draft.set_field("pooling", draft.pooling, origin)
         return
     draft.set_field("pooling", wanted, "option")
@@ -184,7 +259,12 @@ def _build_config(draft: Draft) -> SelfViTConfig:
             fields["num_labels"] = num_labels
     else:
         fields.pop("id2label", None)
-    return SelfViTConfig(**fields)
+    try:
+        return SelfViTConfig(**fields)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(
+            f"the model of {draft.file.description!r} is not possible in selfvit: {one_line(error)}"
+        ) from error
 
 
 def _num_labels(draft: Draft) -> int:
@@ -219,11 +299,20 @@ def _find_mismatches(draft: Draft) -> list[str]:
             draft.new[name] = reason
     unused = {draft.source_names[name] for name in draft.weights.keys() - wanted.keys()}
     problems = {
-        "missing": sorted(set(missing)),
+        "missing": [_explain_missing(name) for name in sorted(set(missing))],
         "unused": sorted(unused),
         "unexpected shape": _describe_shapes(draft, wanted),
     }
     return [f"{problem}: {shorten(names)}" for problem, names in problems.items() if names]
+
+
+def _explain_missing(name: str) -> str:
+    """Return the name of a missing tensor, with the feature that models without it have."""
+    if re.search(r"(cls_token|class_token)$", name):
+        return f"{name} (the encoder always has a class token)"
+    if re.search(r"norm[^.]*\.bias$", name):
+        return f"{name} (the encoder has LayerNorm with a bias, not RMSNorm)"
+    return name
 
 
 def _describe_shapes(draft: Draft, wanted: dict[str, Tensor]) -> list[str]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..errors import one_line, shorten
 from ..modeling.checkpoints.weight_files import INDEXES, SINGLE_FILES, shard_names
 from ..sharing.provenance import CARD
+from .file_contents import find_problem
 
 # In search order; an index lists the shards.
 WEIGHTS = tuple(name for pair in zip(SINGLE_FILES, INDEXES, strict=True) for name in pair)
@@ -38,8 +40,11 @@ TRAINING_STATE = {
     "optimizer", "optimizers", "optimizer_states", "opt", "lr_scheduler", "lr_schedulers",
     "scheduler", "scaler", "amp_scaler", "fp16_scaler", "loss_scaler", "callbacks", "loops",
 }  # fmt: skip
+MAX_DEPTH = 32  # of nested dicts and lists in a file
 WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # keys around a network
 # Prefixes that DistributedDataParallel and torch.compile add anywhere in a name.
+# DINOv2's trainer stores blocks in chunks: blocks.CHUNK.BLOCK, with the index of the block in all.
+CHUNK = re.compile(r"(^|\.)blocks\.[0-9]+\.(?=[0-9]+\.)")
 MODULE_PREFIX = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
 
@@ -93,9 +98,21 @@ def read_source(source: str | Path) -> SourceFile:
     content, arguments = _read_weights(file)
     # The config.json next to a single file may belong to another model.
     config = _read_json(path / CONFIG_NAME) if path.is_dir() else {}
-    tensors = {name: tensor for name, tensor in _flatten(content) if isinstance(tensor, Tensor)}
+    if isinstance(content, Tensor):
+        raise ValueError(
+            f"{str(file)!r} must hold a state dict, but it holds one tensor {tuple(content.shape)}."
+        )
+    try:
+        tensors = {name: value for name, value in _flatten(content) if isinstance(value, Tensor)}
+    except ValueError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be used: {error}. Save the state dict of the encoder alone."
+        ) from error
     if not tensors:
-        raise ValueError(f"{str(file)!r} must hold tensors, but it has none.")
+        raise ValueError(
+            f"{str(file)!r} must hold tensors, but it has none. Save the state dict of the encoder "
+            "with torch.save."
+        )
     plain, original_names, wrappers, training_state = _unwrap(tensors)
     return SourceFile(
         tensors=plain,
@@ -188,6 +205,13 @@ def _read_weights(file: Path) -> tuple[Any, dict[str, Any]]:
             return load_file(file), {}
         except SafetensorError as error:
             raise ValueError(f"{str(file)!r} is damaged or incomplete: {error}.") from error
+    problem = find_problem(file)
+    if problem:
+        raise ValueError(f"{str(file)!r} {problem}.")
+    if file.suffix == ".safetensors" and not start.startswith((b"PK", b"\x80")):
+        raise ValueError(
+            f"{str(file)!r} is damaged: it has no header of safetensors. Copy or download it again."
+        )
     content = _unpickle(file)
     arguments: dict[str, Any] = {}
     for key in ("args", "hyper_parameters"):
@@ -216,36 +240,54 @@ def _read_shards(index: Path) -> dict[str, Any]:
 def _unpickle(file: Path) -> Any:
     try:
         # An open file, because torch.load would choose the reader by the file name.
-        with open(file, "rb") as opened, torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            open(file, "rb") as opened,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # about unusual pickles, which may be refused below
             return torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        other = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", reason)
-        if other is None:
-            other = re.search(r"(?:GLOBAL|global|class) ([\w]+(?:\.[\w]+)+)", reason)
-        if other is not None:
-            raise ValueError(
-                f"{str(file)!r} is refused: besides tensors it holds {other[1]}, which would be "
-                "called while the file is read. Nothing was executed. If you trust the file, save "
-                "only its tensors as .safetensors, in the environment that wrote it."
-            ) from error
+        raise ValueError(_explain_refusal(file, one_line(error))) from error
+    except Exception as error:  # damaged pickles raise errors of any type
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}".rstrip(".")
         raise ValueError(
-            f"{str(file)!r} is refused: it must be a safetensors file or a pickle that holds only "
-            f"tensors and plain values ({one_line(error)[:200]}). Nothing was executed."
+            f"{str(file)!r} cannot be read as weights ({reason}); it is damaged, or no file of "
+            "torch.save. Copy or download it again."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = one_line(error)[:200]
-        raise ValueError(f"{str(file)!r} cannot be read as weights: {reason}.") from error
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dicts and lists, with their keys joined by dots."""
+def _explain_refusal(file: Path, reason: str) -> str:
+    other = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", reason)
+    if other is None:
+        other = re.search(r"(?:GLOBAL|global|class) ([\w]+(?:\.[\w]+)+)", reason)
+    if other is not None:
+        return (
+            f"{str(file)!r} is refused: besides tensors it holds {other[1]}, which would be "
+            "called while the file is read. Nothing was executed. If you trust the file, save "
+            "only its tensors as .safetensors, in the environment that wrote it."
+        )
+    reason = reason.rpartition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+    return (
+        f"{str(file)!r} is refused: it must be a safetensors file or a pickle that holds only "
+        f"tensors and plain values ({reason[:200]}). Nothing was executed."
+    )
+
+
+def _flatten(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dicts and lists, with their keys joined by dots.
+
+    Raises:
+        ValueError: If they are nested too deeply, or without end because one contains itself.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"dicts and lists are nested more than {MAX_DEPTH} levels deep")
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.", depth + 1)
     elif isinstance(content, list | tuple):
         for position, value in enumerate(content):
-            yield from _flatten(value, f"{prefix}{position}.")
+            yield from _flatten(value, f"{prefix}{position}.", depth + 1)
     else:
         yield prefix.removesuffix("."), content
 
@@ -281,7 +323,7 @@ def _unwrap(
     plain: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for name, original in original_names.items():
-        short = MODULE_PREFIX.sub("", name)
+        short = CHUNK.sub(r"\1blocks.", MODULE_PREFIX.sub("", name))
         if short in plain:
             raise ValueError(f"{names[short]} and {original} are both named {short}.")
         plain[short], names[short] = tensors[original], original

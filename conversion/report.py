@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Conversion:
         left_out: Source tensors that are not in the result, with the reason.
         new: Tensors of the result that the source lacks, with the reason.
         differences: Differences in behavior between the source and the result.
+        guesses: Assumption about a field, and the option that corrects it, by field.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Conversion:
     left_out: dict[str, str]
     new: dict[str, str]
     differences: list[str]
+    guesses: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [f"source        {self.kind}", f"model         {self.architecture}"]
@@ -51,6 +53,7 @@ class Conversion:
             for reason, names in _group_by_reason(entries):
                 rows.append(f"{title:13} {shorten(names, 4)}: {reason}")
         rows += [f"difference    {difference}" for difference in self.differences]
+        rows += [f"guess         {name}: {text}" for name, text in self.guesses.items()]
         return "\n".join(rows)
 
 
@@ -85,6 +88,7 @@ def build_report(
         "left_out": conversion.left_out,
         "new": conversion.new,
         "differences": conversion.differences,
+        "guesses": conversion.guesses,
         "license": provenance.license,
         "license_note": license_note,
         "base_model": provenance.base_model,
@@ -120,6 +124,7 @@ def build_card_contents(
         for title, entries in (("left out", conversion.left_out), ("new", conversion.new))
         for reason, names in _group_by_reason(entries)
     ]
+    notes += [f"guess: {name}: {text}" for name, text in conversion.guesses.items()]
     config = conversion.config
     return CardContents(
         name=name,
@@ -129,6 +134,7 @@ def build_card_contents(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         provenance=provenance,
+        pixel_range=getattr(processor, "pixel_range", None),
         has_code=has_code,
         has_teacher=config.dino_config is not None or config.pmsn_config is not None,
         conversion=ConversionFacts(

@@ -62,6 +62,8 @@ class Options:
         pooling: Pooling of the embedding, as for `SelfViTConfig`.
         norm_pix_loss: Whether the MAE decoder predicts normalized pixels.
         statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5).
+        image_mean: Mean per channel, for values in [0, 1].
+        image_std: Std per channel, for values in [0, 1].
         dtype: Data type of the result: "float32", "float16" or "bfloat16".
     """
 
@@ -71,6 +73,8 @@ class Options:
     pooling: str | None = None
     norm_pix_loss: bool | None = None
     statistics: str | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
     dtype: str | None = None
 
 
@@ -97,6 +101,10 @@ class WeightFormat:
         license_note: Note on the license of published weights, or "".
         license_id: License identifier of the Hub, or None.
         difference: Difference in behavior between the source and the converted model, or "".
+        usual_image_size: Image size of all published weights, used if it fits the positions; None
+            if there are several.
+        applies: Function of the tensor names that returns whether they can have this format. None:
+            always.
     """
 
     name: str
@@ -114,6 +122,8 @@ class WeightFormat:
     license_note: str = ""
     license_id: str | None = None
     difference: str = ""
+    usual_image_size: int | None = None
+    applies: Callable[[Iterable[str]], bool] | None = None
 
     def reason_to_leave_out(self, name: str) -> str | None:
         """Return the reason to leave out a source tensor, or None if it is to be converted."""
@@ -141,6 +151,8 @@ class Draft:
         left_out: Source tensors that are left out, with the reason.
         new: Target tensors that are initialized, with the reason.
         differences: Differences in behavior between the source and the converted model.
+        guesses: Assumption about a field, and the option that corrects it, by field.
+        pooling_origin: Origin of `pooling`.
     """
 
     file: SourceFile
@@ -159,6 +171,12 @@ class Draft:
     left_out: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    guesses: dict[str, str] = field(default_factory=dict)
+    pooling_origin: str = "convention of the format"
+
+    def add_guess(self, name: str, text: str) -> None:
+        """Record what was assumed about a field, and how to correct it; the first one stays."""
+        self.guesses.setdefault(name, text)
 
     def set_field(self, name: str, value: Any, origin: str) -> None:
         """Set a field of the configuration and record its origin."""

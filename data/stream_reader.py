@@ -13,14 +13,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .dataset_source import StreamingImageSource
-from .image_source import ImageRecord
+from .image_source import ImageRecord, RecordSource
 
 # More open shards mix data better that is sorted by class. Fewer need less memory (one Parquet row
 # group per shard) and fewer reads on resume.
@@ -205,4 +205,17 @@ class _Records:
         )
 
 
-__all__ = ["StreamPosition", "StreamReader"]
+def first_images(source: StreamingImageSource, limit: int) -> RecordSource:
+    """Return the first images of a stream in shuffled order, in memory without decoding.
+
+    Args:
+        source: The stream.
+        limit: Maximum number of images.
+    """
+    first_pass = StreamReader(source, seed=0).read_epoch(StreamPosition())
+    with closing(first_pass):
+        records = [record for record, _ in itertools.islice(first_pass, limit)]
+    return RecordSource(records, f"first of the {source.description}", source.label_names)
+
+
+__all__ = ["StreamPosition", "StreamReader", "first_images"]

@@ -17,8 +17,13 @@ HELP = {
     "num_workers": "Number of processes that decode images; 0 decodes in the main process.",
     "pooling": "Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
     "image_size": "Image size in pixels: one number, or height and width (224 or 224 336).",
+    "num_channels": "Number of channels of the images: 1 is gray, 3 is RGB; another number must "
+    "be that of the files.",
+    "streaming": "Read Parquet, WebDataset tars or a Hub dataset as a stream.",
     "pixel_range": "Values of black and white in files of more than eight bits: LOW HIGH.",
     "bits": "Number of bits that such files use: 12 is --pixel-range 0 4095.",
+    "image_mean": "Mean of each channel, pixels in 0 to 1; `selfvit stats` measures it.",
+    "image_std": "Std of each channel, pixels in 0 to 1; `selfvit stats` measures it.",
     "norm_pix_loss": "Whether MAE's decoder predicts normalized pixels instead of raw ones.",
     "mask_ratio": "Fraction of the patches to mask.",
     "seed": "Random seed.",

@@ -66,4 +66,36 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float] | None:
     return low, high
 
 
-__all__ = ["GRAY_WEIGHTS", "WHITE", "check_pixel_range", "range_of_type", "to_eight_bit_scale"]
+def declared_range(pixel_range: Any, bits: int | None) -> tuple[float, float] | None:
+    """Return the range that `--pixel-range` or `--bits` declares, or None without both.
+
+    Args:
+        pixel_range: Values of black and white, or None.
+        bits: Number of bits of the values, or None; 12 means 0 to 4095.
+
+    Raises:
+        ValueError: If the range is not two numbers in ascending order, or bits contradict it.
+    """
+    checked = check_pixel_range(pixel_range)
+    if bits is None:
+        return checked
+    if not 1 <= bits <= 32:
+        raise ValueError(f"bits ({bits}) must be from 1 to 32, the bits of a value of a pixel.")
+    of_bits = range_of_type("u", bits)
+    if checked not in (None, of_bits):
+        low, high = checked
+        raise ValueError(
+            f"bits ({bits}) means the range 0 to {of_bits[1]:g}, but pixel_range is {low:g} to "
+            f"{high:g}; give --bits or --pixel-range."
+        )
+    return of_bits
+
+
+__all__ = [
+    "GRAY_WEIGHTS",
+    "WHITE",
+    "check_pixel_range",
+    "declared_range",
+    "range_of_type",
+    "to_eight_bit_scale",
+]

@@ -105,6 +105,7 @@ class CardContents:
         image_mean: Mean per channel, for pixel values in [0, 1].
         image_std: Std per channel, for pixel values in [0, 1].
         provenance: License and base model.
+        pixel_range: Values of black and white in images of more than eight bits, or None.
         objective: Objective of the encoder (DINO, MAE, MSN or PMSN); None for that of `config`.
         has_teacher: Whether `network="student"` loads another network.
         has_code: Whether the folder contains the model code for environments without selfvit.
@@ -125,6 +126,7 @@ class CardContents:
     image_mean: Sequence[float]
     image_std: Sequence[float]
     provenance: Provenance
+    pixel_range: Sequence[float] | None = None
     objective: str | None = None
     has_teacher: bool = False
     has_code: bool = True
@@ -141,6 +143,16 @@ class CardContents:
     def is_classifier(self) -> bool:
         """Return whether the model predicts classes."""
         return self.architecture == CLASSIFIER
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Return whether images are pictures, gray or RGB, which a pipeline can read."""
+        return self.config.num_channels in (1, 3)
+
+    @property
+    def has_own_processor(self) -> bool:
+        """Return whether the image processor is one that has code of its own."""
+        return self.config.num_channels != 3 or self.pixel_range is not None
 
     @property
     def pipeline_tag(self) -> str:

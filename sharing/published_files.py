@@ -161,13 +161,21 @@ def _check_weights(folder: Path, weights: list[str], model_class: ModelClass) ->
 
 def _check_processor(folder: Path) -> None:
     try:
-        AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{str(folder)!r} must have an image processor, but {IMAGE_PROCESSOR_NAME} cannot be "
             "loaded; write it with "
             f"selfvit.build_processor(config).save_pretrained({str(folder)!r})."
         ) from error
+    wanted = SelfViTConfig.from_pretrained(folder).num_channels
+    given = getattr(processor, "num_channels", None) or 3  # stock classes give RGB
+    if given != wanted:
+        raise ValueError(
+            f"the image processor in {str(folder)!r} must give the {wanted} channels that the "
+            f"model reads (num_channels), but {type(processor).__name__} gives {given}; write it "
+            f"with selfvit.build_processor(config).save_pretrained({str(folder)!r})."
+        )
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -6,9 +6,8 @@ uniformity (how evenly the vectors fill the sphere), and the nearest neighbors o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.dataset_source import StreamingImageSource
-from ..data.image_source import NO_LABEL, ChosenSource, ImageSource, RecordSource
+from ..data.image_source import NO_LABEL, ChosenSource, ImageSource
+from ..data.pixel_format import PixelFormat
 from ..data.sources import open_images
-from ..data.stream_reader import StreamPosition, StreamReader
+from ..data.stream_reader import first_images
 from ..data.workers import use_one_thread
 from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
 from ..evaluation.bootstrap import MetricSample
@@ -139,7 +139,7 @@ def open_evaluation_images(
         same = run.evaluation.eval_train == run.evaluation.eval_test
         return EvaluationImages(train, test, note=TEST_EQUALS_TRAIN if same else "")
     if isinstance(source, StreamingImageSource):
-        source = _first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
+        source = first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
     source = source.sample(run.evaluation.eval_limit)
     labels = source.labels()
     if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
@@ -149,13 +149,6 @@ def open_evaluation_images(
         return EvaluationImages(source, note=SEEN_IN_TRAINING)
     train, test = (ChosenSource(source, np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
     return EvaluationImages(train, test, note=SEEN_IN_TRAINING)
-
-
-def _first_images(source: StreamingImageSource, limit: int) -> RecordSource:
-    first_pass = StreamReader(source, seed=0).read_epoch(StreamPosition())
-    with closing(first_pass):
-        records = [record for record, _ in itertools.islice(first_pass, limit)]
-    return RecordSource(records, f"first of the {source.description}", source.label_names)
 
 
 class Evaluation:
@@ -200,6 +193,8 @@ class Evaluation:
             *(config.image_height_width, config.pooling),
             *(run.preprocessing.resize, run.preprocessing.image_mean, run.preprocessing.image_std),
             *(VIEWS, MAX_VIEW_IMAGES, MAX_PAIR_IMAGES, NUM_NEIGHBORS),
+            # nothing for ordinary images, whose identifier is the one of earlier versions
+            *([] if run.pixel_format == PixelFormat() else [run.pixel_format]),
         )
         return " ".join(map(str, values))
 
@@ -264,7 +259,13 @@ class Evaluation:
         source = self.images.sources[-1].sample(MAX_VIEW_IMAGES)
         run, config = self.run, self.run.model
         views = ViewDataset(
-            source, VIEWS, config.image_height_width, config.patch_size, seed=0, with_labels=False
+            source,
+            VIEWS.for_num_channels(config.num_channels),
+            config.image_height_width,
+            config.patch_size,
+            seed=0,
+            with_labels=False,
+            pixel_format=run.pixel_format,
         )
         loader = DataLoader(
             views,
@@ -352,4 +353,9 @@ def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None
     return wanted
 
 
-__all__ = ["Evaluation", "EvaluationImages", "choose_metric", "open_evaluation_images"]
+__all__ = [
+    "Evaluation",
+    "EvaluationImages",
+    "choose_metric",
+    "open_evaluation_images",
+]

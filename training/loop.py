@@ -85,10 +85,11 @@ def forward_backward(
         Mean loss of this process, a detached scalar.
     """
     accelerator, losses = state.accelerator, []
-    state.skipped = []
+    state.skipped, state.ranges = [], []
     for _ in range(state.run.runtime.gradient_accumulation_steps):
         batch = next(batches)
         state.skipped += batch.pop("skipped")
+        state.ranges += batch.pop("ranges", [])
         state.inputs = to_model_inputs(batch, state.run.preprocessing, accelerator.device)
         with accelerator.accumulate(state.wrapped):
             with accelerator.autocast():  # Accelerate does not apply it to sharded models

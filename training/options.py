@@ -17,6 +17,7 @@ def option(
     choices: tuple[Any, ...] | None = None,
     resumable: bool = False,
     private: bool = False,
+    any_length: bool = False,
 ) -> Any:
     """Return a dataclass field that knows its help text and its allowed values.
 
@@ -29,6 +30,7 @@ def option(
         choices: Allowed values; None allows all values of the type.
         resumable: Whether the value may change when a run is resumed, because it changes no weight.
         private: Whether the value stays out of `training.yaml`.
+        any_length: Whether a list may have another length than its default.
     """
     metadata = {
         "help": text.rstrip("."),
@@ -38,6 +40,7 @@ def option(
         "choices": choices,
         "resumable": resumable,
         "private": private,
+        "any_length": any_length,
     }
     if isinstance(default, (list, tuple)):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -62,11 +65,16 @@ def check_fields(config: Any) -> None:
 
 
 def _check_numbers(entry: Field[Any], value: Any) -> None:
-    """Check a number, or a list of as many numbers as the default has; two are a positive range."""
+    """Check a number, or a list of as many numbers as the default has; two are a positive range.
+
+    A list of any length has no range.
+    """
+    any_length = entry.metadata["any_length"]
     text, maximum = entry.metadata["help"], entry.metadata["maximum"]
     minimum, above = entry.metadata["minimum"], entry.metadata["above"]
     numbers = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and len(value) != (count := len(entry.default_factory())):  # type: ignore[operator,misc]
+    has_length = isinstance(value, list) and not any_length
+    if has_length and len(value) != (count := len(entry.default_factory())):  # type: ignore[operator,misc]
         raise ValueError(f"{entry.name} ({value}) must be {count} numbers: {text}.")
     is_allowed = all(
         (minimum is None or number >= minimum)
@@ -78,7 +86,7 @@ def _check_numbers(entry: Field[Any], value: Any) -> None:
         raise ValueError(
             f"{entry.name} ({value}) must be {_rule(minimum, above, maximum)}: {text}."
         )
-    if len(numbers) == 2 and not 0 < numbers[0] <= numbers[1]:
+    if len(numbers) == 2 and not any_length and not 0 < numbers[0] <= numbers[1]:
         raise ValueError(
             f"{entry.name} ({value}) must be positive, the smaller number first: {text}."
         )

@@ -41,12 +41,12 @@ from .dataloader.loader import build_run_loader
 from .dataloader.streaming import partition_stream
 from .exceptions import CollapseError, NotPublishedError, RunInterrupted
 from .loop import fit
-from .model import build_trainable
+from .model import build_trainable, channel_adaptation
 from .optimization import build_optimizer
 from .preflight.batch_size import with_saved_accumulation
 from .preflight.checks import check, labeled_images
 from .preflight.dry_run import describe_plan
-from .recipes import RECIPES
+from .recipes import RECIPES, check_start
 from .runtime.accelerator import build_accelerator, shut_down, synchronize
 from .runtime.errors import translate_errors
 from .runtime.fsdp import FullModel, num_shards
@@ -87,12 +87,15 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     model = build_trainable(run)
     check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
-        accelerator.print(_describe(checked, model, accelerator))
+        for line in [*_start_lines(run), _describe(checked, model, accelerator)]:
+            accelerator.print(line)
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(
             f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
         )
+    for line in _start_lines(run):
+        accelerator.print(line)
     _open_run_folder(run, accelerator)
 
     state, checkpointer = _prepare(checked, model, accelerator)
@@ -133,6 +136,21 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     )
 
 
+def _start_lines(run: RunConfig) -> list[str]:
+    """Return what a run does that its options do not say, in lines to print."""
+    lines, num_channels = [], run.model.num_channels
+    if run.is_classifier and run.start.init_from is None:
+        lines.append(
+            f"warning: {run.recipe} starts from random weights, and its values are for a "
+            "pretrained encoder; --init-from CHECKPOINT names one."
+        )
+    if num_channels != 3:
+        plain = run.augmentation.describe_color()
+        lines.append(f"augmentation for {num_channels} channels: {plain}")
+    adaptation = channel_adaptation(run)
+    return lines if adaptation is None else [*lines, f"{run.start.init_from}: {adaptation}"]
+
+
 def _open_run_folder(run: RunConfig, accelerator: Accelerator) -> None:
     """Create or clean up the run folder, when all processes have checked it; collective."""
     synchronize(accelerator)
@@ -154,6 +172,7 @@ def _prepare(
         resize=preprocessing.resize,
         mean=preprocessing.image_mean,
         std=preprocessing.image_std,
+        pixel_range=preprocessing.declared_range,
     )
     full_model = FullModel(accelerator, model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, run.optimizer))
@@ -237,6 +256,8 @@ def train_recipe(
 
 def run_request(request: RunRequest) -> dict[str, float]:
     """Open the data of a request, build its run, and train."""
+    if not request.start.resume:  # a run of an earlier version may have started without
+        check_start(request.sections)
     source = open_source(request.data)
     if request.data.strict and source.inventory.left_out:
         first = source.inventory.left_out[0]

@@ -10,7 +10,6 @@ only in the results.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,37 +18,23 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ...configuration.format_version import check_format
 from ...errors import one_line, shorten
 from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.checkpoints.weight_files import stored_tensors
+from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.registry import MODEL_CLASSES
 from ..exporters.export import EXPORT_FILE
+from ..infer_grid import read_size
+from .channels import check_channels
+from .finding import Finding
 from .image_statistics import are_close, expected_statistics
 
 POSITIONS = re.compile(r"(^|[._])pos(ition)?_embed(ding)?s?(\.weight)?$")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Fault of a checkpoint.
-
-    Args:
-        fault: Name of the fault, in a few words.
-        what: Observation that reveals the fault.
-        why: Consequence for users of the checkpoint.
-        fix: Suggested fix.
-    """
-
-    fault: str
-    what: str
-    why: str
-    fix: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ def audit(checkpoint: Path) -> Audit:
     notes: list[str] = []
     try:
         findings += _check_finite(stored_tensors(checkpoint))
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged files raise errors of any type
         findings.append(_unreadable(error))
     else:
         check = _check_transformers if "model_type" in config else _check_timm
@@ -110,6 +95,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{CONFIG_NAME} of {str(folder)!r} is not valid JSON ({error}). Copy or download it "
             "again."
         ) from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{CONFIG_NAME} of {str(folder)!r} must hold a JSON object, but it holds a "
+            f"{type(config).__name__}. Copy or download it again."
+        )
     if "model_type" not in config and "architecture" not in config:
         raise ValueError(
             f"{CONFIG_NAME} of {str(folder)!r} must have model_type (transformers, selfvit) or "
@@ -138,17 +128,19 @@ def _check_transformers(
 ) -> Iterator[Finding]:
     if config["model_type"] == "selfvit":
         check_format(config, folder)
+    model_class = _find_model_class(config)
     try:
-        known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model_class: Any = AutoModel._model_mapping[type(known)]
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"model_type ({config['model_type']!r}) must be one that transformers or selfvit has a "
-            "model for. The audit does not run code of a checkpoint, so it cannot open this one."
-        ) from error
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
-    model, info = _load(model_class, folder)
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, info = _load(model_class, folder)
+    except Exception as error:  # values of the wrong type raise errors of any type
+        yield Finding(
+            "invalid configuration",
+            f"the model of {CONFIG_NAME} cannot be built: {type(error).__name__}, "
+            f"{one_line(error)[:300]}",
+            "no library can open the checkpoint",
+            f"correct {CONFIG_NAME}, or copy or download it again",
+        )
+        return
     missing = set(info["missing_keys"])
     pooler = sorted(name for name in missing if "pooler" in name)
     if pooler:
@@ -159,6 +151,19 @@ def _check_transformers(
     yield from _check_names(absent, set(own["unexpected_keys"]), own["mismatched_keys"])
     yield from _check_positions(dict(model.state_dict()), absent)
     yield from _check_deterministic(model, notes)
+
+
+def _find_model_class(config: dict[str, Any]) -> Any:
+    """Return the class that AutoModel takes for a checkpoint."""
+    model_type = config["model_type"]
+    try:
+        model_class: Any = AutoModel._model_mapping[CONFIG_MAPPING[model_type]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"model_type ({model_type!r}) must be one that transformers or selfvit has a "
+            "model for. The audit does not run code of a checkpoint, so it cannot open this one."
+        ) from error
+    return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
 def _saved_class(config: dict[str, Any]) -> type[PreTrainedModel] | None:
@@ -235,8 +240,7 @@ def _check_deterministic(model: PreTrainedModel, notes: list[str]) -> Iterator[F
     if model.main_input_name != "pixel_values":
         notes.append(f"{type(model).__name__} needs inputs other than images, so it was not run.")
         return
-    size = getattr(model.config, "image_size", None) or 224
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = read_size(getattr(model.config, "image_size", None)) or (224, 224)
     channels = getattr(model.config, "num_channels", 3)
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(1, channels, height, width, generator=generator)
@@ -280,10 +284,10 @@ def _check_timm(folder: Path, config: dict[str, Any], notes: list[str]) -> Itera
         return
     try:
         model = timm.create_model(f"local-dir:{folder}", num_classes=config.get("num_classes", 0))
-    except RuntimeError as error:
+    except Exception as error:  # values of the wrong type raise errors of any type
         raise ValueError(
             f"architecture ({config['architecture']!r}) must be one that timm {timm.__version__} "
-            f"can build ({error})."
+            f"can build ({one_line(error)}). Correct {CONFIG_NAME}."
         ) from error
     wanted = model.state_dict()
     stored = dict(stored_tensors(folder))
@@ -301,8 +305,8 @@ def _check_preprocessing(
     folder: Path, config: dict[str, Any], notes: list[str]
 ) -> Iterator[Finding]:
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        processor: Any = _load_processor(folder)
+    except Exception as error:  # values of the wrong type raise errors of any type
         yield Finding(
             "missing image processor",
             f"no image processor can be loaded ({_first_sentence(error)})",
@@ -310,6 +314,7 @@ def _check_preprocessing(
             f"write {IMAGE_PROCESSOR_NAME} with the values that the model was trained with",
         )
         return
+    yield from check_channels(config, processor)
     expectation = expected_statistics(folder, config)
     if config.get("model_type") == "selfvit" or (folder / EXPORT_FILE).is_file():
         return  # a model of the user may have been trained with any statistics
@@ -334,6 +339,16 @@ def _check_preprocessing(
         "the model was trained on other pixel values, so its embeddings get worse without an error",
         f"set image_mean to {list(right.mean)} and image_std to {list(right.std)}",
     )
+
+
+def _load_processor(folder: Path) -> Any:
+    """Load an image processor without executing code of the checkpoint."""
+    file = folder / IMAGE_PROCESSOR_NAME
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored.get("image_processor_type") == SelfViTImageProcessor.__name__:
+            return SelfViTImageProcessor.from_pretrained(folder)
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def _statistics_of(processor: Any) -> tuple[list[float], list[float]] | None:

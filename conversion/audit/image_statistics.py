@@ -108,7 +108,7 @@ def _names(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in ("_name_or_path", "architecture"):
         yield f"{key} in config.json", str(config.get(key) or "")
     for key in ("tag", "hf_hub_id", "architecture"):
-        yield f"{key} of pretrained_cfg", str(config.get("pretrained_cfg", {}).get(key) or "")
+        yield f"{key} of pretrained_cfg", str(_part(config, "pretrained_cfg").get(key) or "")
     card = _card_of(folder)
     bases = card.base_model or []
     for base in [bases] if isinstance(bases, str) else bases:
@@ -120,6 +120,11 @@ def _names(folder: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for part in absolute.parts:
         if part.startswith("models--"):
             yield "the folder in the Hub cache", part
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _card_of(folder: Path) -> ModelCardData:

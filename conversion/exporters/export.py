@@ -18,6 +18,8 @@ from ...configuration.configuration_selfvit import SelfViTConfig
 from ...embedding.embedder import best_device
 from ...modeling.checkpoints.hub_revision import resolve_checkpoint
 from ...modeling.checkpoints.loading import load_strictly
+from ...modeling.checkpoints.processor_code import PROCESSING
+from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.modeling_selfvit import SelfViTModel
 from ...sharing.provenance import read_provenance
 from .fidelity import Fidelity
@@ -34,12 +36,24 @@ from .transformers import check_transformers, write_transformers
 
 FORMATS = ("transformers", "timm", "onnx", "sentence-transformers")
 CAN_NORMALIZE = ("onnx", "sentence-transformers")  # the others cannot store normalization
+# On images that stock processors cannot read: other channels than RGB, or a declared range.
+PROCESSOR_NOTES = {
+    "transformers": "the model opens with stock transformers; its image processor "
+    "(num_channels {channels}) needs the code in the folder: "
+    "AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True).",
+    "onnx": "the image processor (num_channels {channels}) needs the code in the folder: "
+    "AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True).",
+    "timm": "timm's transforms read RGB images of eight bits. Images for this "
+    "encoder (num_channels {channels}) are resized, scaled to 0 to 1 and normalized by mean and "
+    "std of config.json in your own code.",
+}
 EXPORT_FILE = "selfvit_export.json"
 CREATED_BY = "selfvit export"
 FILES = (  # names that an export may contain, as patterns
     EXPORT_FILE,
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
+    f"{PROCESSING}.py",
     "model*",
     # sentence-transformers
     MODULES_FILE,
@@ -110,10 +124,14 @@ def export(
     encoder = load_strictly(SelfViTModel, opened, network=network, dtype=torch.float32, **overrides)
     encoder = encoder.to(device)  # type: ignore[arg-type]
     processor = _load_processor(opened)
+    _check_processor(to, processor, encoder.config)
     provenance = read_provenance(checkpoint)
     with atomic_output(output) as folder:
         folder.mkdir()
         fidelity = _write(to, encoder, processor, folder, normalize, int8)
+        if isinstance(processor, SelfViTImageProcessor):
+            note = PROCESSOR_NOTES[to].format(channels=processor.num_channels)
+            fidelity = replace(fidelity, notes=(*fidelity.notes, note))
         if "SelfViTForImageClassification" in (config.architectures or ()):
             left_out = "the classifier is left out, because an export computes embeddings."
             fidelity = replace(fidelity, notes=(*fidelity.notes, left_out))
@@ -165,6 +183,26 @@ def _load_processor(checkpoint: str | os.PathLike[str]) -> BaseImageProcessor:
             "preprocessing. Write one: selfvit.build_processor(config)"
             ".save_pretrained(checkpoint)."
         ) from error
+
+
+def _check_processor(to: str, processor: BaseImageProcessor, config: SelfViTConfig) -> None:
+    """Check that the export can hold the image processor, and that it feeds the encoder."""
+    fields: Any = processor
+    own = isinstance(processor, SelfViTImageProcessor)
+    channels = fields.num_channels if own else 3
+    if channels != config.num_channels:
+        raise ValueError(
+            f"the image processor gives {channels} channels, but the encoder reads "
+            f"{config.num_channels} (num_channels). Write a new one: "
+            "selfvit.build_processor(config).save_pretrained(checkpoint)."
+        )
+    if own and to == "sentence-transformers":
+        raise ValueError(
+            f"the image processor ({type(processor).__name__}, {channels} channels, pixel_range "
+            f"{fields.pixel_range}) cannot be expressed: sentence-transformers loads stock "
+            "processors only, which read RGB images of eight bits. Use --to onnx or --to "
+            "transformers."
+        )
 
 
 def _write(

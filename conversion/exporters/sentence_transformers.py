@@ -106,6 +106,11 @@ def check_sentence_transformers(config: SelfViTConfig) -> None:
             f"pooling ({config.pooling!r}) cannot be expressed for an encoder with register "
             f"tokens, because the means of sentence-transformers include them. {nearest}"
         )
+    if config.num_channels != 3:
+        raise ValueError(
+            f"num_channels ({config.num_channels}) must be 3, because the image processors that "
+            "sentence-transformers loads read RGB images. Use --to onnx or --to transformers."
+        )
     as_class_token = copy.deepcopy(config)
     as_class_token.pooling = "cls"
     check_transformers(as_class_token)

@@ -6,6 +6,7 @@ A full checkpoint holds `student` and `teacher`, each with backbone and head, an
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ..infer_config import most_common
 from ..key_mapping import KeyMapping, add_prefixes
@@ -92,6 +93,19 @@ def adapt_backbone(draft: Draft) -> None:
         draft.license_note, draft.license_id = mae.LICENSE_NOTE, mae.LICENSE_ID
     else:
         draft.differences.append(INTERPOLATION)
+        if draft.fields["num_channels"] == 3:
+            draft.add_guess(
+                "image_mean, image_std",
+                "the values of ImageNet, as DINO's models have; encoders of timm have the same "
+                "names and often 0.5. Give --statistics half, or --image-mean and --image-std",
+            )
+
+
+def is_teacher(names: Iterable[str]) -> bool:
+    """Return whether a checkpoint has a teacher, but not the student and heads of DINO."""
+    names = list(names)
+    has_student = any(name.startswith("student.") for name in names)
+    return not has_student or any(".dino_head." in name for name in names)
 
 
 BACKBONE = WeightFormat(
@@ -117,6 +131,7 @@ CHECKPOINT = WeightFormat(
     adapt=read_objective,
     license_note=LICENSE_NOTE,
     difference=INTERPOLATION,
+    applies=lambda names: not is_teacher(names),
 )
 
-__all__ = ["BACKBONE", "CHECKPOINT", "map_head", "read_objective"]
+__all__ = ["BACKBONE", "CHECKPOINT", "is_teacher", "map_head", "read_objective"]

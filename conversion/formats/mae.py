@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ..infer_config import exact_mlp_ratio, most_common
+from ..infer_config import count_blocks, exact_mlp_ratio, most_common
 from ..key_mapping import add_prefixes
 from ..weight_format import Draft, WeightFormat
 from .timm import PLAIN_ENCODER
@@ -72,12 +72,11 @@ def read_decoder(
         )
     num_heads, heads_origin = _choose_num_heads(draft, num_heads, width)
     norm_pix_loss, target_origin = _choose_target(draft, norm_pix_loss)
-    indices = [int(name.split(".")[2]) for name in weights if name.startswith("decoder.layers.")]
     objective = {
         "norm_pix_loss": norm_pix_loss,
         "decoder_num_attention_heads": num_heads,
         "decoder_hidden_size": width,
-        "decoder_num_layers": max(indices) + 1,
+        "decoder_num_layers": count_blocks(draft, "decoder."),
         "decoder_mlp_ratio": exact_mlp_ratio(most_common(sizes(hidden)), width),
     }
     origin = f"weights; heads by {heads_origin}, norm_pix_loss by {target_origin}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
+from ..infer_grid import read_size
 from ..key_mapping import add_prefixes
 from ..weight_format import BICUBIC, BILINEAR, Draft, Preprocessing, WeightFormat
 
@@ -45,6 +46,13 @@ TIMM_PREPROCESSING = Preprocessing(
     origin="convention: timm's default for ViT, mean and std 0.5; some models need the ImageNet "
     "values (--statistics imagenet)",
 )
+ACTIVATIONS = {  # timm, transformers
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
 RESAMPLING = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 
 
@@ -77,11 +85,29 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration fields that timm's config.json holds."""
     fields: dict[str, Any] = {}
     arguments = config.get("model_args") or {}
+    stored = config.get("pretrained_cfg") or {}
+    for name, value in (("model_args", arguments), ("pretrained_cfg", stored)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} in config.json must be an object, got {value!r}.")
     if "num_heads" in arguments:
         fields["num_attention_heads"] = arguments["num_heads"]
-    stored = config.get("pretrained_cfg") or {}
-    if isinstance(arguments.get("img_size"), int):
+    for name, plain in (("block_fn", "block"), ("norm_layer", "layernorm")):
+        if str(arguments.get(name) or plain).lower() != plain:
+            raise ValueError(
+                f"{name} ({arguments[name]!r}) in config.json must be {plain!r}, because the "
+                "encoder has no other blocks and norms."
+            )
+    if read_size(arguments.get("img_size")) is not None:
         fields["image_size"] = arguments["img_size"]
+    if arguments.get("act_layer") is not None:
+        if arguments["act_layer"] not in ACTIVATIONS:
+            raise ValueError(
+                f"act_layer ({arguments['act_layer']!r}) in config.json must be one of "
+                f"{', '.join(ACTIVATIONS)}, the activations that the encoder can have."
+            )
+        fields["hidden_act"] = ACTIVATIONS[arguments["act_layer"]]
+    if stored.get("input_size") is not None:
+        fields["input_size"] = stored["input_size"]
     labels = stored.get("label_names")
     if labels:
         fields["id2label"] = dict(enumerate(labels))
@@ -104,6 +130,8 @@ def adapt(draft: Draft) -> None:
     else:
         draft.kind = "timm VisionTransformer"
         draft.preprocessing = pretrained_preprocessing(config) or TIMM_PREPROCESSING
+    if config.get("global_pool") in ("avg", "token"):
+        draft.pooling_origin = "config.json"
     if config.get("global_pool") == "avg":
         draft.pooling = "mean"
     elif config.get("global_pool") not in (None, "token"):

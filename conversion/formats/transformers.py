@@ -122,6 +122,7 @@ def adapt(draft: Draft) -> None:
     if classifier is not None or "classifier.bias" in weights:
         draft.architecture = "SelfViTForImageClassification"
         if classifier is not None and classifier.shape[-1] == 2 * draft.fields["hidden_size"]:
+            draft.pooling_origin = "weights"
             draft.pooling = "cls+mean"  # Dinov2ForImageClassification
 
 

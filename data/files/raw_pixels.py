@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,16 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            if page.samplesperpixel == 1:
+            if page.samplesperpixel == 1 or (not is_deep and page.samplesperpixel <= 4):
                 return None  # Pillow reads it, and `raw_pillow` knows its types
-            raise PixelsError(
-                f"compressed ({getattr(page.compression, 'name', page.compression)}) in a way that "
-                "needs the package imagecodecs: pip install imagecodecs"
-            ) from error
+            is_color = page.photometric == 2 and page.dtype == np.uint16
+            found = _tiff_colors(image) if is_color else None
+            if found is None:
+                raise PixelsError(
+                    f"compressed ({getattr(page.compression, 'name', page.compression)}) in a way "
+                    "that needs the package imagecodecs: pip install imagecodecs"
+                ) from error
+            values = found
         tag = page.tags.get(274)
         return RawPixels(
             values,
@@ -189,22 +194,54 @@ def read_png(opened: Image.Image, color_type: int) -> RawPixels:
         PixelsError: If the file is too large.
         OSError: If the file is damaged.
     """
-    width, height = opened.size
-    num_bands = len(opened.getbands())
-    _check_size((height, width, num_bands), 4)  # both images and the values
-    values = np.zeros((height, width, num_bands), np.uint16)
-    place, tiles = opened.fp, opened.tile  # type: ignore[attr-defined]
+    place = opened.fp  # type: ignore[attr-defined]
     content = place.seek(0) or place.read()
-    for raw_mode, factor in zip(PNG_DEEP[color_type], (256, 1), strict=True):
+    values = _high_and_low_bytes(content, PNG_DEEP[color_type])
+    return RawPixels(values, range_of_type("u", 16), has_alpha=color_type == 6)
+
+
+def _tiff_colors(image: bytes | str | Path) -> np.ndarray | None:
+    """Read colors of 16 bits from a TIFF file of a compression that only Pillow knows, or None."""
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    with Image.open(io.BytesIO(content)) as opened:
+        tiles: Any = opened.tile  # type: ignore[attr-defined]
+        modes = {tile.args[0] for tile in tiles if tile.codec_name == "libtiff"}
+    if len(modes) != 1 or not modes <= {"RGB;16N", "RGBA;16N"}:
+        return None
+    bands = modes.pop().partition(";")[0]
+    order = "LB" if sys.byteorder == "little" else "BL"  # libtiff swaps the bytes to this order
+    return _high_and_low_bytes(content, (f"{bands};16{order[0]}", f"{bands};16{order[1]}"))
+
+
+def _high_and_low_bytes(content: bytes, raw_modes: tuple[str, str]) -> np.ndarray:
+    """Decode a file twice with Pillow, (H, W, B), uint16.
+
+    Args:
+        content: File of colors of 16 bits.
+        raw_modes: Pillow's raw modes that keep the high and the low byte of each value.
+    """
+    values: np.ndarray | None = None
+    for raw_mode, factor in zip(raw_modes, (256, 1), strict=True):
         with Image.open(io.BytesIO(content)) as copy:
-            copy.tile = [tile._replace(args=raw_mode) for tile in tiles]  # type: ignore[attr-defined]
+            width, height = copy.size
+            num_bands = len(copy.getbands())
+            _check_size((height, width, num_bands), 4)  # both images and the values
+            if values is None:
+                values = np.zeros((height, width, num_bands), np.uint16)
+            copy.tile = [  # type: ignore[attr-defined]
+                tile._replace(
+                    args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode
+                )
+                for tile in copy.tile  # type: ignore[attr-defined]
+            ]
             copy.load()
             rows = max(1, BLOCK_VALUES // (width * num_bands))
             for top in range(0, height, rows):
                 bottom = min(height, top + rows)
                 block = np.asarray(copy.crop((0, top, width, bottom)), dtype=np.uint16)
                 values[top:bottom] += block * np.uint16(factor)
-    return RawPixels(values, range_of_type("u", 16), has_alpha=color_type == 6)
+    assert values is not None
+    return values
 
 
 def raw_pillow(image: Image.Image, maxval: int | None = None) -> RawPixels:

@@ -57,6 +57,8 @@ def convert(
             show_default="the source's",
         ),
     ] = None,
+    image_mean: Annotated[options.Numbers | None, options.numbers("mean")] = None,
+    image_std: Annotated[options.Numbers | None, options.numbers("std")] = None,
     dtype: options.OptionalDType = None,
     no_save_code: Annotated[
         bool,
@@ -67,10 +69,11 @@ def convert(
     ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Convert weights of DINO, MAE, MSN, timm, torchvision, Lightly or transformers.
+    """Convert weights of DINO, DINOv2, MAE, MSN, timm, torchvision, Lightly or transformers.
 
     CHECKPOINT is a new folder. --image-size states the size that the position embeddings of the
-    source were trained at, if it is not square.
+    source were trained at, if it is not square. What the source does not tell is marked as a guess,
+    with the option that corrects it.
     """
     from ..conversion.convert import convert as convert_source
 
@@ -83,6 +86,8 @@ def convert(
         pooling=pooling,
         norm_pix_loss=norm_pix_loss,
         statistics=None if statistics is None else statistics.value,
+        image_mean=image_mean,
+        image_std=image_std,
         dtype=None if dtype is None else dtype.value,
         save_code=not no_save_code,
         overwrite=overwrite,

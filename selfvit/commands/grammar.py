@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..errors import one_line_errors
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 # Spellings of earlier versions, and what to write instead.
 FORMER_OPTIONS = {
     "--model": "The checkpoint is the first argument",
@@ -105,12 +107,17 @@ class RawCommand(TyperCommand):
 
 
 def join_image_size(args: list[str]) -> list[str]:
-    """Write `--image-size 224 336` as `--image-size 224x336`: an option has one value."""
+    """Write the values of an option as one: `--image-size 224 336` as `--image-size 224x336`.
+
+    The values of `--image-mean` and `--image-std` are joined by commas.
+    """
     joined: list[str] = []
     for word in args:
-        is_size = len(joined) > 1 and kebab_case(joined[-2]) == "--image-size"
-        if is_size and word.isdecimal() and joined[-1].isdecimal():
+        option = kebab_case(joined[-2]) if len(joined) > 1 else ""
+        if option == "--image-size" and word.isdecimal() and joined[-1].isdecimal():
             joined[-1] += f"x{word}"
+        elif option in ("--image-mean", "--image-std") and NUMBER.fullmatch(word):
+            joined[-1] += f",{word}"
         else:
             joined.append(word)
     return joined

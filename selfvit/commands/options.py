@@ -50,6 +50,41 @@ def parse_image_size(text: str | Size) -> Size:
     return Size(int(match[1]), int(match[2] or match[1]))
 
 
+class Numbers(tuple[float, ...]):
+    """Numbers of an option, one per channel."""
+
+
+def parse_numbers(text: str | Numbers) -> Numbers:
+    """Read "0.5" or "0.4,0.5,0.6,0.3".
+
+    Raises:
+        typer.BadParameter: If a part is no number.
+    """
+    if isinstance(text, Numbers):
+        return text
+    try:
+        return Numbers(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} must be numbers, one per channel: 0.4 0.5 0.6 0.3."
+        ) from None
+
+
+def numbers(name: str) -> Any:
+    """Return the option --image-mean or --image-std.
+
+    Args:
+        name: "mean" or "std".
+    """
+    return typer.Option(
+        f"--image-{name}",
+        parser=parse_numbers,
+        metavar="NUMBERS",
+        help=HELP[f"image_{name}"],
+        show_default="the source's",
+    )
+
+
 def output(metavar: str, default: str | bool = True) -> Any:
     """Return the option --output.
 

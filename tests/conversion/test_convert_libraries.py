@@ -94,7 +94,7 @@ def test_timm_vit_small_at_full_size(tmp_path):
     torch.manual_seed(0)
     theirs = timm.create_model("vit_small_patch16_224", pretrained=False).eval()
     conversion = convert_state(theirs, tmp_path)
-    assert conversion.fields["num_attention_heads"] == (6, "convention (width / 64)")
+    assert conversion.fields["num_attention_heads"] == (6, "guess (width / 64)")
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     images = images_of(224, 1)
     torch.testing.assert_close(ours(images).logits, theirs(images), **CLOSE)

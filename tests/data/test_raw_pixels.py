@@ -182,6 +182,26 @@ class TestChannels:
         pixels = decode_pixels(tiff(values, photometric="rgb"), RGB).pixels
         np.testing.assert_allclose(pixels, values * (255 / 65535), rtol=1e-5)
 
+    def test_colors_in_tiff_of_a_compression_of_pillow_only_keep_their_low_bytes(self):
+        cv2 = pytest.importorskip("cv2")  # writes LZW, for which tifffile needs imagecodecs
+        values = bands(3, height=40, width=50)
+        content = cv2.imencode(".tif", values[..., ::-1])[1].tobytes()
+        pixels = decode_pixels(content, RGB).pixels
+        np.testing.assert_allclose(pixels, values * (255 / 65535), rtol=1e-5)
+
+    def test_bands_in_a_compression_that_nothing_reads_name_the_package(self):
+        content = bytearray(tiff(bands(4), photometric="minisblack", planarconfig="contig"))
+        place = content.index(b"\x03\x01\x03\x00\x01\x00\x00\x00") + 8  # tag 259, compression
+        content[place] = 5  # LZW
+        with pytest.raises(UnreadableImageError, match="LZW.* pip install imagecodecs"):
+            decode_pixels(bytes(content), PixelFormat(4))
+
+    def test_four_bands_of_eight_bits_in_lzw_are_read_by_pillow(self):
+        values, buffer = bands(4, np.uint8), io.BytesIO()
+        Image.fromarray(values, "RGBA").save(buffer, "TIFF", compression="tiff_lzw")
+        pixels = decode_pixels(buffer.getvalue(), PixelFormat(4)).pixels
+        np.testing.assert_array_equal(pixels, values)
+
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
     def test_gray_is_repeated_and_colors_become_gray_as_in_pillow(self, dtype):
         values = bands(3, dtype)

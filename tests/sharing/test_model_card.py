@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, metadata_load
@@ -15,8 +16,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from selfvit import SelfViTConfig
+from selfvit import SelfViTConfig, SelfViTForImageClassification, SelfViTModel
 from selfvit.conversion.convert import convert
+from selfvit.embedding.preprocessing import build_processor
+from selfvit.modeling.checkpoints.pretrained import write_checkpoint
 from selfvit.sharing.model_card import (
     CardContents,
     TrainingFacts,
@@ -28,7 +31,7 @@ from selfvit.training.train import main
 
 from ..conversion.source_files import dino_checkpoint, golden_weights, heads_of, save_weights
 from ..image_files import noise
-from ..objectives import tiny_dino_config
+from ..objectives import tiny_config, tiny_dino_config
 from ..training import conftest as training
 from ..training.tiny_runs import LOOP, OBJECTIVES, arguments
 
@@ -186,6 +189,43 @@ def test_the_code_of_a_card_runs(name, checkpoints, monkeypatch):
     config = SelfViTConfig.from_pretrained(checkpoints / name)
     assert len(given["vector"]) == config.embedding_size
     torch.testing.assert_close(torch.tensor(given["vector"]), alone["vector"].detach())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("is_classifier", [False, True])
+def test_the_code_of_a_card_runs_for_other_channels(channels, is_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noise(40, 36, 1).save("image.jpg")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 36, channels), dtype=np.uint8)
+    np.save("image.npy", pixels)
+    config = tiny_config(num_channels=channels, initializer_range=0.2)
+    model_class = SelfViTForImageClassification if is_classifier else SelfViTModel
+    contents = CardContents(
+        name="bands",
+        architecture=model_class.__name__,
+        config=config,
+        num_parameters=1,
+        image_mean=[0.5] * channels,
+        image_std=[0.5] * channels,
+        provenance=Provenance(),
+        pixel_range=(0, 4095),
+    )
+    processor = build_processor(config, pixel_range=(0, 4095))
+    card = render_model_card(contents)
+    write_checkpoint(model_class(config), tmp_path / "bands", processor, card)
+    assert table_of(sections_of(card)["Model details"])["Channels"] == str(channels)
+    assert "0 to 4095" in card
+    given: dict[str, Any] = {}
+    alone: dict[str, Any] = {}
+    with_selfvit, without = code_of(card)
+    assert ("image.jpg" in with_selfvit) == (channels == 1)
+    exec(with_selfvit, given)
+    exec(without, alone)
+    if is_classifier:
+        assert given["labels"][0]["label"] == alone["label"]
+        return
+    vector = torch.as_tensor(given["vector"])
+    torch.testing.assert_close(vector, alone["vector"].detach(), atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_with_model_code_opens_without_selfvit(checkpoints):

@@ -26,8 +26,12 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def pixels(width, height):
+    return np.array(noise(width, height))
+
+
 def test_multi_crop_returns_two_global_views_and_the_local_views_as_channels_first_uint8():
-    views = MultiCrop(num_local_views=3, local_view_size=16)(noise(50, 40), rng(), (32, 48), 8)
+    views = MultiCrop(num_local_views=3, local_view_size=16)(pixels(50, 40), rng(), (32, 48), 8)
     assert {name: view.shape for name, view in views.items()} == {
         "global_views": (2, 3, 32, 48),
         "local_views": (3, 3, 16, 16),
@@ -36,14 +40,14 @@ def test_multi_crop_returns_two_global_views_and_the_local_views_as_channels_fir
 
 
 def test_multi_crop_returns_only_global_views_if_num_local_views_is_0():
-    assert MultiCrop(num_local_views=0)(noise(50, 40), rng(), (32, 32), 8).keys() == {
+    assert MultiCrop(num_local_views=0)(pixels(50, 40), rng(), (32, 32), 8).keys() == {
         "global_views"
     }
 
 
 def test_focal_crops_returns_target_random_and_focal_views_and_noise_for_each_patch():
     augmentation = FocalCrops(num_random_views=2, num_focal_views=3, focal_view_size=16)
-    inputs = augmentation(noise(50, 40), rng(), (32, 48), 8)
+    inputs = augmentation(pixels(50, 40), rng(), (32, 48), 8)
     assert {name: value.shape for name, value in inputs.items()} == {
         "target_view": (3, 32, 48),
         "random_views": (2, 3, 32, 48),
@@ -62,7 +66,7 @@ def test_target_and_random_views_are_different_crops():
         random_crop_scale=[0.5, 0.5],
         **{**PLAIN_COLORS, "blur_probability": 0.0},
     )
-    inputs = augmentation(noise(40, 40), rng(), (32, 32), 8)
+    inputs = augmentation(pixels(40, 40), rng(), (32, 32), 8)
     assert inputs.keys() == {"target_view", "random_views", "noise"}
     assert not np.array_equal(inputs["target_view"], inputs["random_views"][0])
 
@@ -83,15 +87,15 @@ def test_focal_crops_without_random_views_is_an_error():
     ],
 )
 def test_views_are_determined_by_the_seed(augmentation):
-    first = augmentation(noise(50, 40), rng(3), (32, 32), 8)
-    again = augmentation(noise(50, 40), rng(3), (32, 32), 8)
-    other = augmentation(noise(50, 40), rng(4), (32, 32), 8)
+    first = augmentation(pixels(50, 40), rng(3), (32, 32), 8)
+    again = augmentation(pixels(50, 40), rng(3), (32, 32), 8)
+    other = augmentation(pixels(50, 40), rng(4), (32, 32), 8)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert any(not np.array_equal(first[name], other[name]) for name in first)
 
 
 def test_a_crop_of_the_full_image_without_color_changes_is_the_resized_image():
-    image = noise(50, 40)
+    image = pixels(50, 40)
     plain = MultiCrop(num_local_views=0, global_crop_scale=[1.0, 1.0], **PLAIN)
     expected = crop_and_resize(np.array(image), (0, 0, 40, 50), (32, 32)).transpose(2, 0, 1)
     # only a box of ratio 5:4 covers the full area, so all draws fail and the fallback is used,
@@ -105,7 +109,7 @@ def one_view(**changes):
     augmentation = MultiCrop(
         num_local_views=0, global_crop_scale=[0.5, 0.5], **{**PLAIN, **changes}
     )
-    return augmentation(noise(40, 40), rng(1), (32, 32), 8)["global_views"]
+    return augmentation(pixels(40, 40), rng(1), (32, 32), 8)["global_views"]
 
 
 def test_solarize_inverts_levels_from_128_with_the_probability_of_each_view():
@@ -131,7 +135,7 @@ def test_blur_is_a_gaussian_blur_with_the_drawn_sigma():
 
 
 def test_mae_crop_returns_an_image_and_noise_for_each_patch():
-    inputs = MAECrop()(noise(50, 40), rng(), (32, 48), 8)
+    inputs = MAECrop()(pixels(50, 40), rng(), (32, 48), 8)
     assert {name: (value.shape, value.dtype) for name, value in inputs.items()} == {
         "pixel_values": ((3, 32, 48), np.uint8),
         "noise": ((24,), np.float32),
@@ -141,9 +145,9 @@ def test_mae_crop_returns_an_image_and_noise_for_each_patch():
 
 def test_mae_crop_equals_crop_and_flip_with_uniform_noise_for_the_mask():
     plain = CropAndFlip(crop_scale=[0.2, 1.0])
-    draws = [MAECrop()(noise(50, 40), rng(seed), (32, 32), 8) for seed in range(40)]
+    draws = [MAECrop()(pixels(50, 40), rng(seed), (32, 32), 8) for seed in range(40)]
     for seed in range(3):
-        expected = plain(noise(50, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        expected = plain(pixels(50, 40), rng(seed), (32, 32), 8)["pixel_values"]
         assert np.array_equal(draws[seed]["pixel_values"], expected)
     numbers = np.stack([draw["noise"] for draw in draws])
     assert 0 <= numbers.min() < 0.02 and 0.98 < numbers.max() < 1
@@ -152,7 +156,7 @@ def test_mae_crop_equals_crop_and_flip_with_uniform_noise_for_the_mask():
 
 
 def test_random_erasing_follows_its_probability_and_is_applied_after_the_crop():
-    image, plain = noise(40, 40), CropAndFlip()
+    image, plain = pixels(40, 40), CropAndFlip()
     same = []
     for seed in range(300):
         expected = plain(image, rng(seed), (32, 32), 8)["pixel_values"]
@@ -165,8 +169,8 @@ def test_random_erasing_follows_its_probability_and_is_applied_after_the_crop():
 
 def test_mixed_crop_with_default_settings_equals_crop_and_flip():
     for seed in range(10):
-        first = MixedCrop()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
-        second = CropAndFlip()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        first = MixedCrop()(pixels(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
+        second = CropAndFlip()(pixels(40, 40), rng(seed), (32, 32), 8)["pixel_values"]
         assert np.array_equal(first, second)
 
 
@@ -174,8 +178,8 @@ def test_mixed_crop_applies_rand_augment_if_its_magnitude_is_set():
     strong = MixedCrop(rand_augment_magnitude=9.0)
     differs = [
         not np.array_equal(
-            strong(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
-            CropAndFlip()(noise(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
+            strong(pixels(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
+            CropAndFlip()(pixels(40, 40), rng(seed), (32, 32), 8)["pixel_values"],
         )
         for seed in range(40)
     ]

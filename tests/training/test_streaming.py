@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfvit.data.sources import open_images
 from selfvit.training.augmentations.single_crop import CropAndFlip
@@ -28,7 +29,7 @@ class UnchangedPixels(CropAndFlip):
     """Augmentation that returns the pixels of an image, so that a test can recognize the image."""
 
     def __call__(self, image, rng, image_size, patch_size):
-        small = image.convert("RGB").resize(image_size)
+        small = Image.fromarray(image).resize(image_size)
         return {"pixel_values": np.array(small).transpose(2, 0, 1)}
 
 

@@ -1,19 +1,22 @@
-"""Base class of the augmentations: functions of a uint8 image and a random generator.
+"""Base class of the augmentations: functions of an image and a random generator.
 
-An augmentation is a frozen dataclass of its settings. It runs in the workers of the DataLoader and
-returns the arguments of the model's `forward` for one image, by name: the views, and the random
-numbers from which the model makes its masks. Masks therefore depend only on the generator.
+An image is an array (H, W, C) on the scale of eight bits: uint8, or float32 from 0 to 255. Its
+views have the same type. An augmentation is a frozen dataclass of its settings. It runs in the
+workers of the DataLoader and returns the arguments of the model's `forward` for one image, by name:
+the views, and the random numbers from which the model makes its masks. Masks therefore depend only
+on the generator.
 """
 
 # V views · C channels · h, w pixels
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from ..options import check_fields
 
@@ -46,7 +49,7 @@ class Augmentation:
 
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
@@ -54,20 +57,30 @@ class Augmentation:
         """Return the inputs of the model for one image, by name.
 
         Args:
-            image: RGB image.
+            image: Image, (H, W, C), uint8 or float32 from 0 to 255.
             rng: Random number generator.
             image_size: Height and width of the model's images, pixels.
             patch_size: Side of the model's patches, pixels.
 
         Returns:
-            Views as uint8, (V, C, h, w) for several and (C, h, w) for one; random numbers for their
-            patches as float32, (V, N) or (N,).
+            Views of the type of the image, (V, C, h, w) for several and (C, h, w) for one; random
+            numbers for their patches as float32, (V, N) or (N,).
         """
         raise NotImplementedError
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the views, to check them against the patch size."""
         raise NotImplementedError
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the (height, width) that an image needs so that no view is enlarged.
+
+        None means that it is not known, so that images are decoded completely.
+
+        Args:
+            image_size: Height and width of the model's images, pixels.
+        """
+        return None
 
     def for_image_size(
         self, old_size: tuple[int, int], new_size: tuple[int, int], patch_size: int
@@ -86,6 +99,49 @@ class Augmentation:
         size = max(1, round(size / patch_size)) * patch_size
         return replace(self, **{self.small_crop_field: size})
 
+    def rgb_only(self) -> dict[str, Any]:
+        """Return the fields that need three channels, with the values that need none."""
+        return {}
+
+    def without_color(self) -> dict[str, Any]:
+        """Return the fields of color changes, with the values that other channels get by default.
+
+        Brightness and contrast stay, as they are defined for any channels.
+        """
+        return self.rgb_only()
+
+    def for_num_channels(self, num_channels: int, chosen: Collection[str] = ()) -> Augmentation:
+        """Return the augmentation for a number of channels, without color changes unless it is 3.
+
+        Args:
+            num_channels: Number of channels of the model's images.
+            chosen: Names of fields that were asked for, which keep their values.
+        """
+        if num_channels == 3:
+            return self
+        plain = {name: v for name, v in self.without_color().items() if name not in chosen}
+        return replace(self, **plain)
+
+    def check_channels(self, num_channels: int) -> None:
+        """Check that no field asks for a color change that the channels do not allow.
+
+        Raises:
+            ValueError: If a field needs three channels, and there is another number.
+        """
+        for name, allowed in self.rgb_only().items():
+            value = getattr(self, name)
+            if num_channels != 3 and value != allowed:
+                raise ValueError(
+                    f"{name} ({_shown(value)}) changes colors, which needs 3 channels, but "
+                    f"num_channels is {num_channels}; set --{name.replace('_', '-')} "
+                    f"{_shown(allowed)}, or leave it out."
+                )
+
+    def describe_color(self) -> str:
+        """Return the values of the fields of color changes, in words."""
+        values = {name: getattr(self, name) for name in self.without_color()}
+        return ", ".join(f"{name} {_shown(value)}" for name, value in values.items())
+
     def mix(
         self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int
     ) -> dict[str, Any]:
@@ -97,6 +153,20 @@ class Augmentation:
             num_classes: Number of classes of the data.
         """
         return batch
+
+
+def source_size_of(*crops: tuple[tuple[int, int], list[float]]) -> tuple[int, int]:
+    """Return the (height, width) that an image needs so that its smallest crops are not enlarged.
+
+    Args:
+        crops: (height, width) of each kind of view, and the range of its area as fractions.
+    """
+    sides = [tuple(math.ceil(side / math.sqrt(scale[0])) for side in size) for size, scale in crops]
+    return max(height for height, _ in sides), max(width for _, width in sides)
+
+
+def _shown(value: float | list[float]) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 __all__ = ["Augmentation"]

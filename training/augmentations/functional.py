@@ -1,6 +1,7 @@
-"""Transforms of one image, on uint8 pixels: crop, flip, color jitter, blur, random erasing.
+"""Transforms of one image: crop, flip, color jitter, blur, solarization, random erasing.
 
-Crops are resized by torch's antialiased interpolation; color and blur use OpenCV.
+Pixels are (h, w, C) on the scale of eight bits: uint8, or float32 from 0 to 255, which is never
+rounded. Crops are resized by torch's antialiased interpolation; color and blur use OpenCV.
 """
 
 # C channels · h, w pixels
@@ -8,6 +9,7 @@ Crops are resized by torch's antialiased interpolation; color and blur use OpenC
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ try:
     import cv2
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError('augmentations need OpenCV; pip install "selfvit[train]"') from error
+
+WHITE = 255.0  # largest level of float32 pixels
+MAX_OPENCV_CHANNELS = 4  # some functions of OpenCV take no more
 
 
 def random_crop_box(
@@ -51,10 +56,10 @@ def random_crop_box(
 def crop_and_resize(
     pixels: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Crop (h, w, C) uint8 pixels and resize the crop, bicubic and antialiased.
+    """Crop (h, w, C) pixels and resize the crop, bicubic and antialiased.
 
     Args:
-        pixels: Image, (h, w, C) uint8.
+        pixels: Image, (h, w, C), uint8 or float32.
         box: (top, left, height, width) of the crop, pixels.
         size: Height and width of the result, pixels.
     """
@@ -62,7 +67,28 @@ def crop_and_resize(
     crop = pixels[top : top + height, left : left + width]
     channels_last = torch.from_numpy(crop).permute(2, 0, 1).unsqueeze(0)  # (1, C, h, w), a view
     resized = F.interpolate(channels_last, size=size, mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return limited(np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy()))
+
+
+def limited(pixels: np.ndarray) -> np.ndarray:
+    """Limit float32 pixels to 0 to 255, as uint8 is by its type; return uint8 pixels unchanged."""
+    return pixels if pixels.dtype == np.uint8 else np.clip(pixels, 0.0, WHITE, out=pixels)
+
+
+def with_opencv(function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """Apply a function of OpenCV that treats channels alike, to (h, w, C) pixels with any C.
+
+    OpenCV drops the last axis of an image with one channel, and takes at most four in places.
+    """
+    if pixels.shape[2] <= MAX_OPENCV_CHANNELS:
+        return limited(function(pixels).reshape(pixels.shape))
+    groups = [
+        with_opencv(
+            function, np.ascontiguousarray(pixels[..., first : first + MAX_OPENCV_CHANNELS])
+        )
+        for first in range(0, pixels.shape[2], MAX_OPENCV_CHANNELS)
+    ]
+    return np.concatenate(groups, axis=2)
 
 
 def jitter_color(
@@ -71,9 +97,10 @@ def jitter_color(
     """Change brightness, contrast, saturation and hue, in random order.
 
     Args:
-        pixels: RGB image, (h, w, 3) uint8.
+        pixels: Image, (h, w, C), uint8 or float32.
         strengths: Strengths of the four changes. The first three multiply by a factor in
-            1 +- strength; the last turns the color circle by up to +- strength turns.
+            1 +- strength; the last turns the color circle by up to +- strength turns. Saturation
+            and hue are for RGB images; with other channels, their strengths must be 0.
         rng: Random number generator.
     """
     for kind in rng.permutation(4):
@@ -81,37 +108,70 @@ def jitter_color(
         if strength == 0:
             continue
         if kind == 3:
-            hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-            # uint8 wraps around, as the color circle does
-            hsv[..., 0] += np.uint8(round(rng.uniform(-strength, strength) * 255) % 256)
-            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            pixels = _turn_hue(pixels, rng.uniform(-strength, strength))
             continue
         factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
         if kind == 0:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, 0)
-            continue
-        gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        if kind == 1:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * cv2.mean(gray)[0])
+            pixels = scale_brightness(pixels, factor)
+        elif kind == 1:
+            pixels = scale_contrast(pixels, factor)
         else:
-            gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
-            pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
+            gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            pixels = limited(cv2.addWeighted(pixels, factor, gray, 1 - factor, 0))
     return pixels
 
 
+def scale_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply all levels of (h, w, C) pixels by a factor."""
+    return with_opencv(lambda part: cv2.addWeighted(part, factor, part, 0, 0), pixels)
+
+
+def scale_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply the distances of (h, w, C) pixels from their mean by a factor.
+
+    With three channels, the mean is that of the gray image. Otherwise it is that of each channel,
+    as bands of other instruments differ much in their level, and no gray image is defined.
+    """
+    if pixels.shape[2] == 3:
+        mean = cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]
+        return limited(cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * mean))
+    means = pixels.mean(axis=(0, 1), dtype=np.float64)
+    scaled = pixels.astype(np.float32) * np.float32(factor)
+    scaled += ((1 - factor) * means).astype(np.float32)
+    scaled = np.clip(scaled, 0.0, WHITE, out=scaled)
+    return scaled if pixels.dtype != np.uint8 else np.rint(scaled).astype(np.uint8)
+
+
+def _turn_hue(pixels: np.ndarray, turns: float) -> np.ndarray:
+    """Turn the color circle of (h, w, 3) pixels by a number of turns."""
+    if pixels.dtype == np.uint8:
+        hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+        # uint8 wraps around, as the color circle does
+        hsv[..., 0] += np.uint8(round(turns * 255) % 256)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    hsv = cv2.cvtColor(pixels / np.float32(WHITE), cv2.COLOR_RGB2HSV)  # hue in degrees
+    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * turns)) % np.float32(360)
+    return limited(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * np.float32(WHITE))
+
+
 def flip(pixels: np.ndarray) -> np.ndarray:
-    """Flip (h, w, 3) uint8 pixels horizontally."""
-    return cv2.flip(pixels, 1)
+    """Flip (h, w, C) pixels horizontally."""
+    return with_opencv(lambda part: cv2.flip(part, 1), pixels)
 
 
 def to_gray(pixels: np.ndarray) -> np.ndarray:
-    """Convert (h, w, 3) uint8 pixels to gray, with three equal channels."""
+    """Convert (h, w, 3) pixels to gray, with three equal channels."""
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur (h, w, 3) uint8 pixels by a Gaussian with a sigma in pixels."""
-    return cv2.GaussianBlur(pixels, (0, 0), sigma)
+    """Blur (h, w, C) pixels by a Gaussian with a sigma in pixels."""
+    return with_opencv(lambda part: cv2.GaussianBlur(part, (0, 0), sigma), pixels)
+
+
+def solarize(pixels: np.ndarray) -> np.ndarray:
+    """Invert the levels from 128 on; pixels have any shape."""
+    return np.where(pixels < 128, pixels, 255 - pixels)
 
 
 def erase_box(
@@ -120,7 +180,7 @@ def erase_box(
     """Fill a random box with uniformly random levels (random erasing, arXiv 1708.04896, Alg. 1).
 
     Args:
-        pixels: Image, (h, w, C) uint8.
+        pixels: Image, (h, w, C), uint8 or float32.
         area: Smallest and largest area of the box, as fractions of the image's area.
         ratio: Smallest aspect ratio of the box (height / width), at most 1; the largest is its
             inverse.
@@ -139,11 +199,17 @@ def erase_box(
             top = rng.integers(0, height - box_height + 1)
             left = rng.integers(0, width - box_width + 1)
             erased = pixels.copy()
-            erased[top : top + box_height, left : left + box_width] = rng.integers(
-                0, 256, (box_height, box_width, channels), dtype=np.uint8
+            erased[top : top + box_height, left : left + box_width] = _random_levels(
+                (box_height, box_width, channels), pixels.dtype, rng
             )
             return erased
     return pixels
+
+
+def _random_levels(shape: tuple[int, ...], dtype: np.dtype, rng: np.random.Generator) -> np.ndarray:
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.random(shape, dtype=np.float32) * np.float32(WHITE)
 
 
 __all__ = [
@@ -152,6 +218,11 @@ __all__ = [
     "erase_box",
     "flip",
     "jitter_color",
+    "limited",
     "random_crop_box",
+    "scale_brightness",
+    "scale_contrast",
+    "solarize",
     "to_gray",
+    "with_opencv",
 ]

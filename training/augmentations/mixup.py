@@ -1,4 +1,4 @@
-"""Mixup, cutmix and label smoothing, on batches of uint8 images.
+"""Mixup, cutmix and label smoothing, on batches of images with any number of channels.
 
 Mixing itself is deterministic: `Augmentation.mix` draws the shares, partners and boxes. It runs in
 the workers of the DataLoader, before normalization.
@@ -46,15 +46,17 @@ def mixup(images: Tensor, labels: Tensor, partners: Tensor, share: float) -> tup
     blending normalized images only by rounding.
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W), uint8 or float32.
         labels: (B, L), rows sum to 1.
         partners: Index of each image's partner in the batch, (B,).
         share: Weight of the image itself, the paper's lambda, in [0, 1].
 
     Returns:
-        Images (B, C, H, W) uint8 and labels (B, L).
+        Images (B, C, H, W) of the same type and labels (B, L).
     """
-    blended = images.float().lerp(images[partners].float(), 1 - share).round_().to(images.dtype)
+    blended = images.float().lerp(images[partners].float(), 1 - share)
+    if not images.is_floating_point():
+        blended = blended.round_().to(images.dtype)
     return blended, labels.lerp(labels[partners], 1 - share)
 
 
@@ -64,13 +66,13 @@ def cutmix(
     """Paste a box of its partner into each image (cutmix, arXiv 1905.04899, Sec. 3.1).
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W), uint8 or float32.
         labels: (B, L), rows sum to 1.
         partners: Index of each image's partner in the batch, (B,).
         box: (top, left, height, width) in pixels, within the image.
 
     Returns:
-        Images (B, C, H, W) uint8 and labels (B, L), mixed in proportion to the areas.
+        Images (B, C, H, W) of the same type and labels (B, L), mixed in proportion to the areas.
     """
     top, left, height, width = box
     rows, columns = slice(top, top + height), slice(left, left + width)

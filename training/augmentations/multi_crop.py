@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..options import option
-from .base import Augmentation, count_patches
-from .functional import blur, crop_and_resize, flip, jitter_color, random_crop_box, to_gray
+from .base import Augmentation, count_patches, source_size_of
+from .functional import (
+    blur,
+    crop_and_resize,
+    flip,
+    jitter_color,
+    random_crop_box,
+    solarize,
+    to_gray,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class ColoredCrops(Augmentation):
         blur_probability: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Return one view of (H, W, 3) uint8 pixels, (3, h, w)."""
+        """Return one view of (H, W, C) pixels, (C, h, w)."""
         box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
         view = crop_and_resize(pixels, box, size)
         if rng.random() < self.flip_probability:
@@ -68,6 +76,10 @@ class ColoredCrops(Augmentation):
         if rng.random() < blur_probability:
             view = blur(view, rng.uniform(self.blur_sigma[0], self.blur_sigma[1]))
         return view.transpose(2, 0, 1)
+
+    def rgb_only(self) -> dict[str, Any]:
+        """Return the fields of saturation, hue and grayscale, with their values without these."""
+        return {"color_jitter": [*self.color_jitter[:2], 0.0, 0.0], "grayscale_probability": 0.0}
 
 
 @dataclass(frozen=True)
@@ -122,26 +134,37 @@ class MultiCrop(ColoredCrops):
 
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "global_views" (2, 3, H, W) and, if any, "local_views" (V - 2, 3, h, w)."""
-        pixels = np.array(image)
+        """Return "global_views" (2, C, H, W) and, if any, "local_views" (V - 2, C, h, w)."""
         global_views = [
-            self._solarized_view(pixels, kind, image_size, self.global_crop_scale, rng)
+            self._solarized_view(image, kind, image_size, self.global_crop_scale, rng)
             for kind in (0, 1)
         ]
         views = {"global_views": np.stack(global_views)}
         if self.num_local_views:
             local_size = (self.local_view_size, self.local_view_size)
             local_views = [
-                self._solarized_view(pixels, 2, local_size, self.local_crop_scale, rng)
+                self._solarized_view(image, 2, local_size, self.local_crop_scale, rng)
                 for _ in range(self.num_local_views)
             ]
             views["local_views"] = np.stack(local_views)
         return views
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no view is enlarged."""
+        scales = (self.global_crop_scale, self.local_crop_scale)
+        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
+
+    def without_color(self) -> dict[str, Any]:
+        """Return the fields of color changes, with the values that other channels get by default.
+
+        Solarization is possible with any channels, but it is only for photos by default.
+        """
+        return {**self.rgb_only(), "solarize_probability": [0.0, 0.0, 0.0]}
 
     def _solarized_view(
         self,
@@ -153,7 +176,7 @@ class MultiCrop(ColoredCrops):
     ) -> np.ndarray:
         view = self._view(pixels, size, scale, self.blur_probability[kind], rng)
         if rng.random() < self.solarize_probability[kind]:
-            view = np.where(view < 128, view, 255 - view)
+            view = solarize(view)
         return view
 
 
@@ -212,9 +235,14 @@ class FocalCrops(ColoredCrops):
         focal_size = (self.focal_view_size, self.focal_view_size)
         return [image_size, focal_size] if self.num_focal_views else [image_size]
 
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no view is enlarged."""
+        scales = (self.random_crop_scale, self.focal_crop_scale)
+        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
+
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
@@ -222,15 +250,13 @@ class FocalCrops(ColoredCrops):
         """Return the views, and random numbers to make the masks of the random views from.
 
         Returns:
-            "target_view" (3, H, W), "random_views" (R, 3, H, W), "noise" (R, N) float32 in 0 to 1
-            and, if any, "focal_views" (F, 3, h, w).
+            "target_view" (C, H, W), "random_views" (R, C, H, W), "noise" (R, N) float32 in 0 to 1
+            and, if any, "focal_views" (F, C, h, w).
         """
-        pixels = np.array(image)
 
         def crops(num_views: int, size: tuple[int, int], scale: list[float]) -> np.ndarray:
             views = [
-                self._view(pixels, size, scale, self.blur_probability, rng)
-                for _ in range(num_views)
+                self._view(image, size, scale, self.blur_probability, rng) for _ in range(num_views)
             ]
             return np.stack(views)
 

@@ -7,10 +7,12 @@ paper, as some of those get weaker with a higher magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+from .randaugment_arrays import ARRAY_OPERATIONS, apply_to_array
 
 GRAY = (128, 128, 128)  # fills the area that a moved image leaves empty
 
@@ -73,21 +75,34 @@ def rand_augment(
     """Draw two operations and apply each with probability 0.5.
 
     Args:
-        pixels: RGB image, (h, w, 3) uint8.
+        pixels: Image, (h, w, C), uint8 or float32 from 0 to 255. For an RGB image of eight bits,
+            operations are drawn from `OPERATIONS`, else from `ARRAY_OPERATIONS`.
         magnitude: Mean of the magnitude, 0 to 10.
         std: Std of the magnitude, which is normally distributed and clipped to 0 to 10.
         rng: Random number generator.
 
     Returns:
-        The changed image, (h, w, 3) uint8.
+        The changed image, of the same shape and type.
     """
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        for name, strength in _draws(list(ARRAY_OPERATIONS), magnitude, std, rng):
+            pixels = apply_to_array(pixels, name, strength)
+        return pixels
     image = Image.fromarray(pixels)
-    for name in rng.choice(OPERATIONS, size=2):
+    for name, strength in _draws(OPERATIONS, magnitude, std, rng):
+        image = apply(image, name, strength)
+    return np.array(image)
+
+
+def _draws(
+    names: list[str], magnitude: float, std: float, rng: np.random.Generator
+) -> Iterator[tuple[str, float]]:
+    """Yield the operations to apply, at most two, and their strengths."""
+    for name in rng.choice(names, size=2):
         strength = min(max(rng.normal(magnitude, std), 0.0), 10.0) / 10
         sign = rng.choice([-1.0, 1.0]) if name in SIGNED else 1.0
         if rng.random() < 0.5:
-            image = apply(image, str(name), float(sign * strength))
-    return np.array(image)
+            yield str(name), float(sign * strength)
 
 
 __all__ = ["OPERATIONS", "SIGNED", "UNSIGNED", "apply", "rand_augment"]

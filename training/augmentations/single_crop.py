@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..options import option
-from .base import Augmentation, count_patches
+from .base import Augmentation, count_patches, source_size_of
 from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crop_box
 from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
+from .randaugment_arrays import ARRAY_OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,24 @@ class CropAndFlip(Augmentation):
         """Return the (height, width) of the crop."""
         return [image_size]
 
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no crop is enlarged."""
+        return source_size_of((image_size, self.crop_scale))
+
+    def rgb_only(self) -> dict[str, Any]:
+        """Return the field of saturation and hue, with its value without these."""
+        return {"color_jitter": [*self.color_jitter[:2], 0.0, 0.0]}
+
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W) uint8."""
-        pixels = np.array(image)
-        box = random_crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, rng)
-        view = crop_and_resize(pixels, box, image_size)
+        """Return "pixel_values" (C, H, W)."""
+        box = random_crop_box(image.shape[0], image.shape[1], self.crop_scale, rng)
+        view = crop_and_resize(image, box, image_size)
         if rng.random() < self.flip_probability:
             view = flip(view)
         view = jitter_color(view, self.color_jitter, rng)
@@ -71,12 +78,12 @@ class MAECrop(CropAndFlip):
 
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W) uint8, and "noise" (N,) float32, which makes the mask."""
+        """Return "pixel_values" (C, H, W), and "noise" (N,) float32, which makes the mask."""
         num_patches = count_patches(image_size, patch_size)
         view = super().__call__(image, rng, image_size, patch_size)
         return {**view, "noise": rng.random(num_patches, dtype=np.float32)}
@@ -86,9 +93,10 @@ class MAECrop(CropAndFlip):
 class MixedCrop(CropAndFlip):
     """One random crop with strong regularization, all of it off by default.
 
-    RandAugment and random erasing change single images. Mixup or cutmix then combines each image
-    of a batch and its label with another one; if both are on, each is used for half of the batches.
-    Labels become soft, (B, L) float32.
+    RandAugment and random erasing change single images. For channels other than RGB, or more than
+    eight bits, RandAugment has only the operations that are defined there. Mixup or cutmix then
+    combines each image of a batch and its label with another one; if both are on, each is used for
+    half of the batches. Labels become soft, (B, L) float32.
     """
 
     rand_augment_magnitude: float = option(
@@ -139,12 +147,12 @@ class MixedCrop(CropAndFlip):
 
     def __call__(
         self,
-        image: Image.Image,
+        image: np.ndarray,
         rng: np.random.Generator,
         image_size: tuple[int, int],
         patch_size: int,
     ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (3, H, W) uint8."""
+        """Return "pixel_values" (C, H, W)."""
         crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
         view = np.ascontiguousarray(crop.transpose(1, 2, 0))
         if self.rand_augment_magnitude > 0:
@@ -152,6 +160,13 @@ class MixedCrop(CropAndFlip):
         if rng.random() < self.random_erasing_probability:
             view = erase_box(view, self.erased_area, self.erased_ratio, rng)
         return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def describe_color(self) -> str:
+        """Return the values of the fields of color changes, and the operations of RandAugment."""
+        text = super().describe_color()
+        if self.rand_augment_magnitude > 0:
+            text += f", RandAugment without color: {', '.join(ARRAY_OPERATIONS)}"
+        return text
 
     def mix(
         self, batch: dict[str, Any], rng: np.random.Generator, num_classes: int

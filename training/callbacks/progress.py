@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
 from ...data.inventory import LeftOut, read_left_out, write_left_out
+from ...data.pixel_format import RangeCheck
 from ...progress import progress_bar
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
 from ..config.run_config import RunConfig
@@ -43,6 +45,7 @@ class ProgressLogger(Callback):
         self.batch_size = run.schedule.batch_size
         self.log_steps = run.monitoring.log_steps
         self.skipped: dict[str, str] = {}
+        self.ranges = RangeCheck()
         self.started = time.perf_counter()
         self.start_step = 0
         self.bar: Any = None
@@ -64,6 +67,7 @@ class ProgressLogger(Callback):
     def on_step_end(self, state: TrainState) -> None:
         """Advance the bar, and log the metrics if they are due."""
         self.log_skipped(state.skipped)
+        self._check_ranges(state.ranges)
         if self.bar is None:
             return
         rate = (state.step - self.start_step) * self.batch_size / self.seconds
@@ -80,6 +84,10 @@ class ProgressLogger(Callback):
     def on_train_end(self, state: TrainState) -> None:
         """Close the bar, so that what follows is printed below it."""
         self.close()
+        if self.accelerator.num_processes > 1:
+            warnings = gather_object([self.ranges.warning()])
+            if warnings[0] is None and any(warnings):  # the main process has warned of its own
+                self.warn(next(text for text in warnings if text))
 
     def close(self) -> None:
         """Close the bar."""
@@ -138,6 +146,13 @@ class ProgressLogger(Callback):
         self.skipped.update(new)
         write_left_out(self.skipped_file, [LeftOut(name, reason) for name, reason in new.items()])
         return new
+
+    def _check_ranges(self, ranges: list[tuple[str, Any]]) -> None:
+        """Warn once if the values of an image do not fit the range that was applied to them."""
+        for name, found in ranges:
+            self.ranges.add(name, found)
+        if warning := self.ranges.warning_once():
+            self.warn(warning)
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""

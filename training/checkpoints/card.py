@@ -30,6 +30,7 @@ from ..config.from_checkpoint import read_config
 from ..config.run_config import RunConfig
 from ..config.training_config import OPTIMIZERS
 from ..lora import count_parameters, describe_adapters, has_adapters
+from ..model import channel_adaptation
 from ..state import TrainState
 
 PICTURE, NUM_PICTURED = "attention.png", 4
@@ -73,6 +74,7 @@ class RunCard:
         self.objective = objective_of(run.model)
         if self.objective is None and run.start.init_from is not None:
             self.objective = objective_of(read_config(run.start.init_from))
+        self.adaptation = channel_adaptation(run)
         self.num_processes = accelerator.num_processes
         self.precision = accelerator.mixed_precision.replace("no", "float32")
         devices = Counter(gather_object([device_name(accelerator.device)]))
@@ -105,6 +107,7 @@ class RunCard:
                 image_mean=run.preprocessing.image_mean,
                 image_std=run.preprocessing.image_std,
                 provenance=self.provenance,
+                pixel_range=run.preprocessing.declared_range,
                 objective=self.objective,
                 has_teacher=model.trained_encoder is not model.vit,
                 has_code=run.checkpoints.save_code,
@@ -137,7 +140,7 @@ class RunCard:
 
     def _model_rows(self, model: SelfViTPreTrainedModel) -> dict[str, str]:
         """Return precision and adapters, which depend on more than the configuration."""
-        rows = {"Precision": self.precision}
+        rows = {"Precision": self.precision, **self._pixel_rows()}
         if has_adapters(model):
             run = self.run
             # an adapter without a base on the Hub is of no use to others: see adapter_to_publish
@@ -147,6 +150,17 @@ class RunCard:
                 f"adapters are merged into these weights; `{ADAPTER}/` has them separately, in "
                 f"PEFT's format{kept}"
             )
+        return rows
+
+    def _pixel_rows(self) -> dict[str, str]:
+        """Return the scale of the pixels, and how the patch embedding was adapted, if they are."""
+        rows = {}
+        declared = self.run.preprocessing.declared_range
+        if declared is not None:
+            low, high = declared
+            rows["Pixel range"] = f"{low:g} to {high:g}, for files of more than eight bits"
+        if self.adaptation is not None:
+            rows["Channels"] = self.adaptation
         return rows
 
     def draw(self, model: SelfViTPreTrainedModel, processor: Any) -> str | None:

@@ -16,11 +16,16 @@ from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from ...option_help import HELP
 from .from_checkpoint import read_config, read_preprocessing
-from .run_config import Recipe, RunConfig, model_fields, own_fields, select
+from .run_config import STATISTICS, Recipe, RunConfig, model_fields, own_fields, select
 from .training_config import SECTION_OF, SECTIONS, DataConfig, StartConfig
 
 SHORT_NAMES = {"output": ("-o",)}
-METAVARS = {"data": "IMAGES", "output": "RUN", "init_from": "CHECKPOINT"}
+METAVARS: dict[str, Any] = {
+    "data": "IMAGES",
+    "output": "RUN",
+    "init_from": "CHECKPOINT",
+    "pixel_range": ("LOW", "HIGH"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,11 @@ class RunRequest:
 
     @property
     def sections(self) -> RunConfig:
-        """The draft with the requested values of its sections."""
-        return self.draft.replace(**select(self.options, SECTION_OF))
+        """The draft with the requested values of its sections.
+
+        Mean and std are not among them: they must fit the channels, which `build_run` sets.
+        """
+        return self.draft.replace(**select(self.options, SECTION_OF.keys() - {*STATISTICS}))
 
     @property
     def data(self) -> DataConfig:
@@ -131,8 +139,14 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
     is_written = request.recipe is None and init_from == request.draft.start.init_from
     if init_from is None or is_written:
         return run.with_options(options)
-    options = {**read_preprocessing(init_from), **options}
-    return run.with_options(options, encoder=read_config(init_from))
+    encoder, taken = read_config(init_from), read_preprocessing(init_from)
+    num_channels = options.get("num_channels", encoder.num_channels)
+    for name in STATISTICS:
+        if len(taken.get(name, [])) != num_channels:
+            taken.pop(name, None)  # those of other channels
+    if "bits" in options:
+        taken.pop("pixel_range", None)
+    return run.with_options({**taken, **options}, encoder=encoder)
 
 
 class TrainParser(argparse.ArgumentParser):
@@ -203,7 +217,7 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
             *names,
             dest=entry.name,
             type=kind,
-            nargs="+" if is_list else None,
+            nargs=len(metavar) if isinstance(metavar, tuple) else "+" if is_list else None,
             action=_OneOrMore
             if get_origin(kinds[entry.name]) is types.UnionType and is_list
             else "store",

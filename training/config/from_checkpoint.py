@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor
 
 from ...configuration.configuration_selfvit import SelfViTConfig
+from ...embedding.preprocessing import pixel_format_of
 from ...modeling.checkpoints.hub_revision import resolve_checkpoint
 
 
@@ -38,7 +39,9 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     except OSError:
         return {}
+    pixel_range = pixel_format_of(processor).pixel_range
     return {
+        **({} if pixel_range is None else {"pixel_range": list(pixel_range)}),
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
         "resize": "shortest_edge" if getattr(processor, "do_center_crop", False) else "square",

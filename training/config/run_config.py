@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...configuration.format_version import WRITTEN_BY
+from ...data.pixel_format import PixelFormat
 from ..augmentations.base import Augmentation
 from ..augmentations.registry import AUGMENTATIONS
 from .training_config import (
@@ -32,6 +33,8 @@ from .training_config import (
 
 # Model fields that a run sets itself, instead of taking them from the checkpoint it starts from.
 RUN_FIELDS = ("drop_path_rate", "classifier_batch_norm")
+# Fields of the preprocessing with a number for each channel. An empty list is measured on the data.
+STATISTICS = ("image_mean", "image_std")
 # Model fields that are derived from others.
 DERIVED_FIELDS = ("out_features", "out_indices", "stage_names")
 # Fields of config.json that describe the saved checkpoint, not the model.
@@ -87,6 +90,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_view_sizes()
+        self.augmentation.check_channels(self.model.num_channels)
+        self._check_statistics()
         self._check_pushes()
         if self.evaluation.require_improvement and not self.compares_with_start:
             raise ValueError(
@@ -107,6 +112,15 @@ class RunConfig:
                 raise ValueError(
                     f"view size ({size[0]} x {size[1]}) must be a multiple of patch_size "
                     f"({patch_size}); the nearest is {nearest}."
+                )
+
+    def _check_statistics(self) -> None:
+        for name in ("image_mean", "image_std"):
+            values, num_channels = getattr(self.preprocessing, name), self.model.num_channels
+            if values and len(values) != num_channels:
+                raise ValueError(
+                    f"{name} ({values}) must be {num_channels} numbers, one for each of "
+                    f"num_channels; leave it out to measure it on the training images."
                 )
 
     def _check_pushes(self) -> None:
@@ -130,6 +144,11 @@ class RunConfig:
     def is_classifier(self) -> bool:
         """Whether the run trains a classifier, from labels."""
         return self.architecture == "SelfViTForImageClassification"
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Pixels that the model reads."""
+        return PixelFormat(self.model.num_channels, self.preprocessing.declared_range)
 
     @property
     def compares_with_start(self) -> bool:
@@ -247,11 +266,18 @@ class RunConfig:
         augmentation = self.augmentation.for_image_size(
             self.model.image_height_width, config.image_height_width, config.patch_size
         )
-        augmentation_fields = {entry.name for entry in fields(augmentation)}
+        unfit: dict[str, Any] = {
+            name: []  # to be measured
+            for name in STATISTICS
+            if len(getattr(self.preprocessing, name)) != config.num_channels
+        }
+        chosen = select(options, {entry.name for entry in fields(augmentation)})
+        augmentation = augmentation.for_num_channels(config.num_channels, chosen)
         changed_run = replace(
             self,
             model=config,
-            augmentation=replace(augmentation, **select(options, augmentation_fields)),
+            augmentation=replace(augmentation, **chosen),
+            preprocessing=replace(self.preprocessing, **unfit),
         )
         return changed_run.replace(**select(options, SECTION_OF))
 
@@ -294,4 +320,12 @@ def model_fields() -> set[str]:
     return own_fields(SelfViTConfig()) - hidden
 
 
-__all__ = ["Recipe", "RunConfig", "by_section", "model_fields", "own_fields", "select"]
+__all__ = [
+    "STATISTICS",
+    "Recipe",
+    "RunConfig",
+    "by_section",
+    "model_fields",
+    "own_fields",
+    "select",
+]

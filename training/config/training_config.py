@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...option_help import HELP
+from ...pixel_scale import declared_range
 from ..options import check_fields, option
 from .tracker_names import read_trackers
 
@@ -44,9 +45,7 @@ class DataConfig(Section):
     # Resumable, because the folder may have moved; the fingerprint of the dataset is compared.
     data: str | list[str] = option("", HELP["data"], resumable=True)
     split: str | None = option(None, HELP["split"])
-    streaming: bool = option(
-        False, "Read Parquet, WebDataset tars or a Hub dataset as a stream; needs --max-steps"
-    )
+    streaming: bool = option(False, HELP["streaming"])
     image_column: str | None = option(None, HELP["image_column"])
     label_column: str | None = option(None, HELP["label_column"])
     strict: bool = option(False, HELP["strict"], resumable=True)
@@ -74,16 +73,34 @@ class PreprocessingConfig(Section):
     _argument_group_name = "preprocessing"
 
     image_mean: list[float] = option(
-        IMAGENET_DEFAULT_MEAN, "Mean of the channels, pixels in 0 to 1", minimum=0, maximum=1
+        IMAGENET_DEFAULT_MEAN,
+        HELP["image_mean"],
+        minimum=0,
+        maximum=1,
+        any_length=True,
     )
     image_std: list[float] = option(
-        IMAGENET_DEFAULT_STD, "Std of the channels, pixels in 0 to 1", above=0
+        IMAGENET_DEFAULT_STD,
+        HELP["image_std"],
+        above=0,
+        any_length=True,
     )
+    pixel_range: list[float] | None = option(None, HELP["pixel_range"])
+    bits: int | None = option(None, HELP["bits"], minimum=1, maximum=32)
     resize: Literal["shortest_edge", "square"] = option(
         "shortest_edge",
         "Resizing in embedding: shortest_edge (followed by a center crop) or square (direct)",
         choices=("shortest_edge", "square"),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        declared_range(self.pixel_range, self.bits)
+
+    @property
+    def declared_range(self) -> tuple[float, float] | None:
+        """Values of black and white in files of more than eight bits; None if not declared."""
+        return declared_range(self.pixel_range, self.bits)
 
 
 @dataclass(frozen=True)

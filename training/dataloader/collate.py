@@ -12,30 +12,35 @@ from torch import Tensor
 from ..augmentations.base import Augmentation
 from ..config.training_config import PreprocessingConfig
 
+REPORTS = ("skipped", "ranges")  # lists about single images, not inputs of the model
+
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack the samples of a batch, input by input.
 
-    The batch axis comes after the view axis: uint8 views (V, C, h, w) become (V, B, C, h, w), and
-    (C, h, w) become (B, C, h, w). Random numbers of the patches, float32, (V, N) become (V, B, N),
-    and (N,) become (B, N).
+    The batch axis comes after the view axis: views (V, C, h, w) become (V, B, C, h, w), and
+    (C, h, w) become (B, C, h, w). Random numbers of the patches, (V, N) become (V, B, N), and (N,)
+    become (B, N). Views are uint8, or float32 if any image of the batch has more than eight bits.
 
     Returns:
-        Inputs by name, "skipped" with the unreadable images of all samples, and for a stream
-        "reader" with the state of its reader after the last sample.
+        Inputs by name, "skipped" with the unreadable images of all samples, "ranges" with the
+        images whose values do not fit their range, and for a stream "reader" with the state of its
+        reader after the last sample.
     """
     batch: dict[str, Any] = {
-        "skipped": [entry for sample in samples for entry in sample["skipped"]]
+        name: [entry for sample in samples for entry in sample.get(name, [])] for name in REPORTS
     }
     if "reader" in samples[-1]:
         batch["reader"] = samples[-1]["reader"]
-    for name in samples[0].keys() - {"skipped", "draw", "reader"}:
+    for name in samples[0].keys() - {*REPORTS, "draw", "reader"}:
         values = [sample[name] for sample in samples]
         if name == "labels":
             batch[name] = torch.tensor(values)
         else:
             arrays = [torch.from_numpy(value) for value in values]
-            own_axes = 3 if arrays[0].dtype == torch.uint8 else 1
+            if any(array.is_floating_point() for array in arrays):
+                arrays = [array.float() for array in arrays]
+            own_axes = 3 if arrays[0].dim() >= 3 else 1
             batch[name] = torch.stack(arrays, dim=arrays[0].dim() - own_axes)
     return batch
 
@@ -68,7 +73,7 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Scale pixels to 0 to 1, then normalize them by the mean and std of each channel.
 
     Args:
-        views: Pixels, (*, C, h, w) uint8.
+        views: Pixels, (*, C, h, w), uint8 or float32 from 0 to 255.
         mean: Mean of each channel, for pixels in 0 to 1.
         std: Std of each channel, for pixels in 0 to 1.
 
@@ -87,7 +92,7 @@ def to_model_inputs(
     """Move a batch to the device, then normalize its views there, as uint8 is faster to copy.
 
     Args:
-        batch: Tensors by name; the uint8 ones are views.
+        batch: Tensors by name; those with at least four axes are views.
         preprocessing: Mean and std of the channels.
         device: Device of the model.
 
@@ -97,10 +102,10 @@ def to_model_inputs(
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return {
         name: normalize(value, preprocessing.image_mean, preprocessing.image_std)
-        if value.dtype == torch.uint8
+        if value.dim() >= 4
         else value
         for name, value in moved.items()
     }
 
 
-__all__ = ["BatchMaker", "collate", "normalize", "to_model_inputs"]
+__all__ = ["REPORTS", "BatchMaker", "collate", "normalize", "to_model_inputs"]

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from ...data.dataset_source import StreamingImageSource
 from ...data.folder_source import FolderSource
 from ...data.image_source import ImageSource
+from ...data.pixel_format import PixelFormat
 from ...data.workers import use_one_thread
 from ..augmentations.base import Augmentation
 from ..config.run_config import RunConfig
@@ -34,6 +35,7 @@ def build_loader(
     shuffle_buffer: int,
     data_timeout: float = 0,
     stream_state: dict[str, Any] | None = None,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
 ) -> DataLoader:
     """Return a loader of the micro-batches of this process, from `plan.start_step` on.
 
@@ -50,6 +52,7 @@ def build_loader(
         shuffle_buffer: Number of records that each reader of a stream shuffles within.
         data_timeout: Seconds that reading one image may take; 0 means no limit.
         stream_state: State of a stream from the checkpoint to resume.
+        pixel_format: Pixels that the model reads; by default RGB.
 
     Raises:
         ValueError: If the plan does not fit the data, or the stream cannot be resumed.
@@ -61,7 +64,7 @@ def build_loader(
         # exit. A worker exits without waiting for them.
         num_workers = partition.num_workers
     board = ReadingBoard(num_workers)
-    views = (augmentation, image_size, patch_size, seed, with_labels, board)
+    views = (augmentation, image_size, patch_size, seed, with_labels, board, pixel_format)
     num_classes = len(source.label_names) if with_labels and source.label_names else None
     # Without its own generator, a loader draws from the global one, and a resumed run would differ.
     options: dict[str, Any] = {
@@ -132,6 +135,7 @@ def build_run_loader(
         shuffle_buffer=run.data.shuffle_buffer,
         data_timeout=run.data.data_timeout,
         stream_state=stream_state,
+        pixel_format=run.pixel_format,
     )
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ...data.decoding import UnreadableImageError, decode_image
+from ...data.decoding import UnreadableImageError, decode_pixels
 from ...data.image_source import ImageRecord, ImageSource
+from ...data.pixel_format import DecodedPixels, PixelFormat, fits
 from ...data.stream_reader import StreamReader
 from ..augmentations.base import Augmentation
 from .sampler import BatchPlan
@@ -30,6 +30,7 @@ class _ViewMaker:
         seed: Random seed of the run.
         with_labels: Whether samples have labels.
         board: Board that shows what the worker reads; by default, it is not watched.
+        pixel_format: Pixels that the model reads; by default RGB.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class _ViewMaker:
         seed: int,
         with_labels: bool,
         board: ReadingBoard | None = None,
+        pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
     ):
         self.augmentation = augmentation
         self.image_size = image_size
@@ -47,17 +49,33 @@ class _ViewMaker:
         self.seed = seed
         self.with_labels = with_labels
         self.board = board or ReadingBoard(0)
+        self.pixel_format = pixel_format
+        self.target = augmentation.source_size(image_size)
 
-    def make_views(self, image: Image.Image, record: ImageRecord, draw: int) -> dict[str, Any]:
-        """Return the views and the label of one decoded image, and "draw", which seeds them."""
+    def decode(self, record: ImageRecord) -> DecodedPixels:
+        """Return the pixels of an image, with no more of a huge one than views need.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded.
+        """
+        return decode_pixels(record.image, self.pixel_format, self.target)
+
+    def make_views(self, image: DecodedPixels, record: ImageRecord, draw: int) -> dict[str, Any]:
+        """Return the views and the label of one decoded image.
+
+        "draw" seeds them. "ranges" has the name and the ranges of the image if its values do not
+        fit the range that was applied to them (`RangeCheck`).
+        """
         # The 1 makes these random numbers independent of the permutations of the epochs.
         rng = np.random.default_rng([self.seed, draw, 1])
         views: dict[str, Any] = dict(
-            self.augmentation(image, rng, self.image_size, self.patch_size)
+            self.augmentation(image.pixels, rng, self.image_size, self.patch_size)
         )
+        unfit = image.ranges is not None and not fits(*image.ranges)
         if self.with_labels:
             views["labels"] = record.label
-        return {**views, "draw": draw}
+        ranges = [(record.id, image.ranges)] if unfit else []
+        return {**views, "draw": draw, "ranges": ranges}
 
 
 class ViewDataset(_ViewMaker, Dataset):
@@ -77,7 +95,7 @@ class ViewDataset(_ViewMaker, Dataset):
         self.source = source
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Return views by name, "draw", and "skipped", a list of (id, reason).
+        """Return views by name, "draw", "ranges", and "skipped", a list of (id, reason).
 
         Raises:
             ValueError: If too many images in a row cannot be read.
@@ -89,7 +107,7 @@ class ViewDataset(_ViewMaker, Dataset):
             try:
                 with self.board.reading(place):
                     record = self.source[place]
-                    image = decode_image(record.image)
+                    image = self.decode(record)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 continue
@@ -125,7 +143,7 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         self.shuffle_buffer = shuffle_buffer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield views by name, "draw", "skipped", and "reader": its number and its new state.
+        """Yield views by name, "draw", "ranges", "skipped", and "reader": its number and new state.
 
         Raises:
             ValueError: If too many images in a row cannot be read.
@@ -149,7 +167,7 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         skipped: list[tuple[str, str]] = []
         for record, position in records:
             try:
-                image = decode_image(record.image)
+                image = self.decode(record)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 if len(skipped) >= MAX_UNREADABLE_IN_A_ROW:
@@ -173,4 +191,4 @@ def _too_many_unreadable(skipped: list[tuple[str, str]]) -> ValueError:
     )
 
 
-__all__ = ["ViewDataset"]
+__all__ = ["StreamingViewDataset", "ViewDataset"]

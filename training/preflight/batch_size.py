@@ -207,6 +207,7 @@ def memory_in_use(device: torch.device) -> int:
 
 
 __all__ = [
+    "NUM_STEPS",
     "find_batch_size",
     "is_out_of_memory",
     "more_micro_batches",

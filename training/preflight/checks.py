@@ -18,12 +18,13 @@ from ..dataloader.loader import build_run_loader
 from ..dataloader.sampler import BatchPlan
 from ..evaluation import choose_metric, open_evaluation_images
 from ..lora import check_adapters
-from ..model import build_trainable
+from ..model import build_trainable, check_start_channels
 from ..optimization import check_optimizer
 from ..runtime.accelerator import check_same_images
 from ..runtime.fsdp import is_sharded
 from ..state import CheckedRun
-from .batch_size import find_batch_size
+from .batch_size import NUM_STEPS, find_batch_size
+from .channels import check_channels, with_statistics
 
 
 def check(
@@ -44,6 +45,9 @@ def check(
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
+    check_start_channels(run)
+    check_channels(run, source)
+    run = with_statistics(run, source, accelerator)
     is_stream = isinstance(source, StreamingImageSource)
     plan = BatchPlan(
         num_steps=run.schedule.num_steps(None if is_stream else len(source)),  # type: ignore[arg-type]
@@ -76,7 +80,9 @@ def _with_batches_that_fit(
     accelerator: Accelerator,
 ) -> RunConfig:
     def batches_of(plan: BatchPlan) -> Iterator[dict[str, Any]]:
-        return iter(build_run_loader(run, source, plan))
+        # the trial makes two steps, also for a run of one
+        enough = replace(plan, num_steps=max(plan.num_steps, NUM_STEPS))
+        return iter(build_run_loader(run, source, enough))
 
     return find_batch_size(run, plan, accelerator, lambda: build_trainable(run), batches_of)
 

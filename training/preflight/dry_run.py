@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import ImageSource
 from ..config.run_config import RunConfig
-from ..dataloader.collate import to_model_inputs
+from ..dataloader.collate import REPORTS, to_model_inputs
 from ..dataloader.sampler import BatchPlan
 from ..dataloader.streaming import partition_stream
 from ..lora import count_parameters, describe_adapters, has_adapters, result_bytes
@@ -220,7 +220,8 @@ def measure_activations(
             rank=0,
         )
         batch = dict(next(iter(loader_from(few))))
-        batch.pop("skipped")
+        for name in REPORTS:
+            batch.pop(name, None)
         views = _describe_views(batch)
         inputs = to_model_inputs(batch, run.preprocessing, model.device)
         scheduled = model.scheduled_values(0, plan.num_steps)

@@ -7,7 +7,7 @@ its summary in `selfvit train --help`; the other lines give command, time, quali
 
 from __future__ import annotations
 
-from ..config.run_config import Recipe
+from ..config.run_config import Recipe, RunConfig
 from .dino import dino_demo, dino_finetune, dino_lora, dino_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
@@ -34,6 +34,36 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+# Recipes that presuppose a pretrained encoder: the recipe that starts from random weights instead.
+FROM_CHECKPOINT = {
+    "dino_finetune": "dino_vits16_in1k or dino_demo",
+    "dino_lora": "dino_vits16_in1k or dino_demo",
+    "mae_finetune": "mae_vitb16_in1k or mae_demo",
+    "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn_demo",
+    "linear_probe": "classify, which also trains the encoder",
+}
+FINETUNING = "_finetune"  # end of the names of recipes that fine-tune, also of registered ones
+
+
+def check_start(run: RunConfig) -> None:
+    """Check that a run of a recipe for pretrained encoders starts from a checkpoint.
+
+    Its learning rates and frozen first steps would make a bad encoder from random weights.
+
+    Raises:
+        ValueError: If the run starts from random weights.
+    """
+    name = run.recipe
+    if run.start.init_from is not None:
+        return
+    if name in FROM_CHECKPOINT or name.endswith(FINETUNING):
+        from_scratch = FROM_CHECKPOINT.get(name, "a recipe of pretraining")
+        raise ValueError(
+            f"{name} trains a pretrained encoder further, so it needs --init-from CHECKPOINT; to "
+            f"start from random weights, use {from_scratch}."
+        )
+
+
 def register_recipe(recipe: Recipe) -> Recipe:
     """Register a recipe for `train` under the name of its function; usable as a decorator.
 
@@ -52,4 +82,4 @@ def register_recipe(recipe: Recipe) -> Recipe:
     return recipe
 
 
-__all__ = ["RECIPES", "register_recipe"]
+__all__ = ["RECIPES", "check_start", "register_recipe"]
