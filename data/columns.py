@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IMAGE_COLUMNS = ("image", "img", "images", "bytes", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "cls")  # cls: WebDataset
+# Columns of text with paths of images, if there is no column that contains images.
+PATH_COLUMNS = ("file_name", "filename", "image_path", "path", "file", "filepath", "image", "img")
+# Names in lower case; they match in any case. cls: WebDataset
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "cls",
+    "class",
+    "target",
+    "category",
+    "class_name",
+    "class_label",
+)
+LABEL_WORDS = re.compile(r"label|class|target|categor|species|^tags?$|^y$", re.IGNORECASE)
 JSON_COLUMNS = ("json", "jsn")  # WebDataset; may contain a label among other fields
 ID_COLUMNS = ("id", "path", "file_name", "__key__")  # __key__: WebDataset
 
@@ -41,8 +54,9 @@ def choose_columns(
 ) -> Columns:
     """Find the columns by their types and names.
 
-    An image column has the type Image, is a struct of bytes and path, or is a binary column with a
-    common name. A label column has the type ClassLabel, or contains integers or strings and has a
+    An image column has the type Image, is a struct with bytes, or is a binary column with a common
+    name; without any, a column of text with a common name contains the paths of the images. A label
+    column has the type ClassLabel, or contains integers, floats, booleans or strings and has a
     common name; it can also be a field of a JSON column.
 
     Args:
@@ -61,36 +75,73 @@ def choose_columns(
             raise ValueError(
                 f"there is no column {name!r}; choose one of the columns {', '.join(features)}."
             )
-    if image_column is None:
-        images = [name for name, feature in features.items() if _holds_images(name, feature)]
-        image_column = _preferred(images, IMAGE_COLUMNS)
+    image_column = image_column or _find_images(features)
     if image_column is None:
         raise ValueError(
             f"no column contains images; the columns are {', '.join(features)}. If one of them "
             "does, choose it with --image-column (image_column=...)."
         )
+    others = [name for name in features if name != image_column]
     if label_column is None:
-        classes = [name for name, feature in features.items() if hasattr(feature, "names")]
-        plain = [name for name in LABEL_COLUMNS if name in features and _is_plain(features[name])]
+        classes = [name for name in others if hasattr(features[name], "names")]
+        usual = [name for name in others if name.lower() in LABEL_COLUMNS]
+        plain = [name for name in usual if _holds_labels(features[name])]
         label_column = _preferred(classes, LABEL_COLUMNS) or _preferred(plain, LABEL_COLUMNS)
         if label_column is None:
             label_column, label_field = _label_in_json(features)
-    elif label_field is None and not (
-        hasattr(features[label_column], "names") or _is_plain(features[label_column])
-    ):
+    elif label_field is None and not _holds_labels(features[label_column]):
         raise ValueError(
             f"labels must be classes, integers or strings, but column {label_column!r} contains "
             f"{features[label_column]}; choose another --label-column."
         )
-    others = [name for name in features if name not in (image_column, label_column)]
+    others = [name for name in others if name != label_column]
     id_column = next((n for n in ID_COLUMNS if n in others and _is_plain(features[n])), None)
     return Columns(image_column, label_column, id_column, label_field)
+
+
+def notes_on_columns(features: Mapping[str, Any], columns: Columns, label_given: bool) -> list[str]:
+    """Return sentences about columns that look like labels and were not taken.
+
+    Args:
+        features: Types of the columns in `datasets`, by name.
+        columns: Columns that were chosen.
+        label_given: Whether the label column was given by the user.
+    """
+    if label_given:
+        return []
+    alike = [
+        name
+        for name, feature in features.items()
+        if name not in (columns.image, columns.label, columns.id)
+        and (LABEL_WORDS.search(name) or hasattr(feature, "names"))
+    ]
+    if not alike:
+        return []
+    taken = f"the labels are column {columns.label!r}" if columns.label else "there are no labels"
+    names = ", ".join(
+        name if _holds_labels(features[name]) else f"{name} (a type that holds no labels)"
+        for name in alike
+    )
+    return [f"{taken}; not taken: {names}; choose one with --label-column"]
+
+
+def holds_images(features: Mapping[str, Any]) -> bool:
+    """Return whether a table has a column that contains images."""
+    return any(_holds_images(name, feature) for name, feature in features.items())
+
+
+def _find_images(features: Mapping[str, Any]) -> str | None:
+    images = [name for name, feature in features.items() if _holds_images(name, feature)]
+    if images:
+        return _preferred(images, IMAGE_COLUMNS)
+    paths = [name for name, feature in features.items() if _is_text(feature)]
+    return next((name for usual in PATH_COLUMNS for name in paths if name.lower() == usual), None)
 
 
 def _split_name(features: Mapping[str, Any], name: str | None) -> tuple[str | None, str | None]:
     """Split COLUMN.FIELD if the column is a struct with this field."""
     column, _, label_field = (name or "").partition(".")
-    if name in features or not _is_plain(_fields_of(features.get(column)).get(label_field)):
+    if name in features or not _holds_labels(_fields_of(features.get(column)).get(label_field)):
         return name, None
     return column, label_field
 
@@ -98,7 +149,7 @@ def _split_name(features: Mapping[str, Any], name: str | None) -> tuple[str | No
 def _label_in_json(features: Mapping[str, Any]) -> tuple[str | None, str | None]:
     for column in JSON_COLUMNS:
         for name in LABEL_COLUMNS:
-            if _is_plain(_fields_of(features.get(column)).get(name)):
+            if _holds_labels(_fields_of(features.get(column)).get(name)):
                 return column, name
     return None, None
 
@@ -108,7 +159,9 @@ def _fields_of(feature: Any) -> Mapping[str, Any]:
 
 
 def _preferred(candidates: list[str], names: tuple[str, ...]) -> str | None:
-    return next((n for n in names if n in candidates), candidates[0] if candidates else None)
+    """Return the candidate whose name comes first in `names`, or else the first candidate."""
+    ranks = {name: rank for rank, name in enumerate(names)}
+    return min(candidates, key=lambda name: ranks.get(name.lower(), len(names)), default=None)
 
 
 def _holds_images(name: str, feature: Any) -> bool:
@@ -117,13 +170,28 @@ def _holds_images(name: str, feature: Any) -> bool:
     if isinstance(feature, datasets.Image):
         return True
     if isinstance(feature, Mapping):
-        return set(feature) == {"bytes", "path"}
-    return getattr(feature, "dtype", None) == "binary" and name in IMAGE_COLUMNS
+        is_empty = getattr(feature.get("bytes"), "dtype", None) == "null"  # only paths
+        return _is_binary(feature.get("bytes")) or (is_empty and _is_text(feature.get("path")))
+    return _is_binary(feature) and name.lower() in IMAGE_COLUMNS
+
+
+def _is_binary(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view")
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 def _is_plain(feature: Any) -> bool:
     dtype = getattr(feature, "dtype", None) or ""
-    return dtype in ("string", "large_string") or re.fullmatch(r"u?int\d+", dtype) is not None
+    return _is_text(feature) or re.fullmatch(r"u?int\d+", dtype) is not None
+
+
+def _holds_labels(feature: Any) -> bool:
+    dtype = getattr(feature, "dtype", None) or ""
+    is_number = re.fullmatch(r"bool|float\d+", dtype) is not None
+    return is_number or _is_plain(feature) or hasattr(feature, "names")
 
 
 def keep_encoded(dataset: Any, columns: Columns) -> Any:
@@ -131,8 +199,11 @@ def keep_encoded(dataset: Any, columns: Columns) -> Any:
     import datasets
 
     names = [name for name in (columns.image, columns.label, columns.id) if name is not None]
+    is_image = isinstance(dataset.features[columns.image], datasets.Image)
     dataset = dataset.select_columns(names).with_format(None)
+    if not is_image:
+        return dataset
     return dataset.cast_column(columns.image, datasets.Image(decode=False))
 
 
-__all__ = ["Columns", "choose_columns", "keep_encoded"]
+__all__ = ["Columns", "choose_columns", "holds_images", "keep_encoded", "notes_on_columns"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 
-from .columns import Columns, choose_columns, keep_encoded
-from .image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
+from .columns import Columns, choose_columns, keep_encoded, notes_on_columns
+from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
+from .inventory import Inventory
+from .labels import Labels, labels_of_values
 
 
 class DatasetSource(ImageSource):
@@ -23,9 +27,12 @@ class DatasetSource(ImageSource):
         description: Description of the data for logs and model cards.
         image_column: Name of the image column; None to find it by its type.
         label_column: Name of the label column; None to find it by its type and name.
+        folders: Folders that relative paths of images start from, and the number of consecutive
+            rows of each.
+        all_features: Types of all columns, if the dataset has only some of them.
 
     Raises:
-        ValueError: If there is no such column.
+        ValueError: If there is no such column, or if it does not contain labels.
     """
 
     def __init__(
@@ -34,19 +41,36 @@ class DatasetSource(ImageSource):
         description: str,
         image_column: str | None = None,
         label_column: str | None = None,
+        folders: Sequence[tuple[Path, int]] = (),
+        all_features: Mapping[str, Any] | None = None,
     ):
         self._columns = choose_columns(dataset.features, image_column, label_column)
+        features = all_features or dataset.features
+        notes = notes_on_columns(features, self._columns, label_column is not None)
         self._dataset = keep_encoded(dataset, self._columns)
-        self._labels, label_names = self._number_labels()
-        super().__init__(description, label_names, "id")
+        labels = self._number_labels()
+        self._labels = labels.values
+        self._folders = [folder for folder, _ in folders]
+        self._ends = np.cumsum([num_rows for _, num_rows in folders])
+        inventory = Inventory(len(dataset), len(dataset), notes=[*notes, *labels.notes])
+        super().__init__(description, labels.names, "id", inventory, labels.rule)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, position: int) -> ImageRecord:
+        position = range(len(self))[position]
         label = None if self._labels is None else int(self._labels[position])
-        row = self._dataset[range(len(self))[position]]
-        return _record(row, self._columns, str(position), None if label == NO_LABEL else label)
+        folder = None
+        if self._folders:
+            folder = self._folders[int(np.searchsorted(self._ends, position, side="right"))]
+        return _record(
+            self._dataset[position],
+            self._columns,
+            str(position),
+            None if label == NO_LABEL else label,
+            [] if folder is None else [folder],
+        )
 
     def name_of(self, position: int) -> str:
         """Return the id of a row, or its number."""
@@ -54,19 +78,15 @@ class DatasetSource(ImageSource):
             return str(position)
         return str(self._dataset.select_columns([self._columns.id])[position][self._columns.id])
 
-    def _number_labels(self) -> tuple[np.ndarray | None, list[str] | None]:
+    def _number_labels(self) -> Labels:
         column = self._columns.label
         if column is None:
-            return None, None
-        feature = self._dataset.features[column]
-        values = [self._columns.label_of({column: value}) for value in self._dataset[column]]
-        if hasattr(feature, "names"):
-            names, label_of = feature.names, {label: label for label in range(len(feature.names))}
-        else:
-            known = sorted({value for value in values if value is not None})
-            names, label_of = [str(value) for value in known], {v: i for i, v in enumerate(known)}
-        labels = np.array([label_of.get(value, NO_LABEL) for value in values], dtype=np.int64)
-        return (None, None) if (labels == NO_LABEL).all() else (labels, names)
+            return Labels()
+        names = getattr(self._dataset.features[column], "names", None)
+        values = (self._columns.label_of({column: value}) for value in self._dataset[column])
+        if self._columns.label_field is not None:
+            column = f"{column}.{self._columns.label_field}"
+        return labels_of_values(values, column, names)
 
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for a row without one, or None if there are none."""
@@ -84,64 +104,45 @@ class DatasetSource(ImageSource):
 
 
 class StreamingImageSource:
-    """Rows of a `datasets.IterableDataset`, for data that does not fit on the disk.
-
-    Only a ClassLabel column is used for labels: the names of other labels are not known before the
-    end of the stream.
+    """Images as a stream of shards, for data that does not fit on the disk.
 
     Args:
-        dataset: Dataset with an image column.
         description: Description of the data for logs and model cards.
-        image_column: Name of the image column; None to find it by its type.
-        label_column: Name of the label column; None to find it by its type and name.
+        label_names: Names of the classes, or None.
         identity: Strings that identify the data independently of where it is stored: names and
             sizes of its shards.
-
-    Raises:
-        ValueError: If there is no such column, or if the names of its labels are not known.
+        inventory: Notes on the source; the images of a stream are not counted.
     """
+
+    id_column = "id"
 
     def __init__(
         self,
-        dataset: Any,
         description: str,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        *,
+        label_names: list[str] | None,
         identity: Sequence[str],
+        inventory: Inventory | None = None,
     ):
-        features = dataset.features or dataset._resolve_features().features
-        self._columns = choose_columns(features, image_column, label_column)
-        self.label_names: list[str] | None = None
-        if self._columns.label is not None:
-            self.label_names = getattr(features[self._columns.label], "names", None)
-            if self.label_names is None and label_column is not None:
-                raise ValueError(
-                    f"labels of a stream must be in a ClassLabel column, but {label_column!r} has "
-                    "another type, so the names of its labels are not known before the end of the "
-                    "stream; read the data without streaming."
-                )
-        self._dataset = keep_encoded(dataset, self._columns)
         self.description = description
+        self.label_names = label_names
         self.identity = identity
-        self.id_column = "id"
+        self.inventory = inventory or Inventory(found=0, taken=0)
+        self.label_rule: str | None = None
 
     @property
     def num_shards(self) -> int:
         """Number of parts that can be read independently: files, or row groups of Parquet files."""
-        return self._dataset.num_shards
+        raise NotImplementedError
 
-    @functools.cached_property
+    @property
     def resharded(self) -> StreamingImageSource:
         """The same stream divided into more shards, if possible: row groups of Parquet files."""
-        finer = copy.copy(self)
-        finer._dataset = self._dataset.reshard()
-        return finer
+        return self
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the identity and the columns, which are known without reading the stream."""
-        return short_hash([str(self._columns).encode(), *(text.encode() for text in self.identity)])
+        """Hash of the identity, which is known without reading the stream."""
+        return short_hash(text.encode() for text in self.identity)
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
@@ -161,6 +162,84 @@ class StreamingImageSource:
         Raises:
             ValueError: If the shard cannot be read.
         """
+        raise NotImplementedError
+
+
+class DatasetStream(StreamingImageSource):
+    """Rows of a `datasets.IterableDataset`.
+
+    Only a ClassLabel column is used for labels: the names of other labels are not known before the
+    end of the stream.
+
+    Args:
+        dataset: Dataset with an image column.
+        description: Description of the data for logs and model cards.
+        image_column: Name of the image column; None to find it by its type.
+        label_column: Name of the label column; None to find it by its type and name.
+        identity: Strings that identify the data independently of where it is stored: names and
+            sizes of its shards.
+        folders: Folders that relative paths of images can start from.
+        all_features: Types of all columns, if the dataset has only some of them.
+
+    Raises:
+        ValueError: If there is no such column, or if the names of its labels are not known.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        description: str,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        *,
+        identity: Sequence[str],
+        folders: Sequence[Path] = (),
+        all_features: Mapping[str, Any] | None = None,
+    ):
+        features = dataset.features or dataset._resolve_features().features
+        self._columns = choose_columns(features, image_column, label_column)
+        label_names = None
+        notes = notes_on_columns(all_features or features, self._columns, label_column is not None)
+        if self._columns.label is not None:
+            label_names = getattr(features[self._columns.label], "names", None)
+            if label_names is None and label_column is not None:
+                raise ValueError(
+                    f"labels of a stream must be in a ClassLabel column, but {label_column!r} has "
+                    "another type, so the names of its labels are not known before the end of the "
+                    "stream; read the data without streaming."
+                )
+            if label_names is None:
+                notes.append(
+                    f"a stream has no labels, as column {self._columns.label!r} is no ClassLabel"
+                )
+        self._dataset = keep_encoded(dataset, self._columns)
+        self._folders = list(folders)
+        inventory = Inventory(found=0, taken=0, notes=notes)
+        super().__init__(description, label_names, identity, inventory)
+        if label_names is not None:
+            self.label_rule = f"column {self._columns.label!r}, {len(label_names)} classes"
+
+    @property
+    def num_shards(self) -> int:
+        """Number of parts that can be read independently: files, or row groups of Parquet files."""
+        return self._dataset.num_shards
+
+    @functools.cached_property
+    def resharded(self) -> DatasetStream:
+        """The same stream divided into more shards, if possible: row groups of Parquet files."""
+        finer = copy.copy(self)
+        finer._dataset = self._dataset.reshard()
+        return finer
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the identity and the columns, which are known without reading the stream."""
+        return short_hash([str(self._columns).encode(), *(text.encode() for text in self.identity)])
+
+    def read_shard(
+        self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
+    ) -> Iterator[ImageRecord]:
+        """Yield the records of a shard; see `StreamingImageSource`."""
         from datasets.distributed import split_dataset_by_node
 
         dataset = self._dataset.shard(self.num_shards, shard)
@@ -175,7 +254,9 @@ class StreamingImageSource:
                 row = {name: values[0] for name, values in batch.items()}
                 label = self._columns.label_of(row) if self.label_names is not None else None
                 name = f"shard {shard} row {count * num_parts + part}"
-                yield _record(row, self._columns, name, None if label == NO_LABEL else label)
+                yield _record(
+                    row, self._columns, name, None if label == NO_LABEL else label, self._folders
+                )
         except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"shard {shard} (from 0, sorted by name) of {self.description} cannot be read: "
@@ -185,13 +266,30 @@ class StreamingImageSource:
             batches.close()  # pyarrow threads that are still reading can block the exit of Python
 
 
-def _record(row: dict, columns: Columns, name: str, label: int | None) -> ImageRecord:
+def _record(
+    row: dict, columns: Columns, name: str, label: int | None, folders: Sequence[Path]
+) -> ImageRecord:
     if columns.id is not None:
         name = str(row[columns.id])
-    image = row[columns.image] or {}
-    content = image.get("bytes")
+    image = row[columns.image]
+    if isinstance(image, Mapping):
+        content = image.get("bytes")
+        image = content if content is not None else image.get("path")
+    if isinstance(image, str):
+        image = _resolved(image, folders)
     # For a row without an image, the decoder reports the empty bytes.
-    return ImageRecord(name, content if content is not None else image.get("path") or b"", label)
+    return ImageRecord(name, b"" if image is None else image, label)
 
 
-__all__ = ["DatasetSource", "StreamingImageSource"]
+def _resolved(path: str, folders: Sequence[Path]) -> str | UnreadableContent:
+    """Return the path of an image that a table names, relative to the folder of the table."""
+    candidates = [os.path.join(folder, path) for folder in folders] or [path]
+    existing = [candidate for candidate in candidates if os.path.exists(candidate)]
+    if len(existing) > 1:
+        return UnreadableContent(f"its path is not unique: {', '.join(existing)}")
+    if not existing:
+        return UnreadableContent(f"there is no file {candidates[0]!r}")
+    return existing[0]
+
+
+__all__ = ["DatasetSource", "DatasetStream", "StreamingImageSource"]

@@ -1,4 +1,4 @@
-"""Decode image files of any kind to eight-bit RGB, or report why that is not possible."""
+"""Decode image files of any kind to the pixels that a model reads, or report why that fails."""
 
 from __future__ import annotations
 
@@ -8,15 +8,35 @@ import stat
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
+from .files.image_plugins import register_plugins
+from .files.raw_pixels import (
+    NPY_START,
+    PNG_DEEP,
+    PixelsError,
+    RawPixels,
+    channels_reason,
+    raw_array,
+    raw_pillow,
+    read_npy,
+    read_png,
+    read_tiff,
+    scale_pixels,
+    too_many_pixels,
+    turn_upright,
+)
+from .image_source import UnreadableContent
+from .pixel_format import DecodedPixels, PixelFormat
 
-# Exceptions that Pillow's decoders raise on corrupt data, determined by experiment.
-PILLOW_ERRORS = (
+# Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
+# tifffile's.
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -26,7 +46,7 @@ PILLOW_ERRORS = (
     KeyError,
     TypeError,
     AttributeError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -43,21 +63,40 @@ UPRIGHT = {
 }
 
 
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+START_LENGTH = 32  # bytes that tell the format
+LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
+LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
+GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
+MAX_UNREDUCED = 80_000_000  # pixels; a larger image is reduced further, to MIN_GAP, or refused
+MIN_GAP = 2
+BLOCK_PIXELS = 1 << 20  # pixels that are reduced at a time
+BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA": 4}
+
+register_plugins()
+
+AnyImage = bytes | str | Path | Image.Image | np.ndarray
+Content = AnyImage | UnreadableContent
+
+
 class UnreadableImageError(ValueError):
     """Image that cannot be decoded; the message is a short reason without the name of the image."""
 
 
-def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
+def decode_image(image: Content, pixel_range: tuple[float, float] | None = None) -> Image.Image:
     """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
     The alpha channel is dropped, not blended with a background, so the color stored in transparent
     pixels becomes visible. `transformers.image_utils.load_image` does the same, and
     `pipeline("image-feature-extraction")` and selfvit must compute the same vectors. There is one
-    difference: gray values of more than eight bits are scaled (see `to_eight_bit`), where Pillow's
-    `convert` would clip them to white.
+    difference: values of more than eight bits are scaled, where Pillow's `convert` would clip them
+    to white.
 
     Args:
-        image: Content of a file, path of a file, or an open image, which is not changed.
+        image: Content of a file, path of a file, an open image, which is not changed, or an array.
+        pixel_range: Values of black and white in files of more than eight bits, as in
+            `PixelFormat`.
 
     Returns:
         New image with mode RGB.
@@ -66,85 +105,207 @@ def decode_image(image: bytes | str | Path | Image.Image) -> Image.Image:
         UnreadableImageError: If the image is empty, truncated, not an image, or so large that
             decoding it could exhaust the memory (more than twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
+    pixels = decode_pixels(image, PixelFormat(3, pixel_range)).pixels
+    return Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8))
+
+
+def decode_pixels(
+    image: Content,
+    pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
+    target: tuple[int, int] | None = None,
+) -> DecodedPixels:
+    """Decode the first frame of an image to the pixels that a model reads, rotated upright.
+
+    Files of at most eight bits become uint8. All others become float32 on the same scale, from 0 to
+    255 and not rounded. Nothing wraps: values outside of the range are clipped.
+
+    Args:
+        image: Content of a file, path of a file, an open image, which is not changed, or an array
+            (H, W), (H, W, C) or (C, H, W). Files may be `.npy` files of such arrays.
+        pixel_format: Pixels that the model reads.
+        target: (height, width) in pixels that the output needs at least. An image far above it and
+            above 40 megapixels is reduced while it is decoded, so that it takes less memory.
+
+    Returns:
+        Pixels (H, W, C), and the values that were seen.
+
+    Raises:
+        UnreadableImageError: If the image is empty, truncated, not an image, too large, or has
+            another number of channels.
+    """
     # Pillow warns about photos above its pixel limit (valid up to twice the limit) and about
     # unusual EXIF blocks and palettes. In a dataset of a million files these warnings are noise.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if isinstance(image, Image.Image):
-                return _upright_rgb(image)
-            with _open(image) as opened:
-                return _upright_rgb(opened)
+            return _decode(image, pixel_format, target)
         except UnreadableImageError:
             raise
+        except PixelsError as error:
+            raise UnreadableImageError(str(error)) from error
         except Image.DecompressionBombError as error:
-            raise UnreadableImageError(
-                f"too many pixels: more than {2 * (Image.MAX_IMAGE_PIXELS or 0)}, the limit that "
-                "protects against decompression bombs"
-            ) from error
+            raise UnreadableImageError(too_many_pixels()) from error
         except UnidentifiedImageError as error:
             raise UnreadableImageError(
                 "not an image, or a format that Pillow does not support"
             ) from error
-        except PILLOW_ERRORS as error:
+        except MemoryError as error:
+            raise UnreadableImageError("not enough memory to decode it") from error
+        except DECODER_ERRORS as error:
             raise UnreadableImageError(_reason(error)) from error
 
 
-def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Scale a gray image of more than eight bits to eight bits; return other images unchanged.
-
-    Values of sixteen-bit modes are divided by 257 (65535 becomes 255). Modes I (32-bit integers)
-    and F (floats) do not define the value of white; it is the first of 1 (F only), 255 and 65535
-    that no pixel exceeds, or else the value of the brightest pixel. Negative values and NaN
-    become 0.
-
-    Args:
-        image: Image of any mode.
-
-    Returns:
-        The image itself, or a new image with mode L.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    brightest = float(values.max())
-    if image.mode.startswith("I;16"):
-        white = 65535.0
-    else:
-        candidates = ([1.0] if image.mode == "F" else []) + [255.0, 65535.0]
-        white = next((white for white in candidates if brightest <= white), brightest)
-    scaled = np.clip(values * (255.0 / white), 0, 255)
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
+def _decode(
+    image: Content, pixel_format: PixelFormat, target: tuple[int, int] | None
+) -> DecodedPixels:
+    if isinstance(image, UnreadableContent):
+        raise UnreadableImageError(image.reason)
+    if isinstance(image, Image.Image):
+        return _decode_pillow(image, pixel_format, target)
+    if isinstance(image, np.ndarray):
+        return _scaled(raw_array(image, pixel_format.num_channels), pixel_format, target)
+    start = _start(image)
+    raw: RawPixels | None = None
+    if start.startswith(NPY_START):
+        raw = read_npy(image, pixel_format.num_channels)
+    elif start.startswith(TIFF_STARTS):
+        raw = read_tiff(image, pixel_format.num_channels)
+    if raw is not None:
+        return _scaled(raw, pixel_format, target)
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        if start.startswith(PNG_START) and start[24] == 16 and start[25] in PNG_DEEP:
+            raw = replace(read_png(opened, start[25]), orientation=_orientation(opened))
+            return _scaled(raw, pixel_format, target)
+        _draft(opened, target)
+        return _decode_pillow(opened, pixel_format, target)
 
 
-def _open(image: bytes | str | Path) -> Image.Image:
-    if isinstance(image, bytes):
-        num_bytes = len(image)
-    else:
-        status = os.stat(image)
-        if not stat.S_ISREG(
-            status.st_mode
-        ):  # reading a pipe would block until something writes to it
-            raise UnreadableImageError("not a regular file but a pipe, socket, device or folder")
-        num_bytes = status.st_size
-    if num_bytes == 0:
-        raise UnreadableImageError("empty file (0 bytes)")
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+def _scaled(
+    raw: RawPixels, pixel_format: PixelFormat, target: tuple[int, int] | None
+) -> DecodedPixels:
+    height, width, num_bands = raw.values.shape
+    factor = 1
+    if height * width * min(num_bands, pixel_format.num_channels) > LARGE_VALUES:
+        factor = _factor((height, width), target, raw.orientation)
+    decoded = scale_pixels(raw, pixel_format, factor)
+    return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation))
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _decode_pillow(
+    image: Image.Image, pixel_format: PixelFormat, target: tuple[int, int] | None
+) -> DecodedPixels:
+    """Decode an image that Pillow opened."""
+    maxval = _maxval(image)
     image.load()
+    orientation = _orientation(image)
+    if image.mode.startswith(("I", "F")):
+        raw = replace(raw_pillow(image, maxval), orientation=orientation)
+        return _scaled(raw, pixel_format, target)
+    mode = _mode(image, pixel_format.num_channels)
+    width, height = image.size
+    factor = 1
+    if width * height > LARGE:
+        factor = _factor((height, width), target, orientation)
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which fails if another entry of
     # the block is invalid.
-    upright = UPRIGHT.get(_orientation(image))
-    converted = to_eight_bit(image).convert("RGB")
-    return converted if upright is None else converted.transpose(upright)
+    upright = UPRIGHT.get(orientation)
+    converted = _convert(image, mode) if factor == 1 else _reduce(image, mode, factor)
+    converted = converted if upright is None else converted.transpose(upright)
+    pixels = np.array(converted)  # a copy, which may be changed
+    return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None])
+
+
+def _mode(image: Image.Image, num_channels: int) -> str:
+    """Return the mode with as many channels as the model reads."""
+    if num_channels in (1, 3):
+        return "L" if num_channels == 1 else "RGB"
+    count = BANDS.get(image.mode, 3)
+    if image.mode == "P" and "transparency" in image.info:
+        count = 4
+    if count != num_channels:
+        raise UnreadableImageError(channels_reason(count, num_channels))
+    return {2: "LA", 4: "RGBA"}[count]
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if mode == "L" and image.mode not in ("1", "L", "LA", "La", "RGB"):
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _reduce(image: Image.Image, mode: str, factor: int) -> Image.Image:
+    """Return the means of blocks of pixels; blocks of rows are converted one after the other."""
+    width, height = image.size
+    size = (-(-width // factor), -(-height // factor))
+    reduced = Image.new(mode, size)
+    rows = factor * max(1, BLOCK_PIXELS // (width * factor))
+    for top in range(0, height, rows):
+        block = image.crop((0, top, width, min(height, top + rows)))
+        reduced.paste(_convert(block, mode).reduce(factor), (0, top // factor))
+    return reduced
+
+
+def _factor(size: tuple[int, int], target: tuple[int, int] | None, orientation: int) -> int:
+    """Return how many pixels per side a large image may lose, without harm to the output."""
+    if target is None:
+        return 1
+    needed = target if orientation < 5 else target[::-1]
+    ratio = min(have / need for have, need in zip(size, needed, strict=True))
+    factor = int(ratio / GAP)
+    if factor < 2 and size[0] * size[1] > MAX_UNREDUCED:
+        factor = int(ratio / MIN_GAP)
+        if factor < 2:
+            raise UnreadableImageError(
+                f"too large: {size[1]} x {size[0]} pixels; above {MAX_UNREDUCED:,} pixels, both "
+                f"sides must have at least {2 * MIN_GAP} times the pixels that the output needs"
+            )
+    return max(1, factor)
+
+
+def _draft(opened: Image.Image, target: tuple[int, int] | None) -> None:
+    """Let the JPEG decoder reduce a large photo, by 2, 4 or 8."""
+    width, height = opened.size
+    factor = 1
+    if width * height > LARGE:
+        factor = _factor((height, width), target, _orientation(opened))
+    if factor > 1:
+        opened.draft(None, (width // factor, height // factor))  # type: ignore[arg-type]
+
+
+def _start(image: bytes | str | Path) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        UnreadableImageError: If it is empty, or not a file.
+    """
+    if isinstance(image, bytes):
+        start = image[:START_LENGTH]
+    else:
+        # reading a pipe would block until something writes to it
+        if not stat.S_ISREG(os.stat(image).st_mode):
+            raise UnreadableImageError("not a regular file but a pipe, socket, device or folder")
+        with open(image, "rb") as file:
+            start = file.read(START_LENGTH)
+    if not start:
+        raise UnreadableImageError("empty file (0 bytes)")
+    return start.ljust(START_LENGTH, b"\0")
+
+
+def _maxval(image: Image.Image) -> int | None:
+    """Return the largest value that the header of a PGM file declares; Pillow scales to 65535."""
+    if image.format != "PPM" or image.mode != "I":
+        return None
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else None
+    if isinstance(arguments, tuple) and isinstance(arguments[-1], int):
+        return arguments[-1]
+    return 65535
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ORIENTATION_TAG, 1)
-    except PILLOW_ERRORS:
+    except DECODER_ERRORS:
         return 1  # a broken EXIF block does not make the pixels unusable
 
 
@@ -155,4 +316,4 @@ def _reason(error: BaseException) -> str:
     return f"{'truncated' if 'truncated' in text.lower() else 'corrupt'}: {text}"
 
 
-__all__ = ["UnreadableImageError", "decode_image", "to_eight_bit"]
+__all__ = ["AnyImage", "Content", "UnreadableImageError", "decode_image", "decode_pixels"]

@@ -1,120 +1,159 @@
-"""Source that reads the image files of a folder, labeled by the first-level folders if possible."""
+"""Source that reads image files by their paths below a folder, or from a zip file."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..errors import shorten
-from .image_source import ImageRecord, ImageSource, short_hash
-
-# Formats that Pillow recognizes but cannot decode by itself.
-UNDECODABLE_FORMATS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+from .files.image_formats import (
+    NOT_IMAGES,
+    SIGNATURE_BYTES,
+    extension_of,
+    format_of,
+    image_extensions,
+    missing_support,
+)
+from .files.listing import is_hidden
+from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
+from .inventory import Inventory
+from .labels import Labels
 
 
 class FolderSource(ImageSource):
-    """All image files below a folder, sorted by path, without hidden files and folders.
-
-    The images are labeled if there are at least two first-level folders and every image is in one
-    of them.
+    """Image files by their paths.
 
     Args:
-        folder: Folder of image files, flat or nested.
-
-    Raises:
-        ValueError: If the folder contains no image file.
+        folder: Folder that the paths are relative to.
+        paths: Paths of the files, in the order of the source.
+        description: Description of the data for logs and model cards.
+        labels: Labels of the images.
+        inventory: Files that were found, taken and left out.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(
+        self,
+        folder: Path,
+        paths: list[str],
+        description: str,
+        labels: Labels,
+        inventory: Inventory,
+    ):
+        super().__init__(description, labels.names, "path", inventory, labels.rule)
         self.folder = folder
-        self.paths = sorted(image_files(folder))
-        if not self.paths:
-            raise ValueError(
-                f"there are no images in {str(folder)!r}, which contains "
-                f"{_list_contents(folder)}; the extension of an image file must be one of "
-                f"{', '.join(sorted(image_extensions()))}."
-            )
-        first_folders = {path.split("/")[0] for path in self.paths}
-        is_labeled = len(first_folders) > 1 and all("/" in path for path in self.paths)
-        label_names = sorted(first_folders) if is_labeled else None
-        super().__init__(f"{len(self.paths)} image files in {folder}", label_names, "path")
-        self._label_of = {name: label for label, name in enumerate(label_names or [])}
+        self.paths = paths
+        self._labels = labels.values
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, position: int) -> ImageRecord:
         path = self.paths[position]
-        return ImageRecord(_printable(path), str(self.folder / path), self._label(path))
+        label = None if self._labels is None else int(self._labels[position])
+        content = self.read(path)
+        return ImageRecord(printable(path), content, None if label == NO_LABEL else label)
 
     def name_of(self, position: int) -> str:
         """Return the path of an image within the folder."""
-        return _printable(self.paths[position])
+        return printable(self.paths[position])
 
-    def _label(self, path: str) -> int | None:
-        return self._label_of[path.split("/")[0]] if self._label_of else None
+    def read(self, path: str) -> str | bytes | UnreadableContent:
+        """Return what the decoder opens: the path of the file, or its content."""
+        return os.path.join(self.folder, path)
 
     def labels(self) -> np.ndarray | None:
-        """Return the labels (N,), int64, or None if the images are unlabeled."""
-        if self.label_names is None:
-            return None
-        return np.array([self._label(path) for path in self.paths], dtype=np.int64)
+        """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""
+        return None if self._labels is None else self._labels.copy()
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of the paths."""
-        return short_hash(_printable(path).encode() for path in self.paths)
+        """Hash of the paths, and of labels that do not follow from them."""
+        parts = [printable(path).encode() for path in self.paths]
+        if self._labels is not None and not (self.label_rule or "").startswith("folder names"):
+            parts.append(self._labels.tobytes())
+        return short_hash(parts)
 
 
-@functools.cache
-def image_extensions() -> frozenset[str]:
-    """Return the extensions of the formats that Pillow can decode, in lower case, with the dot."""
-    return frozenset(
-        extension
-        for extension, name in Image.registered_extensions().items()
-        if name in Image.OPEN and name not in UNDECODABLE_FORMATS
-    )
+class ZipSource(FolderSource):
+    """Image files in a zip file; a folder that contains all of them is not part of their names.
+
+    Args:
+        archive: Path of the zip file.
+        members: Names of the members, in the order of the source.
+        args: Positional arguments of `FolderSource` from `description` on.
+    """
+
+    def __init__(self, archive: Path, members: list[str], *args: Any):
+        super().__init__(archive, members, *args)
+        self._opened: zipfile.ZipFile | None = None
+        self._opened_by = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def read(self, path: str) -> bytes | UnreadableContent:
+        """Return the content of a member, or why it cannot be read."""
+        # A file position that processes share would mix up their reads.
+        if self._opened is None or self._opened_by != os.getpid():
+            self._opened, self._opened_by = zipfile.ZipFile(self.folder), os.getpid()
+        try:
+            return self._opened.read(path)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            return UnreadableContent(f"damaged or encrypted in the zip file: {error}")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the names of the members."""
+        return short_hash(printable(path).encode() for path in self.paths)
 
 
-def image_files(folder: Path) -> Iterator[str]:
-    """Yield the image files below a folder as relative POSIX paths, in no particular order."""
-    extensions = image_extensions()
-    for root, names, files in os.walk(folder, followlinks=True):
-        names[:] = [
-            name
-            for name in names
-            if not name.startswith(".") and not _links_to_ancestor(os.path.join(root, name))
-        ]
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
-                yield Path(root, name).relative_to(folder).as_posix()
+def members_of_zip(archive: Path) -> list[zipfile.ZipInfo]:
+    """Return the files in a zip file that are not hidden.
+
+    Raises:
+        ValueError: If the file is no zip file or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{str(archive)!r} cannot be read as a zip file: {error}; repair or replace it."
+        ) from error
+    return [entry for entry in members if not entry.is_dir() and not is_hidden(entry.filename)]
 
 
-def _links_to_ancestor(path: str) -> bool:
-    if not os.path.islink(path):
-        return False
-    return Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path))
+def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
+    """Return the extension of a member; where that tells nothing, of the format of its content.
+
+    Args:
+        archive: Path of the zip file.
+        entry: Member.
+    """
+    extension = extension_of(entry.filename)
+    if extension in image_extensions() | NOT_IMAGES or missing_support(extension) is not None:
+        return extension
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(entry) as file:
+            return format_of(file.read(SIGNATURE_BYTES)) or extension
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return extension
 
 
-def _list_contents(folder: Path) -> str:
-    found = sorted(
-        entry.name + ("/" if entry.is_dir() else "")
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".")
-    )
-    if not found:
-        return "nothing"
-    return shorten(found, 5)
-
-
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-__all__ = ["FolderSource", "image_extensions", "image_files"]
+__all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip", "printable"]

@@ -15,18 +15,29 @@ NO_LABEL = -1  # the value that `datasets` uses in unlabeled splits
 
 
 @dataclass(frozen=True)
+class UnreadableContent:
+    """Content of an image that its container cannot return.
+
+    Args:
+        reason: Reason, without the name of the image.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class ImageRecord:
     """One image that is not decoded yet.
 
     Args:
         id: Name of the image in reports and results: its path within the folder, its id, or its
             row.
-        image: Content of the file, path of the file, or an open image.
+        image: Content of the file, path of the file, an open image, or why there is none.
         label: Index into `label_names` of the source, or None.
     """
 
     id: str
-    image: bytes | str | Image.Image
+    image: bytes | str | Image.Image | UnreadableContent
     label: int | None = None
 
 
@@ -37,19 +48,30 @@ class ImageSource:
         description: Description of the data for logs and model cards.
         label_names: Names of the classes, or None if the images are unlabeled.
         id_column: Name of the id column in tables: "path" or "id".
+        inventory: Images that were found when the source was opened; None if all were taken.
+        label_rule: Rule that the labels were derived by, or None.
     """
 
-    def __init__(self, description: str, label_names: list[str] | None, id_column: str):
+    def __init__(
+        self,
+        description: str,
+        label_names: list[str] | None,
+        id_column: str,
+        inventory: Inventory | None = None,
+        label_rule: str | None = None,
+    ):
         self.description = description
         self.label_names = label_names
         self.id_column = id_column
-        self.label_rule: str | None = None  # where the labels come from, for users
-        self._inventory: Inventory | None = None
+        self.label_rule = label_rule
+        self._inventory = inventory
 
     @property
     def inventory(self) -> Inventory:
-        """Images found, taken and left out; by default, every image found is taken."""
-        return self._inventory or Inventory(len(self), len(self))
+        """Images that were found, taken and left out when the source was opened."""
+        if self._inventory is None:
+            self._inventory = Inventory(found=len(self), taken=len(self))
+        return self._inventory
 
     @inventory.setter
     def inventory(self, inventory: Inventory) -> None:

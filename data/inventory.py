@@ -77,6 +77,17 @@ class Inventory:
         )
 
 
+def opening_lines(inventory: Inventory, label_rule: str | None) -> list[str]:
+    """Return what to print of a source when it is opened: the label rule, then the notes.
+
+    Args:
+        inventory: Inventory of the source.
+        label_rule: Rule that the labels were derived by, or None.
+    """
+    rule = [] if label_rule is None else [f"labels: {label_rule}"]
+    return [*rule, *(f"note: {note}" for note in inventory.notes)]
+
+
 def group_reasons(reasons: Sequence[str]) -> str:
     """Return the different reasons with their counts, the most frequent first.
 
@@ -130,6 +141,7 @@ __all__ = [
     "LeftOut",
     "SkippedImage",
     "group_reasons",
+    "opening_lines",
     "read_left_out",
     "write_left_out",
 ]

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +19,18 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.decoding import UnreadableImageError, decode_image
+from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
-from ..data.reading import read_images, unreadable_reason
+from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
+from ..data.reading import read_images, read_spread_images, unreadable_reason
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
+from .preprocessing import needed_size, pixel_format_of, pixel_values_of
 
-AnyImage = bytes | str | Path | Image.Image
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Embedder:
         device: Device to compute on; None for the current device of the model.
         dtype: Precision to compute in; None for the current one of the model. The vectors are
             always float32.
+        pixel_range: Values of black and white in files of more than eight bits, as in
+            `PixelFormat`; None for the range of the processor, if it has one.
 
     Raises:
         ValueError: If `batch_size` or `num_workers` is out of range.
@@ -102,6 +107,7 @@ class Embedder:
         num_workers: int = 0,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        pixel_range: tuple[float, float] | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
@@ -112,6 +118,8 @@ class Embedder:
         self.normalize = normalize
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.pixel_format = pixel_format_of(processor, pixel_range)
+        self._range_check = RangeCheck()
 
     @classmethod
     def from_pretrained(
@@ -125,6 +133,7 @@ class Embedder:
         num_workers: int = 0,
         device: str | None = None,
         dtype: str = "float32",
+        pixel_range: tuple[float, float] | None = None,
     ) -> Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
@@ -140,6 +149,8 @@ class Embedder:
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
                 first.
             dtype: Precision to compute in: "float32", "bfloat16" or "float16".
+            pixel_range: Values of black and white in files of more than eight bits, as in
+                `PixelFormat`; None for the range stored in the checkpoint, if there is one.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -161,6 +172,7 @@ class Embedder:
             batch_size=batch_size,
             num_workers=num_workers,
             device=device,
+            pixel_range=pixel_range,
         )
 
     @property
@@ -172,8 +184,8 @@ class Embedder:
         """Embed one or more images.
 
         Args:
-            images: One image or a sequence of images, each a path, the content of an image file, or
-                a PIL image.
+            images: One image or a sequence of images, each a path, the content of an image file, a
+                PIL image, or an array (H, W), (H, W, C) or (C, H, W).
 
         Returns:
             Vectors, (N, E), float32; for a single image, (E,).
@@ -181,7 +193,7 @@ class Embedder:
         Raises:
             UnreadableImageError: If an image cannot be read; the message names the image.
         """
-        if isinstance(images, (bytes, str, Path, Image.Image)):
+        if isinstance(images, (bytes, str, Path, Image.Image, np.ndarray)):
             return self([images])[0]
         vectors = [np.empty((0, self.embedding_size), dtype=np.float32)]
         for start in range(0, len(images), self.batch_size):
@@ -189,14 +201,25 @@ class Embedder:
             for position, image in enumerate(images[start : start + self.batch_size], start):
                 name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
                 try:
-                    pixels.append(preprocess(image, self.processor))
+                    pixels.append(self._prepare(name, image))
                 except Exception as error:
                     reason = unreadable_reason(error)
                     if reason is None:
                         raise
                     raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
             vectors.append(self.embed_pixels(torch.stack(pixels)))
+        self._warn_of_ranges()
         return np.concatenate(vectors)
+
+    def _prepare(self, name: str, image: AnyImage) -> Tensor:
+        pixel_values, ranges = _decode_and_preprocess(image, self.processor, self.pixel_format)
+        self._range_check.add(name, ranges)
+        return pixel_values
+
+    def _warn_of_ranges(self) -> None:
+        warning = self._range_check.warning_once()
+        if warning is not None:
+            logger.warning(warning)
 
     def embed(self, source: ImageSource, *, progress: bool = False) -> EmbeddedImages:
         """Embed all images of a source and return all vectors in memory.
@@ -235,10 +258,14 @@ class Embedder:
         """
         batches = read_images(
             source,
-            partial(preprocess_record, processor=self.processor),
+            partial(
+                _preprocess_named,
+                processor=self.processor,
+                pixel_format=self.pixel_format,
+            ),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate=torch.stack,
+            collate=_stack,
         )
         num_skipped = 0
         with (
@@ -248,11 +275,15 @@ class Embedder:
             for batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
                 if batch.pixels is not None:
-                    vectors = self.embed_pixels(batch.pixels)
+                    pixel_values, ranges = batch.pixels
+                    vectors = self.embed_pixels(pixel_values)
+                    for name, found in zip(batch.ids, ranges, strict=True):
+                        self._range_check.add(name, found)
                 num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
                 bar.update(len(batch.ids) + len(batch.skipped))
                 yield EmbeddedBatch(batch.ids, batch.labels, vectors, batch.skipped)
+        self._warn_of_ranges()
 
     def embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         """Embed preprocessed images.
@@ -280,12 +311,18 @@ class Embedder:
         return vectors.cpu().numpy()
 
 
-def preprocess(image: AnyImage, processor: BaseImageProcessor) -> Tensor:
+def preprocess(
+    image: Content,
+    processor: BaseImageProcessor,
+    pixel_range: tuple[float, float] | None = None,
+) -> Tensor:
     """Decode and preprocess one image.
 
     Args:
-        image: Path, content of an image file, or PIL image.
+        image: Path, content of an image file, PIL image, or array (H, W), (H, W, C) or (C, H, W).
         processor: Image processor.
+        pixel_range: Values of black and white in files of more than eight bits; None for the range
+            of the processor, if it has one.
 
     Returns:
         Normalized pixels, (C, H, W), float32.
@@ -293,20 +330,67 @@ def preprocess(image: AnyImage, processor: BaseImageProcessor) -> Tensor:
     Raises:
         UnreadableImageError: If the image cannot be decoded.
     """
-    return processor(decode_image(image), return_tensors="pt")["pixel_values"][0]
+    return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
 
 
-def preprocess_record(record: ImageRecord, processor: BaseImageProcessor) -> Tensor:
-    """Decode and preprocess the image of a record, as `preprocess` does.
+def preprocess_spread_images(
+    source: ImageSource,
+    processor: BaseImageProcessor,
+    num_images: int,
+    *,
+    num_workers: int,
+    pixel_range: tuple[float, float] | None = None,
+) -> tuple[list[Tensor], list[SkippedImage]]:
+    """Decode and preprocess images spread evenly over a source, as `read_spread_images` does.
 
     Args:
-        record: Record of a source.
+        source: Images to read.
         processor: Image processor.
+        num_images: Maximum number of images.
+        num_workers: Number of processes that read; 0 uses the current process.
+        pixel_range: Values of black and white, as in `preprocess`.
+
+    Returns:
+        Normalized pixels of the images, each (C, H, W), and the images that cannot be read.
 
     Raises:
-        UnreadableImageError: If the image cannot be decoded.
+        ValueError: If no image can be read, or `num_images` is below 1.
     """
-    return preprocess(record.image, processor)
+    pixel_format = pixel_format_of(processor, pixel_range)
+    prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
+    images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
+    warn_of_ranges({name: ranges for name, _, ranges in images})
+    return [pixel_values for _, pixel_values, _ in images], skipped
+
+
+def warn_of_ranges(ranges: Mapping[str, ValueRanges]) -> None:
+    """Log one warning if images have values that do not fit their range, see `RangeCheck`.
+
+    Args:
+        ranges: Ranges by the name of the image.
+    """
+    check = RangeCheck()
+    for name, found in ranges.items():
+        check.add(name, found)
+    if (warning := check.warning()) is not None:
+        logger.warning(warning)
+
+
+def _preprocess_named(
+    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
+) -> tuple[str, Tensor, ValueRanges]:
+    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
+
+
+def _decode_and_preprocess(
+    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
+) -> tuple[Tensor, ValueRanges]:
+    decoded = decode_pixels(image, pixel_format, needed_size(processor))
+    return pixel_values_of(decoded, processor), decoded.ranges
+
+
+def _stack(items: list[tuple[str, Tensor, ValueRanges]]) -> tuple[Tensor, list[ValueRanges]]:
+    return torch.stack([pixels for _, pixels, _ in items]), [ranges for *_, ranges in items]
 
 
 @contextmanager
@@ -359,5 +443,6 @@ __all__ = [
     "best_device",
     "eval_mode",
     "preprocess",
-    "preprocess_record",
+    "preprocess_spread_images",
+    "warn_of_ranges",
 ]

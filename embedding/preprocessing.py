@@ -1,31 +1,51 @@
 """Build the image processor of a checkpoint.
 
-The processor is a class of transformers, so `AutoImageProcessor` opens it without selfvit. Its
-`save_pretrained` stores the class name without `Pil`, so the saved file does not depend on whether
-torchvision is installed.
+For RGB images of eight bits, the processor is a class of transformers, so `AutoImageProcessor`
+opens it without selfvit. Its `save_pretrained` stores the class name without `Pil`, so the saved
+file does not depend on whether torchvision is installed. For other numbers of channels, or if the
+range of the pixels is declared, it is `SelfViTImageProcessor`, whose code is saved beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
 from transformers import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..data.pixel_format import DecodedPixels, PixelFormat
+from ..modeling.image_processing_selfvit import SelfViTImageProcessor, is_extreme, resized_size
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
+# Settings of a stock processor that determine its output.
+GEOMETRY = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 def build_processor(
     config: SelfViTConfig,
     *,
     resize: Literal["shortest_edge", "square"] = "shortest_edge",
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     crop_ratio: float = 256 / 224,  # DINO (eval_knn.py): resize to 256, crop 224
+    pixel_range: tuple[float, float] | None = None,
 ) -> BaseImageProcessor:
     """Return an image processor whose output has the size `config.image_size`.
 
@@ -34,12 +54,17 @@ def build_processor(
         resize: "shortest_edge" scales the shorter side and crops the center, which keeps the aspect
             ratio but loses the margins; "square" scales both sides, which keeps the margins but not
             the aspect ratio. If `image_size` is not square, both sides are always scaled.
-        mean: Mean per channel, for pixel values in [0, 1].
-        std: Std per channel, for pixel values in [0, 1].
+        mean: Mean per channel, for pixel values in [0, 1]; None for the mean of ImageNet for 3
+            channels, and 0.5 for other numbers.
+        std: Std per channel, for pixel values in [0, 1]; None for the std of ImageNet for 3
+            channels, and 0.5 for other numbers.
         crop_ratio: Shorter side before the crop, as a multiple of `image_size`; at least 1.
+        pixel_range: Values of black and white in images of more than eight bits; None for the
+            smallest and the largest value of the type of the file.
 
     Raises:
-        ValueError: If `resize` is not one of these values, or `crop_ratio` is below 1.
+        ValueError: If `resize` is not one of these values, `crop_ratio` is below 1, mean or std do
+            not have one value per channel, or `pixel_range` is not in ascending order.
     """
     if resize not in ("shortest_edge", "square"):
         raise ValueError(f"resize ({resize!r}) must be 'shortest_edge' or 'square'.")
@@ -51,7 +76,12 @@ def build_processor(
     height, width = config.image_height_width
     crops = resize == "shortest_edge" and height == width
     size = {"shortest_edge": round(crop_ratio * height)}
-    return _processor_class(crops)(
+    settings: dict[str, Any] = {"do_convert_rgb": True}
+    processor_class = _processor_class(crops)
+    if config.num_channels != 3 or pixel_range is not None:
+        settings = {"num_channels": config.num_channels, "pixel_range": pixel_range}
+        processor_class = SelfViTImageProcessor
+    return processor_class(
         do_resize=True,
         size=size if crops else {"height": height, "width": width},
         resample=BICUBIC,
@@ -59,10 +89,86 @@ def build_processor(
         crop_size={"height": height, "width": width} if crops else None,
         do_rescale=True,
         do_normalize=True,
-        image_mean=list(mean),
-        image_std=list(std),
-        do_convert_rgb=True,
+        image_mean=_per_channel("mean", mean, config.num_channels, IMAGENET_DEFAULT_MEAN),
+        image_std=_per_channel("std", std, config.num_channels, IMAGENET_DEFAULT_STD),
+        **settings,
     )
+
+
+def _per_channel(
+    name: str, values: Sequence[float] | None, num_channels: int, rgb: Sequence[float]
+) -> list[float]:
+    if values is None:
+        return list(rgb) if num_channels == 3 else [0.5] * num_channels
+    if len(values) not in (1, num_channels):  # one value serves all channels
+        raise ValueError(
+            f"{name} ({', '.join(map(str, values))}) must have one value for each of the "
+            f"{num_channels} channels (num_channels)."
+        )
+    return list(values)
+
+
+def pixel_format_of(
+    processor: BaseImageProcessor, pixel_range: tuple[float, float] | None = None
+) -> PixelFormat:
+    """Return the pixels that a processor takes: 3 channels without a range for a stock class.
+
+    Args:
+        processor: Any image processor.
+        pixel_range: Range that replaces the one of the processor, or None.
+    """
+    fields: Any = processor
+    stored = getattr(fields, "pixel_range", None)
+    return PixelFormat(
+        num_channels=getattr(fields, "num_channels", None) or 3,
+        pixel_range=stored if pixel_range is None else pixel_range,
+    )
+
+
+def pixel_values_of(decoded: DecodedPixels, processor: BaseImageProcessor) -> Tensor:
+    """Preprocess decoded pixels.
+
+    A stock processor gets RGB images of eight bits, so their pixels equal those of a pipeline. All
+    other pixels are floats that are resized and normalized in the same geometry, without rounding.
+
+    Args:
+        decoded: Pixels in the format of the processor, see `pixel_format_of`.
+        processor: Image processor.
+
+    Returns:
+        Normalized pixels, (C, H, W), float32.
+    """
+    pixels, settings = decoded.pixels, cast(Any, processor)
+    if isinstance(processor, SelfViTImageProcessor):
+        return processor.preprocess_scaled(pixels)
+    is_eight_bit = pixels.dtype == np.uint8
+    if is_eight_bit and not _is_extreme(pixels.shape[:2], settings):
+        return processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    stored = {name: getattr(settings, name, None) for name in GEOMETRY}
+    floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
+    return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
+
+
+def needed_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """Return (height, width) that an image needs at least, None if it is not resized."""
+    settings: Any = processor
+    size = dict(getattr(settings, "size", None) or {})
+    if not getattr(settings, "do_resize", False):
+        return None
+    if size.get("shortest_edge"):
+        return size["shortest_edge"], size["shortest_edge"]
+    return (size["height"], size["width"]) if size.get("height") and size.get("width") else None
+
+
+def _is_extreme(shape: Sequence[int], settings: Any) -> bool:
+    """Return whether a stock processor would resize far more than it crops."""
+    size = dict(getattr(settings, "size", None) or {})
+    crops = getattr(settings, "do_resize", False) and getattr(settings, "do_center_crop", False)
+    if not crops or not size.get("shortest_edge") or size.get("longest_edge"):
+        return False
+    crop = settings.crop_size["height"], settings.crop_size["width"]
+    resized = resized_size(shape[0], shape[1], settings.size)
+    return any(is_extreme(*sides) for sides in zip(resized, crop, strict=True))
 
 
 def resized_processor(
@@ -99,4 +205,10 @@ def _processor_class(crops: bool) -> type[BaseImageProcessor]:
     return BitImageProcessorPil if crops else ViTImageProcessorPil
 
 
-__all__ = ["build_processor", "resized_processor"]
+__all__ = [
+    "build_processor",
+    "needed_size",
+    "pixel_format_of",
+    "pixel_values_of",
+    "resized_processor",
+]

@@ -17,16 +17,18 @@ from typing import Any
 
 
 def register_auto_classes() -> None:
-    """Register configuration and models with transformers; repeating it changes nothing."""
+    """Register configuration, models and image processor; repeating it changes nothing."""
     from transformers import (
         AutoBackbone,
         AutoConfig,
+        AutoImageProcessor,
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForPreTraining,
     )
 
     from .configuration.configuration_selfvit import SelfViTConfig
+    from .modeling.image_processing_selfvit import SelfViTImageProcessor
     from .modeling.modeling_selfvit import (
         SelfViTBackbone,
         SelfViTForImageClassification,
@@ -40,6 +42,12 @@ def register_auto_classes() -> None:
         SelfViTConfig, SelfViTForImageClassification, exist_ok=True
     )
     AutoBackbone.register(SelfViTConfig, SelfViTBackbone, exist_ok=True)
+    # Only for preprocessor_config.json that names this class; a stock class is found before it.
+    processors: dict[str, type] = {
+        "torchvision": SelfViTImageProcessor,
+        "pil": SelfViTImageProcessor,
+    }
+    AutoImageProcessor.register(SelfViTConfig, image_processor_classes=processors, exist_ok=True)
     pretraining: Any = AutoModelForPreTraining._model_mapping
     pretraining.register(SelfViTConfig, PRETRAINING_CLASSES, exist_ok=True)
 

@@ -5,16 +5,20 @@ theirs in `commands/`; both use these texts. Every folder of the package may imp
 """
 
 HELP = {
-    "data": "Images: a folder, Parquet file, WebDataset tar, folder of these, or Hub dataset id.",
-    "split": "Split of a dataset, or subfolder of an image folder.",
+    "data": "Images: a folder, image files, Parquet files, WebDataset tars, a zip, a list of paths "
+    "(.txt, .csv, .jsonl), or a Hub dataset id.",
+    "split": "Split of a dataset or of folders such as train and test (or all), or a subfolder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",
+    "strict": "Exit with code 1 if any image was left out.",
     "output": "Folder or file to write.",
     "overwrite": "Replace an earlier output.",
     "batch_size": "Number of images per batch; in training, of an optimizer step.",
     "num_workers": "Number of processes that decode images; 0 decodes in the main process.",
     "pooling": "Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",
     "image_size": "Image size in pixels: one number, or height and width (224 or 224 336).",
+    "pixel_range": "Values of black and white in files of more than eight bits: LOW HIGH.",
+    "bits": "Number of bits that such files use: 12 is --pixel-range 0 4095.",
     "norm_pix_loss": "Whether MAE's decoder predicts normalized pixels instead of raw ones.",
     "mask_ratio": "Fraction of the patches to mask.",
     "seed": "Random seed.",

@@ -23,6 +23,7 @@ LEAVES = {
     "errors",
     "file_modes",
     "option_help",
+    "pixel_scale",
     "progress",
     "recipe_overview",
 }  # below all folders

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import typing
 from collections import defaultdict
 
@@ -81,8 +82,9 @@ class TestEveryOption:
         for words, option in OPTIONS:
             hints = typing.get_type_hints(COMMANDS[words].callback.__wrapped__)
             hint = hints[option.name]
-            types = set(typing.get_args(hint) or [hint]) - {type(None)}  # None if not required
-            meanings[option.opts[0]].add((option.help, frozenset(types), tuple(option.opts)))
+            is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+            kinds = {*(typing.get_args(hint) if is_union else [hint])} - {type(None)}
+            meanings[option.opts[0]].add((option.help, frozenset(kinds), tuple(option.opts)))
         assert {name: found for name, found in meanings.items() if len(found) > 1} == {}
 
     def test_a_name_has_one_text_for_its_default(self):

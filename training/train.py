@@ -18,7 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
-from ..data.sources import open_images
+from ..data.inventory import opening_lines
+from ..data.sources import Data, open_images
 from ..embedding.preprocessing import build_processor
 from ..errors import one_line_errors
 from ..recipe_overview import overview
@@ -43,7 +44,7 @@ from .loop import fit
 from .model import build_trainable
 from .optimization import build_optimizer
 from .preflight.batch_size import with_saved_accumulation
-from .preflight.checks import check
+from .preflight.checks import check, labeled_images
 from .preflight.dry_run import describe_plan
 from .recipes import RECIPES
 from .runtime.accelerator import build_accelerator, shut_down, synchronize
@@ -78,6 +79,8 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
+    _print_inventory(source, accelerator)
+    source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
     run = checked.run
     set_seed(run.start.seed)
@@ -208,13 +211,13 @@ def open_source(data: DataConfig) -> Source:
 
 
 def train_recipe(
-    recipe: str | Path, *, data: str | Path, output: str | Path, **options: Any
+    recipe: str | Path, *, data: Data, output: str | Path, **options: Any
 ) -> dict[str, float]:
     """Train a recipe, as `selfvit train` does; `selfvit.train` is this function.
 
     Args:
         recipe: Name of a recipe, or path of a run's `training.yaml`.
-        data: Images: a folder, a file or a dataset.
+        data: Images, as in `open_images`.
         output: Run folder.
         options: Options of the command line by name, for example `max_steps=100`.
 
@@ -225,7 +228,9 @@ def train_recipe(
         ValueError: If a name or value is not allowed, or the run contradicts its data.
         OSError: If a file cannot be read or written.
     """
-    values = {"data": data, "output": output, **options}
+    if not isinstance(data, (str, Path)):
+        data = [str(name) for name in data]
+    values: dict[str, Any] = {"data": data, "output": output, **options}
     values = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
     return run_request(request_with(open_request(str(recipe), RECIPES), values))
 
@@ -233,10 +238,23 @@ def train_recipe(
 def run_request(request: RunRequest) -> dict[str, float]:
     """Open the data of a request, build its run, and train."""
     source = open_source(request.data)
+    if request.data.strict and source.inventory.left_out:
+        first = source.inventory.left_out[0]
+        raise ValueError(
+            f"--strict allows no image to be left out, but {len(source.inventory.left_out)} are, "
+            f"for example {first.name}: {first.reason}; repair or remove them."
+        )
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
     run = build_run(request, num_images)
     with StopSignal() as stop, translate_errors():
         return train_or_roll_back(run, source, stop)
+
+
+def _print_inventory(source: Source, accelerator: Accelerator) -> None:
+    lines = opening_lines(source.inventory, source.label_rule)
+    summary = source.inventory.summary()
+    for line in [summary, *lines] if summary is not None else lines:
+        accelerator.print(line)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -255,6 +273,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from error
     if not request.start.dry_run:
         PartialState().print(f"trained: {request.start.output}")
+        if request.data.strict and list(Path(request.start.output).glob("skipped*.csv")):
+            PartialState().print("images were left out, with reasons in skipped.csv (--strict)")
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

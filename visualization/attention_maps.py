@@ -9,13 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..embedding.embedder import eval_mode
 from .figures import draw_panels, heatmap, require_matplotlib
-from .inputs import denormalize, preprocess_images
+from .inputs import Picture, denormalize, preprocess_images
 
 # B images · A heads · T tokens · N patches = rows x columns
 
@@ -56,7 +55,7 @@ def attention_maps(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 def plot_attention_maps(
     model: PreTrainedModel,
     processor: Any,
-    images: Sequence[Image.Image],
+    images: Sequence[Picture],
     path: str | os.PathLike[str],
 ) -> None:
     """Draw attention maps as a PNG with one row per image.
@@ -67,7 +66,7 @@ def plot_attention_maps(
     Args:
         model: Model, as in `attention_maps`.
         processor: Image processor of the checkpoint.
-        images: RGB images of any size.
+        images: Images of any size, as in `preprocess_images`.
         path: PNG file to write.
 
     Raises:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from ..data.decoding import decode_image
+from ..data.decoding import AnyImage, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
+from ..data.pixel_format import DecodedPixels, PixelFormat
 from ..data.reading import read_spread_images
-from ..embedding.preprocessing import resized_processor
+from ..embedding.embedder import preprocess, warn_of_ranges
+from ..embedding.preprocessing import (
+    needed_size,
+    pixel_format_of,
+    pixel_values_of,
+    resized_processor,
+)
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
 
 # B images · C channels · H, W pixels
+
+Picture = AnyImage | DecodedPixels
+TARGET = (1024, 1024)  # height and width in pixels that any model needs at most
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -55,33 +65,49 @@ def open_checkpoint(
 
 
 def choose_images(
-    source: ImageSource, num_images: int, *, num_workers: int = 0
-) -> tuple[list[Image.Image], list[SkippedImage]]:
+    source: ImageSource,
+    num_images: int,
+    *,
+    num_workers: int = 0,
+    processor: Any = None,
+    pixel_range: tuple[float, float] | None = None,
+) -> tuple[list[DecodedPixels], list[SkippedImage]]:
     """Decode images spread evenly over a source, as `read_spread_images` chooses them.
 
     Args:
         source: Source of images, see `open_images`.
         num_images: Maximum number of images; all images of a smaller source are used.
         num_workers: Number of processes that decode; 0 uses the current process.
+        processor: Image processor of the model; None for RGB images without a declared range.
+        pixel_range: Values of black and white, as in `preprocess`.
 
     Returns:
-        The RGB images, and the images that were skipped because they cannot be read.
+        The images, and those that were skipped because they cannot be read.
 
     Raises:
         ValueError: If no image can be read, or `num_images` is below 1.
     """
-    return read_spread_images(source, _decode, num_images, num_workers=num_workers)
+    decode = partial(
+        _decode,
+        pixel_format=pixel_format_of(processor, pixel_range),
+        target=needed_size(processor) or TARGET,
+    )
+    images, skipped = read_spread_images(source, decode, num_images, num_workers=num_workers)
+    warn_of_ranges({name: decoded.ranges for name, decoded in images})
+    return [decoded for _, decoded in images], skipped
 
 
-def _decode(record: ImageRecord) -> Image.Image:
-    return decode_image(record.image)
+def _decode(
+    record: ImageRecord, pixel_format: PixelFormat, target: tuple[int, int]
+) -> tuple[str, DecodedPixels]:
+    return record.id, decode_pixels(record.image, pixel_format, target)
 
 
-def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:
+def preprocess_images(images: Sequence[Picture], processor: Any) -> Tensor:
     """Preprocess images for a model.
 
     Args:
-        images: RGB images of any size.
+        images: Images of any size: decoded, or as `preprocess` takes them.
         processor: Image processor of the checkpoint.
 
     Returns:
@@ -89,17 +115,26 @@ def preprocess_images(images: Sequence[Image.Image], processor: Any) -> Tensor:
 
     Raises:
         ValueError: If there is no image.
+        UnreadableImageError: If an image cannot be decoded.
     """
     if len(images) == 0:
         raise ValueError("images must not be empty; pass at least one image to draw.")
-    return processor(list(images), return_tensors="pt")["pixel_values"]
+    return torch.stack(
+        [
+            pixel_values_of(image, processor)
+            if isinstance(image, DecodedPixels)
+            else preprocess(image, processor)
+            for image in images
+        ]
+    )
 
 
 def denormalize(pixel_values: Tensor, processor: Any) -> np.ndarray:
     """Undo the normalization of pixels, with the mean and std of the processor.
 
     Args:
-        pixel_values: Normalized pixels, (B, C, H, W), with C = 1 or 3.
+        pixel_values: Normalized pixels, (B, C, H, W). One or two channels are drawn as gray, by
+            the first one; of four or more, the first three are drawn as red, green and blue.
         processor: Image processor that normalized the pixels.
 
     Returns:
@@ -108,7 +143,8 @@ def denormalize(pixel_values: Tensor, processor: Any) -> np.ndarray:
     images = pixel_values.movedim(1, -1).cpu().float()
     if getattr(processor, "do_normalize", True):
         images = images * torch.tensor(processor.image_std) + torch.tensor(processor.image_mean)
-    return images.clamp(0, 1).expand(-1, -1, -1, 3).numpy()
+    shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
+    return shown.clamp(0, 1).expand(-1, -1, -1, 3).numpy()
 
 
-__all__ = ["choose_images", "denormalize", "open_checkpoint", "preprocess_images"]
+__all__ = ["Picture", "choose_images", "denormalize", "open_checkpoint", "preprocess_images"]

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..embedding.embedder import eval_mode
 from .figures import draw_panels
-from .inputs import denormalize, preprocess_images
+from .inputs import Picture, denormalize, preprocess_images
 
 # B images · D hidden · N patches in all images (B x rows x columns)
 
@@ -81,7 +80,7 @@ def pca_colors(tokens: Tensor) -> Tensor:
 def plot_pca_maps(
     model: PreTrainedModel,
     processor: Any,
-    images: Sequence[Image.Image],
+    images: Sequence[Picture],
     path: str | os.PathLike[str],
 ) -> None:
     """Draw PCA maps as a PNG with one row per image: the preprocessed image and its map.
@@ -89,7 +88,7 @@ def plot_pca_maps(
     Args:
         model: Model, as in `patch_tokens`.
         processor: Image processor of the checkpoint.
-        images: RGB images of any size.
+        images: Images of any size, as in `preprocess_images`.
         path: PNG file to write.
 
     Raises:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -17,7 +16,7 @@ from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import stored_config
 from ..modeling.modeling_mae import SelfViTForMAE
 from .figures import draw_panels
-from .inputs import denormalize, open_checkpoint, preprocess_images
+from .inputs import Picture, denormalize, open_checkpoint, preprocess_images
 
 # B images · N patches = rows x columns · H, W pixels
 
@@ -65,7 +64,7 @@ def open_mae(
 def plot_reconstructions(
     model: SelfViTForMAE,
     processor: Any,
-    images: Sequence[Image.Image],
+    images: Sequence[Picture],
     path: str | os.PathLike[str],
     *,
     seed: int = 0,
@@ -80,7 +79,7 @@ def plot_reconstructions(
         model: MAE model; its `mask_ratio` is used, and its mode (training or evaluation) does not
             change.
         processor: Image processor of the checkpoint.
-        images: RGB images of any size.
+        images: Images of any size, as in `preprocess_images`.
         path: PNG file to write.
         seed: Random seed of the masks.
 

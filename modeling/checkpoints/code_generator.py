@@ -1,9 +1,10 @@
-"""Generate the two code files of a checkpoint from the modules of the package.
+"""Generate the code files of a checkpoint from the modules of the package.
 
 A model of transformers is a configuration file and a modeling file. Here the same two files are
 made from many modules: the configuration file from the module of the configuration class and all
 that it imports, the modeling file from all other modules that the classes need. A module follows
-the modules that it imports, with its comments and formatting.
+the modules that it imports, with its comments and formatting. The image processor of this package
+has a file of its own.
 """
 
 from __future__ import annotations
@@ -99,6 +100,20 @@ def generate_code(classes: Mapping[str, type]) -> dict[str, str]:
         CONFIGURATION: _merge("Configuration", configuration, [config_class]),
         MODELING: _merge("Model", modeling, list(classes.values()), moved),
     }
+
+
+def generate_processor_code(processor_class: type) -> str:
+    """Return the source of the file with an image processor.
+
+    Args:
+        processor_class: Class that opens the settings of the processor.
+
+    Raises:
+        OSError: If the source of a module cannot be read.
+        ValueError: If modules cannot be merged. The message names them and what to change.
+    """
+    modules = _modules_in_order([processor_class.__module__], frozenset())
+    return _merge("Image processor", modules, [processor_class])
 
 
 # Read modules
@@ -340,4 +355,4 @@ def _wrapped(start: str, names: list[str], end: str = "") -> str:
     return "\n".join([opening, *(f"    {name}," for name in names), closing])
 
 
-__all__ = ["generate_code"]
+__all__ = ["generate_code", "generate_processor_code"]

@@ -142,7 +142,10 @@ def write_checkpoint(
         OSError: If a file cannot be written.
     """
     model.save_pretrained(folder, **save_options)
-    processor.save_pretrained(folder)
+    # only the image processor of this package has code of its own
+    has_code = hasattr(processor, "preprocess_scaled")
+    code = {"save_code": save_options.get("save_code", True)} if has_code else {}
+    processor.save_pretrained(folder, **code)
     (Path(folder) / REPOCARD_NAME).write_text(card, encoding="utf-8")
 
 

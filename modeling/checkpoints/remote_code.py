@@ -1,4 +1,4 @@
-"""Code of a checkpoint: two files beside the weights, for `trust_remote_code=True`.
+"""Code of a model: two files beside the weights, for `trust_remote_code=True`.
 
 `auto_map` in config.json names the modeling file for every class, the configuration included.
 transformers loads the file that `auto_map` names together with its relative imports, under a module
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .weight_files import CONFIGURATION, MODELING
 
@@ -36,7 +36,7 @@ def write_code(classes: Mapping[str, type], folder: str | os.PathLike[str]) -> d
         ValueError: If the modules cannot be merged. The message names them.
     """
     sources = _own_sources() if _is_generated() else _generated_sources(classes)
-    earlier = code_files(folder)
+    earlier = _named_in(folder, CONFIG_NAME)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, source in sources.items():
         (Path(folder) / f"{name}.py").write_text(source, encoding="utf-8")
@@ -47,19 +47,28 @@ def write_code(classes: Mapping[str, type], folder: str | os.PathLike[str]) -> d
 
 
 def remove_code(folder: str | os.PathLike[str]) -> None:
-    """Remove the code files of the checkpoint in a folder, and no other files."""
-    for path in code_files(folder):
+    """Remove the code files of the model in a folder, and no other files."""
+    for path in _named_in(folder, CONFIG_NAME):
         path.unlink()
 
 
 def code_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the modules in a folder that config.json names, and the modules that these import.
+    """Return the modules in a folder that the model and the image processor consist of.
+
+    These are the modules that config.json and preprocessor_config.json name, and the modules that
+    these import.
 
     Args:
         folder: Folder of a checkpoint. The list is empty if there is none.
     """
+    model = _named_in(folder, CONFIG_NAME)
+    return list(dict.fromkeys([*model, *_named_in(folder, IMAGE_PROCESSOR_NAME)]))
+
+
+def _named_in(folder: str | os.PathLike[str], settings: str) -> list[Path]:
+    """Return the modules that `auto_map` of one file names, and the modules that these import."""
     try:
-        config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = json.loads((Path(folder) / settings).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     auto_map = config.get("auto_map") if isinstance(config, dict) else None

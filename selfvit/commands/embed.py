@@ -18,6 +18,8 @@ def embed(
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     normalize: options.Normalize = False,
@@ -37,9 +39,9 @@ def embed(
     from ..embedding.embedder import Embedder
     from ..embedding.writer import SKIPPED, TABLE, check_output, write_embeddings
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_output(output, overwrite)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
-    report_source(source)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -49,7 +51,9 @@ def embed(
         num_workers=options.choose_num_workers(num_workers),
         device=device,
         dtype=dtype.value,
+        pixel_range=declared_range,
     )
+    report_source(source)
     report = write_embeddings(
         embedder,
         source,

@@ -45,6 +45,8 @@ def evaluate(
     ] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     dtype: options.DType = options.DTypeName.float32,
@@ -59,7 +61,6 @@ def evaluate(
 
     The metrics are printed as a table. With --output they are also written as a JSON file.
     """
-    from ..data.sources import open_images
     from ..evaluation.evaluate import (
         embed_splits,
         evaluate_splits,
@@ -67,14 +68,8 @@ def evaluate(
         save_metrics,
     )
 
-    def open_split(data: str, split: str | None) -> ImageSource:
-        return open_images(data, split=split, image_column=image_column, label_column=label_column)
-
-    sources = {"train": open_split(train, train_split)}
-    if test is not None:
-        sources["test"] = open_split(test, test_split)
-    for name, source in sources.items():
-        report_source(source, name)
+    data = {"train": (train, train_split), "test": (test, test_split)}
+    sources = _open_sources(data, image_column, label_column)
     embedded = embed_splits(
         checkpoint,
         sources["train"],
@@ -85,6 +80,7 @@ def evaluate(
         batch_size=batch_size,
         num_workers=options.choose_num_workers(num_workers),
         device=device,
+        pixel_range=options.choose_pixel_range(pixel_range, bits),
         progress=True,
     )
     metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
@@ -94,3 +90,21 @@ def evaluate(
     found = zip(sources.items(), embedded, strict=False)
     readings = [(name, source, vectors.skipped) for (name, source), vectors in found if vectors]
     report_left_out(*readings, strict=strict, skipped_file=skipped)
+
+
+def _open_sources(
+    data: dict[str, tuple[str | None, str | None]],
+    image_column: str | None,
+    label_column: str | None,
+) -> dict[str, ImageSource]:
+    """Open the images by name, each with its split, and print their labels and notes."""
+    from ..data.sources import open_images
+
+    sources = {
+        name: open_images(images, split=split, image_column=image_column, label_column=label_column)
+        for name, (images, split) in data.items()
+        if images is not None
+    }
+    for name, source in sources.items():
+        report_source(source, name)
+    return sources

@@ -47,6 +47,8 @@ def export(
     data: options.OptionalData = None,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     max_images: Annotated[
         int, typer.Option(help="Maximum number of images to measure the 8-bit graph on.")
     ] = 128,
@@ -65,16 +67,19 @@ def export(
     from ..conversion.exporters.onnx import Int8
     from ..data.sources import open_images
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     pixel_values, readings = None, []
     if data is not None:
         if not int8:
             raise ValueError(
-                f"--data ({data}) are images to measure the 8-bit graph on; add --int8, or leave "
-                "--data out."
+                f"--data ({' '.join(data)}) are images to measure the 8-bit graph on; add --int8, "
+                "or leave --data out."
             )
         source = open_images(data, split=split, image_column=image_column)
         report_source(source)
-        pixel_values, unreadable = _load_pixels(checkpoint, source, max_images, num_workers)
+        pixel_values, unreadable = _load_pixels(
+            checkpoint, source, max_images, num_workers, declared_range
+        )
         readings = [("", source, unreadable)]
     report = export_checkpoint(
         checkpoint,
@@ -104,19 +109,21 @@ def _default_output(checkpoint: str, to: str) -> Path:
 
 
 def _load_pixels(
-    checkpoint: str, source: ImageSource, max_images: int, num_workers: int
+    checkpoint: str,
+    source: ImageSource,
+    max_images: int,
+    num_workers: int,
+    pixel_range: tuple[float, float] | None,
 ) -> tuple[Any, list[SkippedImage]]:
     """Return preprocessed images, (N, C, H, W), spread over a source, and unreadable ones."""
-    from functools import partial
-
     import torch
     from transformers import AutoImageProcessor
 
-    from ..data.reading import read_spread_images
-    from ..embedding.embedder import preprocess_record
+    from ..embedding.embedder import preprocess_spread_images
     from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 
     processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
-    prepare = partial(preprocess_record, processor=processor)
-    pixels, skipped = read_spread_images(source, prepare, max_images, num_workers=num_workers)
+    pixels, skipped = preprocess_spread_images(
+        source, processor, max_images, num_workers=num_workers, pixel_range=pixel_range
+    )
     return torch.stack(pixels), skipped

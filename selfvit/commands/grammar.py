@@ -63,10 +63,14 @@ class Command(TyperCommand):
         """Parse the words after the command's name."""
         self._check_former_options(ctx, args)
         ctx.allow_extra_args = True
-        extra = super().parse_args(ctx, join_image_size(args))
+        extra = super().parse_args(ctx, repeat_options(join_image_size(args), self._lists()))
         if extra and not ctx.resilient_parsing:
             ctx.fail(self._explain_extra(ctx, extra))
         return extra
+
+    def _lists(self) -> set[str]:
+        """Return the options that take several values."""
+        return {name for parameter in self.params if parameter.multiple for name in parameter.opts}
 
     def _check_former_options(self, ctx: Any, args: list[str]) -> None:
         own = {kebab_case(name) for parameter in self.params for name in parameter.opts}
@@ -112,4 +116,27 @@ def join_image_size(args: list[str]) -> list[str]:
     return joined
 
 
-__all__ = ["Command", "Group", "RawCommand", "join_image_size", "kebab_case"]
+def repeat_options(args: list[str], lists: set[str]) -> list[str]:
+    """Write `--data A B` as `--data A --data B`, as an option of click has one value.
+
+    Words before the first option are arguments, and so are all later ones if there are none.
+
+    Args:
+        args: Words after the command's name.
+        lists: Options that take several values.
+    """
+    has_arguments = bool(args) and not args[0].startswith("-")
+    repeated: list[str] = []
+    current, num_values = "", 0
+    for word in args:
+        if word.startswith("-"):
+            current, num_values = kebab_case(word) if "=" not in word else "", 0
+        else:
+            num_values += 1
+            if current in lists and num_values > 1 and has_arguments:
+                repeated.append(current)
+        repeated.append(word)
+    return repeated
+
+
+__all__ = ["Command", "Group", "RawCommand", "join_image_size", "kebab_case", "repeat_options"]

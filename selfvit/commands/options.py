@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from ..option_help import HELP
+from ..pixel_scale import check_pixel_range
 
 
 class NetworkName(str, Enum):
@@ -82,8 +83,8 @@ _DATA = typer.Option(
     metavar="IMAGES",
     help=HELP["data"],
 )
-Data = Annotated[str, _DATA]
-OptionalData = Annotated[str | None, _DATA]
+Data = Annotated[list[str], _DATA]
+OptionalData = Annotated[list[str] | None, _DATA]
 WHOLE_DATA = "train, or the entire image folder"  # data that is read without a split
 Split = Annotated[
     str | None,
@@ -146,9 +147,7 @@ ImageSize = Annotated[
     ),
 ]
 FewWorkers = Annotated[int, typer.Option("--num-workers", help=HELP["num_workers"])]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with code 1 if any image was left out.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help=HELP["strict"])]
 Skipped = Annotated[
     Path | None,
     typer.Option(
@@ -158,7 +157,39 @@ Skipped = Annotated[
         show_default="none",
     ),
 ]
+_PIXEL_RANGE_DEFAULT = "the checkpoint's, or the range of the file's type"
+PixelRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--pixel-range",
+        metavar="LOW HIGH",
+        help=HELP["pixel_range"],
+        show_default=_PIXEL_RANGE_DEFAULT,
+    ),
+]
+Bits = Annotated[
+    int | None,
+    typer.Option("--bits", min=1, max=32, help=HELP["bits"], show_default=_PIXEL_RANGE_DEFAULT),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help=HELP["overwrite"])]
+
+
+def choose_pixel_range(
+    pixel_range: tuple[float, float] | None, bits: int | None
+) -> tuple[float, float] | None:
+    """Return the range that one of --pixel-range and --bits declares; None for neither.
+
+    Raises:
+        ValueError: If both are given, or the range is not in ascending order.
+    """
+    if bits is None:
+        return check_pixel_range(pixel_range)
+    if pixel_range is not None:
+        raise ValueError(
+            f"--bits {bits} and --pixel-range {pixel_range[0]:g} {pixel_range[1]:g} both declare "
+            "the range of the pixels; use one of them."
+        )
+    return 0.0, float(2**bits - 1)
 
 
 def choose_num_workers(wanted: int | None) -> int:

@@ -20,11 +20,10 @@ def report_source(source: ImageSource, name: str = "") -> None:
         source: Source that was opened.
         name: Name of the source if the command reads several, for example "train".
     """
-    prefix = f"{name} " if name else ""
-    if source.label_rule is not None:
-        typer.echo(f"{prefix}labels: {source.label_rule}")
-    for note in source.inventory.notes:
-        typer.echo(f"{prefix}note: {note}")
+    from ..data.inventory import opening_lines
+
+    for line in opening_lines(source.inventory, source.label_rule):
+        typer.echo(f"{name} {line}".strip())
 
 
 def report_left_out(

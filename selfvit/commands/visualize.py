@@ -12,10 +12,9 @@ from . import options
 from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..data.image_source import ImageSource
     from ..data.inventory import SkippedImage
+    from ..data.pixel_format import DecodedPixels
 
 NumImages = Annotated[
     int, typer.Option(help="Number of images to draw, evenly spread over the data.")
@@ -30,6 +29,8 @@ def attention(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
@@ -46,9 +47,13 @@ def attention(
     from ..visualization.attention_maps import plot_attention_maps
     from ..visualization.figures import check_picture
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_picture(output, overwrite)
-    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
-    plot_attention_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    model, processor = _open_encoder(checkpoint, network, image_size, device)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
+    plot_attention_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
     report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
@@ -59,6 +64,8 @@ def pca(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     network: options.Network = options.NetworkName.teacher,
     image_size: options.ImageSize = None,
@@ -75,9 +82,13 @@ def pca(
     from ..visualization.figures import check_picture
     from ..visualization.pca_maps import plot_pca_maps
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_picture(output, overwrite)
-    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
-    plot_pca_maps(*_open_encoder(checkpoint, network, image_size, device), images, output)
+    model, processor = _open_encoder(checkpoint, network, image_size, device)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
+    plot_pca_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
     report_left_out(("", source, unreadable), strict=strict, skipped_file=skipped)
 
@@ -88,6 +99,8 @@ def reconstruct(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    pixel_range: options.PixelRange = None,
+    bits: options.Bits = None,
     num_images: NumImages = 8,
     image_size: options.ImageSize = None,
     mask_ratio: Annotated[
@@ -110,9 +123,12 @@ def reconstruct(
     from ..visualization.figures import check_picture
     from ..visualization.reconstructions import open_mae, plot_reconstructions
 
+    declared_range = options.choose_pixel_range(pixel_range, bits)
     check_picture(output, overwrite)
-    source, images, unreadable = _choose_images(data, split, image_column, num_images, num_workers)
     mae, processor = open_mae(checkpoint, image_size=image_size, mask_ratio=mask_ratio)
+    source, images, unreadable = _choose_images(
+        data, split, image_column, num_images, num_workers, processor, declared_range
+    )
     mae.to(best_device(device))  # type: ignore[arg-type]
     plot_reconstructions(mae, processor, images, output, seed=seed)
     typer.echo(f"{len(images)} images drawn: {output}")
@@ -120,14 +136,26 @@ def reconstruct(
 
 
 def _choose_images(
-    data: str, split: str | None, image_column: str | None, num_images: int, num_workers: int
-) -> tuple[ImageSource, list[Image], list[SkippedImage]]:
+    data: list[str],
+    split: str | None,
+    image_column: str | None,
+    num_images: int,
+    num_workers: int,
+    processor: Any,
+    pixel_range: tuple[float, float] | None,
+) -> tuple[ImageSource, list[DecodedPixels], list[SkippedImage]]:
     from ..data.sources import open_images
     from ..visualization.inputs import choose_images
 
     source = open_images(data, split=split, image_column=image_column)
     report_source(source)
-    images, skipped = choose_images(source, num_images, num_workers=num_workers)
+    images, skipped = choose_images(
+        source,
+        num_images,
+        num_workers=num_workers,
+        processor=processor,
+        pixel_range=pixel_range,
+    )
     for image in skipped[:MAX_NAMED]:
         typer.echo(f"skipped {image.id}: {image.reason}", err=True)
     return source, images, skipped

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -197,12 +198,12 @@ def wait_for_workers(process, count):
 
 @pytest.fixture
 def with_large(tmp_path):
-    """Twelve small images, and one of 169 megapixels in 21 kB."""
+    """Twelve small images, and one of 169 megapixels, which take 507 MB."""
     folder = tmp_path / "with_large"
     folder.mkdir()
     for i in range(12):
         image_files.noise(32, 32, seed=i).save(folder / f"x{i:02d}.png")
-    Image.new("1", (13_000, 13_000)).save(folder / "x05_large.png")
+    Image.new("RGB", (13_000, 13_000)).save(folder / "x05_large.png", compress_level=1)
     return folder
 
 
@@ -249,7 +250,10 @@ class TestMemory:
         command = [sys.executable, "-m", "selfvit.cli", "embed", tiny_checkpoint, "--data", many]
         words = " ".join(str(word) for word in [*command, "-o", tmp_path / "v", *OPTIONS])
         result = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", f"{mount} && {words}"], capture_output=True, text=True
+            ["unshare", "-rm", "sh", "-c", f"{mount} && {words}"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         )
         assert result.returncode == 0, result.stderr
         assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfvit.data.decoding import UnreadableImageError, decode_image
-from selfvit.data.folder_source import image_extensions
+from selfvit.data.files.image_formats import image_extensions
 from selfvit.data.image_source import ChosenSource, ImageSource, RecordSource
 from selfvit.data.sources import open_images
 
@@ -75,11 +75,21 @@ class TestFolder:
         noise(8, 8).save(tmp_path / "all" / "a.png")
         assert open_images(tmp_path).label_names is None
 
-    def test_one_image_outside_the_class_folders_makes_the_source_unlabeled(self, tmp_path):
+    def test_an_image_beside_the_class_folders_is_named_and_has_no_label(self, tmp_path):
         for path in ("a/1.png", "b/1.png", "1.png"):
             (tmp_path / path).parent.mkdir(exist_ok=True)
             noise(8, 8).save(tmp_path / path)
-        assert open_images(tmp_path).label_names is None
+        source = open_images(tmp_path)
+        assert labels_of(source) == [-1, 0, 1] and source[0].label is None
+        assert source.label_rule == "folder names, 2 classes"
+        assert source.inventory.notes == ["1.png lies beside the class folders and has no label"]
+
+    def test_folders_are_no_classes_beside_as_many_images(self, tmp_path):
+        for path in ("a/1.png", "b/1.png", "1.png", "2.png"):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            noise(8, 8).save(tmp_path / path)
+        source = open_images(tmp_path)
+        assert source.label_names is None and source.label_rule is None
 
     def test_hidden_files_and_files_of_other_types_are_ignored(self, tmp_path):
         for name in ("a.png", ".hidden.png", ".cache/b.png"):
@@ -152,9 +162,10 @@ def test_the_error_for_a_possible_hub_id_mentions_the_hub():
         open_images("photos")
 
 
-def test_a_file_that_is_neither_parquet_nor_tar_is_refused(image_folder):
-    with pytest.raises(ValueError, match="give the folder"):
-        open_images(image_folder / "cat" / "1.png")
+def test_a_file_that_holds_no_images_is_refused(tmp_path):
+    (tmp_path / "notes.md").write_text("no image")
+    with pytest.raises(ValueError, match=r"data must be image files.*notes.md' is none of these"):
+        open_images(tmp_path / "notes.md")
 
 
 class TestParquet:
@@ -212,7 +223,7 @@ class TestParquet:
             open_images(path)
         with pytest.raises(ValueError, match="no column 'picture'; .* columns photo"):
             open_images(path, image_column="picture")
-        with pytest.raises(ValueError, match="labels must be .* 'size' contains .*float"):
+        with pytest.raises(ValueError, match="labels must be classes, .* 'size' contains 0.5"):
             open_images(path, image_column="photo", label_column="size")
 
     def test_a_row_without_an_image_is_unreadable(self, tmp_path):

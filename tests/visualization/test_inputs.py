@@ -27,7 +27,7 @@ def grays(tmp_path):
 
 
 def positions_of(images):
-    return [np.asarray(image)[0, 0, 0] // 10 for image in images]
+    return [image.pixels[0, 0, 0] // 10 for image in images]
 
 
 class TestChoice:

@@ -45,7 +45,7 @@ def build_callbacks(
     full_model, processor = writer.full_model, writer.processor
     evaluation = Evaluation(full_model.gathered, processor, run, checked.images, accelerator.device)
     card = RunCard(run, checked.source, accelerator)
-    logger = ProgressLogger(accelerator, run)
+    logger = ProgressLogger(accelerator, run, checked.source.inventory.left_out)
     cost = CostMeter(accelerator, run.card.energy_meter)
     best = BestCheckpoint(writer, Path(run.start.output), checked.metric, evaluation.data)
     report = BeforeAfterReport(accelerator, full_model, evaluation, run, best)

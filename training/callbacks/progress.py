@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ class ProgressLogger(Callback):
     Args:
         accelerator: Accelerator of the run, which holds the trackers.
         run: Configuration of the run.
+        left_out: Images that were left out when the data was opened.
     """
 
-    def __init__(self, accelerator: Accelerator, run: RunConfig):
+    def __init__(self, accelerator: Accelerator, run: RunConfig, left_out: Sequence[LeftOut] = ()):
         self.accelerator = accelerator
+        self.left_out = left_out
         self.enabled = accelerator.is_main_process
         self.output = Path(run.start.output)
         self.batch_size = run.schedule.batch_size
@@ -48,6 +50,8 @@ class ProgressLogger(Callback):
     def on_train_begin(self, state: TrainState) -> None:
         """Remove lines of later steps of an interrupted run from the log, and open the bar."""
         self.skipped = self._read_skipped()
+        if self.enabled:
+            self.list_skipped([(image.name, image.reason) for image in self.left_out])
         self.start_step = state.step
         if self.enabled:
             self._truncate_log(state.step)
@@ -118,14 +122,22 @@ class ProgressLogger(Callback):
         self._for_trackers(lambda tracker: log_tracker_images(tracker, images, step))
 
     def log_skipped(self, entries: list[tuple[str, str]]) -> None:
-        """Add unreadable images to skipped.csv, each once: (name, reason)."""
+        """Print unreadable images and add them to skipped.csv, each once: (name, reason)."""
+        for name, reason in self.list_skipped(entries).items():
+            tqdm.write(f"skipped {name}: {reason}")
+
+    def list_skipped(self, entries: list[tuple[str, str]]) -> dict[str, str]:
+        """Add images to skipped.csv, each once, and return those that were added.
+
+        Args:
+            entries: Images: (name, reason).
+        """
         new = {name: reason for name, reason in entries if name not in self.skipped}
         if not new:
-            return
+            return new
         self.skipped.update(new)
         write_left_out(self.skipped_file, [LeftOut(name, reason) for name, reason in new.items()])
-        for name, reason in new.items():
-            tqdm.write(f"skipped {name}: {reason}")
+        return new
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""

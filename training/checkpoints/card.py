@@ -110,8 +110,8 @@ class RunCard:
                 has_code=run.checkpoints.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
-                    data=describe_data(self.source.description, run.data.data),
-                    dataset=hub_id(run.data.data),
+                    data=describe_data(self.source.description, run.data.name),
+                    dataset=hub_id(run.data.name),
                     started_from=(
                         display_name(run.start.init_from)
                         if run.start.init_from
@@ -130,7 +130,7 @@ class RunCard:
                 verdict="" if comparison is None else f"{comparison.verdict} {comparison.note}",
                 # without --eval-test, accuracies are measured on a part of the training images
                 evaluated_on=run.evaluation.eval_test
-                or ("" if comparison is None else run.data.data),
+                or ("" if comparison is None else run.data.name),
                 picture=picture,
             )
         )
@@ -156,7 +156,7 @@ class RunCard:
         """
         if not (self.run.card.card_picture and isinstance(self.source, ImageSource)):
             return None
-        images, _ = choose_images(self.source, NUM_PICTURED)
+        images, _ = choose_images(self.source, NUM_PICTURED, processor=processor)
         path = Path(self.run.start.output) / PICTURE
         plot_attention_maps(model, processor, images, path)
         return PICTURE

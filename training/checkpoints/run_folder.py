@@ -68,10 +68,10 @@ def check_run_folder(run: RunConfig) -> None:
             delete the weights to start from.
     """
     output = Path(run.start.output)
-    data = Path(run.data.data).expanduser()
+    data = Path(run.data.name).expanduser()
     if data.is_dir() and _is_inside(output, data):
         raise ValueError(
-            f"output ({output}) must lie outside of data ({run.data.data}), or the run would "
+            f"output ({output}) must lie outside of data ({run.data.name}), or the run would "
             "train on its own pictures; choose another --output."
         )
     holds_run = (output / RUN_FILE).is_file()

@@ -204,6 +204,9 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
             dest=entry.name,
             type=kind,
             nargs="+" if is_list else None,
+            action=_OneOrMore
+            if get_origin(kinds[entry.name]) is types.UnionType and is_list
+            else "store",
             metavar=metavar,
             help=text,
         )
@@ -231,6 +234,13 @@ def _add_model_option(group: Any, config: Any, name: str) -> None:
     )
 
 
+class _OneOrMore(argparse.Action):
+    """One value as it is, or a list of several."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 class _OneOrTwo(argparse.Action):
     """One size for a square, or height and width."""
 
@@ -251,6 +261,8 @@ def _with_default(text: str, value: Any) -> str:
 
 def _plain_type(kind: Any) -> tuple[type, bool]:
     """Return the type of one value, and whether there is a list of them."""
+    if any(get_origin(part) is list for part in get_args(kind)):
+        kind = next(part for part in get_args(kind) if get_origin(part) is list)
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is Literal:

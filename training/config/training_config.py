@@ -42,13 +42,14 @@ class DataConfig(Section):
     _argument_group_name = "data"
 
     # Resumable, because the folder may have moved; the fingerprint of the dataset is compared.
-    data: str = option("", HELP["data"], resumable=True)
+    data: str | list[str] = option("", HELP["data"], resumable=True)
     split: str | None = option(None, HELP["split"])
     streaming: bool = option(
         False, "Read Parquet, WebDataset tars or a Hub dataset as a stream; needs --max-steps"
     )
     image_column: str | None = option(None, HELP["image_column"])
     label_column: str | None = option(None, HELP["label_column"])
+    strict: bool = option(False, HELP["strict"], resumable=True)
     num_workers: int = option(4, HELP["num_workers"], minimum=0, resumable=True)
     data_timeout: float = option(
         600.0,
@@ -59,6 +60,11 @@ class DataConfig(Section):
     shuffle_buffer: int = option(
         1000, "Number of images that each worker shuffles a stream within", minimum=0
     )
+
+    @property
+    def name(self) -> str:
+        """The data in one text, for cards and messages."""
+        return self.data if isinstance(self.data, str) else " ".join(self.data)
 
 
 @dataclass(frozen=True)

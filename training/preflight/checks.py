@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from ...data.dataset_source import StreamingImageSource
-from ...data.image_source import NO_LABEL, ImageSource
+from ...data.image_source import NO_LABEL, ChosenSource, ImageSource
 from ...sharing.publish import Target, check_target
 from ..checkpoints.card import check_card
 from ..config.run_config import RunConfig
@@ -98,11 +99,31 @@ def push_target(run: RunConfig) -> Target | None:
     return target
 
 
+def labeled_images(
+    source: ImageSource | StreamingImageSource, run: RunConfig, say: Callable[[str], None]
+) -> ImageSource | StreamingImageSource:
+    """Return the images that a run can train on: for a classifier, those that have a label.
+
+    Args:
+        source: Training images.
+        run: Configuration of the run.
+        say: Function that prints a line.
+    """
+    labels = source.labels() if isinstance(source, ImageSource) and run.is_classifier else None
+    if labels is None or (labels != NO_LABEL).all():
+        return source
+    assert isinstance(source, ImageSource)
+    labeled = ChosenSource(source, np.flatnonzero(labels != NO_LABEL))
+    labeled.inventory = source.inventory
+    say(f"images without a label are not trained on: {len(source) - len(labeled)}")
+    return labeled
+
+
 def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -> RunConfig:
     """Return the run of a classifier with the class names of its data; other runs unchanged.
 
     Raises:
-        ValueError: If the data has no labels, or not for all images.
+        ValueError: If the data has no labels.
     """
     if not run.is_classifier:
         return run
@@ -112,13 +133,7 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -
             fix = "leave out --streaming, as only a ClassLabel column names a stream's classes"
         raise ValueError(
             f"{source.description} has no labels, and {run.recipe} needs them: {fix}, or name the "
-            "column with --label-column."
-        )
-    labels = source.labels() if isinstance(source, ImageSource) else None
-    if labels is not None and (labels == NO_LABEL).any():
-        raise ValueError(
-            f"{(labels == NO_LABEL).sum()} of the {len(labels)} images have no label, and "
-            f"{run.recipe} needs a label for each; leave these images out."
+            f"column with --label-column.{' '.join(['', *source.inventory.notes])}"
         )
     model = type(run.model)(**run.model.to_diff_dict())
     model.id2label = dict(enumerate(source.label_names))
@@ -126,4 +141,4 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -
     return replace(run, model=model)
 
 
-__all__ = ["check", "with_labels_of"]
+__all__ = ["check", "labeled_images", "with_labels_of"]

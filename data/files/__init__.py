@@ -1,0 +1,1 @@
+"""Files of images: list folders, read archives, lists and tables."""

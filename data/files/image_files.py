@@ -1,0 +1,281 @@
+"""Open image files: those of a folder, of a zip file, of a list of paths, or given one by one."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import shorten
+from ..folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip, printable
+from ..inventory import Inventory, LeftOut
+from ..labels import Labels, first_folders, labels_of_folders, labels_of_values
+from .image_formats import (
+    NOT_IMAGES,
+    extension_of,
+    image_extensions,
+    kind_of,
+    missing_support,
+)
+from .listing import Listing
+from .metadata import values_of_metadata
+from .splits import ALL, choose_split_folder, split_folders
+from .tables import path_column, read_label_column, read_list
+
+
+def open_folder(
+    folder: Path,
+    listing: Listing,
+    split: str | None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> FolderSource:
+    """Open a folder of image files.
+
+    Args:
+        folder: Folder.
+        listing: Its files.
+        split: First-level folder to use; None for train where all of them are splits, and for all
+            of them otherwise; "all" for all of them.
+        image_column: Must be None, as a folder has no columns.
+        label_column: Column of metadata.csv or metadata.jsonl; None to find it.
+
+    Raises:
+        ValueError: If there are no images, or no such split or column.
+    """
+    paths, left_out, notes = listing.paths, listing.left_out, listing.notes()
+    firsts = first_folders(paths)
+    prefix, split_notes = _split_prefix(firsts, split, str(folder))
+    notes += split_notes
+    if prefix:
+        paths = [path for path in paths if path.startswith(prefix)]
+        left_out = [entry for entry in left_out if entry.name.startswith(prefix)]
+    if not paths:
+        raise ValueError(_without_images(folder / prefix, left_out))
+    metadata = [name for name in listing.metadata if name.startswith(prefix)]
+    if label_column is not None and not metadata:
+        raise ValueError(
+            f"{str(folder)!r} has no columns to find {label_column!r} in, as a folder of images "
+            "without metadata.csv or metadata.jsonl; leave out --label-column."
+        )
+    labels = Labels()
+    if metadata:
+        values, column, missing, more = values_of_metadata(folder, metadata, paths, label_column)
+        left_out, notes = [*left_out, *missing], [*notes, *more]
+        if column is not None:
+            labels = labels_of_values((values.get(path) for path in paths), column)
+    if labels.values is None:
+        labels = _labels_below(paths, None if prefix else firsts, prefix, split == ALL)
+    notes += labels.notes
+    root = folder / prefix if prefix else folder
+    names = [path[len(prefix) :] for path in paths] if prefix else paths
+    inventory = Inventory(len(paths) + len(left_out), len(paths), left_out, notes)
+    return FolderSource(root, names, f"{len(paths)} image files in {root}", labels, inventory)
+
+
+def _split_prefix(firsts: Sequence[str], split: str | None, where: str) -> tuple[str, list[str]]:
+    """Return the folder of the split with "/", or "", and notes on the other splits."""
+    folders = sorted(set(firsts) - {""})
+    if split == ALL:
+        return "", []
+    if split is not None and split in folders:
+        return f"{split}/", []
+    num_stray = firsts.count("")
+    splits = [] if num_stray and len(folders) < 2 else split_folders(folders)
+    if not splits or (len(splits) == 1 and split is None):
+        if split is not None:
+            raise ValueError(
+                f"the split of a folder of image files must be a subfolder, but {where!r} is "
+                f"without a subfolder {split!r}; omit --split to use all images."
+            )
+        return (f"{splits[0]}/", [f"split {splits[0]}"]) if splits and not num_stray else ("", [])
+    chosen = choose_split_folder(splits, split, where)
+    others = [name for name in splits if name != chosen]
+    choice = f"--split chooses, --split {ALL} reads all"
+    notes = [f"split {chosen}; {', '.join(others)} are not read ({choice})"]
+    if num_stray:
+        notes.append(f"{num_stray} images beside the split folders are not read")
+    return f"{chosen}/", notes
+
+
+def _labels_below(
+    paths: Sequence[str], firsts: Sequence[str] | None, prefix: str, all_splits: bool
+) -> Labels:
+    """Label images by the folders below the split; `firsts` are these folders, if known."""
+    names = [path[len(prefix) :] for path in paths] if prefix else paths
+    folders = first_folders(names) if firsts is None else firsts
+    if all_splits and split_folders(sorted(set(folders))):
+        names = [name.partition("/")[2] for name in names]
+        folders = first_folders(names)
+    return labels_of_folders(folders, {name: printable(name) for name in set(folders)}, names)
+
+
+def open_zip(
+    archive: Path,
+    split: str | None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ZipSource:
+    """Open the images of a zip file as those of a folder, without unpacking it.
+
+    Args:
+        archive: Path of the zip file.
+        split: As in `open_folder`.
+        image_column: Must be None, as a zip file has no columns.
+        label_column: Must be None, as a zip file has no columns.
+
+    Raises:
+        ValueError: If the file is no zip file, or has no images.
+    """
+    if label_column is not None:
+        raise ValueError(f"{str(archive)!r} has no columns; leave out --label-column.")
+    names: list[str] = []
+    left_out: list[LeftOut] = []
+    for entry in members_of_zip(archive):
+        extension = kind_of_member(archive, entry)
+        if (needed := missing_support(extension)) is not None:
+            left_out.append(LeftOut(entry.filename, f"cannot be decoded here: {needed}"))
+        elif extension in image_extensions():
+            names.append(entry.filename)
+    if not names:
+        raise ValueError(_without_images(archive, left_out))
+    names.sort()
+    top = posixpath.commonpath([posixpath.dirname(name) for name in names])
+    top = f"{top.partition('/')[0]}/" if top else ""
+    firsts = first_folders([name[len(top) :] for name in names])
+    prefix, notes = _split_prefix(firsts, split, str(archive))
+    prefix = top + prefix
+    names = [name for name in names if name.startswith(prefix)]
+    left_out = [entry for entry in left_out if entry.name.startswith(prefix)]
+    labels = _labels_below(names, None, prefix, split == ALL)
+    inventory = Inventory(len(names) + len(left_out), len(names), left_out, [*notes, *labels.notes])
+    return ZipSource(archive, names, f"{len(names)} image files in {archive}", labels, inventory)
+
+
+def open_list(
+    file: Path, *, image_column: str | None = None, label_column: str | None = None
+) -> FolderSource:
+    """Open the images that a file lists: one path per line, or a table with a column of paths.
+
+    Args:
+        file: Text file, CSV file or JSON-lines file; relative paths start from its folder.
+        image_column: Name of the column of paths; None to find it.
+        label_column: Name of the label column; None to find it.
+
+    Raises:
+        ValueError: If the file cannot be read, has no such column, or names no image file.
+    """
+    table = read_list(file)
+    paths = path_column(table, image_column, str(file))
+    column, values = read_label_column(table, label_column, str(file))
+    taken: list[str] = []
+    kept: list[int] = []
+    left_out: list[LeftOut] = []
+    seen: set[str] = set()
+    num_repeated = 0
+    for row, path in enumerate(paths):
+        place = os.path.realpath(os.path.join(file.parent, path))
+        if place in seen:
+            num_repeated += 1
+            continue
+        seen.add(place)
+        reason = _why_not_taken(place)
+        if reason is None:
+            taken.append(path)
+            kept.append(row)
+        else:
+            left_out.append(LeftOut(printable(path), reason))
+    if not taken:
+        reason = f"{left_out[0].name}: {left_out[0].reason}" if left_out else "it is empty"
+        raise ValueError(f"{str(file)!r} names no image that can be read ({reason}).")
+    labels = Labels()
+    if column is not None:
+        labels = labels_of_values([values[row] for row in kept], column)
+    notes = list(labels.notes)
+    if num_repeated:
+        notes.append(f"{num_repeated} lines of {file.name} repeat a file, which is taken once")
+    inventory = Inventory(len(taken) + len(left_out), len(taken), left_out, notes)
+    description = f"{len(taken)} image files listed in {file}"
+    return FolderSource(file.parent, taken, description, labels, inventory)
+
+
+def source_of_files(files: Sequence[Path]) -> FolderSource:
+    """Return a source of image files given one by one; each file is taken once.
+
+    Args:
+        files: Paths of image files.
+
+    Raises:
+        ValueError: If none of them is an image.
+    """
+    by_place = {os.path.realpath(file): file for file in reversed(files)}
+    ordered = list(dict.fromkeys(by_place[os.path.realpath(file)] for file in files))
+    taken: list[Path] = []
+    left_out: list[LeftOut] = []
+    for file in ordered:
+        reason = _why_not_taken(os.path.realpath(file))
+        if reason is None:
+            taken.append(file.absolute())
+        else:
+            left_out.append(LeftOut(printable(str(file)), reason))
+    if not taken:
+        raise ValueError(
+            f"data must be image files, a folder, a Parquet file, a tar, a zip file or a list of "
+            f"paths, but {left_out[0].name!r} is none of these ({left_out[0].reason})."
+        )
+    folder = Path(os.path.commonpath([file.parent for file in taken]))
+    names = [os.path.relpath(file, folder) for file in taken]
+    inventory = Inventory(len(ordered), len(taken), left_out)
+    description = str(taken[0]) if len(taken) == 1 else f"{len(taken)} image files in {folder}"
+    return FolderSource(folder, names, description, Labels(), inventory)
+
+
+def _why_not_taken(path: str) -> str | None:
+    """Return why a file cannot be an image of a source; None if it can."""
+    if not os.path.exists(path):
+        return "there is no such file"
+    if os.path.isdir(path):
+        return "a folder, not an image file"
+    extension = extension_of(path)
+    if extension in image_extensions():
+        return None
+    if extension in NOT_IMAGES:
+        return "not an image"
+    try:
+        kind = extension if missing_support(extension) is not None else kind_of(path)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    if kind is None:
+        return "not an image"
+    needed = missing_support(kind)
+    return None if needed is None else f"cannot be decoded here: {needed}"
+
+
+def _without_images(folder: Path, left_out: Sequence[LeftOut]) -> str:
+    if left_out:
+        first = left_out[0]
+        return (
+            f"there are no images in {str(folder)!r} that can be decoded; {len(left_out)} are left "
+            f"out, for example {first.name}: {first.reason}."
+        )
+    return (
+        f"there are no images in {str(folder)!r}, which contains {_list_contents(folder)}; the "
+        f"extension of an image file must be one of {', '.join(sorted(image_extensions()))}."
+    )
+
+
+def _list_contents(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no image files"
+    found = sorted(
+        printable(entry.name) + ("/" if entry.is_dir() else "")
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".")
+    )
+    return shorten(found, 5) if found else "nothing"
+
+
+__all__ = ["open_folder", "open_list", "open_zip", "source_of_files"]

@@ -1,0 +1,251 @@
+"""List the image files below a folder, each once, and the files that were left out.
+
+Paths are strings relative to the folder, with "/" as in POSIX. `os.scandir` is used directly,
+because a `Path` for each file takes ten times as long as the listing itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import shorten
+from ..inventory import LeftOut
+from .image_formats import (
+    NOT_IMAGES,
+    extension_of,
+    image_extensions,
+    kind_of,
+    missing_support,
+)
+
+# Folders in which systems keep thumbnails and deleted files, besides hidden ones.
+SYSTEM_FOLDERS = frozenset(
+    ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "lost+found")
+    + ("system volume information", "previews.lrdata")
+)
+CONTAINERS = (".parquet", ".tar", ".zip")  # files that can hold many images
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+
+
+@dataclass
+class Listing:
+    """Files found below a folder.
+
+    Args:
+        paths: Image files, sorted.
+        left_out: Images that cannot be taken, folders that cannot be opened, and broken links.
+        containers: Files that can hold many images, sorted, by extension.
+        metadata: Files named metadata.csv or metadata.jsonl.
+        system_folders: Number of folders of the system that were not opened, by name.
+        num_links: Number of links to files that were counted already.
+        other_files: Tables that hold no images.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    containers: dict[str, list[str]] = field(default_factory=dict)
+    metadata: list[str] = field(default_factory=list)
+    system_folders: Counter[str] = field(default_factory=Counter)
+    num_links: int = 0
+    other_files: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Return sentences about what the listing does not count."""
+        notes = []
+        if self.system_folders:
+            names = ", ".join(sorted(self.system_folders))
+            notes.append(
+                f"{self.system_folders.total()} folders of the system are ignored: {names}"
+            )
+        if self.num_links:
+            notes.append(f"{self.num_links} links lead to files that are counted already")
+        if self.other_files:
+            notes.append(f"tables without images are ignored: {shorten(self.other_files, 3)}")
+        return notes
+
+
+class _Walk:
+    """Walk over a folder that fills a listing."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.listing = Listing()
+        self.paths = self.listing.paths
+        self.links: list[str] = []
+        self.unknown: list[str] = []  # files whose extension does not tell what they are
+        self.suffixes = image_extensions()
+        self.usual = self.suffixes | {suffix.upper() for suffix in self.suffixes}
+
+    def visit(self, folder: str) -> None:
+        """List a folder and all below it; `folder` is "" or a relative path that ends with "/"."""
+        folders = [folder]
+        while folders:
+            current = folders.pop()
+            try:
+                with os.scandir(os.path.join(self.root, current)) as entries:
+                    folders += self._sort(current, entries)
+            except OSError as error:
+                reason = f"folder that cannot be opened: {error.strerror}"
+                self.listing.left_out.append(LeftOut(current or ".", reason))
+
+    def _sort(self, current: str, entries: Iterable[os.DirEntry[str]]) -> list[str]:
+        """Sort the entries of a folder by their kind, and return its sub-folders."""
+        folders = []
+        usual, paths = self.usual, self.paths
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            is_file = entry.is_file(follow_symlinks=False)
+            if is_file and name[name.rfind(".") :] in usual:  # without a dot, the last letter
+                paths.append(current + name)
+            elif entry.is_symlink():
+                self.links.append(current + name)
+            elif entry.is_dir(follow_symlinks=False):
+                if name.lower() in SYSTEM_FOLDERS:
+                    self.listing.system_folders[name] += 1
+                else:
+                    folders.append(f"{current}{name}/")
+            else:
+                self.add_file(current + name, is_file)
+        return folders
+
+    def add_file(self, path: str, is_regular: bool) -> None:
+        """Add a file to the list of its kind; one that is not regular can still be an image."""
+        name = os.path.basename(path)
+        extension = extension_of(name)
+        if extension in self.suffixes:
+            self.paths.append(path)
+        elif (needed := missing_support(extension)) is not None:
+            self.listing.left_out.append(LeftOut(path, f"cannot be decoded here: {needed}"))
+        elif extension in CONTAINERS:
+            self.listing.containers.setdefault(extension, []).append(path)
+        elif name in METADATA_FILES:
+            self.listing.metadata.append(path)
+        elif is_regular and extension not in NOT_IMAGES:
+            self.unknown.append(path)
+
+    def look_into_unknown(self) -> None:
+        """Open the files of unknown kind, and add those that are images."""
+        for path in self.unknown:
+            try:
+                kind = kind_of(os.path.join(self.root, path))
+            except OSError as error:
+                reason = f"cannot be opened: {error.strerror}"
+                self.listing.left_out.append(LeftOut(path, reason))
+                continue
+            if kind is None:
+                continue
+            if (needed := missing_support(kind)) is not None:
+                self.listing.left_out.append(LeftOut(path, f"cannot be decoded here: {needed}"))
+            else:
+                self.paths.append(path)
+        self.unknown = []
+
+    def follow_links(self) -> None:
+        """Add the files that links lead to, unless they are counted already.
+
+        Links to folders are followed after all real folders, so that a file has the name of its
+        real path if that is below the root.
+        """
+        seen_folders: set[str] = set()
+        while self.links:
+            links, self.links = sorted(self.links), []
+            counted = self._real_paths()
+            for link in links:
+                path = os.path.join(self.root, link)
+                target = os.path.realpath(path)
+                try:
+                    mode = os.stat(path).st_mode
+                except OSError:
+                    self._add_broken(link)
+                    continue
+                if not stat.S_ISDIR(mode):
+                    if target in counted:
+                        self.listing.num_links += 1
+                    else:
+                        counted.add(target)
+                        self.add_file(link, stat.S_ISREG(mode))
+                elif not self._is_visited(target, seen_folders):
+                    seen_folders.add(target)
+                    first = len(self.paths)
+                    self.visit(f"{link}/")
+                    self._drop_counted(first, counted)
+
+    def _is_visited(self, target: str, seen_folders: set[str]) -> bool:
+        """Return whether the real folder `target` was visited, or contains the root."""
+        root = os.path.realpath(self.root)
+        if _is_below(root, {target}) or _is_below(target, seen_folders):
+            return True
+        return _is_below(target, {root}) and not is_hidden(os.path.relpath(target, root) + "/")
+
+    def _real_paths(self) -> set[str]:
+        join, real = os.path.join, os.path.realpath
+        return {real(join(self.root, path)) for path in (*self.paths, *self.unknown)}
+
+    def _drop_counted(self, first: int, counted: set[str]) -> None:
+        """Drop the paths from index `first` on that lead to files counted already."""
+        new, self.paths[first:] = self.paths[first:], []
+        for path in new:
+            target = os.path.realpath(os.path.join(self.root, path))
+            if target in counted:
+                self.listing.num_links += 1
+            else:
+                counted.add(target)
+                self.paths.append(path)
+
+    def _add_broken(self, link: str) -> None:
+        if extension_of(link) not in NOT_IMAGES:
+            self.listing.left_out.append(LeftOut(link, "link to a file that does not exist"))
+
+
+def list_images(folder: Path) -> Listing:
+    """List the image files below a folder, without hidden files and folders.
+
+    A file is an image by its extension; where that tells nothing, by its content. Links to files
+    and folders are followed, and a file is counted once, whatever links lead to it. Hard links are
+    different files.
+
+    Args:
+        folder: Folder to list.
+    """
+    walk = _Walk(str(folder))
+    walk.visit("")
+    if walk.links:
+        walk.follow_links()
+    walk.look_into_unknown()
+    listing = walk.listing
+    listing.paths.sort()
+    listing.left_out.sort(key=lambda entry: entry.name)
+    for paths in listing.containers.values():
+        paths.sort()
+    return listing
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a path in an archive has a hidden part or a folder of the system."""
+    *folders, name = path.split("/")
+    return any(_is_ignored(part) for part in folders) or name.startswith(".")
+
+
+def _is_ignored(folder: str) -> bool:
+    return (folder.startswith(".") and folder != ".") or folder.lower() in SYSTEM_FOLDERS
+
+
+def _is_below(path: str, folders: set[str]) -> bool:
+    """Return whether a path is one of the folders, or lies below one of them."""
+    while True:
+        if path in folders:
+            return True
+        parent = os.path.dirname(path)
+        if parent == path:
+            return False
+        path = parent
+
+
+__all__ = ["CONTAINERS", "Listing", "is_hidden", "list_images"]

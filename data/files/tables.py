@@ -1,0 +1,249 @@
+"""Open tables of images: Parquet files, and lists of paths in text, CSV or JSON-lines files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from ..columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, choose_columns
+from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
+from ..image_source import ImageSource
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS_AT_ONCE = 128  # rows per read of a Parquet stream; each open shard keeps them in memory
+FOOTER_BYTES = 2**16  # bytes at both ends of a Parquet file that are part of its identity
+
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
+def open_parquet(
+    files: Sequence[Path],
+    name: str,
+    *,
+    streaming: bool,
+    identity: Sequence[str],
+    image_column: str | None,
+    label_column: str | None,
+) -> ImageSource | StreamingImageSource:
+    """Open Parquet files, of which only the columns of images, labels and ids are read.
+
+    Args:
+        files: Files in the order of their rows.
+        name: Name of the files in descriptions and errors.
+        streaming: Whether to read them as a stream.
+        identity: Strings that identify the files, for a stream.
+        image_column: Name of the image column; None to find it.
+        label_column: Name of the label column; None to find it.
+
+    Raises:
+        ValueError: If a file cannot be read, the files have no rows, or their columns differ.
+    """
+    import datasets
+
+    metadata = [_metadata(file) for file in files]
+    num_rows = sum(entry.num_rows for entry in metadata)
+    if num_rows == 0:
+        raise ValueError(f"{name} has no rows; choose a file that has images.")
+    features, columns = _common_columns(files, metadata, image_column, label_column)
+    names = [n for n in (columns.image, columns.label, columns.id) if n is not None]
+    where: dict[str, Any] = {
+        "path": "parquet",
+        "name": f"selfvit-{_digest(files)}",  # part of the path in the cache of `datasets`
+        "data_files": {"train": [str(file) for file in files]},
+        "columns": names,
+        "features": datasets.Features({n: features[n] for n in names}),
+    }
+    chosen: dict[str, Any] = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "all_features": features,
+    }
+    if streaming:
+        builder = datasets.load_dataset_builder(**where)
+        # By default, it is the size of the first row group, which fails for an empty file.
+        builder.config.batch_size = ROWS_AT_ONCE
+        folders = list(dict.fromkeys(file.parent for file in files))
+        stream = builder.as_streaming_dataset(split="train")
+        return DatasetStream(
+            stream, f"{name}, streamed", **chosen, identity=identity, folders=folders
+        )
+    try:
+        dataset = datasets.load_dataset(**where, split="train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+    parts = [(file.parent, entry.num_rows) for file, entry in zip(files, metadata, strict=True)]
+    return DatasetSource(dataset, f"{len(dataset)} rows of {name}", **chosen, folders=parts)
+
+
+def _metadata(file: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read as Parquet: {error}; repair or replace it."
+        ) from error
+
+
+def _common_columns(
+    files: Sequence[Path],
+    metadata: Sequence[pq.FileMetaData],
+    image_column: str | None,
+    label_column: str | None,
+) -> tuple[Any, Columns]:
+    """Return the features of the first file and its columns, which all files must have.
+
+    Raises:
+        ValueError: If a column of images, labels or ids differs between two files.
+    """
+    first_features: datasets.Features | None = None
+    first: Columns | None = None
+    for file, entry in zip(files, metadata, strict=True):
+        features = features_of(entry.schema.to_arrow_schema())
+        try:
+            columns = choose_columns(features, image_column, label_column)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if first is None or first_features is None:
+            first, first_features = columns, features
+            continue
+        for part in ("image", "label", "id"):
+            mine, theirs = getattr(columns, part), getattr(first, part)
+            if mine != theirs or (mine and features[mine] != first_features[mine]):
+                raise ValueError(
+                    f"the columns of {files[0].name} and {file.name} differ: the {part} column is "
+                    f"{_describe(theirs, first_features)} in {files[0].name} and "
+                    f"{_describe(mine, features)} in {file.name}; make them equal, or choose the "
+                    "columns with --image-column and --label-column."
+                )
+    assert first is not None and first_features is not None
+    return first_features, first
+
+
+def _describe(column: str | None, features: Any) -> str:
+    if column is None:
+        return "missing"
+    return f"{column!r} ({getattr(features[column], 'dtype', 'struct')})"
+
+
+def features_of(schema: pa.Schema) -> Any:
+    """Return the features of a schema, with types that `datasets` can store."""
+    import datasets
+
+    for index, column in enumerate(schema):
+        kind = VIEWS.get(column.type, column.type)
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        schema = schema.set(index, column.with_type(kind))
+    return datasets.Features.from_arrow_schema(schema)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Return a hash of what identifies the content of files, to keep a stale cache from being used.
+
+    A file that was replaced can have the same path, size and time of modification. So the time of
+    the last change of the inode, which cannot be set, and both ends of the file are part of the
+    hash; the footer of a Parquet file has the sizes and statistics of all columns.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(
+            f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} ".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
+        with open(file, "rb") as opened:
+            digest.update(opened.read(FOOTER_BYTES))
+            opened.seek(max(0, status.st_size - FOOTER_BYTES))
+            digest.update(opened.read())
+    return digest.hexdigest()[:16]
+
+
+def read_list(path: Path) -> pa.Table:
+    """Read a list of images: paths, one per line, or a CSV or JSON-lines table with a path column.
+
+    Args:
+        path: Path of a .txt, .lst, .csv, .tsv or .jsonl file.
+
+    Returns:
+        Table; that of a list of paths has the column "path".
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            options = pa.csv.ParseOptions(
+                delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+            )
+            return pa.csv.read_csv(path, parse_options=options)
+        if suffix == ".jsonl":
+            return pa.json.read_json(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a table: {error}; repair it.") from error
+    text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    lines = [line.strip() for line in text.splitlines()]
+    paths = [line.encode("utf-8", "surrogateescape") for line in lines if line]
+    return pa.table({"path": pa.array(paths, pa.binary())})
+
+
+def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
+    """Return the paths of a table's images.
+
+    Args:
+        table: Table from `read_list`.
+        name: Name of the column; None to find it.
+        where: Name of the table in errors.
+
+    Raises:
+        ValueError: If there is no such column, or a row has no path.
+    """
+    by_lower = {column.lower(): column for column in reversed(table.column_names)}
+    name = name or next((by_lower[usual] for usual in PATH_COLUMNS if usual in by_lower), None)
+    if name is None or name not in table.column_names:
+        raise ValueError(
+            f"{where} has no column {name or 'of paths'!r}; its columns are "
+            f"{', '.join(table.column_names)}; choose the one with the paths with --image-column."
+        )
+    values = table[name].to_pylist()
+    if None in values:
+        raise ValueError(f"row {values.index(None) + 1} of {where} has no path in column {name!r}.")
+    return [
+        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+        for value in values
+    ]
+
+
+def read_label_column(
+    table: pa.Table, name: str | None, where: str
+) -> tuple[str | None, list[Any]]:
+    """Return the name of the label column of a table, and its values; None if there is none.
+
+    Args:
+        table: Table from `read_list`.
+        name: Name of the column; None to find it.
+        where: Name of the table in errors.
+
+    Raises:
+        ValueError: If there is no column with this name.
+    """
+    if name is not None and name not in table.column_names:
+        raise ValueError(
+            f"{where} has no column {name!r}; choose one of {', '.join(table.column_names)}."
+        )
+    by_lower = {column.lower(): column for column in reversed(table.column_names)}
+    name = name or next((by_lower[usual] for usual in LABEL_COLUMNS if usual in by_lower), None)
+    return name, [] if name is None else table[name].to_pylist()
+
+
+__all__ = ["features_of", "open_parquet", "path_column", "read_label_column", "read_list"]
