@@ -75,7 +75,7 @@ class ImageSource:
 
     @inventory.setter
     def inventory(self, inventory: Inventory) -> None:
-        """Set the inventory."""
+        """Set the inventory of a source that left something out."""
         self._inventory = inventory
 
     def __len__(self) -> int:

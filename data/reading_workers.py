@@ -65,7 +65,7 @@ class ReadItem:
 
 @dataclass(frozen=True)
 class Reading:
-    """Source, preparation and board of the workers; every worker gets a copy.
+    """Images to read in batches, and the functions that read them; every worker has a copy.
 
     Args:
         read: Function that reads the image at a position of the source; it is passed a function to
@@ -127,7 +127,7 @@ class ReadingWorkers:
     image is read; if that worker dies too, the image counts as unreadable.
 
     Args:
-        reading: Source, preparation and board.
+        reading: Images to read.
         num_workers: Number of processes, at least 1.
     """
 

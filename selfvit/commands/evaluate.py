@@ -87,12 +87,9 @@ def evaluate(
     typer.echo(format_table(metrics))
     if output is not None:
         save_metrics(metrics, output)
-    readings = zip(sources.items(), embedded, strict=False)
-    report_left_out(
-        *[(name, source, vectors.skipped) for (name, source), vectors in readings if vectors],
-        strict=strict,
-        skipped_file=skipped,
-    )
+    found = zip(sources.items(), embedded, strict=False)
+    readings = [(name, source, vectors.skipped) for (name, source), vectors in found if vectors]
+    report_left_out(*readings, strict=strict, skipped_file=skipped)
 
 
 def _open_sources(

@@ -123,6 +123,7 @@ class TestKilledWorkers:
         process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
         process.start()
         workers = wait_for_workers(process, 2)
+        time.sleep(0.2)  # Python loses a signal that arrives while it forks
         os.kill(process.pid, getattr(signal, number))
         process.join(60)
         assert process.exitcode is not None and not (tmp_path / "v").exists()
