@@ -6,6 +6,7 @@ for it and registers the classes right after transformers itself was executed.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import warnings
@@ -89,6 +90,7 @@ class TransformersFinder(MetaPathFinder):
             loader.exec_module = execute
             execute(module)
             if module.__name__ == "transformers":
+                _forward_to_replacement(module)
                 self._register()
 
         loader.exec_module = execute_and_register
@@ -102,6 +104,14 @@ class TransformersFinder(MetaPathFinder):
             # Another thread may be importing a module of selfvit, and wait for transformers, whose
             # import lock this thread holds. Once it is released, both can continue.
             threading.Thread(target=_register_or_warn, name="selfvit registration").start()
+
+
+def _forward_to_replacement(module: ModuleType) -> None:
+    # transformers puts a lazy module into its own place in sys.modules. A thread that imports it in
+    # the meantime waits for the end, but gets the first module, which has none of its names.
+    replacement = sys.modules[module.__name__]
+    if replacement is not module:
+        vars(module)["__getattr__"] = functools.partial(getattr, replacement)
 
 
 def _register_or_warn() -> None:

@@ -174,6 +174,28 @@ class TestRegistration:
         assert result.returncode == 0, result.stderr
         assert "selfvit could not register its classes" in result.stderr
 
+    def test_a_thread_that_waits_for_the_import_of_transformers_gets_its_names(self):
+        # Without selfvit, this thread gets the module that transformers replaces by a lazy one.
+        result = run(
+            """
+            import sys, threading, time
+            import selfvit
+            errors = []
+            def load():
+                while "transformers" not in sys.modules: time.sleep(1e-3)
+                try:
+                    from transformers import AutoModelForPreTraining
+                except BaseException as error:
+                    errors.append(error)
+            thread = threading.Thread(target=load)
+            thread.start()
+            import transformers
+            thread.join()
+            assert not errors, errors
+            """
+        )
+        assert result.returncode == 0, result.stderr
+
     def test_threads_that_import_both_at_once_do_not_fail(self):
         # one imports transformers, which imports selfvit's modules; the others import these first
         result = run(
