@@ -24,7 +24,7 @@ from selfvit.evaluation.knn import weighted_knn_accuracy
 from selfvit.evaluation.linear_probe import linear_probe_accuracy
 from selfvit.modeling.registry import TRAINABLE_CLASSES
 from selfvit.training.config.run_config import RunConfig
-from selfvit.training.dataloader.collate import normalize, to_model_inputs
+from selfvit.training.dataloader.collate import normalize
 from selfvit.training.dataloader.loader import build_loader
 from selfvit.training.dataloader.sampler import BatchPlan
 from selfvit.training.loop import forward_backward, optimizer_step
@@ -62,8 +62,8 @@ class Side:
         self.accelerator = Accelerator(cpu=True)
         self.model.train()
 
-    def step(self, inputs: dict[str, Tensor], step: int, num_steps: int) -> None:
-        """Train one step, and measure its CPU time.
+    def step(self, batch: dict[str, Any], step: int, num_steps: int) -> None:
+        """Train one step on a batch of the loader, and measure its CPU time.
 
         Raises:
             ValueError: If the loss is not finite.
@@ -74,7 +74,7 @@ class Side:
         state = TrainState(
             self.run, self.accelerator, self.model, self.model, self.optimizer, num_steps, step=step
         )
-        loss = forward_backward(state, iter([{**inputs, "skipped": []}]), scheduled)
+        loss = forward_backward(state, iter([batch]), scheduled)
         optimizer_step(state)
         self.model.after_optimizer_step(step, num_steps)
         self.seconds.append(time.process_time() - start)
@@ -128,10 +128,8 @@ def lightly_side(run: RunConfig) -> Side:
     return Side(model, run, model.encoder, embed)
 
 
-def batches_of(
-    run: RunConfig, images: LabeledImages, num_steps: int
-) -> Iterator[dict[str, Tensor]]:
-    """Yield the model inputs of each step, by name, as in a training run of selfvit.
+def batches_of(run: RunConfig, images: LabeledImages, num_steps: int) -> Iterator[dict[str, Any]]:
+    """Yield the batch of each step, as in a training run of selfvit.
 
     Only the noise of the masks differs: it consists of the numbers that Lightly's
     `random_token_mask` draws from torch's generator seeded with `mask_seed`, without the first
@@ -157,13 +155,12 @@ def batches_of(
         shuffle_buffer=0,
     )
     for step, batch in enumerate(loader):
-        assert not batch.pop("skipped")
-        inputs = to_model_inputs(batch, run.preprocessing, torch.device("cpu"))
-        if "noise" in inputs:
-            *others, num_patches = inputs["noise"].shape
+        assert not batch["skipped"]
+        if "noise" in batch:
+            *others, num_patches = batch["noise"].shape
             generator = torch.Generator().manual_seed(mask_seed(run.start.seed, step))
-            inputs["noise"] = torch.rand(*others, 1 + num_patches, generator=generator)[..., 1:]
-        yield inputs
+            batch["noise"] = torch.rand(*others, 1 + num_patches, generator=generator)[..., 1:]
+        yield batch
 
 
 def mask_seed(seed: int, step: int) -> int:
@@ -189,11 +186,11 @@ def train_side_by_side(run: RunConfig, images: LabeledImages, sides: list[Side])
     data_seconds = 0.0
     for step in range(num_steps):
         start = time.process_time()
-        inputs = next(batches)
+        batch = next(batches)
         data_seconds += time.process_time() - start
         for side in sides if step % 2 == 0 else sides[::-1]:
             torch.manual_seed(mask_seed(run.start.seed, step))
-            side.step(inputs, step, num_steps)
+            side.step(batch, step, num_steps)
             if step + 1 in snapshot_steps:
                 side.take_snapshot(step + 1)
     return data_seconds

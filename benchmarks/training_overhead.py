@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from selfvit.training.callbacks.trackers import Trackers, start_trackers
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.config.tracker_names import NEEDS, chosen_trackers
 from selfvit.training.config.training_config import MonitoringConfig
+from selfvit.training.dataloader.collate import REPORTS, to_model_inputs
 from selfvit.training.evaluation import MAX_VIEW_IMAGES, Evaluation, open_evaluation_images
 from selfvit.training.recipes import RECIPES
 from selfvit.training.state import TrainState
@@ -74,19 +76,20 @@ def run_of(objective: str, output: Path, batch_size: int) -> RunConfig:
     )
 
 
-def noise(run: RunConfig, batch_size: int) -> dict[str, torch.Tensor]:
-    """Return normalized noise with the shapes of the views of the recipe."""
+def noise(run: RunConfig, batch_size: int) -> dict[str, Any]:
+    """Return a batch of noise with the shapes of the views of the recipe."""
+    reports: dict[str, Any] = {name: [] for name in REPORTS}
 
     def views(*shape: int, size: int = 224) -> torch.Tensor:
-        return torch.randn(*shape, 3, size, size)
+        return torch.randint(256, (*shape, 3, size, size), dtype=torch.uint8)
 
     augmentation = run.augmentation
     if isinstance(augmentation, MultiCrop):
         local = views(augmentation.num_local_views, batch_size, size=augmentation.local_view_size)
-        return {"global_views": views(2, batch_size), "local_views": local}
+        return reports | {"global_views": views(2, batch_size), "local_views": local}
     if run.architecture == "SelfViTForMAE":
-        return {"pixel_values": views(batch_size), "noise": torch.rand(batch_size, 196)}
-    return {"target_view": views(batch_size), "random_views": views(1, batch_size)}
+        return reports | {"pixel_values": views(batch_size), "noise": torch.rand(batch_size, 196)}
+    return reports | {"target_view": views(batch_size), "random_views": views(1, batch_size)}
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -134,10 +137,11 @@ def paired_steps(run: RunConfig, num_pairs: int) -> tuple[Spent, Side]:
         for callback in (monitor, logger):
             callback.on_train_begin(state)
         for step in range(num_steps):
-            inputs, done, rate = noise(run, run.schedule.batch_size), step + 1, 1e-5
-            side.step(inputs, step, num_steps)
+            batch, done, rate = noise(run, run.schedule.batch_size), step + 1, 1e-5
+            side.step(batch, step, num_steps)
             metrics = {"loss": side.losses[-1], "learning_rate": rate, "gradient_norm": 1.0}
-            state.step, state.inputs, state.metrics = done, inputs, metrics
+            state.inputs = to_model_inputs(batch, run.preprocessing, accelerator.device)
+            state.step, state.metrics = done, metrics
             reading = cpu_seconds(lambda: monitor.on_step_end(state))
             logging = cpu_seconds(lambda: logger.on_step_end(state))
             # step 1 would draw, too

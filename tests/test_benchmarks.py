@@ -167,9 +167,8 @@ def test_images_are_taken_by_position():
     assert images.take(np.array([2, 0])).labels.tolist() == [6, 4]
 
 
-def test_batches_hold_the_inputs_of_the_model(data_folder):
+def test_batches_hold_the_views_and_no_skipped_images(data_folder):
     run = short_run("dino")
-    inputs = next(batches_of(run, load_splits(data_folder).train, 2))
-    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
-        "global_views": (2, 8, 3, 28, 28),
-    }
+    batch = next(batches_of(run, load_splits(data_folder).train, 2))
+    assert batch["skipped"] == []
+    assert batch["global_views"].shape == (2, 8, 3, 28, 28)

@@ -88,8 +88,8 @@ def forward_backward(
     state.skipped, state.ranges = [], []
     for _ in range(state.run.runtime.gradient_accumulation_steps):
         batch = next(batches)
-        state.skipped += batch.pop("skipped")
-        state.ranges += batch.pop("ranges", [])
+        state.skipped += batch["skipped"]
+        state.ranges += batch["ranges"]
         state.inputs = to_model_inputs(batch, state.run.preprocessing, accelerator.device)
         with accelerator.accumulate(state.wrapped):
             with accelerator.autocast():  # Accelerate does not apply it to sharded models

@@ -92,14 +92,19 @@ def to_model_inputs(
     """Move a batch to the device, then normalize its views there, as uint8 is faster to copy.
 
     Args:
-        batch: Tensors by name; those with at least four axes are views.
+        batch: Tensors by name; those with at least four axes are views. Lists about single images
+            are left out.
         preprocessing: Mean and std of the channels.
         device: Device of the model.
 
     Returns:
         Arguments of the model's `forward`, by name.
     """
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch.items()
+        if name not in REPORTS
+    }
     return {
         name: normalize(value, preprocessing.image_mean, preprocessing.image_std)
         if value.dim() >= 4

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import ImageSource
 from ..config.run_config import RunConfig
-from ..dataloader.collate import REPORTS, to_model_inputs
+from ..dataloader.collate import to_model_inputs
 from ..dataloader.sampler import BatchPlan
 from ..dataloader.streaming import partition_stream
 from ..lora import count_parameters, describe_adapters, has_adapters, result_bytes
@@ -220,8 +220,6 @@ def measure_activations(
             rank=0,
         )
         batch = dict(next(iter(loader_from(few))))
-        for name in REPORTS:
-            batch.pop(name, None)
         views = _describe_views(batch)
         inputs = to_model_inputs(batch, run.preprocessing, model.device)
         scheduled = model.scheduled_values(0, plan.num_steps)
@@ -233,10 +231,10 @@ def measure_activations(
     return round(bytes_large + bytes_per_image * (plan.micro_batch_size - large)), views
 
 
-def _describe_views(batch: dict[str, Tensor]) -> str:
+def _describe_views(batch: dict[str, Any]) -> str:
     descriptions = []
     for name, value in sorted(batch.items()):
-        if value.dtype == torch.uint8:  # (B, C, H, W) or (V, B, C, H, W)
+        if isinstance(value, Tensor) and value.dim() >= 4:  # (B, C, H, W) or (V, B, C, H, W)
             number = value.shape[0] if value.dim() == 5 else 1
             descriptions.append(f"{number} {name} of {value.shape[-2]} x {value.shape[-1]}")
     return ", ".join(descriptions) + " pixels for each image"
