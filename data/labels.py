@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +31,15 @@ class Labels:
 
 
 def first_folders(paths: Sequence[str]) -> list[str]:
-    """Return the first-level folder of each path; "" for a path without a folder."""
+    """Return the first-level folder of each of the sorted paths; "" for one without a folder."""
     folders: list[str] = []
-    first, start = "", "/"  # most paths have the folder of the path before
-    for path in paths:
-        if not path.startswith(start):
-            first = path.partition("/")[0] if "/" in path else ""
-            start = f"{first}/"
-        folders.append(first)
+    while len(folders) < len(paths):
+        first, slash, _ = paths[len(folders)].partition("/")
+        if slash:  # "0" follows "/", so it follows all paths in this folder
+            end = bisect.bisect_left(paths, f"{first}0", len(folders))
+            folders += [first] * (end - len(folders))
+        else:
+            folders.append("")
     return folders
 
 

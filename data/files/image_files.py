@@ -108,7 +108,7 @@ def _labels_below(
     folders = first_folders(names) if firsts is None else firsts
     if all_splits and split_folders(sorted(set(folders))):
         names = [name.partition("/")[2] for name in names]
-        folders = first_folders(names)
+        folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     return labels_of_folders(folders, {name: printable(name) for name in set(folders)}, names)
 
 
