@@ -36,6 +36,15 @@ def test_evaluate_without_test_images_gives_label_free_figures(tiny_checkpoint, 
     assert "RankMe" in result.stdout and "No accuracies" in result.stdout
 
 
+def test_evaluate_takes_several_image_files(tiny_checkpoint, tmp_path):
+    write_folder(tmp_path / "train", 3)
+    files = sorted((tmp_path / "train").rglob("*.png"))
+    result = run(tiny_checkpoint, "--num-workers", 0, "--train", *files)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if line.startswith("training images"))
+    assert row.split()[-1] == str(len(files)) == "6"
+
+
 @pytest.mark.parametrize("network", ["teacher", "student"])
 def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network, caplog):
     train = write_folder(tmp_path / "train", 4)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: options.Checkpoint,
     train: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="IMAGES",
             help="Labeled images to fit k-NN and the linear probe on, as --data of embed.",
         ),
     ],
     test: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="IMAGES",
             help="Labeled images to measure the accuracies on, as --data of embed.",
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def _open_sources(
-    data: dict[str, tuple[str | None, str | None]],
+    data: dict[str, tuple[list[str] | None, str | None]],
     image_column: str | None,
     label_column: str | None,
 ) -> dict[str, ImageSource]:
@@ -103,7 +103,7 @@ def _open_sources(
     sources = {
         name: open_images(images, split=split, image_column=image_column, label_column=label_column)
         for name, (images, split) in data.items()
-        if images is not None
+        if images  # typer gives an empty list without the option
     }
     for name, source in sources.items():
         report_source(source, name)

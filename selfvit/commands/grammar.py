@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..errors import one_line_errors
 
@@ -65,14 +65,16 @@ class Command(TyperCommand):
         """Parse the words after the command's name."""
         self._check_former_options(ctx, args)
         ctx.allow_extra_args = True
-        extra = super().parse_args(ctx, repeat_options(join_image_size(args), self._lists()))
+        extra = super().parse_args(ctx, self._repeat_lists(join_image_size(args)))
         if extra and not ctx.resilient_parsing:
             ctx.fail(self._explain_extra(ctx, extra))
         return extra
 
-    def _lists(self) -> set[str]:
-        """Return the options that take several values."""
-        return {name for parameter in self.params if parameter.multiple for name in parameter.opts}
+    def _repeat_lists(self, args: list[str]) -> list[str]:
+        options = [p for p in self.params if isinstance(p, TyperOption)]
+        lists = {name for option in options if option.multiple for name in option.opts}
+        flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
+        return repeat_options(args, lists, flags)
 
     def _check_former_options(self, ctx: Any, args: list[str]) -> None:
         own = {kebab_case(name) for parameter in self.params for name in parameter.opts}
@@ -123,25 +125,29 @@ def join_image_size(args: list[str]) -> list[str]:
     return joined
 
 
-def repeat_options(args: list[str], lists: set[str]) -> list[str]:
+def repeat_options(args: list[str], lists: set[str], flags: set[str]) -> list[str]:
     """Write `--data A B` as `--data A --data B`, as an option of click has one value.
 
-    Words before the first option are arguments, and so are all later ones if there are none.
+    The further values of such an option are arguments if there is no argument before it.
 
     Args:
         args: Words after the command's name.
         lists: Options that take several values.
+        flags: Options that take none.
     """
-    has_arguments = bool(args) and not args[0].startswith("-")
+    has_arguments = False
     repeated: list[str] = []
-    current, num_values = "", 0
+    current, needs_value = "", False
     for word in args:
         if word.startswith("-"):
-            current, num_values = kebab_case(word) if "=" not in word else "", 0
+            current = "" if "=" in word else kebab_case(word)
+            needs_value = bool(current) and current not in flags
+        elif needs_value:
+            needs_value = False
+        elif current in lists and has_arguments:
+            repeated.append(current)
         else:
-            num_values += 1
-            if current in lists and num_values > 1 and has_arguments:
-                repeated.append(current)
+            has_arguments = True
         repeated.append(word)
     return repeated
 
