@@ -26,7 +26,7 @@ NPY_START = b"\x93NUMPY"
 BLOCK_VALUES = 1 << 21  # values that are scaled at a time
 MAX_RAW_BYTES = 1 << 30  # 1 GiB, the largest array that is decoded
 SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC = 339, 258, 262  # TIFF 6.0, Sec. 8 and 19
-WHITE_IS_ZERO = 0
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretation of a TIFF file
 PNG_DEEP = {  # color type: Pillow's raw modes of the high and of the low bytes
     2: ("RGB;16B", "RGB;16L"),
     6: ("RGBA;16B", "RGBA;16L"),
@@ -99,7 +99,7 @@ def _channel_axis(shape: tuple[int, ...], num_channels: int) -> int:
                 return axis
     text = " x ".join(map(str, shape))
     raise PixelsError(
-        f"an array of {text}, but the checkpoint reads {num_channels} channels, which neither the "
+        f"an array of {text}, but the model reads {num_channels} channels, which neither the "
         "first nor the last axis has"
     )
 
@@ -136,10 +136,10 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
     with tifffile.TiffFile(source) as file:
         page: Any = file.pages.first
         is_deep = max(_numbers(page.bitspersample)) > 8 or page.dtype != np.uint8
-        has_values = page.photometric in (WHITE_IS_ZERO, 1, 2)  # 1 black is zero, 2 RGB
+        has_values = page.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
         if page.bitspersample == 1 or not has_values or page.dtype is None:
             return None
-        if not is_deep and num_channels in (1, 3) and page.samplesperpixel <= 4:
+        if not is_deep and num_channels in (1, 3) and _pillow_knows(page):
             return None
         _check_size((page.imagelength, page.imagewidth, page.samplesperpixel), page.dtype.itemsize)
         try:
@@ -149,7 +149,7 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
                 raise
             if page.samplesperpixel == 1 or (not is_deep and page.samplesperpixel <= 4):
                 return None  # Pillow reads it, and `raw_pillow` knows its types
-            is_color = page.photometric == 2 and page.dtype == np.uint16
+            is_color = page.photometric == RGB and page.dtype == np.uint16
             found = _tiff_colors(image) if is_color else None
             if found is None:
                 raise PixelsError(
@@ -161,10 +161,21 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
         return RawPixels(
             values,
             _range_of(values.dtype, page.bitspersample),
-            has_alpha=page.photometric == 2 and page.samplesperpixel == 4,
+            has_alpha=_has_alpha(page),
             white_is_zero=page.photometric == WHITE_IS_ZERO,
             orientation=1 if tag is None else tag.value,
         )
+
+
+def _pillow_knows(page: Any) -> bool:
+    """Return whether Pillow reads the bands of a page of eight bits, without or with alpha."""
+    count, colors = page.samplesperpixel, 3 if page.photometric == RGB else 1
+    return count == colors or (count == colors + 1 and (colors == 3 or page.planarconfig == 1))
+
+
+def _has_alpha(page: Any) -> bool:
+    last = [int(extra) for extra in page.extrasamples[-1:]]  # 1 and 2 are kinds of alpha
+    return (page.photometric == RGB and page.samplesperpixel == 4) or last in ([1], [2])
 
 
 def _bands_last(file: Any, page: Any, num_channels: int) -> np.ndarray:
@@ -349,7 +360,7 @@ def _bands(raw: RawPixels, num_channels: int) -> list[int] | None:
 def channels_reason(count: int, num_channels: int) -> str:
     """Return the reason why an image of another number of channels cannot be read."""
     return (
-        f"has {count} channel{'s' * (count != 1)}, but the checkpoint reads {num_channels} "
+        f"has {count} channel{'s' * (count != 1)}, but the model reads {num_channels} "
         "(num_channels)"
     )
 
@@ -389,9 +400,11 @@ def _check_size(shape: tuple[int, ...], itemsize: int) -> None:
     """Check an image (H, W, B) before it is decoded.
 
     Raises:
-        PixelsError: If it has too many pixels, or too many bytes.
+        PixelsError: If it has no pixels, too many pixels, or too many bytes.
     """
     height, width, num_bands = shape
+    if 0 in shape:
+        raise PixelsError(f"without pixels: {width} x {height} of {num_bands} channels")
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     if limit and height * width > limit:
         raise PixelsError(too_many_pixels())

@@ -401,7 +401,7 @@ def test_images_of_other_channels_are_named(tmp_path, image_folder):
     _, output = run_convert(vit_weights(in_chans=4, img_size=32), tmp_path, "--num-heads", 2)
     result = run("embed", output, "--data", image_folder, "--output", tmp_path / "vectors")
     assert result.exit_code == 2
-    assert "has 3 channels, but the checkpoint reads 4 (num_channels)" in result.stderr
+    assert "has 3 channels, but the model reads 4 (num_channels)" in result.stderr
 
 
 def test_mean_and_std_of_other_channels_are_options(tmp_path):

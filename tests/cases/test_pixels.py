@@ -170,7 +170,7 @@ class TestChannels:
         found = run("embed", model, "--data", data, "--output", output, "--strict")
         assert found.exit_code == 1
         skipped = (output / "skipped.csv").read_text()
-        assert 'photo.jpg,"has 3 channels, but the checkpoint reads 4 (num_channels)"' in skipped
+        assert 'photo.jpg,"has 3 channels, but the model reads 4 (num_channels)"' in skipped
 
     def test_a_gray_model_reads_photos(self, data, tmp_path):
         model = checkpoint_of(tmp_path / "model", 1)

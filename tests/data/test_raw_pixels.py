@@ -212,13 +212,37 @@ class TestChannels:
         repeated = decode_pixels(values[..., 0], RGB).pixels
         assert (repeated == repeated[..., :1]).all() and repeated.shape == (6, 9, 3)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("planar", ["contig", "separate"])
+    def test_three_bands_that_are_not_declared_as_colors_are_red_green_blue(self, dtype, planar):
+        values = bands(3, dtype)
+        stored = values if planar == "contig" else np.moveaxis(values, -1, 0)
+        declared = decode_pixels(tiff(values, photometric="rgb")).pixels
+        file = tiff(stored, photometric="minisblack", planarconfig=planar)
+        np.testing.assert_array_equal(decode_pixels(file).pixels, declared)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("num_channels", [1, 3])
+    def test_alpha_of_gray_is_dropped(self, dtype, num_channels):
+        values = bands(2, dtype)
+        file = tiff(values, photometric="minisblack", planarconfig="contig", extrasamples=[2])
+        plain = tiff(values[..., 0], photometric="minisblack")
+        pixel_format = PixelFormat(num_channels)
+        expected = decode_pixels(plain, pixel_format).pixels
+        np.testing.assert_array_equal(decode_pixels(file, pixel_format).pixels, expected)
+
     @pytest.mark.parametrize(
         "write, num_channels, reason",
         [
             (lambda: tiff(bands(12), photometric="minisblack", planarconfig="contig"), 4, "has 12"),
             (lambda: tiff(bands(12), photometric="minisblack", planarconfig="contig"), 3, "has 12"),
+            (
+                lambda: tiff(bands(4, np.uint8), photometric="minisblack", planarconfig="contig"),
+                1,
+                "has 4 channels",
+            ),
             (lambda: tiff(bands(3), photometric="rgb"), 4, "has 3 channels, but the .* reads 4"),
-            (lambda: npy(bands(5)), 3, "an array of 6 x 9 x 5, but the checkpoint reads 3"),
+            (lambda: npy(bands(5)), 3, "an array of 6 x 9 x 5, but the model reads 3"),
             (lambda: npy(bands(4)), 3, "neither the first nor the last axis"),
             (lambda: npy(np.zeros((2, 3, 4, 5), np.uint8)), 3, "an array of 4 axes"),
             (lambda: npy(np.zeros((0, 4), np.uint8)), 1, "without pixels"),
