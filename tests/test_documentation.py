@@ -31,6 +31,7 @@ from selfvit.modeling.registry import TRAINABLE_CLASSES
 from selfvit.training.preflight.dry_run import memory_without_activations
 from selfvit.training.recipes import RECIPES
 
+from .cases.inputs_channels import write_bands
 from .documentation import RUN, SHOWN, read_page
 from .hub_requests import PAGES_TOKEN
 from .local_hub import LocalHub
@@ -190,6 +191,12 @@ def weights(page_folder):
     """Write weights.pth of a small vision transformer, with timm's tensor names."""
     model = VisionTransformer(embed_dim=64, depth=2, num_heads=1, num_classes=0)
     torch.save(model.state_dict(), page_folder / "weights.pth")
+
+
+@pytest.fixture
+def satellite(page_folder):
+    """Write images of four bands with 12 bits into satellite."""
+    write_bands(page_folder / "satellite", 4, count=24, high=4096)
 
 
 @pytest.fixture
