@@ -94,7 +94,7 @@ def label_of_text(text: str) -> int | str | None:
     """
     if not text:
         return None
-    is_integer = len(text) < MAX_DIGITS and text.lstrip("-").isdecimal()
+    is_integer = len(text) < MAX_DIGITS and text.removeprefix("-").isdecimal()
     return int(text) if is_integer and str(int(text)) == text else text
 
 
