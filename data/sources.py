@@ -23,7 +23,7 @@ from .files.splits import ALL, choose_files, split_folders
 from .files.tables import ROWS_AT_ONCE, open_parquet
 from .files.tar_source import TarSource, TarStream
 from .image_source import ImageSource
-from .inventory import Inventory
+from .inventory import Inventory, LeftOut
 from .labels import first_folders
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
@@ -240,8 +240,13 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
         holding = []
         for name in containers.pop(".parquet"):
             try:
-                is_table_of_images = holds_images(features_of(pq.read_schema(path / name)))
-            except (OSError, ValueError):
+                schema = pq.read_schema(path / name)
+            except (OSError, ValueError) as error:
+                listing.left_out.append(LeftOut(name, f"cannot be read as Parquet: {error}"))
+                continue
+            try:
+                is_table_of_images = holds_images(features_of(schema))
+            except ValueError:  # a type that `datasets` cannot store
                 is_table_of_images = False
             if is_table_of_images:
                 holding.append(name)
@@ -292,10 +297,8 @@ def _open_files(
     files: list[Path], split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     for file in files:
-        if (mode := _mode(file)) is None:
+        if _mode(file) is None:
             raise FileNotFoundError(f"there is no file {str(file)!r}.")
-        if not stat.S_ISDIR(mode):
-            _check_file(file)
     kinds = {extension_of(file.name) for file in files}
     if len(kinds) == 1 and (kind := next(iter(kinds))) in (".parquet", ".tar"):
         return _open_given_shards(files, kind, split, streaming, columns)

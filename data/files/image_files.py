@@ -162,13 +162,14 @@ def open_zip(archive: Path, split: str | None, *, label_column: str | None = Non
     """
     if label_column is not None:
         raise ValueError(
-            f"{str(archive)!r} has no columns that are read; leave out --label-column, or unpack "
-            "the zip file if it has a metadata.csv or metadata.jsonl."
+            f"{str(archive)!r} is a zip file, which has no columns to find {label_column!r} in; "
+            "leave out --label-column, or unpack it if it has a metadata.csv or metadata.jsonl."
         )
     members = members_of_zip(archive)
     names, left_out, notes = _images_of_zip(archive, members)
     if not names:
-        raise ValueError(_without_images(archive, left_out))
+        hints = [f"{note}." for note in notes]
+        raise ValueError(" ".join([_without_images(archive, left_out), *hints]))
     tops = {name.partition("/")[0] if "/" in name else None for name in names}
     first = next(iter(tops)) if len(tops) == 1 else None
     top = "" if first is None else f"{first}/"
