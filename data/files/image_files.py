@@ -72,7 +72,9 @@ def open_folder(
     labels = Labels()
     if metadata:
         values, column, missing, more = values_of_metadata(folder, metadata, paths, label_column)
-        left_out, notes = [*left_out, *chosen.own(missing)], [*notes, *more]
+        listed = {entry.name for entry in left_out}
+        left_out += [entry for entry in chosen.own(missing) if entry.name not in listed]
+        notes += more
         if column is not None:
             labels = labels_of_values((values.get(path) for path in paths), column)
     if labels.values is None:

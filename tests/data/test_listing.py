@@ -151,6 +151,12 @@ class TestSplits:
         source = open_images(data, split=split)
         assert labels_of(source) == labels and left_out(source) == []
 
+    def test_an_image_that_is_left_out_and_named_in_metadata_is_listed_once(self, data):
+        write_pictures(data, 1)
+        (data / "a.heic").write_bytes(HEIC)
+        (data / "metadata.csv").write_text("file_name,label\nx0.jpg,a\na.heic,b\n")
+        assert left_out(open_images(data)) == ["a.heic"]
+
     def test_half_of_the_images_beside_the_folders_is_told(self, data):
         write_classes(data, 1, ("cat", "dog"))
         write_pictures(data, 2)
