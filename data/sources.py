@@ -22,6 +22,7 @@ from .files.listing import CONTAINERS, NOT_REGULAR, Listing, list_images
 from .files.splits import ALL, choose_files, split_folders
 from .files.tables import ROWS_AT_ONCE, open_parquet
 from .files.tar_source import TarSource, TarStream
+from .folder_source import FolderSource
 from .image_source import ImageSource
 from .inventory import Inventory, LeftOut
 from .labels import first_folders
@@ -162,6 +163,17 @@ def _check_unused(where: str, **options: str | None) -> None:
             raise ValueError(f"{where}, so that {value!r} cannot be chosen; omit --{option}.")
 
 
+def _without_columns(source: FolderSource, image_column: str | None) -> FolderSource:
+    """Return a source of image files, with a note if an image column was chosen.
+
+    It is no error, as one command may read a table and a folder.
+    """
+    if image_column is not None:
+        note = f"{source.folder} holds image files; --image-column {image_column} is not used"
+        source.inventory.notes.append(note)
+    return source
+
+
 def _open_directory(
     path: Path, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
@@ -177,11 +189,10 @@ def _open_directory(
             f"data must be of one kind, but {str(path)!r} has {' and '.join(kinds)}; give the "
             "folder or the files of the kind that is meant."
         )
-    label_column = columns["label_column"]
-    if not containers or ".zip" in containers:
-        _check_unused(f"{str(path)!r} holds image files", image_column=columns["image_column"])
+    image_column, label_column = columns["image_column"], columns["label_column"]
     if not containers:
-        return open_folder(path, listing, split, label_column=label_column)
+        folder = open_folder(path, listing, split, label_column=label_column)
+        return _without_columns(folder, image_column)
     kind, names = next(iter(containers.items()))
     if kind == ".zip":
         if len(names) > 1:
@@ -192,7 +203,7 @@ def _open_directory(
         _check_file(path / names[0])
         opened = open_zip(path / names[0], split, label_column=label_column)
         _add_listing(opened, listing, listing.notes())
-        return opened
+        return _without_columns(opened, image_column)
     chosen, note = choose_files(names, split, str(path))
     source = _open_shards(path, chosen, kind, streaming, columns)
     notes = listing.notes() if note is None else [note, *listing.notes()]
@@ -281,16 +292,15 @@ def _open_file(
     suffix = extension_of(path.name)
     image_column, label_column = columns["image_column"], columns["label_column"]
     if suffix == ".zip":
-        _check_unused(f"{str(path)!r} holds image files", image_column=image_column)
-        return open_zip(path, split, label_column=label_column)
+        return _without_columns(open_zip(path, split, label_column=label_column), image_column)
     if suffix in KINDS:
         chosen, _ = choose_files([path.name], split, str(path))
         return _open_shards(path.parent, chosen, suffix, streaming, columns)
     if suffix in LISTS:
         _check_unused(f"the images that {str(path)!r} lists have no splits", split=split)
         return open_list(path, **columns)
-    _check_unused(f"{str(path)!r} is one file", split=split, **columns)
-    return source_of_files([path])
+    _check_unused(f"{str(path)!r} is one file", split=split, label_column=label_column)
+    return _without_columns(source_of_files([path]), image_column)
 
 
 def _open_files(
@@ -310,8 +320,9 @@ def _open_files(
                 f"but {str(file)!r} is {'a folder' if file.is_dir() else 'another file'}; give one "
                 "folder, or only files of one kind."
             )
-    _check_unused(f"{len(files)} image files are given one by one", split=split, **columns)
-    return source_of_files(files)
+    where, label_column = f"{len(files)} image files are given", columns["label_column"]
+    _check_unused(where, split=split, label_column=label_column)
+    return _without_columns(source_of_files(files), columns["image_column"])
 
 
 def _open_given_shards(
