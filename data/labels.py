@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import shorten
 from .image_source import NO_LABEL
 
 MAX_DIGITS = 1000  # of an integer; longer texts of digits are texts
@@ -65,8 +66,14 @@ def labels_of_folders(
     """
     known = sorted(set(folders) - {""}, key=lambda folder: name_of[folder])
     num_beside = folders.count("")
-    if len(known) < 2 or num_beside * 2 >= len(folders):
+    if len(known) < 2:
         return Labels()
+    if num_beside * 2 >= len(folders):
+        note = (
+            f"the folders {shorten(map(name_of.__getitem__, known), 3)} are no classes, as "
+            f"{num_beside} of {len(folders)} images lie beside them"
+        )
+        return Labels(notes=(note,))
     index = {folder: label for label, folder in enumerate(known)} | {"": NO_LABEL}
     values = np.fromiter(map(index.__getitem__, folders), np.int64, len(folders))
     names = [name_of[folder] for folder in known]

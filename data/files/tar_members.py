@@ -21,7 +21,7 @@ from .image_formats import (
     image_extensions,
     missing_support,
 )
-from .listing import CONTAINERS, METADATA_FILES, is_hidden
+from .listing import CONTAINERS, METADATA_FILES, is_archive, is_hidden
 
 BLOCK_BYTES = 512  # of a header; the content of a file is padded to a multiple of it
 CHUNK_BYTES = 1 << 20
@@ -196,9 +196,11 @@ class _HeaderReader:
 
     def _add(self, file: BinaryIO, member: Member) -> None:
         extension = extension_of(member.name)
-        if extension in CONTAINERS or posixpath.basename(member.name) in METADATA_FILES:
+        name = posixpath.basename(member.name)
+        if extension in CONTAINERS or name in METADATA_FILES or is_archive(name):
             self.unread.append(member.name)
-        if extension not in image_extensions() and extension not in NOT_IMAGES:
+        is_known = extension in image_extensions() or missing_support(extension) is not None
+        if not is_known and extension not in NOT_IMAGES:
             head = os.pread(file.fileno(), min(SIGNATURE_BYTES, member.size), member.offset)
             extension = format_of(head) or extension
             if extension in image_extensions():

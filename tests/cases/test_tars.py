@@ -101,14 +101,22 @@ class TestDamage:
         result = embed(path)
         assert len(result.rows) == 2 and "a.tar: the tar has no end mark" in result.text
 
-    @pytest.mark.parametrize("name", ["a.tar", "data"])
-    def test_a_compressed_tar_is_refused_in_one_line(self, name, data, embed):
+    @pytest.mark.parametrize(
+        ("file", "data_name", "reason"),
+        [
+            ("a.tar", "a.tar", "decompress it, for example with gunzip"),
+            ("a.tar.gz", "a.tar.gz", "an archive, which is not read; unpack it"),
+            ("a.tgz", "a.tgz", "an archive, which is not read; unpack it"),
+            ("a.tar.gz", "", "there are no images in"),
+        ],
+    )
+    def test_a_compressed_tar_is_refused_in_one_line(self, file, data_name, reason, data, embed):
         content = gzip.compress(three(data / "x.tar").read_bytes())
         (data / "x.tar").unlink()
-        (data / ("a.tar" if name == "a.tar" else "a.tar.gz")).write_bytes(content)
-        result = embed(data / name if name == "a.tar" else data)
-        assert result.code == 2 and "a.tar" in result.text
-        assert name == "data" or "decompress it, for example with gunzip" in result.text
+        (data / file).write_bytes(content)
+        result = embed(data / data_name)
+        assert result.code == 2 and len(result.text.splitlines()) == 1
+        assert file in result.text and reason in result.text
 
     def test_a_pipe_is_refused(self, data):
         os.mkfifo(data / "a.tar")
@@ -126,6 +134,7 @@ class TestMembers:
             ([("1.png",), ("2.png", tarfile.SYMTYPE, "1.png")], {"2.png": "link to 1.png"}),
             ([("1.png",), ("2.heic", tarfile.SYMTYPE, "x")], {"2.heic": "link to x"}),
             ([("1.png",), ("2.png", tarfile.FIFOTYPE, "")], {"2.png": "a device or a pipe"}),
+            ([("1.png",), ("2.NEF", b"II*\0" + bytes(60))], {"2.NEF": "camera raw"}),
             ([("1.png",), ("2", HEIC)], {"2": "pillow-heif"}),
             ([("1.png",), ("png", b"no image")], {}),
             ([("1.png",), ("2.png", tarfile.LNKTYPE, "1.png")], {}),
@@ -312,7 +321,7 @@ class TestLabels:
 
 
 NAMES = ["0.png", "0.PNG", "0.m.png", "1.png", "1.m.png", "1.cls", "i.1.png", "i.2.png", "i.3.png"]
-NAMES += ["2.heic", "2", "a/0.png", ".0.png", "__MACOSX/0.png", "3.json", "in.zip"]
+NAMES += ["2.heic", "2", "a/0.png", "../0.png", ".0.png", "__MACOSX/0.png", "3.json", "in.zip"]
 tars_of_names = st.lists(st.lists(st.sampled_from(NAMES), max_size=9), min_size=1, max_size=3)
 
 
