@@ -5,6 +5,7 @@ A source returns records of encoded images; they are decoded in the workers of t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -123,9 +124,9 @@ def _mode(path: Path) -> int | None:
     """
     try:
         return path.stat().st_mode
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise ValueError(_cannot_open(path, error)) from error
+    except PermissionError as error:
+        raise ValueError(_not_permitted(path)) from error
+    except OSError:
         return None
 
 
@@ -137,14 +138,15 @@ def _check_file(path: Path) -> None:
     """
     if not path.is_file():
         raise ValueError(f"{str(path)!r} is {NOT_REGULAR}; write its content to a file.")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ValueError(_cannot_open(path, error)) from error
+    effective = os.access in os.supports_effective_ids
+    # It is not opened, as a file of a stream may hang.
+    if not os.access(path, os.R_OK, effective_ids=effective):
+        raise ValueError(_not_permitted(path))
 
 
-def _cannot_open(path: Path, error: OSError) -> str:
-    return f"{str(path)!r} cannot be opened: {error.strerror}; change its permissions or copy it."
+def _not_permitted(path: Path) -> str:
+    reason = os.strerror(errno.EACCES)
+    return f"{str(path)!r} cannot be opened: {reason}; change its permissions or copy it."
 
 
 def _check_unused(where: str, **options: str | None) -> None:
