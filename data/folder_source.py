@@ -6,6 +6,7 @@ import functools
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class ZipSource(FolderSource):
         if self._opened is None or self._opened_by != os.getpid():
             self._opened, self._opened_by = zipfile.ZipFile(self.folder), os.getpid()
         try:
-            return self._opened.read(path)
+            return self._opened.read(_member(self._opened, path))
         except (
             zipfile.BadZipFile,
             zlib.error,
@@ -113,8 +114,17 @@ class ZipSource(FolderSource):
             return UnreadableContent(f"damaged or encrypted in the zip file: {error}")
 
 
-def members_of_zip(archive: Path) -> list[zipfile.ZipInfo]:
-    """Return the files in a zip file that are not hidden.
+def _member(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
+    try:
+        return archive.getinfo(path)
+    except KeyError:
+        return archive.getinfo(path.replace("/", "\\"))
+
+
+def members_of_zip(archive: Path) -> list[tuple[str, zipfile.ZipInfo]]:
+    """Return the files in a zip file that are not hidden, with their names.
+
+    A backslash separates folders if no name has "/", as in zip files of some old programs.
 
     Raises:
         ValueError: If the file is no zip file or is damaged.
@@ -126,7 +136,17 @@ def members_of_zip(archive: Path) -> list[zipfile.ZipInfo]:
         raise ValueError(
             f"{str(archive)!r} cannot be read as a zip file: {error}; repair or replace it."
         ) from error
-    return [entry for entry in members if not entry.is_dir() and not is_hidden(entry.filename)]
+    named = zip(_posix_names(members), members, strict=True)
+    return [
+        (name, entry) for name, entry in named if not name.endswith("/") and not is_hidden(name)
+    ]
+
+
+def _posix_names(members: Sequence[zipfile.ZipInfo]) -> list[str]:
+    names = [entry.filename for entry in members]
+    if any("/" in name for name in names):
+        return names
+    return [name.replace("\\", "/") for name in names]
 
 
 def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
@@ -149,7 +169,12 @@ def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
 
 def printable(path: str) -> str:
     """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
-    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
+    if path.isascii():
+        return path
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 __all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip", "printable"]

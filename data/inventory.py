@@ -44,7 +44,7 @@ class Inventory:
 
     Args:
         found: Number of image files or rows.
-        taken: Number of images in the source.
+        taken: Number of images in the source; 0 if they are not counted, as those of a stream.
         left_out: Files or rows that are not in the source.
         notes: Remarks on how the data was read, one line each.
     """
@@ -71,9 +71,14 @@ class Inventory:
         left_out = self.all_left_out(skipped)
         if not left_out:
             return None
+        reasons = group_reasons([image.reason for image in left_out])
+        if self.taken == 0:
+            return (
+                f"images: those of the stream are not counted, {len(left_out)} left out ({reasons})"
+            )
         return (
             f"images: {self.found} found, {self.found - len(left_out)} taken, {len(left_out)} left "
-            f"out ({group_reasons([image.reason for image in left_out])})"
+            f"out ({reasons})"
         )
 
 

@@ -5,22 +5,28 @@ A source returns records of encoded images; they are decoded in the workers of t
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from huggingface_hub import HfApi
 
+from ..errors import shorten
 from .dataset_source import DatasetSource, DatasetStream, StreamingImageSource
 from .files.image_files import open_folder, open_list, open_zip, source_of_files
 from .files.image_formats import extension_of
-from .files.listing import CONTAINERS, Listing, list_images
-from .files.splits import choose_files
+from .files.listing import CONTAINERS, NOT_REGULAR, Listing, list_images
+from .files.splits import ALL, choose_files, split_folders
 from .files.tables import ROWS_AT_ONCE, open_parquet
 from .files.tar_source import TarSource, TarStream
+from .folder_source import FolderSource
 from .image_source import ImageSource
+from .inventory import Inventory, LeftOut
+from .labels import first_folders
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 KINDS = {".parquet": "Parquet files", ".tar": "WebDataset tars", ".zip": "zip files"}
@@ -100,18 +106,80 @@ def open_images(
     if len(files) > 1:
         return _open_files(files, split, streaming, columns)
     path = files[0]
-    if path.is_dir():
+    mode = _mode(path)
+    if mode is None:
+        name = str(data) if isinstance(data, (str, os.PathLike)) else str(data[0])
+        return _open_hub_dataset(name, split, streaming, columns)
+    if stat.S_ISDIR(mode):
         return _open_directory(path, split, streaming, columns)
-    if path.exists():
-        return _open_file(path, split, streaming, columns)
-    name = str(data) if isinstance(data, (str, os.PathLike)) else str(data[0])
-    return _open_hub_dataset(name, split, streaming, columns)
+    _check_file(path)
+    return _open_file(path, split, streaming, columns)
+
+
+def _mode(path: Path) -> int | None:
+    """Return the mode of a file or folder; None if there is none.
+
+    Raises:
+        ValueError: If a folder above it cannot be opened.
+    """
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise ValueError(_not_permitted(path)) from error
+    except OSError:
+        return None
+
+
+def _check_file(path: Path) -> None:
+    """Check that a file can be opened without waiting for another program.
+
+    Raises:
+        ValueError: If it is no regular file, or cannot be opened.
+    """
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is {NOT_REGULAR}; write its content to a file.")
+    effective = os.access in os.supports_effective_ids
+    # It is not opened, as a file of a stream may hang.
+    if not os.access(path, os.R_OK, effective_ids=effective):
+        raise ValueError(_not_permitted(path))
+
+
+def _not_permitted(path: Path) -> str:
+    reason = os.strerror(errno.EACCES)
+    return f"{str(path)!r} cannot be opened: {reason}; change its permissions or copy it."
+
+
+def _check_unused(where: str, **options: str | None) -> None:
+    """Check that no option is given that has no meaning for the data.
+
+    Args:
+        where: The data, with the reason.
+        options: Options with their values.
+
+    Raises:
+        ValueError: If an option is given.
+    """
+    for name, value in options.items():
+        if value is not None and (name, value) != ("split", ALL):
+            option = name.replace("_", "-")
+            raise ValueError(f"{where}, so that {value!r} cannot be chosen; omit --{option}.")
+
+
+def _without_columns(source: FolderSource, image_column: str | None) -> FolderSource:
+    """Return a source of image files, with a note if an image column was chosen.
+
+    It is no error, as one command may read a table and a folder.
+    """
+    if image_column is not None:
+        note = f"{source.folder} holds image files; --image-column {image_column} is not used"
+        source.inventory.notes.append(note)
+    return source
 
 
 def _open_directory(
     path: Path, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
-    if any((path / name).is_file() for name in SAVED_DATASET_FILES):
+    if any(os.path.isfile(path / name) for name in SAVED_DATASET_FILES):
         return _open_saved_dataset(path, split, columns)
     listing = list_images(path)
     containers = _containers_with_images(path, listing)
@@ -123,8 +191,10 @@ def _open_directory(
             f"data must be of one kind, but {str(path)!r} has {' and '.join(kinds)}; give the "
             "folder or the files of the kind that is meant."
         )
+    image_column, label_column = columns["image_column"], columns["label_column"]
     if not containers:
-        return open_folder(path, listing, split, **columns)
+        folder = open_folder(path, listing, split, label_column=label_column)
+        return _without_columns(folder, image_column)
     kind, names = next(iter(containers.items()))
     if kind == ".zip":
         if len(names) > 1:
@@ -132,11 +202,41 @@ def _open_directory(
                 f"{str(path)!r} has {len(names)} zip files ({', '.join(names[:3])}); give one of "
                 "them, or unpack them."
             )
-        return open_zip(path / names[0], split, **columns)
+        _check_file(path / names[0])
+        opened = open_zip(path / names[0], split, label_column=label_column)
+        _add_listing(opened, listing, listing.notes())
+        return _without_columns(opened, image_column)
     chosen, note = choose_files(names, split, str(path))
     source = _open_shards(path, chosen, kind, streaming, columns)
-    source.inventory.notes.extend(listing.notes() if note is None else [note, *listing.notes()])
+    notes = listing.notes() if note is None else [note, *listing.notes()]
+    if source.label_rule is None and (folders := _class_folders(chosen)):
+        notes.append(
+            f"the folders of the {KINDS[kind]} are no labels ({shorten(folders, 3)}); labels are "
+            "read from their content"
+        )
+    _add_listing(source, listing, notes)
     return source
+
+
+def _class_folders(names: Sequence[str]) -> list[str]:
+    """Return the first-level folders of shards if there are several that name no splits."""
+    folders = sorted(set(first_folders(names)) - {""})
+    return folders if len(folders) > 1 and not split_folders(folders) else []
+
+
+def _add_listing(
+    source: ImageSource | StreamingImageSource, listing: Listing, notes: Sequence[str]
+) -> None:
+    """Add what a listing left out, and notes, to the inventory of a source of a folder."""
+    left_out, inventory = listing.left_out, source.inventory
+    if listing.metadata:
+        notes = [*notes, f"{shorten(listing.metadata, 3)} beside other data is not read"]
+    source.inventory = Inventory(
+        inventory.found + len(left_out),
+        inventory.taken,
+        [*inventory.left_out, *left_out],
+        [*notes, *inventory.notes],
+    )
 
 
 def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]]:
@@ -153,8 +253,13 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
         holding = []
         for name in containers.pop(".parquet"):
             try:
-                is_table_of_images = holds_images(features_of(pq.read_schema(path / name)))
-            except (OSError, ValueError):
+                schema = pq.read_schema(path / name)
+            except (OSError, ValueError) as error:
+                listing.left_out.append(LeftOut(name, f"cannot be read as Parquet: {error}"))
+                continue
+            try:
+                is_table_of_images = holds_images(features_of(schema))
+            except ValueError:  # a type that `datasets` cannot store
                 is_table_of_images = False
             if is_table_of_images:
                 holding.append(name)
@@ -170,6 +275,8 @@ def _open_shards(
 ) -> ImageSource | StreamingImageSource:
     """Open the Parquet files or tars of a folder."""
     files = [folder / name for name in names]
+    for file in files:
+        _check_file(file)
     where = f"{KINDS[kind]} in {folder}" if len(names) > 1 else str(files[0])
     identity = [f"{name} {(folder / name).stat().st_size}" for name in names]
     if streaming and len(names) > 1:
@@ -185,27 +292,28 @@ def _open_file(
     path: Path, split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
     suffix = extension_of(path.name)
+    image_column, label_column = columns["image_column"], columns["label_column"]
     if suffix == ".zip":
-        return open_zip(path, split, **columns)
+        return _without_columns(open_zip(path, split, label_column=label_column), image_column)
     if suffix in KINDS:
         chosen, _ = choose_files([path.name], split, str(path))
         return _open_shards(path.parent, chosen, suffix, streaming, columns)
     if suffix in LISTS:
+        _check_unused(f"the images that {str(path)!r} lists have no splits", split=split)
         return open_list(path, **columns)
-    return source_of_files([path])
+    _check_unused(f"{str(path)!r} is one file", split=split, label_column=label_column)
+    return _without_columns(source_of_files([path]), image_column)
 
 
 def _open_files(
     files: list[Path], split: str | None, streaming: bool, columns: dict[str, Any]
 ) -> ImageSource | StreamingImageSource:
-    missing = [str(file) for file in files if not file.exists()]
-    if missing:
-        raise FileNotFoundError(f"there is no file {missing[0]!r}.")
+    for file in files:
+        if _mode(file) is None:
+            raise FileNotFoundError(f"there is no file {str(file)!r}.")
     kinds = {extension_of(file.name) for file in files}
     if len(kinds) == 1 and (kind := next(iter(kinds))) in (".parquet", ".tar"):
-        folder = Path(os.path.commonpath([file.absolute().parent for file in files]))
-        names = [os.path.relpath(file.absolute(), folder) for file in files]
-        return _open_shards(folder, names, kind, streaming, columns)
+        return _open_given_shards(files, kind, split, streaming, columns)
     for file in files:
         kind = extension_of(file.name)
         if file.is_dir() or kind in KINDS or kind in LISTS:
@@ -214,7 +322,25 @@ def _open_files(
                 f"but {str(file)!r} is {'a folder' if file.is_dir() else 'another file'}; give one "
                 "folder, or only files of one kind."
             )
-    return source_of_files(files)
+    where, label_column = f"{len(files)} image files are given", columns["label_column"]
+    _check_unused(where, split=split, label_column=label_column)
+    return _without_columns(source_of_files(files), columns["image_column"])
+
+
+def _open_given_shards(
+    files: Sequence[Path], kind: str, split: str | None, streaming: bool, columns: dict[str, Any]
+) -> ImageSource | StreamingImageSource:
+    """Open Parquet files or tars that are given one by one; all of them without a split."""
+    by_place = {os.path.realpath(file): file.absolute() for file in reversed(files)}
+    different = list(dict.fromkeys(by_place[os.path.realpath(file)] for file in files))
+    folder = Path(os.path.commonpath([file.parent for file in different]))
+    names = [os.path.relpath(file, folder) for file in different]
+    if split is not None:
+        names, _ = choose_files(names, split, f"the list of {len(names)} files")
+    source = _open_shards(folder, names, kind, streaming, columns)
+    if num_repeated := len(files) - len(different):
+        source.inventory.notes.append(f"{num_repeated} files are given twice, and taken once")
+    return source
 
 
 def _open_saved_dataset(path: Path, split: str | None, columns: dict[str, Any]) -> DatasetSource:

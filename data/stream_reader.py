@@ -21,6 +21,7 @@ import numpy as np
 
 from .dataset_source import StreamingImageSource
 from .image_source import ImageRecord, RecordSource
+from .inventory import Inventory
 
 # More open shards mix data better that is sorted by class. Fewer need less memory (one Parquet row
 # group per shard) and fewer reads on resume.
@@ -215,7 +216,11 @@ def first_images(source: StreamingImageSource, limit: int) -> RecordSource:
     first_pass = StreamReader(source, seed=0).read_epoch(StreamPosition())
     with closing(first_pass):
         records = [record for record, _ in itertools.islice(first_pass, limit)]
-    return RecordSource(records, f"first of the {source.description}", source.label_names)
+    images = RecordSource(records, f"first of the {source.description}", source.label_names)
+    left_out, notes = source.inventory.left_out, source.inventory.notes
+    images.inventory = Inventory(len(records) + len(left_out), len(records), left_out, notes)
+    images.label_rule = source.label_rule
+    return images
 
 
 __all__ = ["StreamPosition", "StreamReader", "first_images"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import shorten
@@ -18,9 +21,16 @@ from .image_formats import (
     kind_of,
     missing_support,
 )
-from .listing import Listing
+from .listing import (
+    CONTAINERS,
+    METADATA_FILES,
+    NOT_REGULAR,
+    Listing,
+    archives_note,
+    is_archive,
+)
 from .metadata import values_of_metadata
-from .splits import ALL, choose_split_folder, split_folders
+from .splits import ALL, choose_split_folder, split_folders, split_names
 from .tables import path_column, read_label_column, read_list
 
 
@@ -29,7 +39,6 @@ def open_folder(
     listing: Listing,
     split: str | None,
     *,
-    image_column: str | None = None,
     label_column: str | None = None,
 ) -> FolderSource:
     """Open a folder of image files.
@@ -39,22 +48,22 @@ def open_folder(
         listing: Its files.
         split: First-level folder to use; None for train where all of them are splits, and for all
             of them otherwise; "all" for all of them.
-        image_column: Not used, as a folder has no columns.
         label_column: Column of metadata.csv or metadata.jsonl; None to find it.
 
     Raises:
         ValueError: If there are no images, or no such split or column.
     """
-    paths, left_out, notes = listing.paths, listing.left_out, listing.notes()
-    firsts = first_folders(paths)
-    prefix, split_notes = _split_prefix(firsts, split, str(folder))
-    notes += split_notes
+    firsts = first_folders(listing.paths)
+    chosen = _choose_split(firsts, listing.left_out, split, str(folder))
+    prefix = chosen.prefix
+    paths, left_out = listing.paths, chosen.own(listing.left_out)
     if prefix:
         paths = [path for path in paths if path.startswith(prefix)]
-        left_out = [entry for entry in left_out if entry.name.startswith(prefix)]
     if not paths:
         raise ValueError(_without_images(folder / prefix, left_out))
-    metadata = [name for name in listing.metadata if name.startswith(prefix)]
+    notes = [*listing.notes(), *chosen.notes]
+    # a table beside the split folders may name images of all splits
+    metadata = [name for name in listing.metadata if name.startswith(prefix) or "/" not in name]
     if label_column is not None and not metadata:
         raise ValueError(
             f"{str(folder)!r} has no columns to find {label_column!r} in, as a folder of images "
@@ -63,7 +72,9 @@ def open_folder(
     labels = Labels()
     if metadata:
         values, column, missing, more = values_of_metadata(folder, metadata, paths, label_column)
-        left_out, notes = [*left_out, *missing], [*notes, *more]
+        listed = {entry.name for entry in left_out}
+        left_out += [entry for entry in chosen.own(missing) if entry.name not in listed]
+        notes += more
         if column is not None:
             labels = labels_of_values((values.get(path) for path in paths), column)
     if labels.values is None:
@@ -75,29 +86,57 @@ def open_folder(
     return FolderSource(root, names, f"{len(paths)} image files in {root}", labels, inventory)
 
 
-def _split_prefix(firsts: Sequence[str], split: str | None, where: str) -> tuple[str, list[str]]:
-    """Return the folder of the split with "/", or "", and notes on the other splits."""
-    folders = sorted(set(firsts) - {""})
+@dataclass(frozen=True)
+class _Split:
+    """Split of a folder or zip file.
+
+    Args:
+        prefix: Its folder with "/"; "" if all images are taken.
+        notes: Sentences about what is not read.
+        others: Folders of the other splits, with "/"; None if it is a folder beside any others.
+    """
+
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+    others: tuple[str, ...] | None = ()
+
+    def own(self, left_out: Sequence[LeftOut], top: str = "") -> list[LeftOut]:
+        """Return the entries that lie in no other split; `top` is a folder above the splits."""
+        if self.others is None:
+            return [entry for entry in left_out if entry.name.startswith(top + self.prefix)]
+        others = tuple(top + other for other in self.others)
+        return [entry for entry in left_out if not entry.name.startswith(others)]
+
+
+def _choose_split(
+    firsts: Sequence[str], left_out: Sequence[LeftOut], split: str | None, where: str
+) -> _Split:
+    """Choose the split to read; a split may hold nothing but images that cannot be taken."""
+    with_images = sorted(set(firsts) - {""})
+    without = {first for e in left_out if (first := e.name.partition("/")[0]) != e.name}
+    folders = sorted({*with_images, *split_names(without)})
     if split == ALL:
-        return "", []
-    if split is not None and split in folders:
-        return f"{split}/", []
+        return _Split()
     num_stray = firsts.count("")
     splits = [] if num_stray and len(folders) < 2 else split_folders(folders)
+    if split is not None and split in folders and split not in splits:
+        return _Split(f"{split}/", (), None)
     if not splits or (len(splits) == 1 and split is None):
         if split is not None:
             raise ValueError(
                 f"the split of a folder of image files must be a subfolder, but {where!r} is "
                 f"without a subfolder {split!r}; omit --split to use all images."
             )
-        return (f"{splits[0]}/", [f"split {splits[0]}"]) if splits and not num_stray else ("", [])
+        return _Split(f"{splits[0]}/", (f"split {splits[0]}",)) if splits else _Split()
     chosen = choose_split_folder(splits, split, where)
     others = [name for name in splits if name != chosen]
-    choice = f"--split chooses, --split {ALL} reads all"
-    notes = [f"split {chosen}; {', '.join(others)} are not read ({choice})"]
+    notes = []
+    if split != chosen:
+        choice = f"--split chooses, --split {ALL} reads all"
+        notes.append(f"split {chosen}; {', '.join(others)} are not read ({choice})")
     if num_stray:
         notes.append(f"{num_stray} images beside the split folders are not read")
-    return f"{chosen}/", notes
+    return _Split(f"{chosen}/", tuple(notes), tuple(f"{name}/" for name in others))
 
 
 def _labels_below(
@@ -106,53 +145,80 @@ def _labels_below(
     """Label images by the folders below the split; `firsts` are these folders, if known."""
     names = [path[len(prefix) :] for path in paths] if prefix else paths
     folders = first_folders(names) if firsts is None else firsts
-    if all_splits and split_folders(sorted(set(folders))):
-        names = [name.partition("/")[2] for name in names]
+    if all_splits and split_folders(sorted(set(folders) - {""})):
+        names = [name.partition("/")[2] if "/" in name else name for name in names]
         folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     return labels_of_folders(folders, {name: printable(name) for name in set(folders)}, names)
 
 
-def open_zip(
-    archive: Path,
-    split: str | None,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> ZipSource:
+def open_zip(archive: Path, split: str | None, *, label_column: str | None = None) -> ZipSource:
     """Open the images of a zip file as those of a folder, without unpacking it.
 
     Args:
         archive: Path of the zip file.
         split: As in `open_folder`.
-        image_column: Not used, as a zip file has no columns.
         label_column: Must be None, as a zip file has no columns.
 
     Raises:
         ValueError: If the file is no zip file, or has no images.
     """
     if label_column is not None:
-        raise ValueError(f"{str(archive)!r} has no columns; leave out --label-column.")
-    names: list[str] = []
-    left_out: list[LeftOut] = []
-    for entry in members_of_zip(archive):
-        extension = kind_of_member(archive, entry)
-        if (reason := missing_support(extension)) is not None:
-            left_out.append(LeftOut(entry.filename, reason))
-        elif extension in image_extensions():
-            names.append(entry.filename)
+        raise ValueError(
+            f"{str(archive)!r} is a zip file, which has no columns to find {label_column!r} in; "
+            "leave out --label-column, or unpack it if it has a metadata.csv or metadata.jsonl."
+        )
+    members = members_of_zip(archive)
+    names, left_out, notes = _images_of_zip(archive, members)
+    if not names:
+        hints = [f"{note}." for note in notes]
+        raise ValueError(" ".join([_without_images(archive, left_out), *hints]))
+    tops = {name.partition("/")[0] if "/" in name else None for name in names}
+    first = next(iter(tops)) if len(tops) == 1 else None
+    top = "" if first is None else f"{first}/"
+    firsts = first_folders([name[len(top) :] for name in names])
+    below = [
+        LeftOut(entry.name.removeprefix(top), entry.reason)
+        for entry in left_out
+        if entry.name.startswith(top)
+    ]
+    chosen = _choose_split(firsts, below, split, str(archive))
+    prefix = top + chosen.prefix
+    names = [name for name in names if name.startswith(prefix)]
+    left_out = chosen.own(left_out, top)
     if not names:
         raise ValueError(_without_images(archive, left_out))
-    names.sort()
-    top = posixpath.commonpath([posixpath.dirname(name) for name in names])
-    top = f"{top.partition('/')[0]}/" if top else ""
-    firsts = first_folders([name[len(top) :] for name in names])
-    prefix, notes = _split_prefix(firsts, split, str(archive))
-    prefix = top + prefix
-    names = [name for name in names if name.startswith(prefix)]
-    left_out = [entry for entry in left_out if entry.name.startswith(prefix)]
     labels = _labels_below(names, None, prefix, split == ALL)
-    inventory = Inventory(len(names) + len(left_out), len(names), left_out, [*notes, *labels.notes])
+    notes = [*notes, *chosen.notes, *labels.notes]
+    inventory = Inventory(len(names) + len(left_out), len(names), left_out, notes)
     return ZipSource(archive, names, f"{len(names)} image files in {archive}", labels, inventory)
+
+
+def _images_of_zip(
+    archive: Path, members: Sequence[tuple[str, zipfile.ZipInfo]]
+) -> tuple[list[str], list[LeftOut], list[str]]:
+    """Return the sorted names of the images, the images left out, and notes on other members."""
+    names: list[str] = []
+    left_out: list[LeftOut] = []
+    archives: list[str] = []
+    tables: list[str] = []
+    last = dict(members)
+    for name, entry in members:
+        extension = kind_of_member(archive, entry)
+        if (reason := missing_support(extension)) is not None:
+            left_out.append(LeftOut(name, reason))
+        elif extension in image_extensions():
+            if entry is last[name]:
+                names.append(name)
+            else:
+                left_out.append(LeftOut(name, "another file of this name follows in the zip file"))
+        elif extension in CONTAINERS or is_archive(name):
+            archives.append(name)
+        elif posixpath.basename(name) in METADATA_FILES:
+            tables.append(name)
+    notes = [archives_note(archives)] if archives else []
+    if tables:
+        notes.append(f"{shorten(tables, 3)} in a zip file is not read; unpack the zip file")
+    return sorted(names), left_out, notes
 
 
 def open_list(
@@ -177,12 +243,13 @@ def open_list(
     seen: set[str] = set()
     num_repeated = 0
     for row, path in enumerate(paths):
-        place = os.path.realpath(os.path.join(file.parent, path))
+        full = os.path.join(file.parent, path)
+        reason = _why_not_taken(full)
+        place = _real_path(full)
         if place in seen:
             num_repeated += 1
             continue
         seen.add(place)
-        reason = _why_not_taken(place)
         if reason is None:
             taken.append(path)
             kept.append(row)
@@ -216,7 +283,7 @@ def source_of_files(files: Sequence[Path]) -> FolderSource:
     taken: list[Path] = []
     left_out: list[LeftOut] = []
     for file in ordered:
-        reason = _why_not_taken(os.path.realpath(file))
+        reason = _why_not_taken(str(file))
         if reason is None:
             taken.append(file.absolute())
         else:
@@ -233,15 +300,32 @@ def source_of_files(files: Sequence[Path]) -> FolderSource:
     return FolderSource(folder, names, description, Labels(), inventory)
 
 
+def _real_path(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a null byte or a broken character
+        return path
+
+
 def _why_not_taken(path: str) -> str | None:
     """Return why a file cannot be an image of a source; None if it can."""
-    if not os.path.exists(path):
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         return "there is no such file"
-    if os.path.isdir(path):
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    except ValueError:
+        return "not a possible name of a file; write the names as UTF-8"
+    if stat.S_ISDIR(mode):
         return "a folder, not an image file"
+    if not stat.S_ISREG(mode):
+        return NOT_REGULAR
     extension = extension_of(path)
     if extension in image_extensions():
         return None
+    if is_archive(os.path.basename(path)):
+        return "an archive, which is not read; unpack it, a .tar.gz for example to a .tar"
     if extension in NOT_IMAGES:
         return "not an image"
     try:

@@ -6,10 +6,11 @@ because a `Path` for each file takes ten times as long as the listing itself.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,10 @@ SYSTEM_FOLDERS = frozenset(
 )
 CONTAINERS = (".parquet", ".tar", ".zip")  # files that can hold many images
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+# Other files that can hold many images, which are not opened.
+ARCHIVES = (".7z", ".arrow", ".feather", ".h5", ".hdf5", ".rar", ".tbz", ".tbz2", ".tgz", ".txz")
+COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
+NOT_REGULAR = "not a regular file but a pipe, socket or device"
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Listing:
         system_folders: Number of folders of the system that were not opened, by name.
         num_links: Number of links to files that were counted already.
         other_files: Tables that hold no images.
+        archives: Archives of a kind that is not opened.
+        links_above: Links to folders that contain the listed folder.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -53,6 +60,8 @@ class Listing:
     system_folders: Counter[str] = field(default_factory=Counter)
     num_links: int = 0
     other_files: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    links_above: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """Return sentences about what the listing does not count."""
@@ -66,6 +75,13 @@ class Listing:
             notes.append(f"{self.num_links} links lead to files that are counted already")
         if self.other_files:
             notes.append(f"tables without images are ignored: {shorten(self.other_files, 3)}")
+        if self.archives:
+            notes.append(archives_note(self.archives))
+        if self.links_above:
+            notes.append(
+                "links to folders that contain the data are not followed: "
+                f"{shorten(self.links_above, 3)}"
+            )
         return notes
 
 
@@ -125,12 +141,21 @@ class _Walk:
             self.paths.append(path)
         elif (reason := missing_support(extension)) is not None:
             self.listing.left_out.append(LeftOut(path, reason))
-        elif extension in CONTAINERS:
-            self.listing.containers.setdefault(extension, []).append(path)
-        elif name in METADATA_FILES:
-            self.listing.metadata.append(path)
+        elif extension in CONTAINERS or name in METADATA_FILES:
+            self._add_table(path, name, extension, is_regular)
+        elif is_archive(name):
+            self.listing.archives.append(path)
         elif is_regular and extension not in NOT_IMAGES:
             self.unknown.append(path)
+
+    def _add_table(self, path: str, name: str, extension: str, is_regular: bool) -> None:
+        """Add a file that is opened for what it says of many images."""
+        if not is_regular:
+            self.listing.left_out.append(LeftOut(path, NOT_REGULAR))
+        elif extension in CONTAINERS:
+            self.listing.containers.setdefault(extension, []).append(path)
+        else:
+            self.listing.metadata.append(path)
 
     def look_into_unknown(self) -> None:
         """Open the files of unknown kind, and add those that are images."""
@@ -155,9 +180,9 @@ class _Walk:
         real path if that is below the root.
         """
         seen_folders: set[str] = set()
+        counted = self._real_paths()
         while self.links:
             links, self.links = sorted(self.links), []
-            counted = self._real_paths()
             for link in links:
                 path = os.path.join(self.root, link)
                 target = os.path.realpath(path)
@@ -167,38 +192,66 @@ class _Walk:
                     self._add_broken(link)
                     continue
                 if not stat.S_ISDIR(mode):
-                    if target in counted:
-                        self.listing.num_links += 1
-                    else:
-                        counted.add(target)
-                        self.add_file(link, stat.S_ISREG(mode))
-                elif not self._is_visited(target, seen_folders):
+                    self._follow_file(link, target, mode, counted)
+                elif not self._is_visited(link, target, seen_folders):
                     seen_folders.add(target)
-                    first = len(self.paths)
-                    self.visit(f"{link}/")
-                    self._drop_counted(first, counted)
+                    below = _Walk(self.root)
+                    below.visit(f"{link}/")
+                    self._add_new(below, counted)
 
-    def _is_visited(self, target: str, seen_folders: set[str]) -> bool:
+    def _follow_file(self, link: str, target: str, mode: int, counted: set[str]) -> None:
+        # A table of metadata names files relative to where it lies, so its links are not the same.
+        if target not in counted or os.path.basename(link) in METADATA_FILES:
+            counted.add(target)
+            self.add_file(link, stat.S_ISREG(mode))
+        else:
+            self.listing.num_links += 1
+
+    def _is_visited(self, link: str, target: str, seen_folders: set[str]) -> bool:
         """Return whether the real folder `target` was visited, or contains the root."""
         root = os.path.realpath(self.root)
-        if _is_below(root, {target}) or _is_below(target, seen_folders):
+        if target != root and _is_below(root, {target}):
+            self.listing.links_above.append(link)
+            return True
+        if _is_below(target, seen_folders):
             return True
         return _is_below(target, {root}) and not is_hidden(os.path.relpath(target, root) + "/")
 
     def _real_paths(self) -> set[str]:
+        """Return the real paths of all files found so far."""
         join, real = os.path.join, os.path.realpath
-        return {real(join(self.root, path)) for path in (*self.paths, *self.unknown)}
+        listing = self.listing
+        others = [*listing.containers.values(), listing.archives, listing.metadata]
+        names = itertools.chain(
+            self.paths, self.unknown, (entry.name for entry in listing.left_out), *others
+        )
+        return {real(join(self.root, name)) for name in names}
 
-    def _drop_counted(self, first: int, counted: set[str]) -> None:
-        """Drop the paths from index `first` on that lead to files counted already."""
-        new, self.paths[first:] = self.paths[first:], []
-        for path in new:
-            target = os.path.realpath(os.path.join(self.root, path))
+    def _add_new(self, below: _Walk, counted: set[str]) -> None:
+        """Add what the walk over a linked folder found, without the files counted already."""
+        mine, new = self.listing, below.listing
+        self.paths += self._not_counted(below.paths, counted)
+        self.unknown += self._not_counted(below.unknown, counted)
+        mine.archives += self._not_counted(new.archives, counted)
+        for extension, names in new.containers.items():
+            mine.containers.setdefault(extension, []).extend(self._not_counted(names, counted))
+        left_out = {entry.name: entry for entry in new.left_out}
+        mine.left_out += [left_out[name] for name in self._not_counted(left_out, counted)]
+        mine.metadata += self._not_counted(new.metadata, counted)
+        mine.system_folders += new.system_folders
+        self.links += below.links
+
+    def _not_counted(self, names: Iterable[str], counted: set[str]) -> list[str]:
+        """Return the names of files that are not counted yet, and count them."""
+        new = []
+        for name in names:
+            target = os.path.realpath(os.path.join(self.root, name))
             if target in counted:
                 self.listing.num_links += 1
             else:
                 counted.add(target)
-                self.paths.append(path)
+                new.append(name)
+        return new
 
     def _add_broken(self, link: str) -> None:
         if extension_of(link) not in NOT_IMAGES:
@@ -223,8 +276,10 @@ def list_images(folder: Path) -> Listing:
     listing = walk.listing
     listing.paths.sort()
     listing.left_out.sort(key=lambda entry: entry.name)
-    for paths in listing.containers.values():
-        paths.sort()
+    listing.containers = {
+        kind: sorted(names) for kind, names in listing.containers.items() if names
+    }
+    listing.metadata.sort()
     return listing
 
 
@@ -235,7 +290,24 @@ def is_hidden(path: str) -> bool:
 
 
 def _is_ignored(folder: str) -> bool:
-    return (folder.startswith(".") and folder != ".") or folder.lower() in SYSTEM_FOLDERS
+    is_hidden_name = folder.startswith(".") and folder not in (".", "..")
+    return is_hidden_name or folder.lower() in SYSTEM_FOLDERS
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a file name is that of an archive that can hold images and is not opened."""
+    stem, extension = os.path.splitext(name.lower())
+    is_compressed = extension in COMPRESSIONS and os.path.splitext(stem)[1] in (".tar", ".cpio")
+    return extension in ARCHIVES or is_compressed
+
+
+def archives_note(names: Sequence[str]) -> str:
+    """Return a sentence about archives that are not opened.
+
+    Args:
+        names: Names of the archives.
+    """
+    return f"archives are not read: {shorten(names, 3)}; unpack them if they hold images"
 
 
 def _is_below(path: str, folders: set[str]) -> bool:
@@ -249,4 +321,13 @@ def _is_below(path: str, folders: set[str]) -> bool:
         path = parent
 
 
-__all__ = ["CONTAINERS", "Listing", "is_hidden", "list_images"]
+__all__ = [
+    "CONTAINERS",
+    "METADATA_FILES",
+    "NOT_REGULAR",
+    "Listing",
+    "archives_note",
+    "is_archive",
+    "is_hidden",
+    "list_images",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Names of splits in file names and folders, and the split that they stand for.
 SPLITS = {
@@ -28,8 +28,17 @@ def split_folders(folders: Sequence[str]) -> list[str]:
     Args:
         folders: Names of the first-level folders that contain images.
     """
-    are_splits = bool(folders) and all(name.lower() in SPLITS for name in folders)
-    return sorted(folders) if are_splits else []
+    names = split_names(folders)
+    return names if len(names) == len(folders) else []
+
+
+def split_names(folders: Iterable[str]) -> list[str]:
+    """Return the folders that are named like a split.
+
+    Args:
+        folders: Names of folders.
+    """
+    return sorted(name for name in folders if name.lower() in SPLITS)
 
 
 def choose_split_folder(folders: Sequence[str], split: str | None, where: str) -> str:
@@ -113,4 +122,11 @@ def choose_files(
     return by_split[wanted], note
 
 
-__all__ = ["ALL", "choose_files", "choose_split_folder", "split_folders", "split_of_file"]
+__all__ = [
+    "ALL",
+    "choose_files",
+    "choose_split_folder",
+    "split_folders",
+    "split_names",
+    "split_of_file",
+]

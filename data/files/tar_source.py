@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..columns import IMAGE_COLUMNS, JSON_COLUMNS, LABEL_COLUMNS
+from ..columns import JSON_COLUMNS, LABEL_COLUMNS
 from ..dataset_source import StreamingImageSource
-from ..image_source import NO_LABEL, ImageRecord, ImageSource, short_hash
-from ..inventory import Inventory, LeftOut
-from ..labels import labels_of_values
-from .tars import Member, TarIndex, TarSample, index_tar, read_member
+from ..folder_source import printable
+from ..image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
+from ..inventory import Inventory, LeftOut, group_reasons
+from .tar_labels import TarLabels
+from .tar_members import Member, read_headers, read_member
+from .tars import SampleRule, TarIndex, choose_rule, survey_positions
+
+MAX_NOTES = 5  # on single tars
+NO_END = "the tar has no end mark, so it may be cut off and files may be missing"
 
 
 class TarSource(ImageSource):
@@ -38,41 +42,24 @@ class TarSource(ImageSource):
         image_column: str | None = None,
         label_column: str | None = None,
     ):
-        tars = [index_tar(path) for path in paths]
+        contents = [read_headers(path) for path in paths]
+        surveyed = [contents[place] for place in survey_positions(len(contents))]
+        rule = choose_rule(surveyed, image_column)
+        tars = [rule.index(tar) for tar in contents]
         self._paths = [tar.path for tar in tars]
-        left_out: list[LeftOut] = [entry for tar in tars for entry in tar.left_out]
-        ranks = _ranks_of_fields([sample for tar in tars for sample in tar.samples])
-        self._keys: list[str] = []
-        self._members: list[Member] = []
-        self._tars: list[int] = []
-        values: list[Any] = []
-        for number, tar in enumerate(tars):
-            for sample in tar.samples:
-                name = choose_image(sample, ranks, image_column, left_out)
-                if name is None:
-                    continue
-                self._keys.append(sample.key)
-                self._members.append(sample.fields[name])
-                self._tars.append(number)
-                values.append(tar.label_of(sample, label_column))
-        if not self._keys:
-            raise ValueError(_without_images(description, tars, image_column, left_out))
-        if label_column is not None and all(value is None for value in values):
-            raise ValueError(
-                f"no sample of {description} has a field {label_column!r}; the fields are "
-                f"{_field_names(tars)}."
-            )
-        _check_types(values, self._keys, description)
-        labels = labels_of_values(values, label_column or "cls, label or json")
+        left_out = _left_out(tars)
+        taken = [(n, sample, member) for n, tar in enumerate(tars) for sample, member in tar.taken]
+        if not taken:
+            raise ValueError(_without_images(description, tars, rule, left_out))
+        self._tars = [number for number, _, _ in taken]
+        self._keys = [sample.key for _, sample, _ in taken]
+        self._members = [member for _, _, member in taken]
+        labels = TarLabels(tars, description).read(label_column)
         self._labels = labels.values
-        notes = [split_note(tar) for tar in tars if tar.splits_at_last_dot]
-        notes += [note for tar in tars if (note := _note_on_labels(tar)) is not None]
-        if self._labels is not None:
-            notes += labels.notes
-        taken = len(self._keys)
-        inventory = Inventory(taken + len(left_out), taken, left_out, notes)
+        notes = [*_notes(tars, rule), *labels.notes]
+        inventory = Inventory(len(taken) + len(left_out), len(taken), left_out, notes)
         super().__init__(
-            f"{taken} samples of {description}", labels.names, "id", inventory, labels.rule
+            f"{len(taken)} samples of {description}", labels.names, "id", inventory, labels.rule
         )
 
     def __len__(self) -> int:
@@ -131,20 +118,25 @@ class TarStream(StreamingImageSource):
                 "stream; read the data without streaming."
             )
         self._paths = list(paths)
-        self._image_column = image_column
-        first = index_tar(self._paths[0])
-        left_out = list(first.left_out)
-        self._ranks = _ranks_of_fields(first.samples)
-        names = [choose_image(s, self._ranks, image_column, left_out) for s in first.samples]
-        if not any(names):
-            raise ValueError(_without_images(description, [first], image_column, left_out))
-        notes = [split_note(first)] if first.splits_at_last_dot else []
-        if left_out:
-            notes.append(
-                f"{len(left_out)} images of {self._paths[0].name} are left out, for example "
-                f"{left_out[0].name} ({left_out[0].reason})"
-            )
-        super().__init__(description, None, identity, Inventory(0, 0, notes=notes))
+        surveyed = [read_headers(self._paths[place]) for place in survey_positions(len(paths))]
+        self._rule = choose_rule(surveyed, image_column)
+        tars = [self._rule.index(tar) for tar in surveyed]
+        left_out, taken = _left_out(tars), sum(len(tar.taken) for tar in tars)
+        self._is_surveyed = len(tars) == len(paths)
+        if not taken:
+            raise ValueError(_without_images(description, tars, self._rule, left_out))
+        notes = _notes(tars, self._rule)
+        if self._is_surveyed:
+            inventory = Inventory(taken + len(left_out), taken, left_out, notes)
+        else:
+            inventory = Inventory(0, 0, notes=notes)
+            if left_out:
+                notes.append(
+                    f"{len(left_out)} images in {len(tars)} of {len(paths)} tars are left out, for "
+                    f"example {left_out[0].name} ({left_out[0].reason}); the others are counted "
+                    "when they are read"
+                )
+        super().__init__(description, None, identity, inventory)
 
     @property
     def num_shards(self) -> int:
@@ -155,107 +147,96 @@ class TarStream(StreamingImageSource):
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[ImageRecord]:
         """Yield the records of a tar; see `StreamingImageSource`."""
+        path = self._paths[shard]
         try:
-            tar = index_tar(self._paths[shard])
+            tar = self._rule.index(read_headers(path))
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"shard {shard} (from 0, sorted by name) of {self.description} cannot be read: "
                 f"{error}"
             ) from error
-        named = ((s, choose_image(s, self._ranks, self._image_column, [])) for s in tar.samples)
-        images = [(sample.key, sample.fields[name]) for sample, name in named if name is not None]
-        for key, member in images[part::num_parts][start:]:
-            yield ImageRecord(key, read_member(tar.path, member))
+        entries: list[tuple[str, Member | UnreadableContent]] = []
+        if not self._is_surveyed and (tar.left_out or not tar.is_ended):
+            entries.append((printable(path.name), _summary(tar)))
+        entries += [(sample.key, member) for sample, member in tar.taken]
+        for key, member in entries[part::num_parts][start:]:
+            if isinstance(member, UnreadableContent):
+                yield ImageRecord(key, member)
+            else:
+                yield ImageRecord(key, read_member(path, member))
 
 
-def choose_image(
-    sample: TarSample, ranks: dict[str, int], image_column: str | None, left_out: list[LeftOut]
-) -> str | None:
-    """Return the field of a sample's image, and add its other images to `left_out`.
-
-    Args:
-        sample: Sample.
-        ranks: Rank of each field name; the lowest is taken.
-        image_column: Field that is asked for; None for the best rank.
-        left_out: List that the images which are not taken are added to.
-    """
-    names = sample.image_fields()
-    if image_column is None:
-        chosen = min(names, key=lambda name: ranks.get(name, len(ranks)), default=None)
-    else:
-        chosen = image_column.lower() if image_column.lower() in sample.fields else None
-    left_out.extend(
+def _left_out(tars: Sequence[TarIndex]) -> list[LeftOut]:
+    """Return what all tars leave out; of several tars, the names begin with that of the tar."""
+    if len(tars) == 1:
+        return tars[0].left_out
+    folder = os.path.commonpath([tar.path.absolute().parent for tar in tars])
+    return [
         LeftOut(
-            sample.fields[name].name,
-            f"other image of sample {sample.key}; --image-column {name} takes it",
+            printable(f"{os.path.relpath(tar.path.absolute(), folder)}/{entry.name}"), entry.reason
         )
-        for name in names
-        if name != chosen
-    )
-    return chosen
+        for tar in tars
+        for entry in tar.left_out
+    ]
 
 
-def split_note(tar: TarIndex) -> str:
-    """Return a sentence about the names of a tar that are split at the last dot."""
-    return (
-        f"{tar.path.name}: names are split at the last dot, as the first dot would make one sample "
-        "of several images"
-    )
+def _summary(tar: TarIndex) -> UnreadableContent:
+    """Return one content for all images of a tar that are left out or may be missing."""
+    texts = [] if tar.is_ended else [NO_END]
+    if tar.left_out:
+        reasons = group_reasons([entry.reason for entry in tar.left_out])
+        first = tar.left_out[0].name
+        texts.append(
+            f"{len(tar.left_out)} of its images are left out, for example {first} ({reasons})"
+        )
+    return UnreadableContent("; ".join(texts))
 
 
-def _note_on_labels(tar: TarIndex) -> str | None:
-    """Return a sentence about the labels of a tar that belong to no image."""
+def _notes(tars: Sequence[TarIndex], rule: SampleRule) -> list[str]:
+    """Return sentences about how names are split, and about the first tars that have notes."""
+    notes = []
+    if rule.splits_at_last_dot:
+        where = tars[0].path.name if len(tars) == 1 else f"{tars[0].path.name} and the other tars"
+        notes.append(
+            f"{where}: names are split at the last dot, as the first dot would make samples of "
+            "several images"
+        )
+    of_tars = [f"{tar.path.name}: {NO_END}" for tar in tars if not tar.is_ended]
+    of_tars += [note for tar in tars for note in (*tar.notes, *_note_on_labels(tar))]
+    if len(of_tars) > MAX_NOTES:
+        more = len(of_tars) - MAX_NOTES + 1
+        of_tars = [*of_tars[: MAX_NOTES - 1], f"{more} more notes on single tars"]
+    return [printable(note) for note in (*notes, *of_tars)]
+
+
+def _note_on_labels(tar: TarIndex) -> list[str]:
+    """Return a sentence about the labels of a tar that belong to no image, if it has any."""
     alone = [
         sample.fields[name].name
-        for sample in tar.samples
+        for sample in tar.without_image
         if not sample.image_fields()
         for name in sample.fields
         if name in (*LABEL_COLUMNS, *JSON_COLUMNS)
     ]
     if not alone:
-        return None
-    return f"{len(alone)} labels in {tar.path.name} belong to no image, for example {alone[0]}"
-
-
-def _ranks_of_fields(samples: list[TarSample]) -> dict[str, int]:
-    uses = Counter(name for sample in samples for name in sample.image_fields())
-    usual = {name: rank for rank, name in enumerate(IMAGE_COLUMNS)}
-    names = sorted(
-        uses, key=lambda name: (-uses[name], "." in name, usual.get(name, len(usual)), name)
-    )
-    return {name: rank for rank, name in enumerate(names)}
+        return []
+    return [f"{len(alone)} labels in {tar.path.name} belong to no image, for example {alone[0]}"]
 
 
 def _without_images(
-    description: str, tars: list[TarIndex], image_column: str | None, left_out: list[LeftOut]
+    description: str, tars: Sequence[TarIndex], rule: SampleRule, left_out: Sequence[LeftOut]
 ) -> str:
-    if image_column is not None:
+    names = ", ".join(sorted({name for tar in tars for name in tar.field_names()})[:20])
+    if rule.image_column is not None:
         return (
-            f"no sample of {description} has a field {image_column!r}; the fields are "
-            f"{_field_names(tars)}."
+            f"no sample of {description} has a field {rule.image_column!r}; the fields are {names}."
         )
     reason = f" ({left_out[0].name}: {left_out[0].reason})" if left_out else ""
     return (
         f"no sample of {description} has an image that can be decoded{reason}; the fields are "
-        f"{_field_names(tars) or 'none'}. In a WebDataset tar, the files of an image have the same "
+        f"{names or 'none'}. In a WebDataset tar, the files of an image have the same "
         "name up to the first dot, for example 0001.jpg and 0001.cls."
     )
-
-
-def _field_names(tars: list[TarIndex]) -> str:
-    return ", ".join(sorted({name for tar in tars for s in tar.samples for name in s.fields})[:20])
-
-
-def _check_types(values: list[Any], keys: list[str], description: str) -> None:
-    """Check that the labels are all texts or all numbers."""
-    first = {isinstance(v, str): number for number, v in enumerate(values) if v is not None}
-    if len(first) == 2:
-        text, number = first[True], first[False]
-        raise ValueError(
-            f"labels must be all text or all numbers, but in {description} the label of "
-            f"{keys[text]} is {values[text]!r} and that of {keys[number]} is {values[number]!r} "
-            "(field cls, label or json); write all of them as text."
-        )
 
 
 __all__ = ["TarSource", "TarStream"]

@@ -1,41 +1,24 @@
-"""Index of the members of tar files, grouped into samples as in WebDataset.
+"""Files of tars, grouped into samples as in WebDataset.
 
 A sample consists of the files whose names are equal up to the first dot of the base name; the rest
 is the name of the field: `0001.jpg` and `0001.cls`, or `0001.jpg` and `0001.mask.png`. Where that
-would make one sample of many images (`img.0000.jpg`, `img.0001.jpg`), names are split at the last
-dot.
+would make samples of many images (`img.0000.jpg`, `img.0001.jpg`), names are split at the last dot.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import posixpath
-import tarfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..columns import JSON_COLUMNS, LABEL_COLUMNS
+from ..columns import IMAGE_COLUMNS
 from ..inventory import LeftOut
-from .image_formats import NOT_IMAGES, SIGNATURE_BYTES, format_of, image_extensions, missing_support
-from .listing import is_hidden
+from .image_formats import image_extensions
+from .tar_members import Member, TarContents
 
-
-@dataclass(frozen=True)
-class Member:
-    """File in a tar.
-
-    Args:
-        name: Name in the tar.
-        offset: Position of its first byte in the tar.
-        size: Number of bytes.
-    """
-
-    name: str
-    offset: int
-    size: int
+SURVEYED_TARS = 8  # tars that the fields are known from before any image is read
 
 
 @dataclass
@@ -52,171 +35,196 @@ class TarSample:
 
     def image_fields(self) -> list[str]:
         """Return the fields that are images which can be decoded."""
-        return [name for name in self.fields if _extension(name) in image_extensions()]
+        return [name for name in self.fields if extension_of_field(name) in image_extensions()]
 
 
 @dataclass
 class TarIndex:
-    """Samples of a tar file.
+    """Samples of a tar.
 
     Args:
         path: Path of the tar.
-        samples: Samples in the order of the tar.
-        left_out: Images that cannot be decoded here, and links that lead nowhere.
-        splits_at_last_dot: Whether names are split at the last dot.
+        taken: Samples with an image that is taken, and the image.
+        without_image: Samples without an image.
+        left_out: Images that are not taken.
+        notes: Sentences about the tar.
+        is_ended: Whether the tar has the blocks of zeros that mark its end.
     """
 
     path: Path
-    samples: list[TarSample] = field(default_factory=list)
+    taken: list[tuple[TarSample, Member]] = field(default_factory=list)
+    without_image: list[TarSample] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-    splits_at_last_dot: bool = False
+    notes: list[str] = field(default_factory=list)
+    is_ended: bool = True
 
-    def label_of(self, sample: TarSample, label_column: str | None) -> Any:
-        """Return the label of a sample, or None.
+    def field_names(self) -> set[str]:
+        """Return the names of all fields."""
+        samples = [*(sample for sample, _ in self.taken), *self.without_image]
+        return {name for sample in samples for name in sample.fields}
+
+
+@dataclass(frozen=True)
+class SampleRule:
+    """How the files of all tars of a source are grouped, and which of their images are taken.
+
+    Args:
+        splits_at_last_dot: Whether names are split at the last dot.
+        ranks: Rank of each image field; the lowest one of a sample is taken.
+        image_column: Field that is asked for, in lower case; None for the lowest rank.
+    """
+
+    splits_at_last_dot: bool
+    ranks: Mapping[str, int]
+    image_column: str | None = None
+
+    def index(self, contents: TarContents) -> TarIndex:
+        """Return the samples of a tar, and the images that are not taken.
 
         Args:
-            sample: Sample of this tar.
-            label_column: Field that holds the label, or FIELD.KEY for a key of a JSON field; None
-                for the first usual one.
-
-        Raises:
-            ValueError: If the JSON of a field is invalid.
+            contents: Members of the tar.
         """
-        if label_column is not None:
-            name, _, key = label_column.partition(".")
-            if label_column in sample.fields:
-                name, key = label_column, ""
-            return self._value(sample, name, key or None)
-        for name in LABEL_COLUMNS:
-            if name in sample.fields:
-                return self._value(sample, name, None)
-        for name in JSON_COLUMNS:
-            for key in LABEL_COLUMNS:
-                if (value := self._value(sample, name, key)) is not None:
-                    return value
-        return None
+        index = TarIndex(
+            contents.path,
+            left_out=list(contents.left_out),
+            notes=list(contents.notes),
+            is_ended=contents.is_ended,
+        )
+        samples, replaced = _grouped(contents.members, last_dot=self.splits_at_last_dot)
+        for sample in samples:
+            name = self._choose(sample)
+            if name is None:
+                index.without_image.append(sample)
+            else:
+                index.taken.append((sample, sample.fields[name]))
+            index.left_out += [
+                LeftOut(
+                    sample.fields[other].name,
+                    f"other image of its sample; --image-column {other} takes it",
+                )
+                for other in sample.image_fields()
+                if other != name
+            ]
+        self._account_for_replaced(index, replaced)
+        return index
 
-    def _value(self, sample: TarSample, name: str, key: str | None) -> Any:
-        member = sample.fields.get(name)
-        if member is None:
-            return None
-        text = read_member(self.path, member).decode("utf-8", "backslashreplace").strip()
-        if name not in JSON_COLUMNS:
-            return int(text) if text.lstrip("-").isdecimal() else text
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{member.name} in {self.path} is no valid JSON: {error}.") from error
-        return content.get(key) if isinstance(content, dict) else content
+    def _choose(self, sample: TarSample) -> str | None:
+        if self.image_column is not None:
+            return self.image_column if self.image_column in sample.fields else None
+        names, ranks = sample.image_fields(), self.ranks
+        return min(names, key=lambda name: ranks.get(name, len(ranks)), default=None)
+
+    @staticmethod
+    def _account_for_replaced(index: TarIndex, replaced: list[tuple[Member, Member]]) -> None:
+        """List the images whose field another file has, and note the other files."""
+        others = []
+        for member, other in replaced:
+            if extension_of_field(member.name + member.suffix) not in image_extensions():
+                others.append(f"{member.name} (read: {other.name})")
+            elif member.name == other.name:
+                reason = "a later file of the tar has the same name"
+                index.left_out.append(LeftOut(member.name, reason))
+            else:
+                reason = f"{other.name} is the same field of its sample"
+                index.left_out.append(LeftOut(member.name, reason))
+        if others:
+            index.notes.append(
+                f"{len(others)} files of {index.path.name} are not read, as other files are the "
+                f"same field of their sample, for example {others[0]}"
+            )
 
 
-def read_member(path: Path, member: Member) -> bytes:
-    """Return the content of a member.
+def choose_rule(surveyed: Sequence[TarContents], image_column: str | None) -> SampleRule:
+    """Return how to group the files of tars, from the members of some of them.
 
     Args:
-        path: Path of the tar.
-        member: Member of this tar.
+        surveyed: Members of tars, for example those of `survey_positions`.
+        image_column: Field of the images; by default, the most frequent field of each sample.
     """
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), member.size, member.offset)
+    wanted = None if image_column is None else image_column.lower()
+    samples = [sample for tar in surveyed for sample in _grouped(tar.members, last_dot=False)[0]]
+    is_field = any(wanted in sample.fields for sample in samples)
+    last_dot = not is_field and _are_mostly_other_images(samples)
+    if last_dot:
+        samples = [sample for tar in surveyed for sample in _grouped(tar.members, last_dot=True)[0]]
+    return SampleRule(last_dot, _ranks_of_fields(samples), wanted)
 
 
-def index_tar(path: Path) -> TarIndex:
-    """Read the headers of a tar and group its members into samples.
+def survey_positions(num_tars: int) -> list[int]:
+    """Return the positions of the tars to look into first: all of a few, or some of many."""
+    number = min(num_tars, SURVEYED_TARS)
+    return [place * (num_tars - 1) // max(1, number - 1) for place in range(number)]
 
-    Args:
-        path: Path of an uncompressed tar.
 
-    Raises:
-        ValueError: If the file is no tar, is compressed, or is truncated.
+def _grouped(
+    members: Sequence[Member], *, last_dot: bool
+) -> tuple[list[TarSample], list[tuple[Member, Member]]]:
+    """Group members into samples; equal keys that are not adjacent belong together, too.
+
+    Also return the members whose field another file has, with that file: of two files of one name,
+    the last one counts, as tar itself unpacks it; of two names (0001.jpg and 0001.JPG), the first.
     """
-    index = TarIndex(path)
-    members = _members(path, index.left_out)
-    samples = _grouped(members, last_dot=False)
-    if _is_one_sample_of_many_images(samples):
-        index.splits_at_last_dot = True
-        samples = _grouped(members, last_dot=True)
-    index.samples = samples
-    return index
-
-
-def _members(path: Path, left_out: list[LeftOut]) -> list[Member]:
-    members: list[Member] = []
-    places: dict[str, Member] = {}  # by name, for hard links
-    num_bytes = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:", errorlevel=1) as archive:
-            while (entry := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # the headers, which take memory
-                name = posixpath.normpath(entry.name)
-                if entry.islnk() and posixpath.normpath(entry.linkname) in places:
-                    target = places[posixpath.normpath(entry.linkname)]
-                    member = Member(name, target.offset, target.size)
-                elif entry.isreg():
-                    member = Member(name, entry.offset_data, entry.size)
-                else:
-                    _note_link(entry, name, left_out)
-                    continue
-                if member.offset + member.size > num_bytes:
-                    raise tarfile.ReadError("unexpected end of data")
-                places[name] = member
-                _sort_member(path, member, members, left_out)
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be read as a tar file: {error}; repair or replace it (a "
-            "compressed tar must be decompressed first)."
-        ) from error
-    return members
-
-
-def _note_link(entry: tarfile.TarInfo, name: str, left_out: list[LeftOut]) -> None:
-    is_link = entry.issym() or entry.islnk()
-    if is_link and _extension(name) in image_extensions() and not is_hidden(name):
-        left_out.append(LeftOut(name, f"link to {entry.linkname} in a tar"))
-
-
-def _sort_member(
-    path: Path, member: Member, members: list[Member], left_out: list[LeftOut]
-) -> None:
-    if is_hidden(member.name):
-        return
-    extension = _extension(member.name)
-    if extension not in image_extensions() and extension not in NOT_IMAGES:
-        start = Member(member.name, member.offset, min(SIGNATURE_BYTES, member.size))
-        extension = format_of(read_member(path, start)) or extension
-        if extension in image_extensions():
-            member = Member(member.name + extension, member.offset, member.size)
-    if (reason := missing_support(extension)) is not None:
-        left_out.append(LeftOut(member.name, reason))
-    else:
-        members.append(member)
-
-
-def _grouped(members: list[Member], *, last_dot: bool) -> list[TarSample]:
-    """Group members into samples; equal keys that are not adjacent belong together, too."""
     samples: dict[str, TarSample] = {}
+    replaced: list[tuple[Member, Member]] = []
     for member in members:
-        folder, name = posixpath.split(member.name)
+        folder, name = posixpath.split(member.name + member.suffix)
         at = name.rfind(".") if last_dot else name.find(".")
         at = len(name) if at < 1 else at
         key = posixpath.join(folder, name[:at])
         fields = samples.setdefault(key, TarSample(key)).fields
         field_name = name[at + 1 :].lower()
-        if field_name in fields:  # the same name twice: the last one, as tar itself unpacks it
-            del fields[field_name]
+        first = fields.get(field_name)
+        if first is not None and first.name != member.name:
+            replaced.append((member, first))
+            continue
+        if first is not None:
+            replaced.append((first, member))
         fields[field_name] = member
-    return list(samples.values())
+    return list(samples.values()), replaced
 
 
-def _is_one_sample_of_many_images(samples: list[TarSample]) -> bool:
-    """Return whether a sample has several images in fields that no other sample has."""
-    images = [sample.image_fields() for sample in samples]
-    uses = Counter(name for names in images for name in names)
-    return any(len(names) > 1 and any(uses[name] == 1 for name in names) for names in images)
+def _are_mostly_other_images(samples: Sequence[TarSample]) -> bool:
+    """Return whether most images are further ones of a sample, in fields that are no real ones.
+
+    A field with a dot is none if few samples have it, or if it begins with a number and no file of
+    the sample has just an extension (v1.0001.jpg and v1.0002.jpg, without v1.json).
+    """
+    with_images = [(sample, names) for sample in samples if (names := sample.image_fields())]
+    uses = Counter(name for _, names in with_images for name in names)
+    num_loose = 0
+    for sample, names in with_images:
+        is_numbered = all("." in name for name in sample.fields)
+        num_loose += len(names) > 1 and sum(
+            "." in name
+            and (
+                uses[name] == 1
+                or uses[name] * 2 < len(with_images)
+                or (is_numbered and name.partition(".")[0].isdecimal())
+            )
+            for name in names
+        )
+    return num_loose * 2 > uses.total()
 
 
-def _extension(name: str) -> str:
-    return f".{posixpath.basename(name).rpartition('.')[2].lower()}"
+def _ranks_of_fields(samples: Sequence[TarSample]) -> dict[str, int]:
+    uses = Counter(name for sample in samples for name in sample.image_fields())
+    usual = {name: rank for rank, name in enumerate(IMAGE_COLUMNS)}
+    names = sorted(
+        uses, key=lambda name: (-uses[name], "." in name, usual.get(name, len(usual)), name)
+    )
+    return {name: rank for rank, name in enumerate(names)}
 
 
-__all__ = ["Member", "TarIndex", "TarSample", "index_tar", "read_member"]
+def extension_of_field(name: str) -> str:
+    """Return the extension that a field name ends with, with the dot: ".png" of "mask.png"."""
+    return f".{name.rpartition('.')[2].lower()}"
+
+
+__all__ = [
+    "SampleRule",
+    "TarIndex",
+    "TarSample",
+    "choose_rule",
+    "extension_of_field",
+    "survey_positions",
+]

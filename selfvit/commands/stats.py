@@ -34,7 +34,6 @@ def stats(
     there are not three channels and no mean and std are given.
     """
     from ..atomic_output import atomic_output
-    from ..data.image_source import ImageSource
     from ..data.pixel_format import PixelFormat
     from ..data.sources import open_images
     from ..embedding.statistics import channel_statistics, sample_images
@@ -42,8 +41,7 @@ def stats(
     pixel_format = PixelFormat(num_channels, options.choose_pixel_range(pixel_range, bits))
     source = open_images(data, split=split, image_column=image_column, streaming=streaming)
     sample = sample_images(source, sample_size)
-    if isinstance(source, ImageSource):
-        report_source(source)
+    report_source(sample)
     measured = channel_statistics(sample, pixel_format, progress=True)
     if measured.warning:
         typer.echo(f"warning: {measured.warning}", err=True)

@@ -5,6 +5,7 @@ import os
 import pyarrow as pa
 import pytest
 
+from selfvit.data.labels import labels_of_texts, labels_of_values
 from selfvit.data.sources import open_images
 
 from ..data.shards import write_tar
@@ -130,6 +131,39 @@ class TestColumns:
         members["1.json"] = b"{no json"
         result = embed(write_tar(data / "a.tar", members))
         assert result.code == 2 and "1.json" in result.text and "JSON" in result.text
+
+
+class TestTexts:
+    @pytest.mark.parametrize(
+        "texts, names",
+        [
+            (["1", "01", "10"], ["01", "1", "10"]),
+            (["9", "10", "NA", ""], ["9", "10"]),
+            (["1e5", "100000"], ["100000", "1e5"]),
+            (["1.0", "2.0", "nan"], ["1", "2"]),
+            (["1.0", "1"], ["1", "1.0"]),
+            (["True", "False", ""], ["false", "true"]),
+            (["cat", "NA", ""], ["NA", "cat"]),
+            (["2020-01-02", "2020-01-03"], ["2020-01-02", "2020-01-03"]),
+            (["18446744073709551615", "18446744073709551614"], None),
+            (["+1", "1", "-0", "0"], ["+1", "-0", "0", "1"]),
+        ],
+    )
+    def test_different_texts_are_different_classes(self, texts, names):
+        found = labels_of_values(labels_of_texts(texts), "label").names
+        assert found == (names or sorted(texts))
+
+    def test_values_that_cannot_be_labels(self):
+        for values in (labels_of_texts(["0.5", "1"]), [[1]], [2.0**60]):
+            with pytest.raises(ValueError, match="column 'score' contains"):
+                labels_of_values(values, "score")
+            (note,) = labels_of_values(values, "score", is_required=False).notes
+            assert note.startswith("there are no labels") and "column 'score'" in note
+
+    @pytest.mark.parametrize("value", [3, -5, True])
+    def test_an_index_without_a_class_name_is_an_error(self, value):
+        with pytest.raises(ValueError, match=rf"from 0 to 0, but it contains {value}"):
+            labels_of_values([0, value, -1, None], "label", ["cat"], is_required=False)
 
 
 class TestFolderLabels:

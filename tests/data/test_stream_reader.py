@@ -164,11 +164,13 @@ def test_streams_have_no_labels_of_other_types_than_class_label(tmp_path):
 
 def test_the_error_for_a_truncated_tar_names_the_shard(tmp_path):
     write_tar_shards(tmp_path, [6, 6])
+    stream = open_images(tmp_path, streaming=True)
     content = (tmp_path / "shard-001.tar").read_bytes()
     (tmp_path / "shard-001.tar").write_bytes(content[: content.index(encoded(8, "JPEG")) + 99])
-    stream = open_images(tmp_path, streaming=True)
     with pytest.raises(ValueError, match=r"shard 1 .* cannot be read: .*repair or replace"):
         read_epoch(stream)
+    with pytest.raises(ValueError, match=r"shard-001.tar' cannot be read .*repair or replace"):
+        open_images(tmp_path, streaming=True)
 
 
 class TestTarsByPosition:
