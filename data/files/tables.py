@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
-from ..columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, choose_columns
+from ..columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, OtherType, choose_columns
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
 from ..image_source import ImageSource
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 128  # rows per read of a Parquet stream; each open shard keeps them in memory
 FOOTER_BYTES = 2**16  # bytes at both ends of a Parquet file that are part of its identity
@@ -49,48 +49,53 @@ def open_parquet(
     """
     import datasets
 
-    metadata = [_metadata(file) for file in files]
+    from .parquet import builder_of, read_footer
+
+    metadata = [read_footer(file) for file in files]
     num_rows = sum(entry.num_rows for entry in metadata)
     if num_rows == 0:
         raise ValueError(f"{name} has no rows; choose a file that has images.")
+    with_rows = [pair for pair in zip(files, metadata, strict=True) if pair[1].num_rows > 0]
+    files, metadata = [file for file, _ in with_rows], [entry for _, entry in with_rows]
     features, columns = _common_columns(files, metadata, image_column, label_column)
     names = [n for n in (columns.image, columns.label, columns.id) if n is not None]
-    where: dict[str, Any] = {
-        "path": "parquet",
-        "name": f"selfvit-{_digest(files)}",  # part of the path in the cache of `datasets`
-        "data_files": {"train": [str(file) for file in files]},
-        "columns": names,
-        "features": datasets.Features({n: features[n] for n in names}),
-    }
+    builder = builder_of(
+        files,
+        f"selfvit-{_digest(files)}",  # part of the path in the cache of `datasets`
+        datasets.Features({n: features[n] for n in names}),
+        ROWS_AT_ONCE,
+    )
     chosen: dict[str, Any] = {
         "image_column": image_column,
         "label_column": label_column,
         "all_features": features,
     }
     if streaming:
-        builder = datasets.load_dataset_builder(**where)
-        # By default, it is the size of the first row group, which fails for an empty file.
-        builder.config.batch_size = ROWS_AT_ONCE
         folders = list(dict.fromkeys(file.parent for file in files))
         stream = builder.as_streaming_dataset(split="train")
         return DatasetStream(
             stream, f"{name}, streamed", **chosen, identity=identity, folders=folders
         )
-    try:
-        dataset = datasets.load_dataset(**where, split="train")
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+    dataset = _prepared(builder, name, num_rows)
     parts = [(file.parent, entry.num_rows) for file, entry in zip(files, metadata, strict=True)]
     return DatasetSource(dataset, f"{len(dataset)} rows of {name}", **chosen, folders=parts)
 
 
-def _metadata(file: Path) -> pq.FileMetaData:
+def _prepared(builder: datasets.DatasetBuilder, name: str, num_rows: int) -> datasets.Dataset:
+    """Copy the rows into the cache, unless they are there, and open them there."""
+    import datasets
+
     try:
-        return pq.read_metadata(file)
-    except (pa.ArrowInvalid, OSError) as error:
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split="train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+    if len(dataset) != num_rows:
         raise ValueError(
-            f"{str(file)!r} cannot be read as Parquet: {error}; repair or replace it."
-        ) from error
+            f"{name} has {num_rows} rows, but {len(dataset)} were read; empty the cache of "
+            f"`datasets` at {builder.cache_dir}."
+        )
+    return dataset
 
 
 def _common_columns(
@@ -107,9 +112,11 @@ def _common_columns(
     first_features: datasets.Features | None = None
     first: Columns | None = None
     for file, entry in zip(files, metadata, strict=True):
-        features = features_of(entry.schema.to_arrow_schema())
+        schema = entry.schema.to_arrow_schema()
+        features = features_of(schema)
         try:
             columns = choose_columns(features, image_column, label_column)
+            _check_unique(schema.names, columns)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         if first is None or first_features is None:
@@ -128,22 +135,43 @@ def _common_columns(
     return first_features, first
 
 
+def _check_unique(names: Sequence[str], columns: Columns) -> None:
+    for name in (columns.image, columns.label, columns.id):
+        if name is not None and names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} columns are called {name!r}; rename them.")
+
+
 def _describe(column: str | None, features: Any) -> str:
     if column is None:
         return "missing"
     return f"{column!r} ({getattr(features[column], 'dtype', 'struct')})"
 
 
-def features_of(schema: pa.Schema) -> Any:
-    """Return the features of a schema, with types that `datasets` can store."""
-    import datasets
+def features_of(schema: pa.Schema) -> dict[str, Any]:
+    """Return the types of the columns as those of `datasets`, by name.
 
-    for index, column in enumerate(schema):
+    A type that `datasets` cannot store is an `OtherType`.
+    """
+    features: dict[str, Any] = {}
+    for column in schema:
         kind = VIEWS.get(column.type, column.type)
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        schema = schema.set(index, column.with_type(kind))
-    return datasets.Features.from_arrow_schema(schema)
+        features[column.name] = _feature_of(column.with_type(kind), schema.metadata)
+    return features
+
+
+def _feature_of(column: pa.Field, metadata: dict[bytes, bytes] | None) -> Any:
+    import datasets
+
+    # The metadata of `datasets` in a schema has the names of classes; it can be damaged.
+    for known in (metadata, None):
+        try:
+            schema = pa.schema([column], metadata=known)
+            return datasets.Features.from_arrow_schema(schema)[column.name]
+        except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+            continue
+    return OtherType(str(column.type))
 
 
 def _digest(files: Sequence[Path]) -> str:
