@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,18 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from ..columns import LABEL_COLUMNS, PATH_COLUMNS, Columns, OtherType, choose_columns
+from ..columns import (
+    LABEL_COLUMNS,
+    LABEL_WORDS,
+    PATH_COLUMNS,
+    Columns,
+    OtherType,
+    choose_columns,
+    note_on_labels,
+)
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
 from ..image_source import ImageSource
+from ..labels import labels_of_texts
 
 if TYPE_CHECKING:
     import datasets
@@ -199,6 +209,8 @@ def _digest(files: Sequence[Path]) -> str:
 def read_list(path: Path) -> pa.Table:
     """Read a list of images: paths, one per line, or a CSV or JSON-lines table with a path column.
 
+    The cells of a CSV file are bytes, because a name such as 0001 is no number.
+
     Args:
         path: Path of a .txt, .lst, .csv, .tsv or .jsonl file.
 
@@ -208,21 +220,65 @@ def read_list(path: Path) -> pa.Table:
     Raises:
         ValueError: If the file cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is no regular file; give a list of images.")
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
-            options = pa.csv.ParseOptions(
-                delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-            )
-            return pa.csv.read_csv(path, parse_options=options)
+            return _read_csv(path, "\t" if suffix == ".tsv" else ",")
         if suffix == ".jsonl":
-            return pa.json.read_json(path)
-    except (pa.ArrowException, OSError) as error:
+            return _read_json(path)
+        content = path.read_bytes()
+    except (pa.ArrowException, UnicodeError, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a table: {error}; repair it.") from error
-    text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    lines = [line.strip() for line in text.splitlines()]
-    paths = [line.encode("utf-8", "surrogateescape") for line in lines if line]
-    return pa.table({"path": pa.array(paths, pa.binary())})
+    # str.splitlines would also split at U+2028 and U+0085, which names can have
+    lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r", b"\n").split(b"\n")
+    paths = [line.strip() for line in lines]
+    return pa.table({"path": pa.array([path for path in paths if path], pa.binary())})
+
+
+def _read_csv(path: Path, delimiter: str) -> pa.Table:
+    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with open(path, "rb") as file, pa.csv.open_csv(file, parse_options=parse) as reader:
+        names = reader.schema.names
+    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
+    with open(path, "rb") as file:
+        return pa.csv.read_csv(file, parse_options=parse, convert_options=convert)
+
+
+def _read_json(path: Path) -> pa.Table:
+    """Read JSON lines; texts that look like dates stay texts."""
+    with open(path, "rb") as file:
+        table = pa.json.read_json(file)
+    dates = [column.name for column in table.schema if pa.types.is_timestamp(column.type)]
+    if not dates:
+        return table
+    schema = pa.schema([(name, pa.string()) for name in dates])
+    with open(path, "rb") as file:
+        return pa.json.read_json(file, parse_options=pa.json.ParseOptions(explicit_schema=schema))
+
+
+def column_of(table: pa.Table, name: str, where: str) -> list[Any]:
+    """Return the values of a column; bytes are texts, in which other bytes than UTF-8 are kept.
+
+    Args:
+        table: Table from `read_list`.
+        name: Name of the column.
+        where: Name of the table in errors.
+
+    Raises:
+        ValueError: If there are several columns of this name, or texts that are not UTF-8.
+    """
+    if (count := table.column_names.count(name)) > 1:
+        raise ValueError(f"{where} has {count} columns {name!r}; rename them.")
+    try:
+        values = table[name].to_pylist()
+    except (UnicodeError, ValueError) as error:
+        raise ValueError(f"column {name!r} of {where} cannot be read: {error}.") from error
+    return [
+        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+        for value in values
+    ]
 
 
 def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
@@ -240,15 +296,16 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
     if name is None or name not in table.column_names:
         raise ValueError(
             f"{where} has no column {name or 'of paths'!r}; its columns are "
-            f"{', '.join(table.column_names)}; choose the one with the paths with --image-column."
+            f"{_names_of(table)}; choose the one with the paths with --image-column."
         )
-    values = table[name].to_pylist()
+    values = column_of(table, name, where)
     if None in values:
         raise ValueError(f"row {values.index(None) + 1} of {where} has no path in column {name!r}.")
-    return [
-        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-        for value in values
-    ]
+    return [str(value) for value in values]
+
+
+def _names_of(table: pa.Table) -> str:
+    return ", ".join(table.column_names)
 
 
 def _usual_column(table: pa.Table, usual: Sequence[str]) -> str | None:
@@ -271,11 +328,54 @@ def read_label_column(
         ValueError: If there is no column with this name.
     """
     if name is not None and name not in table.column_names:
-        raise ValueError(
-            f"{where} has no column {name!r}; choose one of {', '.join(table.column_names)}."
-        )
+        raise ValueError(f"{where} has no column {name!r}; choose one of {_names_of(table)}.")
     name = name or _usual_column(table, LABEL_COLUMNS)
-    return name, [] if name is None else table[name].to_pylist()
+    if name is None:
+        return None, []
+    values = column_of(table, name, where)
+    is_text = pa.types.is_binary(table.schema.field(name).type)
+    return name, labels_of_texts(values) if is_text else values
 
 
-__all__ = ["features_of", "open_parquet", "path_column", "read_label_column", "read_list"]
+def notes_on_list(table: pa.Table, label_column: str | None) -> list[str]:
+    """Return sentences about columns that look like labels and were not taken.
+
+    Args:
+        table: Table from `read_list`.
+        label_column: Label column that was taken; None without one.
+    """
+    alike = [name for name in table.column_names if LABEL_WORDS.search(name)]
+    others = {name: True for name in alike if name != label_column}
+    return [note_on_labels(label_column, others)] if others and label_column is None else []
+
+
+def check_repeated_label(path: str, first: Any, second: Any, where: str, column: str) -> None:
+    """Check that a file that is named twice has one label.
+
+    Args:
+        path: Path of the image.
+        first: Its label at the first place.
+        second: Its label at the second place.
+        where: Name of the table in errors.
+        column: Name of the label column.
+
+    Raises:
+        ValueError: If the labels differ.
+    """
+    if first != second:
+        raise ValueError(
+            f"{where} names {path!r} twice, with {first!r} and {second!r} in column {column!r}; "
+            "remove one of the rows."
+        )
+
+
+__all__ = [
+    "check_repeated_label",
+    "column_of",
+    "features_of",
+    "notes_on_list",
+    "open_parquet",
+    "path_column",
+    "read_label_column",
+    "read_list",
+]
