@@ -56,7 +56,8 @@ def values_of_metadata(
                 path = f"row {row} of {name}" if file is None else path
                 left_out.setdefault(path, LeftOut(printable(path), f"named in {name}, {reason}"))
             elif path in values and column is not None:
-                check_repeated_label(path, values[path], value, where, column)
+                shown = path if path == file else f"{file} (that is, {path})"
+                check_repeated_label(shown, values[path], value, where, column)
             else:
                 values[path] = value
     left_out = {path: entry for path, entry in left_out.items() if path not in listed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ..columns import (
     note_on_labels,
 )
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
+from ..folder_source import printable
 from ..image_source import ImageSource
 from ..labels import labels_of_texts
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 128  # rows per read of a Parquet stream; each open shard keeps them in memory
 FOOTER_BYTES = 2**16  # bytes at both ends of a Parquet file that are part of its identity
+
+DEEPEST_JSON = 500  # a line with fewer brackets is not nested too deeply for pyarrow
 
 VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
@@ -224,6 +228,7 @@ def read_list(path: Path) -> pa.Table:
         raise ValueError(f"{str(path)!r} is no regular file; give a list of images.")
     suffix = path.suffix.lower()
     try:
+        _check_encoding(path)
         if suffix in (".csv", ".tsv"):
             return _read_csv(path, "\t" if suffix == ".tsv" else ",")
         if suffix == ".jsonl":
@@ -237,6 +242,12 @@ def read_list(path: Path) -> pa.Table:
     return pa.table({"path": pa.array([path for path in paths if path], pa.binary())})
 
 
+def _check_encoding(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{str(path)!r} must be UTF-8, but is UTF-16; save it as UTF-8.")
+
+
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with open(path, "rb") as file, pa.csv.open_csv(file, parse_options=parse) as reader:
@@ -248,6 +259,7 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
 
 def _read_json(path: Path) -> pa.Table:
     """Read JSON lines; texts that look like dates stay texts."""
+    _check_depth(path)
     with open(path, "rb") as file:
         table = pa.json.read_json(file)
     dates = [column.name for column in table.schema if pa.types.is_timestamp(column.type)]
@@ -256,6 +268,22 @@ def _read_json(path: Path) -> pa.Table:
     schema = pa.schema([(name, pa.string()) for name in dates])
     with open(path, "rb") as file:
         return pa.json.read_json(file, parse_options=pa.json.ParseOptions(explicit_schema=schema))
+
+
+def _check_depth(path: Path) -> None:
+    """Check that no value is nested so deeply that pyarrow would overflow the stack."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.count(b"[") + line.count(b"{") < DEEPEST_JSON:
+                continue
+            try:
+                json.loads(line)
+            except RecursionError:
+                raise ValueError(
+                    f"line {number} of {str(path)!r} is nested too deeply; repair it."
+                ) from None
+            except ValueError:
+                continue  # pyarrow says what is wrong
 
 
 def column_of(table: pa.Table, name: str, where: str) -> list[Any]:
@@ -295,7 +323,7 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
     name = name or _usual_column(table, PATH_COLUMNS)
     if name is None or name not in table.column_names:
         raise ValueError(
-            f"{where} has no column {name or 'of paths'!r}; its columns are "
+            f"{where} has no column {repr(name) if name else 'of paths'}; its columns are "
             f"{_names_of(table)}; choose the one with the paths with --image-column."
         )
     values = column_of(table, name, where)
@@ -333,8 +361,9 @@ def read_label_column(
     if name is None:
         return None, []
     values = column_of(table, name, where)
-    is_text = pa.types.is_binary(table.schema.field(name).type)
-    return name, labels_of_texts(values) if is_text else values
+    if not pa.types.is_binary(table.schema.field(name).type):
+        return name, values
+    return name, labels_of_texts([None if value is None else printable(value) for value in values])
 
 
 def notes_on_list(table: pa.Table, label_column: str | None) -> list[str]:
@@ -344,9 +373,11 @@ def notes_on_list(table: pa.Table, label_column: str | None) -> list[str]:
         table: Table from `read_list`.
         label_column: Label column that was taken; None without one.
     """
+    if label_column is not None:
+        return []
     alike = [name for name in table.column_names if LABEL_WORDS.search(name)]
-    others = {name: True for name in alike if name != label_column}
-    return [note_on_labels(label_column, others)] if others and label_column is None else []
+    others = {name if name == name.strip() else repr(name): True for name in alike}
+    return [note_on_labels(None, others)] if others else []
 
 
 def check_repeated_label(path: str, first: Any, second: Any, where: str, column: str) -> None:
