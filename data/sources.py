@@ -148,15 +148,15 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
         kind: listing.containers[kind] for kind in CONTAINERS if kind in listing.containers
     }
     if listing.paths and ".parquet" in containers:
-        import pyarrow.parquet as pq
-
         from .columns import holds_images
+        from .files.parquet import read_footer
         from .files.tables import features_of
 
         holding = []
         for name in containers.pop(".parquet"):
             try:
-                is_table_of_images = holds_images(features_of(pq.read_schema(path / name)))
+                schema = read_footer(path / name).schema.to_arrow_schema()
+                is_table_of_images = holds_images(features_of(schema))
             except (OSError, ValueError):
                 is_table_of_images = False
             if is_table_of_images:

@@ -37,6 +37,9 @@ class TestParquet:
         path.parent.rename(folder)
         result = embed(folder)
         assert result.code == 0 and result.labels == ["\\xe9", "b"]
+        write_images(data, "picture.png")
+        result = embed(data)
+        assert result.code == 2 and "1 Parquet files" in result.text
 
     def test_a_file_without_rows_beside_others(self, data, embed):
         empty = pa.table({"image": images(0), "other": pa.array([], pa.null())})
