@@ -43,10 +43,29 @@ class Columns:
     # Not in the repr, because `str(columns)` is part of fingerprints.
     label_field: str | None = field(default=None, repr=False)
 
+    @property
+    def label_name(self) -> str:
+        """Name of the labels in messages: the column, with its field if it is a struct."""
+        return f"{self.label}.{self.label_field}" if self.label_field else str(self.label)
+
     def label_of(self, row: Mapping[str, Any]) -> Any:
         """Return the label of a row, or None if the row has no label."""
         value = None if self.label is None else row[self.label]
         return value if value is None or self.label_field is None else value[self.label_field]
+
+
+@dataclass(frozen=True)
+class OtherType:
+    """Type of a column that `datasets` cannot store, which holds neither images nor labels.
+
+    Args:
+        name: Name of the type.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def choose_columns(
@@ -75,6 +94,11 @@ def choose_columns(
             raise ValueError(
                 f"there is no column {name!r}; choose one of the columns {', '.join(features)}."
             )
+    if image_column is not None and not _can_hold_images(features[image_column]):
+        raise ValueError(
+            f"images must be bytes or paths, but column {image_column!r} contains "
+            f"{_type_name(features[image_column])}; choose another --image-column."
+        )
     image_column = image_column or _find_images(features)
     if image_column is None:
         raise ValueError(
@@ -92,37 +116,59 @@ def choose_columns(
     elif label_field is None and not _holds_labels(features[label_column]):
         raise ValueError(
             f"labels must be classes, integers or strings, but column {label_column!r} contains "
-            f"{features[label_column]}; choose another --label-column."
+            f"{_type_name(features[label_column])}; choose another --label-column."
         )
     others = [name for name in others if name != label_column]
     id_column = next((n for n in ID_COLUMNS if n in others and _is_plain(features[n])), None)
     return Columns(image_column, label_column, id_column, label_field)
 
 
-def notes_on_columns(features: Mapping[str, Any], columns: Columns, label_given: bool) -> list[str]:
-    """Return sentences about columns that look like labels and were not taken.
+def notes_on_columns(
+    features: Mapping[str, Any], columns: Columns, *, image_given: bool, label_given: bool
+) -> list[str]:
+    """Return sentences about columns that look like images or labels and were not taken.
 
     Args:
         features: Types of the columns in `datasets`, by name.
         columns: Columns that were chosen.
+        image_given: Whether the image column was given by the user.
         label_given: Whether the label column was given by the user.
     """
-    if label_given:
-        return []
-    alike = [
+    notes = []
+    images = [
         name
+        for name, feature in features.items()
+        if name != columns.image and _holds_images(name, feature)
+    ]
+    if images and not image_given and _holds_images(columns.image, features[columns.image]):
+        notes.append(
+            f"the images are column {columns.image!r}; not taken: {', '.join(images)}; choose one "
+            "with --image-column"
+        )
+    alike = {
+        name: _holds_labels(feature)
         for name, feature in features.items()
         if name not in (columns.image, columns.label, columns.id)
         and (LABEL_WORDS.search(name) or hasattr(feature, "names"))
-    ]
-    if not alike:
-        return []
-    taken = f"the labels are column {columns.label!r}" if columns.label else "there are no labels"
+    }
+    if alike and not label_given:
+        notes.append(note_on_labels(columns.label, alike))
+    return notes
+
+
+def note_on_labels(taken: str | None, alike: Mapping[str, bool]) -> str:
+    """Return a sentence about columns that look like labels and were not taken.
+
+    Args:
+        taken: Label column that was taken, or None.
+        alike: Whether each of the other columns can hold labels, by name.
+    """
+    rule = f"the labels are column {taken!r}" if taken else "there are no labels"
     names = ", ".join(
-        name if _holds_labels(features[name]) else f"{name} (a type that holds no labels)"
-        for name in alike
+        name if is_possible else f"{name} (a type that holds no labels)"
+        for name, is_possible in alike.items()
     )
-    return [f"{taken}; not taken: {names}; choose one with --label-column"]
+    return f"{rule}; not taken: {names}; choose one with --label-column"
 
 
 def holds_images(features: Mapping[str, Any]) -> bool:
@@ -132,6 +178,11 @@ def holds_images(features: Mapping[str, Any]) -> bool:
 
 def _find_images(features: Mapping[str, Any]) -> str | None:
     images = [name for name, feature in features.items() if _holds_images(name, feature)]
+    if len(images) > 1 and not any(name.lower() in IMAGE_COLUMNS for name in images):
+        raise ValueError(
+            f"several columns contain images: {', '.join(images)}; choose one of them with "
+            "--image-column (image_column=...)."
+        )
     if images:
         return _preferred(images, IMAGE_COLUMNS)
     paths = [name for name, feature in features.items() if _is_text(feature)]
@@ -175,6 +226,21 @@ def _holds_images(name: str, feature: Any) -> bool:
     return _is_binary(feature) and name.lower() in IMAGE_COLUMNS
 
 
+def _can_hold_images(feature: Any) -> bool:
+    """Return whether a column that the user gives can contain images, or is empty."""
+    import datasets
+
+    if isinstance(feature, Mapping):
+        return "bytes" in feature or "path" in feature
+    is_empty = getattr(feature, "dtype", None) == "null"
+    is_image = isinstance(feature, datasets.Image)
+    return is_image or is_empty or _is_binary(feature) or _is_text(feature)
+
+
+def _type_name(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or feature)
+
+
 def _is_binary(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("binary", "large_binary", "binary_view")
 
@@ -206,4 +272,12 @@ def keep_encoded(dataset: Any, columns: Columns) -> Any:
     return dataset.cast_column(columns.image, datasets.Image(decode=False))
 
 
-__all__ = ["Columns", "choose_columns", "holds_images", "keep_encoded", "notes_on_columns"]
+__all__ = [
+    "Columns",
+    "OtherType",
+    "choose_columns",
+    "holds_images",
+    "keep_encoded",
+    "note_on_labels",
+    "notes_on_columns",
+]

@@ -14,9 +14,12 @@ import numpy as np
 import pyarrow
 
 from .columns import Columns, choose_columns, keep_encoded, notes_on_columns
+from .folder_source import printable
 from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from .inventory import Inventory
-from .labels import Labels, labels_of_values
+from .labels import Labels, check_class, labels_of_values
+
+LONGEST_NAME = 255  # bytes of a name that file systems can store
 
 
 class DatasetSource(ImageSource):
@@ -46,14 +49,16 @@ class DatasetSource(ImageSource):
     ):
         self._columns = choose_columns(dataset.features, image_column, label_column)
         features = all_features or dataset.features
-        notes = notes_on_columns(features, self._columns, label_column is not None)
+        notes = notes_on_columns(
+            features, self._columns, image_given=bool(image_column), label_given=bool(label_column)
+        )
         self._dataset = keep_encoded(dataset, self._columns)
-        labels = self._number_labels()
+        labels = self._number_labels(label_column is not None, description)
         self._labels = labels.values
         self._folders = [folder for folder, _ in folders]
         self._ends = np.cumsum([num_rows for _, num_rows in folders])
         inventory = Inventory(len(dataset), len(dataset), notes=[*notes, *labels.notes])
-        super().__init__(description, labels.names, "id", inventory, labels.rule)
+        super().__init__(printable(description), labels.names, "id", inventory, labels.rule)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -78,15 +83,18 @@ class DatasetSource(ImageSource):
             return str(position)
         return str(self._dataset.select_columns([self._columns.id])[position][self._columns.id])
 
-    def _number_labels(self) -> Labels:
+    def _number_labels(self, is_required: bool, where: str) -> Labels:
         column = self._columns.label
         if column is None:
             return Labels()
         names = getattr(self._dataset.features[column], "names", None)
-        values = (self._columns.label_of({column: value}) for value in self._dataset[column])
-        if self._columns.label_field is not None:
-            column = f"{column}.{self._columns.label_field}"
-        return labels_of_values(values, column, names)
+        values = [self._columns.label_of({column: value}) for value in self._dataset[column]]
+        try:
+            return labels_of_values(
+                values, self._columns.label_name, names, is_required=is_required
+            )
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for a row without one, or None if there are none."""
@@ -123,9 +131,9 @@ class StreamingImageSource:
         identity: Sequence[str],
         inventory: Inventory | None = None,
     ):
-        self.description = description
+        self.description = printable(description)
         self.label_names = label_names
-        self.identity = identity
+        self.identity = [printable(text) for text in identity]
         self.inventory = inventory or Inventory(found=0, taken=0)
         self.label_rule: str | None = None
 
@@ -199,7 +207,12 @@ class DatasetStream(StreamingImageSource):
         features = dataset.features or dataset._resolve_features().features
         self._columns = choose_columns(features, image_column, label_column)
         label_names = None
-        notes = notes_on_columns(all_features or features, self._columns, label_column is not None)
+        notes = notes_on_columns(
+            all_features or features,
+            self._columns,
+            image_given=bool(image_column),
+            label_given=bool(label_column),
+        )
         if self._columns.label is not None:
             label_names = getattr(features[self._columns.label], "names", None)
             if label_names is None and label_column is not None:
@@ -252,11 +265,8 @@ class DatasetStream(StreamingImageSource):
         try:
             for count, batch in enumerate(batches, start):
                 row = {name: values[0] for name, values in batch.items()}
-                label = self._columns.label_of(row) if self.label_names is not None else None
                 name = f"shard {shard} row {count * num_parts + part}"
-                yield _record(
-                    row, self._columns, name, None if label == NO_LABEL else label, self._folders
-                )
+                yield _record(row, self._columns, name, self._label_of(row, name), self._folders)
         except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"shard {shard} (from 0, sorted by name) of {self.description} cannot be read: "
@@ -264,6 +274,15 @@ class DatasetStream(StreamingImageSource):
             ) from error
         finally:
             batches.close()  # pyarrow threads that are still reading can block the exit of Python
+
+    def _label_of(self, row: Mapping[str, Any], name: str) -> int | None:
+        if self.label_names is None or (label := self._columns.label_of(row)) in (None, NO_LABEL):
+            return None
+        try:
+            check_class(label, self._columns.label_name, self.label_names)
+        except ValueError as error:
+            raise ValueError(f"{name} of {self.description}: {error}") from error
+        return label
 
 
 def _record(
@@ -287,6 +306,11 @@ def _resolved(path: str, folders: Sequence[Path]) -> str | UnreadableContent:
     existing = [candidate for candidate in candidates if os.path.exists(candidate)]
     if len(existing) > 1:
         return UnreadableContent(f"its path is not unique: {', '.join(existing)}")
+    if not existing and len(path) > LONGEST_NAME:
+        return UnreadableContent(
+            f"a text of {len(path)} characters, {path[:20]!r}..., is no path of a file; an image "
+            "in a table must be bytes or a path, so decode base64 first"
+        )
     if not existing:
         return UnreadableContent(f"there is no file {candidates[0]!r}")
     return existing[0]

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from huggingface_hub import HfApi
 
@@ -27,6 +27,9 @@ from .folder_source import FolderSource
 from .image_source import ImageSource
 from .inventory import Inventory, LeftOut
 from .labels import first_folders
+
+if TYPE_CHECKING:
+    import datasets
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 KINDS = {".parquet": "Parquet files", ".tar": "WebDataset tars", ".zip": "zip files"}
@@ -245,15 +248,14 @@ def _containers_with_images(path: Path, listing: Listing) -> dict[str, list[str]
         kind: listing.containers[kind] for kind in CONTAINERS if kind in listing.containers
     }
     if listing.paths and ".parquet" in containers:
-        import pyarrow.parquet as pq
-
         from .columns import holds_images
+        from .files.parquet import read_footer
         from .files.tables import features_of
 
         holding = []
         for name in containers.pop(".parquet"):
             try:
-                schema = pq.read_schema(path / name)
+                schema = read_footer(path / name).schema.to_arrow_schema()
             except (OSError, ValueError) as error:
                 listing.left_out.append(LeftOut(name, f"cannot be read as Parquet: {error}"))
                 continue
@@ -348,19 +350,50 @@ def _open_saved_dataset(path: Path, split: str | None, columns: dict[str, Any]) 
 
     try:
         dataset = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is no complete saved dataset: {error}") from error
+    except Exception as error:  # the files can contain anything
+        raise ValueError(
+            f"{str(path)!r} is no complete saved dataset: {type(error).__name__}: {error}; save it "
+            "again with Dataset.save_to_disk."
+        ) from error
+    notes: list[str] = []
     if isinstance(dataset, datasets.DatasetDict):
-        split = split or "train"
-        if split not in dataset:
-            raise ValueError(
-                f"{str(path)!r} has no split {split!r}; choose one of {', '.join(dataset)}."
-            )
-        dataset = dataset[split]
-    elif split is not None:
+        dataset, notes = _choose_split(dataset, split, str(path))
+    elif split not in (None, ALL):
         raise ValueError(f"{str(path)!r} has no splits; omit --split.")
     description = f"{len(dataset)} rows of the dataset in {path}"
-    return DatasetSource(dataset, description, **columns, folders=[(path, len(dataset))])
+    source = DatasetSource(dataset, description, **columns, folders=[(path, len(dataset))])
+    source.inventory.notes[:0] = notes
+    return source
+
+
+def _choose_split(
+    splits: datasets.DatasetDict, split: str | None, where: str
+) -> tuple[datasets.Dataset, list[str]]:
+    """Return the rows of a split, or of all splits, and a note on those that are not read.
+
+    Raises:
+        ValueError: If there is no such split, or the splits have different columns.
+    """
+    import datasets
+
+    if split == ALL and split not in splits:
+        try:
+            return datasets.concatenate_datasets(list(splits.values())), []
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"the splits {', '.join(splits)} of {where!r} cannot be read together: {error}; "
+                "choose one with --split."
+            ) from error
+    split = split or "train"
+    if split not in splits:
+        raise ValueError(
+            f"{where!r} has no split {split!r}; choose one of {', '.join(splits)}, or {ALL}."
+        )
+    others = [name for name in splits if name != split]
+    if not others:
+        return splits[split], []
+    choice = f"--split chooses, --split {ALL} reads all"
+    return splits[split], [f"split {split}; {', '.join(others)} are not read ({choice})"]
 
 
 def _open_hub_dataset(

@@ -31,7 +31,13 @@ from .listing import (
 )
 from .metadata import values_of_metadata
 from .splits import ALL, choose_split_folder, split_folders, split_names
-from .tables import path_column, read_label_column, read_list
+from .tables import (
+    check_repeated_label,
+    notes_on_list,
+    path_column,
+    read_label_column,
+    read_list,
+)
 
 
 def open_folder(
@@ -71,13 +77,18 @@ def open_folder(
         )
     labels = Labels()
     if metadata:
-        values, column, missing, more = values_of_metadata(folder, metadata, paths, label_column)
         listed = {entry.name for entry in left_out}
+        values, column, missing, more = values_of_metadata(
+            folder, metadata, paths, label_column, listed=listed
+        )
         left_out += [entry for entry in chosen.own(missing) if entry.name not in listed]
         notes += more
         if column is not None:
-            labels = labels_of_values((values.get(path) for path in paths), column)
+            required = label_column is not None
+            found = [values.get(path) for path in paths]
+            labels = labels_of_values(found, column, is_required=required)
     if labels.values is None:
+        notes += labels.notes
         labels = _labels_below(paths, None if prefix else firsts, prefix, split == ALL)
     notes += labels.notes
     root = folder / prefix if prefix else folder
@@ -240,7 +251,7 @@ def open_list(
     taken: list[str] = []
     kept: list[int] = []
     left_out: list[LeftOut] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     num_repeated = 0
     for row, path in enumerate(paths):
         full = os.path.join(file.parent, path)
@@ -248,8 +259,10 @@ def open_list(
         place = _real_path(full)
         if place in seen:
             num_repeated += 1
+            if column is not None:
+                check_repeated_label(path, values[seen[place]], values[row], str(file), column)
             continue
-        seen.add(place)
+        seen[place] = row
         if reason is None:
             taken.append(path)
             kept.append(row)
@@ -260,8 +273,9 @@ def open_list(
         raise ValueError(f"{str(file)!r} names no image that can be read ({reason}).")
     labels = Labels()
     if column is not None:
-        labels = labels_of_values([values[row] for row in kept], column)
-    notes = list(labels.notes)
+        required = label_column is not None
+        labels = labels_of_values([values[row] for row in kept], column, is_required=required)
+    notes = [*notes_on_list(table, column), *labels.notes]
     if num_repeated:
         notes.append(f"{num_repeated} lines of {file.name} repeat a file, which is taken once")
     inventory = Inventory(len(taken) + len(left_out), len(taken), left_out, notes)

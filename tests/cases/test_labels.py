@@ -96,7 +96,10 @@ class TestColumns:
     def test_fractions_are_no_labels(self, data, embed):
         path = write_table(data / "a.parquet", image=images(), label=pa.array([0.5] * 6))
         result = embed(path)
-        assert result.code == 2 and "0.5" in result.text and "'label'" in result.text
+        assert result.rows[0].get("label") is None
+        assert "no labels" in result.text and "'label' contains 0.5" in result.text
+        result = embed(path, "--label-column", "label")
+        assert result.code == 2 and "'label' contains 0.5" in result.text
 
     @pytest.mark.parametrize("kind", ["large_binary", "binary_view", "bytes", "bytes and more"])
     def test_types_of_image_columns(self, kind, data, embed):
