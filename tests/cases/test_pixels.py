@@ -225,7 +225,9 @@ def ordinary_peak(model_of_224_pixels, tmp_path_factory):
     return peak
 
 
-@pytest.mark.parametrize("kind", ["strip", "deep_strip", "deep_png", "deep_tiff", "photo"])
+@pytest.mark.parametrize(
+    "kind", ["strip", "deep_strip", "deep_png", "deep_tiff", "deep_pgm", "photo"]
+)
 def test_an_image_takes_at_most_one_gigabyte(kind, model_of_224_pixels, ordinary_peak, tmp_path):
     # The strip of 20,000 x 1 pixels took 10 GB: it was resized to 5,120,000 x 256, then cropped.
     inputs_pixels.write_huge(tmp_path / "data", kind)
