@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...pixel_scale import range_of_type
+from ...pixel_scale import check_pixel_range, range_of_type
 from .raw_pixels import BLOCK_VALUES, MAX_RAW_BYTES, PixelsError, RawPixels, check_size, numbers
 
 SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC = 339, 258, 262  # TIFF 6.0, Sec. 8 and 19
@@ -183,7 +183,7 @@ def _read_fits(opened: Any, file: Any) -> RawPixels | None:
         values = array_of(opened).view(dtype)
     ends = [step * end + offset for end in range_of_type(kind, abs(bits))]
     type_range = (0.0, 1.0) if kind == "f" else (min(ends), max(ends))
-    return RawPixels(values, type_range, step=step, offset=offset)
+    return RawPixels(values, check_pixel_range(type_range), step=step, offset=offset)
 
 
 def _fits_cards(file: Any, end: int) -> dict[str, str]:
