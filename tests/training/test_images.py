@@ -126,7 +126,8 @@ def test_one_line_says_that_a_stock_processor_does_not_read_deep_images(
 ):
     run = RECIPES["mae_demo"](None, None).replace(output=str(tmp_path), pixel_range=pixel_range)
     run.model.num_channels = num_channels
-    logger, lines = ProgressLogger(Accelerator(cpu=True), run), []
+    logger = ProgressLogger(Accelerator(cpu=True), run)
+    lines: list[str] = []
     monkeypatch.setattr(logger, "warn", lines.append)
     for name in ("a.png", "b.png"):
         logger._check_ranges([])
