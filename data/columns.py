@@ -102,8 +102,8 @@ def choose_columns(
     image_column = image_column or _find_images(features)
     if image_column is None:
         raise ValueError(
-            f"no column contains images; the columns are {', '.join(features)}. If one of them "
-            "does, choose it with --image-column (image_column=...)."
+            f"no column contains images; the columns are {', '.join(features)}. "
+            f"{_why_no_images(features)}"
         )
     others = [name for name in features if name != image_column]
     if label_column is None:
@@ -187,6 +187,29 @@ def _find_images(features: Mapping[str, Any]) -> str | None:
         return _preferred(images, IMAGE_COLUMNS)
     paths = [name for name, feature in features.items() if _is_text(feature)]
     return next((name for usual in PATH_COLUMNS for name in paths if name.lower() == usual), None)
+
+
+def _why_no_images(features: Mapping[str, Any]) -> str:
+    """Return a sentence on a column of the usual name that holds numbers, or on the option."""
+    usual = [name for name in features if name.lower() in IMAGE_COLUMNS]
+    found = next((name for name in usual if _holds_numbers(features[name])), None)
+    if found is None:
+        return "If one of them does, choose it with --image-column (image_column=...)."
+    return (
+        f"Column {found!r} holds numbers, not image files: store each image as a file "
+        "(PNG, TIFF of 16 bits) in bytes, or the pixels as .npy files."
+    )
+
+
+def _holds_numbers(feature: Any) -> bool:
+    """Return whether a column is a list of numbers, of any depth, or an array."""
+    while isinstance(feature, list):
+        feature = feature[0]
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    dtype = getattr(feature, "dtype", None) or ""
+    is_list = getattr(feature, "shape", None) is not None
+    return is_list or re.fullmatch(r"bool|u?int\d+|float\d+", dtype) is not None
 
 
 def _split_name(features: Mapping[str, Any], name: str | None) -> tuple[str | None, str | None]:

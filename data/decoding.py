@@ -15,22 +15,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
+from .files.deep_pixels import check_memory, raw_pillow, read_deep
 from .files.image_plugins import register_plugins
 from .files.raw_pixels import (
     NPY_START,
-    PNG_DEEP,
     PixelsError,
     RawPixels,
     channels_reason,
     raw_array,
-    raw_pillow,
     read_npy,
-    read_png,
-    read_tiff,
     scale_pixels,
     too_many_pixels,
     turn_upright,
 )
+from .files.tiff_pixels import read_tiff
 from .image_source import UnreadableContent
 from .pixel_format import DecodedPixels, PixelFormat
 
@@ -64,7 +62,6 @@ UPRIGHT = {
 
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PNG_START = b"\x89PNG\r\n\x1a\n"
 START_LENGTH = 32  # bytes that tell the format
 LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
 LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
@@ -161,7 +158,10 @@ def _decode(
     if isinstance(image, UnreadableContent):
         raise UnreadableImageError(image.reason)
     if isinstance(image, Image.Image):
-        return _decode_pillow(image, pixel_format, target)
+        content = _content_of_tiff(image)
+        if content is None:
+            return _decode_pillow(image, pixel_format, target)
+        image = content
     if isinstance(image, np.ndarray):
         return _scaled(raw_array(image, pixel_format.num_channels), pixel_format, target)
     start = _start(image)
@@ -173,11 +173,7 @@ def _decode(
     if raw is not None:
         return _scaled(raw, pixel_format, target)
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        if start.startswith(PNG_START) and start[24] == 16 and start[25] in PNG_DEEP:
-            raw = replace(read_png(opened, start[25]), orientation=_orientation(opened))
-            return _scaled(raw, pixel_format, target)
-        _draft(opened, target)
-        return _decode_pillow(opened, pixel_format, target)
+        return _decode_pillow(opened, pixel_format, target, may_draft=True)
 
 
 def _scaled(
@@ -191,16 +187,37 @@ def _scaled(
     return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation))
 
 
+def _content_of_tiff(image: Image.Image) -> bytes | None:
+    """Return the file of a TIFF image that is open and not loaded, at its first page, or None."""
+    file, is_loaded = getattr(image, "fp", None), not getattr(image, "tile", None)
+    if image.format != "TIFF" or is_loaded or file is None or image.tell() != 0:
+        return None
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    return content
+
+
 def _decode_pillow(
-    image: Image.Image, pixel_format: PixelFormat, target: tuple[int, int] | None
+    image: Image.Image,
+    pixel_format: PixelFormat,
+    target: tuple[int, int] | None,
+    *,
+    may_draft: bool = False,
 ) -> DecodedPixels:
     """Decode an image that Pillow opened."""
-    maxval = _maxval(image)
+    check_memory(image)
+    raw = read_deep(image)
+    if raw is None and image.mode.startswith(("I", "F")):
+        raw = raw_pillow(image)
+    if raw is not None:
+        raw = replace(raw, orientation=_orientation(image))
+        return _scaled(raw, pixel_format, target)
+    if may_draft:
+        _draft(image, target)
     image.load()
     orientation = _orientation(image)
-    if image.mode.startswith(("I", "F")):
-        raw = replace(raw_pillow(image, maxval), orientation=orientation)
-        return _scaled(raw, pixel_format, target)
     mode = _mode(image, pixel_format.num_channels)
     width, height = image.size
     factor = 1
@@ -289,17 +306,6 @@ def _start(image: bytes | str | Path) -> bytes:
     if not start:
         raise UnreadableImageError("empty file (0 bytes)")
     return start.ljust(START_LENGTH, b"\0")
-
-
-def _maxval(image: Image.Image) -> int | None:
-    """Return the largest value that the header of a PGM file declares; Pillow scales to 65535."""
-    if image.format != "PPM" or image.mode != "I":
-        return None
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0].args if tiles else None
-    if isinstance(arguments, tuple) and isinstance(arguments[-1], int):
-        return arguments[-1]
-    return 65535
 
 
 def _orientation(image: Image.Image) -> int:

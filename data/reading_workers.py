@@ -27,6 +27,7 @@ from typing import Any
 
 import torch.multiprocessing
 
+from ..errors import shorten
 from .workers import use_one_thread
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ MAX_DEATHS_IN_A_ROW = 40  # deaths of workers without any image read in between
 MAX_IDLE_DEATHS_IN_A_ROW = 8  # the same, of workers that were not reading an image
 MORE_DEATHS_PER_WORKER = 4  # added to both: all workers may be killed at once
 SECONDS_BETWEEN_CHECKS = 1.0  # of a worker, whether the main process is alive
+SECONDS_OF_SILENCE = 60.0  # of all workers, before a warning
 NO_MEMORY_EXIT = errno.ENOMEM
 SECONDS_TO_DIE = 5.0  # between the closing of a pipe and the end of its process
 
@@ -143,6 +145,7 @@ class ReadingWorkers:
         self._next_new = self._next_out = 0
         self._deaths = self._idle_deaths = 0  # in a row
         self._through_pipe = False
+        self._has_warned = False
 
     def __iter__(self) -> Iterator[Any]:
         """Yield what `reading.pack` made of each batch.
@@ -213,12 +216,31 @@ class ReadingWorkers:
         """Wait for a result or a death, and take in all that there are."""
         of_pipe = {worker.connection: worker for worker in self._workers}
         of_sentinel = {worker.process.sentinel: worker for worker in self._workers}
-        ready = connection.wait([*of_pipe, *of_sentinel])
+        ready = connection.wait([*of_pipe, *of_sentinel], SECONDS_OF_SILENCE)
+        if not ready:
+            self._warn_of_silence()
         for worker in [worker for pipe, worker in of_pipe.items() if pipe in ready]:
             self._receive(worker)
         for worker in [of_sentinel[sentinel] for sentinel in ready if sentinel in of_sentinel]:
             while worker in self._workers:  # what it sent before its death, then the end of file
                 self._receive(worker)
+
+    def _warn_of_silence(self) -> None:
+        """Warn once that no worker has delivered anything for a while, with what they read."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        names = [
+            worker.slot.name.decode(errors="replace") or self._reading.name_of(worker.slot.position)
+            for worker in self._workers
+            if worker.slot.position >= 0
+        ]
+        logger.warning(
+            "no worker process has delivered anything for %.0f seconds; they read %s. They are "
+            "stopped, or the images are slow to read; waiting.",
+            SECONDS_OF_SILENCE,
+            shorten(names, 3) if names else "no image",
+        )
 
     def _receive(self, worker: _Worker) -> None:
         try:

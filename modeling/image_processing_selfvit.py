@@ -10,6 +10,7 @@ so nothing is rounded to eight bits. Its settings have the names of the stock pr
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict, to_numpy_array
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from ..pixel_scale import (
     GRAY_WEIGHTS,
@@ -27,6 +29,10 @@ from ..pixel_scale import (
 )
 from .checkpoints.processor_code import remove_processor_code, write_processor_code
 
+logger = logging.get_logger(__name__)
+
+# Raw modes of Pillow of more than eight bits per channel, and its decoders that cut them.
+DEEP_RAW_MODE = re.compile(r"L;16|[A-Za-z]+;16[BLN]")
 MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # by number of Pillow's resampling
 # A resized image that is longer than this multiple of its crop is cropped before it is resized.
 EXTREME = 16
@@ -52,6 +58,10 @@ class SelfViTImageProcessor(BaseImageProcessor):
     An image is a Pillow image, array or tensor, (H, W), (H, W, C) or (C, H, W). A processor for
     1 channel turns RGB images gray, and one for 3 channels repeats gray images; all others need
     images of exactly their number of channels.
+
+    Pillow keeps more than eight bits of gray images only. Colors of 16 bits must be arrays where
+    `pixel_range` is set: a file that Pillow has opened is refused, and as the pipelines of
+    transformers open files as RGB of eight bits, one warning says so.
 
     Args:
         kwargs: Settings, as in `SelfViTImageProcessorKwargs` and in the stock processors.
@@ -124,6 +134,8 @@ class SelfViTImageProcessor(BaseImageProcessor):
             ValueError: If the image has another number of channels.
         """
         if hasattr(image, "convert"):  # a Pillow image
+            if pixel_range is not None:
+                _check_depth(image)
             image = self._bands_of_mode(image, num_channels)
             input_data_format = "channels_last"
         array = to_numpy_array(image)
@@ -329,6 +341,34 @@ def _mode(resample: int | None) -> str:
             "or bicubic."
         )
     return MODES[number]
+
+
+def _check_depth(image: Any) -> None:
+    """Check that a Pillow image has all bits of its file, as far as that is known.
+
+    Raises:
+        ValueError: If Pillow would cut the values of the file to eight bits.
+    """
+    if image.mode.startswith(("I", "F")):
+        return
+    for tile in getattr(image, "tile", None) or ():
+        arguments = tile[-1] if isinstance(tile[-1], tuple) else (tile[-1],)
+        is_deep = any(isinstance(a, str) and DEEP_RAW_MODE.fullmatch(a) for a in arguments)
+        is_deep = (
+            is_deep or tile[0] == "SGI16" or (tile[0].startswith("ppm") and arguments[-1] > 255)
+        )
+        if is_deep:
+            raise ValueError(
+                "images must keep the values that pixel_range declares, but Pillow cuts this one "
+                f"({image.format}, {image.mode}) to eight bits; give an array, or use "
+                "selfvit.Embedder."
+            )
+    if image.format is None:
+        logger.warning_once(
+            "pixel_range is set, but an image has eight bits per channel. If its file has more, as "
+            "files that a pipeline of transformers has opened may, they are lost: give arrays, or "
+            "use selfvit.Embedder or `selfvit embed`."
+        )
 
 
 def _channel_axis(shape: tuple[int, ...], num_channels: int, data_format: Any) -> int:

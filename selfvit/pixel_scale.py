@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 WHITE = 255.0  # the largest value on the scale of eight bits
+# Limits of a declared range, within which 32-bit floats scale its values.
+LARGEST, SMALLEST_SPAN = 1e30, 1e-30
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # red, green, blue; ITU-R 601, as in Pillow's mode L
 
 
@@ -48,7 +50,8 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float] | None:
     """Return a declared range as two floats, or None if there is none.
 
     Raises:
-        ValueError: If it is not two finite numbers in ascending order.
+        ValueError: If it is not two numbers in ascending order, or they are too large or too close
+            to each other to compute with.
     """
     if pixel_range is None:
         return None
@@ -62,6 +65,11 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float] | None:
         raise ValueError(
             f"pixel_range ({text}) must be two numbers, the value of black and the larger value of "
             "white; for 12 bits, 0 and 4095."
+        )
+    if max(-low, high) > LARGEST or high - low < SMALLEST_SPAN:
+        raise ValueError(
+            f"pixel_range ({low:g} {high:g}) must lie within -{LARGEST:g} and {LARGEST:g}, and its "
+            f"numbers differ by at least {SMALLEST_SPAN:g}; no other values can be computed with."
         )
     return low, high
 

@@ -55,8 +55,8 @@ class TrainState:
         inputs: Model inputs of the last micro-batch.
         metrics: Metrics of the last step, by name.
         skipped: Unreadable images of the last step: (name, reason).
-        ranges: Images of the last step whose values do not fit the range of the data, as
-            `RangeCheck.add` takes them: (name, ranges).
+        ranges: Images of the last step of more than eight bits, as `RangeCheck.add` takes them:
+            (name, ranges).
         evaluation: Metrics of an evaluation of exactly these weights, or empty.
         checkpoint: Checkpoint that was saved after the last step, or None.
         collapse_onset: Step since which a collapse monitor reads low, or None.

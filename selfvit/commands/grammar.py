@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from typing import Any
 
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..errors import one_line_errors
@@ -65,7 +66,13 @@ class Command(TyperCommand):
         """Parse the words after the command's name."""
         self._check_former_options(ctx, args)
         ctx.allow_extra_args = True
-        extra = super().parse_args(ctx, self._repeat_lists(join_image_size(args)))
+        words = self._repeat_lists(join_image_size(args))
+        try:
+            extra = super().parse_args(ctx, list(words))  # the parser empties it
+        except BadParameter as error:
+            error.message = _with_value(error, words)
+            error.ctx = None  # the usage, which is printed with it, does not help
+            raise
         if extra and not ctx.resilient_parsing:
             ctx.fail(self._explain_extra(ctx, extra))
         return extra
@@ -107,6 +114,18 @@ class RawCommand(TyperCommand):
         """Keep all words, including those that look like options."""
         ctx.args = list(args)
         return []
+
+
+def _with_value(error: BadParameter, words: list[str]) -> str:
+    """Return the message of an error, with the value that was given for the option."""
+    given: list[str] = []
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if kebab_case(option) in getattr(error.param, "opts", ()):
+            count = getattr(error.param, "nargs", 1)
+            given = [value] if equals else words[index + 1 : index + 1 + count]
+    text = " ".join(given)
+    return error.message if not text or text in error.message else f"{error.message}, not {text}"
 
 
 def join_image_size(args: list[str]) -> list[str]:

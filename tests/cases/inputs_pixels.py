@@ -112,6 +112,10 @@ def write_huge(folder: Path, kind: str) -> Path:
     elif kind == "deep_tiff":
         pixels = np.full((12_000, 12_000), 40_000, np.uint16)
         tifffile.imwrite(folder / "huge.tif", pixels, compression="zlib", rowsperstrip=100)
+    elif kind == "deep_pgm":
+        with open(folder / "huge.pgm", "wb") as file:
+            file.write(b"P5\n12000 12000\n4095\n")
+            file.truncate(file.tell() + 2 * 12_000**2)
     elif kind == "photo":
         Image.new("RGB", (12_000, 12_000), (9, 99, 199)).save(folder / "huge.jpg")
     else:

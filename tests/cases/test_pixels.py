@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 
@@ -91,12 +92,34 @@ class TestPixelScale:
     @pytest.mark.parametrize("options, reason", [
         (["--bits", 12, "--pixel-range", 0, 9], "both declare"),
         (["--pixel-range", 9, 0], "pixel_range (9.0 0.0) must be two numbers"),
+        (["--pixel-range", "-1e308", "1e308"], "pixel_range (-1e+308 1e+308) must lie within"),
+        (["--pixel-range", 0, "1e-320"], "differ by at least 1e-30"),
+        (["--bits", 0], "'--bits': Input should be greater than or equal to 1, not 0"),
+        (["--bits=33"], "'--bits': Input should be less than or equal to 32, not 33"),
+        (["--pixel-range", "a", 1], "unable to parse string as a number, not a 1"),
+        (["--batch-size", "x"], "unable to parse string as an integer, not x"),
     ])  # fmt: skip
     def test_a_range_that_makes_no_sense_is_an_error_of_one_line(
         self, options, reason, embed, data
     ):
         found = embed(write_scenes(data, 12, count=1), *options)
         assert found.code == 2 and reason in found.text and len(found.text.splitlines()) == 1
+
+    @pytest.mark.parametrize("extension", ["ppm", "sgi"])
+    def test_colors_in_other_formats_get_the_vectors_of_png(self, extension, embed, data):
+        cv2 = pytest.importorskip("cv2")
+        colors = np.random.default_rng(0).integers(0, 4096, (48, 64, 3)).astype(np.uint16)
+        (data / "a").mkdir()
+        (data / "b").mkdir()
+        (data / "a" / "a.png").write_bytes(cv2.imencode(".png", colors[..., ::-1])[1].tobytes())
+        content = b"P6 64 48 65535\n" + colors.astype(">u2").tobytes()
+        if extension == "sgi":
+            fields = 474, 0, 2, 3, 64, 48, 3, 0, 65535
+            planes = colors[::-1].transpose(2, 0, 1).astype(">u2").tobytes()
+            content = struct.pack(">hBBHHHHll", *fields).ljust(512, b"\0") + planes
+        (data / "b" / f"a.{extension}").write_bytes(content)
+        vectors = [vectors_of(embed(data / folder, "--bits", 12)) for folder in ("a", "b")]
+        np.testing.assert_array_equal(*vectors)
 
     def test_other_commands_take_and_warn_of_the_range_too(self, data, tmp_path, caplog):
         torch.manual_seed(0)
@@ -225,7 +248,9 @@ def ordinary_peak(model_of_224_pixels, tmp_path_factory):
     return peak
 
 
-@pytest.mark.parametrize("kind", ["strip", "deep_strip", "deep_png", "deep_tiff", "photo"])
+@pytest.mark.parametrize(
+    "kind", ["strip", "deep_strip", "deep_png", "deep_tiff", "deep_pgm", "photo"]
+)
 def test_an_image_takes_at_most_one_gigabyte(kind, model_of_224_pixels, ordinary_peak, tmp_path):
     # The strip of 20,000 x 1 pixels took 10 GB: it was resized to 5,120,000 x 256, then cropped.
     inputs_pixels.write_huge(tmp_path / "data", kind)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from selfvit.data import reading_workers
 from selfvit.data.decoding import UnreadableImageError
 from selfvit.data.image_source import ImageRecord, ImageSource, RecordSource
 from selfvit.data.reading import read_images, read_spread_images
@@ -162,6 +163,23 @@ class TestReading:
             read_images(source_of(), pixels_of, batch_size=4, num_workers=num_workers)
         ) as batches:
             next(batches)
+
+
+def wait_at_special(record):
+    if record.label == SPECIAL:
+        time.sleep(0.6)
+    return pixels_of(record)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_one_warning_names_the_image_of_workers_that_deliver_nothing(
+    num_workers, caplog, monkeypatch
+):
+    monkeypatch.setattr(reading_workers, "SECONDS_OF_SILENCE", 0.2)
+    batches = read_all(wait_at_special, num_workers)
+    assert values(batches) == list(range(41))
+    (line,) = [line for line in caplog.messages if "delivered" in line]
+    assert f"they read {SPECIAL}.png" in line
 
 
 class TestDeaths:

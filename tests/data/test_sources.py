@@ -226,6 +226,20 @@ class TestParquet:
         with pytest.raises(ValueError, match="labels must be classes, .* 'size' contains 0.5"):
             open_images(path, image_column="photo", label_column="size")
 
+    @pytest.mark.parametrize("name", ["image", "IMG"])
+    @pytest.mark.parametrize("value", [[[[1, 2, 3]]], [0.5, None], [[], [7]], 3])
+    def test_a_column_of_numbers_is_named_as_such(self, name, value, tmp_path):
+        pq.write_table(pa.table({"x": ["a", "b"], name: [value, None]}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=f"Column '{name}' holds numbers, not image files"):
+            open_images(tmp_path / "a.parquet")
+
+    def test_an_array_of_datasets_is_named_as_such(self, tmp_path):
+        features = datasets.Features({"image": datasets.Array3D((2, 2, 3), "uint8")})
+        rows = {"image": [np.zeros((2, 2, 3), np.uint8)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="Column 'image' holds numbers"):
+            open_images(tmp_path / "a.parquet")
+
     def test_a_row_without_an_image_is_unreadable(self, tmp_path):
         pq.write_table(pa.table({"image": [png(0), None]}), tmp_path / "a.parquet")
         source = open_images(tmp_path / "a.parquet")

@@ -20,6 +20,7 @@ from selfvit.embedding.preprocessing import (
     pixel_values_of,
     resized_processor,
 )
+from selfvit.modeling import image_processing_selfvit
 from selfvit.modeling.checkpoints.pretrained import write_checkpoint
 from selfvit.modeling.checkpoints.remote_code import code_files
 from selfvit.modeling.image_processing_selfvit import (
@@ -280,3 +281,40 @@ def test_without_code_none_is_written_and_earlier_code_is_removed(tmp_path):
         settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
         assert ("auto_map" in settings) == save_code
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SelfViTImageProcessor
+
+
+class TestFilesThatPillowCuts:
+    @staticmethod
+    def write(path):
+        values = np.full((48, 64, 3), 900, np.uint16)
+        if path.suffix == ".ppm":
+            path.write_bytes(b"P6 64 48 4095\n" + values.astype(">u2").tobytes())
+        else:
+            pytest.importorskip("cv2").imwrite(str(path), values)
+        return Image.open(path)
+
+    @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.ppm"])
+    def test_colors_of_more_than_eight_bits_are_refused_where_a_range_is_declared(
+        self, name, tmp_path
+    ):
+        image = self.write(tmp_path / name)
+        with pytest.raises(ValueError, match="cuts this one .* give an array"):
+            processor_of(3, pixel_range=(0, 4095))(image, return_tensors="pt")
+
+    def test_gray_of_sixteen_bits_and_eight_bits_are_not(self, tmp_path):
+        processor = processor_of(3, pixel_range=(0, 4095))
+        Image.fromarray(np.full((48, 64), 900, np.uint16)).save(tmp_path / "gray.png")
+        Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+        for name in ("gray.png", "photo.png"):
+            processor(Image.open(tmp_path / name), return_tensors="pt")
+
+    def test_an_image_of_unknown_origin_gives_one_warning(self, monkeypatch):
+        warnings: set[str] = set()
+        monkeypatch.setattr(image_processing_selfvit.logger, "warning_once", warnings.add)
+        for _ in range(2):
+            processor_of(3, pixel_range=(0, 4095))(Image.new("RGB", (64, 48)))
+        (warning,) = warnings
+        assert "eight bits per channel" in warning and "selfvit.Embedder" in warning
+        warnings.clear()
+        processor_of(4)(np.zeros((48, 64, 4), np.uint8))
+        assert not warnings

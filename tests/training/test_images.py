@@ -116,3 +116,20 @@ def test_pictures_that_cannot_be_written_are_reported_once_and_the_run_continues
     assert printed.count("pictures of views are left out") == 1
     assert printed.count("pictures of reconstructions are left out") == 1
     assert (out / "checkpoints" / "step-00000004").exists()
+
+
+@pytest.mark.parametrize("num_channels, pixel_range, noted", [
+    (3, None, True), (3, [0, 65535], False), (1, None, False),
+])  # fmt: skip
+def test_one_line_says_that_a_stock_processor_does_not_read_deep_images(
+    num_channels, pixel_range, noted, monkeypatch, tmp_path
+):
+    run = RECIPES["mae_demo"](None, None).replace(output=str(tmp_path), pixel_range=pixel_range)
+    run.model.num_channels = num_channels
+    logger = ProgressLogger(Accelerator(cpu=True), run)
+    lines: list[str] = []
+    monkeypatch.setattr(logger, "warn", lines.append)
+    for name in ("a.png", "b.png"):
+        logger._check_ranges([])
+        logger._check_ranges([(name, ((0.0, 60000.0), (0.0, 65535.0)))])
+    assert ["a.png" in line and "stock image processor" in line for line in lines] == [True] * noted

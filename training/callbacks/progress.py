@@ -25,6 +25,13 @@ from ..state import TrainState
 from .base import Callback
 from .trackers import log_tracker_images, log_tracker_metrics
 
+# Images of the data have more bits than a processor of transformers reads.
+STOCK_PROCESSOR = (
+    "{name} has more than eight bits, of which the stock image processor of this run's checkpoints "
+    "reads eight: `selfvit embed` and selfvit.Embedder scale such files as this training does, "
+    "pipelines of transformers do not."
+)
+
 
 class ProgressLogger(Callback):
     """Shows progress, and writes metrics, pictures and unreadable images; main process only.
@@ -46,6 +53,8 @@ class ProgressLogger(Callback):
         self.log_steps = run.monitoring.log_steps
         self.skipped: dict[str, str] = {}
         self.ranges = RangeCheck()
+        has_range = run.preprocessing.declared_range is not None
+        self.has_stock_processor = not has_range and run.model.num_channels == 3
         self.started = time.perf_counter()
         self.start_step = 0
         self.bar: Any = None
@@ -148,11 +157,14 @@ class ProgressLogger(Callback):
         return new
 
     def _check_ranges(self, ranges: list[tuple[str, Any]]) -> None:
-        """Warn once if the values of an image do not fit the range that was applied to them."""
+        """Warn once of values that do not fit their range, and of bits that a pipeline lacks."""
         for name, found in ranges:
             self.ranges.add(name, found)
         if warning := self.ranges.warning_once():
             self.warn(warning)
+        elif ranges and self.has_stock_processor:
+            self.warn(STOCK_PROCESSOR.format(name=ranges[0][0]))
+            self.has_stock_processor = False
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""

@@ -24,8 +24,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         Inputs by name, "skipped" with the unreadable images of all samples, "ranges" with the
-        images whose values do not fit their range, and for a stream "reader" with the state of its
-        reader after the last sample.
+        images of more than eight bits, and for a stream "reader" with the state of its reader after
+        the last sample.
     """
     batch: dict[str, Any] = {
         name: [entry for sample in samples for entry in sample.get(name, [])] for name in REPORTS

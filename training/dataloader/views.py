@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ...data.decoding import UnreadableImageError, decode_pixels
 from ...data.image_source import ImageRecord, ImageSource
-from ...data.pixel_format import DecodedPixels, PixelFormat, fits
+from ...data.pixel_format import DecodedPixels, PixelFormat
 from ...data.stream_reader import StreamReader
 from ..augmentations.base import Augmentation
 from .sampler import BatchPlan
@@ -63,18 +63,17 @@ class _ViewMaker:
     def make_views(self, image: DecodedPixels, record: ImageRecord, draw: int) -> dict[str, Any]:
         """Return the views and the label of one decoded image.
 
-        "draw" seeds them. "ranges" has the name and the ranges of the image if its values do not
-        fit the range that was applied to them (`RangeCheck`).
+        "draw" seeds them. "ranges" has the name and the ranges of the image if it has more than
+        eight bits (`RangeCheck`).
         """
         # The 1 makes these random numbers independent of the permutations of the epochs.
         rng = np.random.default_rng([self.seed, draw, 1])
         views: dict[str, Any] = dict(
             self.augmentation(image.pixels, rng, self.image_size, self.patch_size)
         )
-        unfit = image.ranges is not None and not fits(*image.ranges)
         if self.with_labels:
             views["labels"] = record.label
-        ranges = [(record.id, image.ranges)] if unfit else []
+        ranges = [] if image.ranges is None else [(record.id, image.ranges)]
         return {**views, "draw": draw, "ranges": ranges}
 
 
