@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..option_help import HELP
 from . import options
 from .reports import report_left_out, report_source
+
+
+class VectorDType(str, Enum):
+    """Type of the stored values."""
+
+    float32 = "float32"
+    float16 = "float16"
 
 
 def embed(
@@ -27,20 +36,32 @@ def embed(
     device: options.Device = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
+    resume: Annotated[bool, typer.Option("--resume", help=HELP["resume"])] = False,
     overwrite: options.Overwrite = False,
+    part_images: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Maximum number of images per part; a part is closed after five minutes."
+        ),
+    ] = 100_000,
+    vector_dtype: Annotated[
+        VectorDType, typer.Option(help="Type of the stored values.")
+    ] = VectorDType.float32,
     strict: options.Strict = False,
 ) -> None:
     """Write a vector for every image.
 
-    VECTORS is a new folder with embeddings.parquet (float32 vectors), skipped.csv and
-    metadata.json.
+    VECTORS is a new folder with part-00000.parquet and so on, manifest.json, skipped.csv and
+    metadata.json. Each part appears when it is complete; a run that was interrupted goes on with
+    --resume.
     """
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
-    from ..embedding.writer import SKIPPED, TABLE, check_output, write_embeddings
+    from ..embedding.vectors.folder import SKIPPED, check_output
+    from ..embedding.vectors.writer import write_embeddings
 
     declared_range = options.choose_pixel_range(pixel_range, bits)
-    check_output(output, overwrite)
+    check_output(output, overwrite, resume)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     embedder = Embedder.from_pretrained(
         checkpoint,
@@ -59,9 +80,14 @@ def embed(
         source,
         output,
         overwrite=overwrite,
+        resume=resume,
+        part_images=part_images,
+        vector_dtype=vector_dtype.value,
         metadata={"model": checkpoint, "network": network.value},
     )
-    typer.echo(f"{report.num_embedded} images embedded in {report.seconds:.1f} s: {output / TABLE}")
+    num_new = report.num_embedded - report.num_before
+    before = f" ({report.num_before} before)" if report.num_before else ""
+    typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)
