@@ -132,10 +132,9 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.stage_names = ["stem"] + [
             f"stage{index}" for index in range(1, self.num_hidden_layers + 1)
         ]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None),
-            out_features=kwargs.pop("out_features", None),
-        )
+        outputs = {name: kwargs.pop(name, None) for name in ("out_indices", "out_features")}
+        if self.num_hidden_layers >= 1:  # otherwise the checks below refuse it
+            self.set_output_features_output_indices(**outputs)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -198,7 +197,12 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             for name in (*own, *BACKBONE_FIELDS, *INHERITED_FIELDS)
             if name in kwargs
         }
-        loaded: Any = super().from_dict(_merge_fields(config_dict, passed), **kwargs)
+        content = _merge_fields(config_dict, passed)
+        if (
+            content.get("architectures", []) is None
+        ):  # AutoModelForPreTraining would iterate over it
+            content = {**content, "architectures": []}
+        loaded: Any = super().from_dict(content, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config.check_fields()
         return loaded

@@ -15,6 +15,20 @@ class ObjectiveConfig(PreTrainedConfig):
     `dtype`, ...). They mean nothing for an objective and would appear twice in config.json.
     """
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check that there is no other field, which would be a typing error.
+
+        Raises:
+            ValueError: If there is an unknown field.
+        """
+        if unknown := sorted(kwargs.keys() - {"model_type", "transformers_version"}):
+            known = sorted(self.to_dict().keys() - {"model_type", "transformers_version"})
+            raise ValueError(
+                f"{unknown[0]} is not a field of {self.model_type}; the fields are "
+                f"{', '.join(known)}."
+            )
+        super().__post_init__(**kwargs)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the configuration from a dict, and check the fields among `kwargs`, too.

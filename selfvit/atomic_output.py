@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,8 @@ from .file_modes import apply_umask
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends without an exception.
 
-    The caller creates either a file or a folder at the temporary path. Missing parent folders are
+    The caller creates either a file or a folder at the temporary path. Content for a device or a
+    pipe, such as /dev/stdout, is copied to it at the end. Missing parent folders are
     created, and file modes follow the umask. After an exception, `path` is unchanged. A process
     that is killed leaves a hidden `.NAME.unfinished-*` next to `path`; `path` itself is unchanged,
     except in the instant between the two renames that replace an existing folder.
@@ -37,6 +40,12 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If the output cannot be written, or if a file would replace a folder.
     """
     path = Path(path)
+    if _is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (unfinished := Path(folder) / "output")
+            with open(unfinished, "rb") as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
@@ -45,6 +54,15 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path is a device or a pipe, which a rename would replace by a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def commit_output(unfinished: Path, path: Path) -> None:

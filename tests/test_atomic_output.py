@@ -1,7 +1,9 @@
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -134,3 +136,15 @@ class TestCheckOutput:
         with pytest.raises(FileExistsError, match=r"notes.txt, which 'selfvit embed' did not"):
             self.check(earlier)
         check_output(earlier, "report.json", overwrite=True)  # any name is allowed without `files`
+
+
+def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    with atomic_output(tmp_path / "pipe") as unfinished:
+        unfinished.write_text("42")
+    reader.join(10)
+    assert received == ["42"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

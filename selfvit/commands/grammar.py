@@ -74,7 +74,8 @@ class Command(TyperCommand):
         options = [p for p in self.params if isinstance(p, TyperOption)]
         lists = {name for option in options if option.multiple for name in option.opts}
         flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
-        return repeat_options(args, lists, flags)
+        takes_arguments = any(p.param_type_name == "argument" for p in self.params)
+        return repeat_options(args, lists, flags, has_arguments=not takes_arguments)
 
     def _check_former_options(self, ctx: Any, args: list[str]) -> None:
         own = {kebab_case(name) for parameter in self.params for name in parameter.opts}
@@ -125,7 +126,9 @@ def join_image_size(args: list[str]) -> list[str]:
     return joined
 
 
-def repeat_options(args: list[str], lists: set[str], flags: set[str]) -> list[str]:
+def repeat_options(
+    args: list[str], lists: set[str], flags: set[str], has_arguments: bool
+) -> list[str]:
     """Write `--data A B` as `--data A --data B`, as an option of click has one value.
 
     The further values of such an option are arguments if there is no argument before it.
@@ -134,8 +137,8 @@ def repeat_options(args: list[str], lists: set[str], flags: set[str]) -> list[st
         args: Words after the command's name.
         lists: Options that take several values.
         flags: Options that take none.
+        has_arguments: Whether no argument is to come, as the command takes none.
     """
-    has_arguments = False
     repeated: list[str] = []
     current, needs_value = "", False
     for word in args:

@@ -79,5 +79,8 @@ def test_the_command_prints_options_to_paste_and_writes_json(tmp_path):
     assert f"--image-mean {mean} --image-std {std}" in result.output
     assert values["num_images"] == 12 and values["num_skipped"] == 1
     assert "empty.tif" in skipped.read_text()
+    files = sorted(map(str, data.rglob("*.tif")))[:3]
+    several = CliRunner().invoke(app, ["stats", "--data", *files, "--num-channels", "4"])
+    assert several.exit_code == 0 and "3 images" in several.output
     refused = CliRunner().invoke(app, ["stats", "--data", str(data), "--num-channels", "7"])
     assert refused.exit_code == 2 and "has 4 channels" in refused.output

@@ -228,7 +228,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_intact(
     fill(small_disk / "ballast", free - size // 2)
     pause.path.unlink()
     assert training.exit_code() == 2
-    assert f"the disk of {output} is full" in training.printed
+    assert f"the disk of {output} is full, or" in training.printed
     assert "unfinished-00000004 could not be saved" in training.printed
     assert find_corruption(saved) is None
     assert [path.name for path in saved.parent.iterdir()] == ["step-00000002"]

@@ -24,7 +24,9 @@ from .model_writer import ModelWriter
 from .optimizer_state import load_state, save_state
 from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Parts of the messages of errors that are no OSError; the third is torch's after a short write.
+DISK_FULL_TEXTS = ("no space left", "quota exceeded", "unexpected pos", "file too large")
 
 
 class Checkpointer:
@@ -120,8 +122,9 @@ class Checkpointer:
                 raise
             raise OSError(
                 errno.ENOSPC,
-                f"the disk of {self.output} is full: {temporary.name.lstrip('.')} could not be "
-                "saved. Earlier checkpoints are intact; free some space, and continue with "
+                f"the disk of {self.output} is full, or files may not be larger: "
+                f"{temporary.name.lstrip('.')} could not be saved. Earlier checkpoints are intact; "
+                "free some space, and continue with "
                 "--resume",
             ) from error
 
@@ -212,7 +215,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in DISK_FULL:
             return True
-        if "No space left" in str(chain) or "quota exceeded" in str(chain).lower():
+        if any(sign in str(chain).lower() for sign in DISK_FULL_TEXTS):
             return True
         chain = chain.__cause__ or chain.__context__
     is_from_writer = type(error).__name__ == "SafetensorError" or any(
