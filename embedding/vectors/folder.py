@@ -43,12 +43,16 @@ class VectorFolder:
         path: Folder.
         manifest: Manifest of the run; its parts are those that are complete.
         metadata: Content of metadata.json besides the numbers of images.
+        may_begin: Whether the first part deletes the result of an earlier run.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, metadata: dict[str, Any]):
+    def __init__(
+        self, path: Path, manifest: Manifest, metadata: dict[str, Any], may_begin: bool = True
+    ):
         self.path = path
         self.manifest = manifest
         self.metadata = metadata
+        self._may_begin = may_begin
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -98,6 +102,7 @@ class VectorFolder:
         With the first part, the result of an earlier run is deleted.
 
         Raises:
+            FileExistsError: If another run has begun in the folder.
             OSError: If it cannot be written.
         """
         footer = part.close(self.manifest.run)
@@ -106,8 +111,7 @@ class VectorFolder:
         with self._lock("manifest"):
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:
-                self._begin()
-                stored = replace(self.manifest, parts=[])
+                stored = self.begin()
             names = [path.name for path in self.path.glob(PART_PATTERN)]
             path = self.path / next_part_name(names)
             os.rename(part.path, path)
@@ -116,19 +120,37 @@ class VectorFolder:
             self.manifest.save(self.path)
 
     @property
+    def is_new_run(self) -> bool:
+        """Whether this run has not begun yet."""
+        stored = Manifest.load(self.path)
+        return stored is None or stored.run != self.manifest.run
+
+    @property
     def replaces_earlier_result(self) -> bool:
         """Whether the first part of this run will delete the result of an earlier run."""
-        stored = Manifest.load(self.path)
-        if stored is not None:
-            return stored.run != self.manifest.run
-        return (self.path / METADATA).exists()
+        return self.is_new_run and (self.path / METADATA).exists()
 
-    def _begin(self) -> None:
-        """Delete the files of an earlier run, and write the metadata of this one."""
+    def begin(self) -> Manifest:
+        """Delete the files of an earlier run, and write metadata and manifest of this one.
+
+        Raises:
+            FileExistsError: If that is left to another process.
+        """
+        if not self._may_begin:
+            raise FileExistsError(
+                f"another run has begun in {str(self.path)!r}; choose another folder."
+            )
+        self.clear()
+        self._write_metadata({"complete": False})
+        begun = replace(self.manifest, parts=[])
+        begun.save(self.path)
+        return begun
+
+    def clear(self) -> None:
+        """Delete the files of this run or an earlier one."""
         for path in self.path.iterdir():
             if path.name in (TABLE, SKIPPED, METADATA, MANIFEST) or path.match(PART_PATTERN):
                 path.unlink()
-        self._write_metadata({"complete": False})
 
     def finish(self, left_out: Sequence[LeftOut]) -> None:
         """Write skipped.csv, and say in metadata.json that the vectors are complete.
@@ -143,7 +165,7 @@ class VectorFolder:
                 skipped = skipped_of(self.path / part.file) if part.num_skipped else []
                 write_left_out(unfinished, skipped)
                 num_skipped += part.num_skipped
-        num_embedded = sum(part.num_rows for part in self.manifest.parts)
+        num_embedded = self.manifest.num_rows
         counts = {"num_embedded": num_embedded, "num_skipped": num_skipped, "complete": True}
         self._write_metadata(counts)
 

@@ -61,6 +61,11 @@ class Manifest:
     parts: list[Part] = field(default_factory=list)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    @property
+    def num_rows(self) -> int:
+        """Number of vectors."""
+        return sum(part.num_rows for part in self.parts)
+
     def missing(self, span: range | None = None) -> list[range]:
         """Return the positions that no part covers, in ascending order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import transformers
 from ...data.image_source import ImageSource
 from ...data.inventory import SkippedImage
 from ...data.reading_workers import LostWorkersError
-from ..embedder import Embedder
+from ..embedder import EmbeddedBatch, Embedder
 from .fingerprint import checkpoint_fingerprint
 from .folder import CREATED_BY, VectorFolder, check_output, skipped_of
 from .manifest import Manifest
@@ -87,7 +87,7 @@ def write_embeddings(
     folder = open_folder(
         embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
     )
-    num_before = sum(part.num_rows for part in folder.manifest.parts)
+    num_before = folder.manifest.num_rows
     with folder.writing():
         try:
             embed_ranges(
@@ -106,8 +106,7 @@ def write_embeddings(
                 f"{error} The vectors so far are in {output}; go on with --resume."
             ) from error
         skipped = finish(folder, source)
-    num_embedded = sum(part.num_rows for part in folder.manifest.parts)
-    return WriteReport(num_embedded, num_before, skipped, time.perf_counter() - started)
+    return WriteReport(folder.manifest.num_rows, num_before, skipped, time.perf_counter() - started)
 
 
 def check_part_options(part_images: int, part_seconds: float, vector_dtype: str) -> None:
@@ -167,9 +166,11 @@ def embed_ranges(
     ranges: Sequence[range],
     folder: VectorFolder,
     *,
-    part_images: int,
-    part_seconds: float,
-    progress: bool,
+    part_images: int = PART_IMAGES,
+    part_seconds: float = PART_SECONDS,
+    progress: bool = False,
+    keep_empty: bool = False,
+    on_batch: Callable[[EmbeddedBatch], None] | None = None,
 ) -> None:
     """Embed positions of a source, and add them to a folder part by part.
 
@@ -184,31 +185,34 @@ def embed_ranges(
         part_images: Maximum number of images per part.
         part_seconds: Time after which a part is closed.
         progress: Whether to show a progress bar.
+        keep_empty: Whether to add parts without any vector.
+        on_batch: Function that is called after each batch.
 
     Raises:
         LostWorkersError: If too many workers in a row were killed.
         OSError: If a part cannot be written.
         ValueError: If the folder has no parts, and no image can be read.
     """
+
+    def may_add(part: PartWriter) -> bool:
+        return bool(part.num_rows or keep_empty or folder.manifest.parts)
+
     part: PartWriter | None = None
     opened = time.monotonic()
     try:
         with closing(embedder.stream(source, ranges=ranges, progress=progress)) as batches:
             for batch in batches:
-                if (
-                    part is not None
-                    and part.num_rows
-                    and (
-                        part.num_images + len(batch.positions) > part_images
-                        or time.monotonic() - opened > part_seconds
-                        or batch.positions[0] != part.stop
-                    )
-                ):
-                    full, part = part, None
-                    _add_or_discard(folder, full)
+                if part is not None and may_add(part):
+                    is_full = part.num_images + len(batch.positions) > part_images
+                    is_old = time.monotonic() - opened > part_seconds
+                    if is_full or is_old or batch.positions[0] != part.stop:
+                        full, part = part, None
+                        _add_or_discard(folder, full)
                 if part is None:
                     part, opened = folder.new_part(source, batch.positions[0]), time.monotonic()
                 part.write(batch)
+                if on_batch is not None:
+                    on_batch(batch)
     except BaseException:
         if part is not None and (folder.replaces_earlier_result or not part.num_rows):
             part.discard()
@@ -217,7 +221,7 @@ def embed_ranges(
         raise
     if part is None:
         return
-    if not part.num_rows and not folder.manifest.parts:
+    if not may_add(part):
         part.discard()
         raise _nothing_readable(source, part.skipped)
     _add_or_discard(folder, part)
@@ -239,13 +243,20 @@ def _nothing_readable(source: ImageSource, skipped: Sequence[SkippedImage]) -> V
 
 
 def finish(folder: VectorFolder, source: ImageSource) -> list[SkippedImage]:
-    """Complete a folder that has all parts, and return the images that cannot be read."""
+    """Complete a folder that has all parts, and return the images that cannot be read.
+
+    Raises:
+        ValueError: If no image can be read; nothing is left in the folder then.
+    """
     skipped = [
         SkippedImage(image.name, image.reason)
         for part in folder.manifest.in_order()
         if part.num_skipped
         for image in skipped_of(folder.path / part.file)
     ]
+    if not folder.manifest.num_rows:
+        folder.clear()
+        raise _nothing_readable(source, skipped)
     folder.finish(source.inventory.left_out)
     return skipped
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..option_help import HELP
 from . import options
 from .reports import report_left_out, report_source
+
+if TYPE_CHECKING:
+    from ..embedding.vectors.writer import WriteReport
 
 
 class VectorDType(str, Enum):
@@ -34,6 +38,14 @@ def embed(
     normalize: options.Normalize = False,
     dtype: options.DType = options.DTypeName.float32,
     device: options.Device = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of processes, each with its own GPU (or share of the cores): all, or a "
+            "number.",
+            show_default="one process",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
     resume: Annotated[bool, typer.Option("--resume", help=HELP["resume"])] = False,
@@ -58,10 +70,17 @@ def embed(
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.folder import SKIPPED, check_output
+    from ..embedding.vectors.processes import count_devices, device_of, write_in_processes
+    from ..embedding.vectors.shared_work import Group, write_in_group
     from ..embedding.vectors.writer import write_embeddings
 
     declared_range = options.choose_pixel_range(pixel_range, bits)
-    check_output(output, overwrite, resume)
+    group = Group.from_environment()
+    size = count_devices(devices) if group is None else group.size
+    if group is None:
+        check_output(output, overwrite, resume)
+    elif device is None:
+        device = device_of(group.local_rank)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     embedder = Embedder.from_pretrained(
         checkpoint,
@@ -69,22 +88,30 @@ def embed(
         pooling=pooling,
         normalize=normalize,
         batch_size=batch_size,
-        num_workers=options.choose_num_workers(num_workers),
-        device=device,
+        num_workers=options.choose_num_workers(num_workers, size),
+        device="cpu" if group is None and size > 1 else device,
         dtype=dtype.value,
         pixel_range=declared_range,
     )
-    report_source(source)
-    report = write_embeddings(
-        embedder,
-        source,
-        output,
-        overwrite=overwrite,
-        resume=resume,
-        part_images=part_images,
-        vector_dtype=vector_dtype.value,
-        metadata={"model": checkpoint, "network": network.value},
-    )
+    parts: dict[str, Any] = {"part_images": part_images, "vector_dtype": vector_dtype.value}
+    run: dict[str, Any] = {
+        "overwrite": overwrite,
+        "resume": resume,
+        "metadata": {"model": checkpoint, "network": network.value},
+    }
+    report: WriteReport | None
+    if group is None or group.rank == 0 and not group.has_supervisor:
+        report_source(source)
+    if group is not None:
+        report = write_in_group(embedder, source, output, group, **parts, **run)
+        if report is None:
+            return
+    elif size > 1:
+        command = ["selfvit.cli", *sys.argv[1:]]
+        del parts["part_images"]  # the processes have it from the command
+        report = write_in_processes(embedder, source, output, command, size, **parts, **run)
+    else:
+        report = write_embeddings(embedder, source, output, **parts, **run)
     num_new = report.num_embedded - report.num_before
     before = f" ({report.num_before} before)" if report.num_before else ""
     typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
