@@ -31,9 +31,9 @@ from .manifest import (
 from .parts import PartWriter, schema_of
 
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
-LOCKS, UNFINISHED = ".locks", ".part.unfinished-"  # only while a process writes
+LOCKS, UNFINISHED = ".locks", ".*.unfinished-*"  # only while a process writes
 CREATED_BY = "selfvit embed"
-OWN_FILES = (TABLE, SKIPPED, METADATA, MANIFEST, PART_PATTERN, LOCKS, f".*{'.unfinished-'}*")
+OWN_FILES = (TABLE, SKIPPED, METADATA, MANIFEST, PART_PATTERN, LOCKS, UNFINISHED)
 
 
 class VectorFolder:
@@ -72,14 +72,18 @@ class VectorFolder:
                 "choose another folder."
             ) from error
         try:
-            for leftover in self.path.glob(f"{UNFINISHED}*"):
-                leftover.unlink()
+            self._remove_unfinished()
             yield
         finally:
             lock.release()
             shutil.rmtree(self.path / LOCKS, ignore_errors=True)
             if is_new and not any(self.path.iterdir()):
                 self.path.rmdir()
+
+    def _remove_unfinished(self) -> None:
+        """Remove what processes that were killed have left."""
+        for leftover in self.path.glob(UNFINISHED):
+            leftover.unlink()
 
     def _lock(self, name: str, blocking: bool = True) -> FileLock:
         return FileLock(self.path / LOCKS / f"{name}.lock", blocking=blocking)
@@ -93,7 +97,7 @@ class VectorFolder:
         """
         checkpoint = self.manifest.checkpoint
         schema = schema_of(source, checkpoint["embedding_size"], checkpoint["vector_dtype"])
-        path = self.path / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
+        path = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
         return PartWriter(path, schema, source.label_names, start)
 
     def add(self, part: PartWriter) -> None:
@@ -158,6 +162,7 @@ class VectorFolder:
         Args:
             left_out: Images that were left out when the source was opened.
         """
+        self._remove_unfinished()
         num_skipped = len(left_out)
         with atomic_output(self.path / SKIPPED) as unfinished:
             write_left_out(unfinished, left_out)
@@ -209,7 +214,7 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             "folder."
         )
     names = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
-    left = [name for name in names if name != LOCKS and not name.startswith(UNFINISHED)]
+    left = [name for name in names if name != LOCKS and not fnmatchcase(name, UNFINISHED)]
     if not left:
         return
     is_begun = (output / MANIFEST).is_file() and _is_own(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from .folder import VectorFolder, check_output
 from .manifest import Manifest
 from .shared_work import SECONDS_BETWEEN_LOOKS, TOKEN, Progress, start_group
 from .writer import WriteReport, finish, open_folder
+
+logger = logging.getLogger(__name__)
 
 MAX_DEATHS_IN_A_ROW = 3  # deaths of processes without a new part in between
 
@@ -154,7 +157,7 @@ def embed_in_processes(
                             "nobody killed them, the memory is too small: use fewer --devices or a "
                             f"smaller --batch-size. What was written before is in {folder.path}."
                         )
-                    bar.write(f"process {rank} was killed ({name}); it is started again.")
+                    logger.warning("process %d was killed (%s); it is started again.", rank, name)
                     running[rank] = _start(command, rank, size, token)
     finally:
         _stop(running.values())
