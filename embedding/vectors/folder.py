@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ...atomic_output import atomic_output, flush_entry
@@ -20,10 +22,12 @@ from ...data.image_source import ImageSource
 from ...data.inventory import LeftOut, write_left_out
 from ...file_modes import apply_umask
 from .manifest import (
+    FOOTER,
     MANIFEST,
     PART_PATTERN,
     TABLE,
     Manifest,
+    Part,
     describe_part,
     next_part_name,
     read_footer,
@@ -110,18 +114,57 @@ class VectorFolder:
             OSError: If it cannot be written.
         """
         footer = part.close(self.manifest.run)
-        apply_umask([part.path])
-        flush_entry(part.path)
         with self._lock("manifest"):
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:
                 stored = self.begin()
             names = [path.name for path in self.path.glob(PART_PATTERN)]
-            path = self.path / next_part_name(names)
-            os.rename(part.path, path)
-            flush_entry(self.path)
-            self.manifest = replace(stored, parts=[*stored.parts, describe_part(path, footer)])
+            entry = self._move(part.path, next_part_name(names), footer)
+            self.manifest = replace(stored, parts=[*stored.parts, entry])
             self.manifest.save(self.path)
+
+    def _move(self, unfinished: Path, name: str, footer: dict[str, Any]) -> Part:
+        """Let a complete file appear under its name, and return its entry of the manifest."""
+        apply_umask([unfinished])
+        flush_entry(unfinished)
+        os.rename(unfinished, self.path / name)
+        flush_entry(self.path)
+        return describe_part(self.path / name, footer)
+
+    def begin_update(self) -> None:
+        """Write metadata and manifest of an update: the rows lose their order of a source."""
+        self._write_metadata({"complete": False})
+        parts = [replace(p, start=None, stop=None, num_skipped=0) for p in self.manifest.parts]
+        self.manifest = replace(self.manifest, parts=parts)
+        self.manifest.save(self.path)
+
+    def replace_part(self, part: Part, table: pa.Table) -> None:
+        """Replace the rows of a part; one without rows is deleted.
+
+        Args:
+            part: Part of the folder.
+            table: New rows.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        parts = [other for other in self.manifest.parts if other.file != part.file]
+        if not len(table):
+            (self.path / part.file).unlink()
+        else:
+            footer: dict[str, Any] = {
+                "run": self.manifest.run,
+                "start": None,
+                "stop": None,
+                "skipped": [],
+            }
+            unfinished = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
+            metadata = {**(table.schema.metadata or {}), FOOTER: json.dumps(footer).encode()}
+            table = table.replace_schema_metadata(metadata)
+            pq.write_table(table, unfinished, write_page_checksum=True)
+            parts.append(self._move(unfinished, part.file, footer))
+        self.manifest = replace(self.manifest, parts=parts)
+        self.manifest.save(self.path)
 
     @property
     def is_new_run(self) -> bool:
@@ -160,7 +203,7 @@ class VectorFolder:
         """Write skipped.csv, and say in metadata.json that the vectors are complete.
 
         Args:
-            left_out: Images that were left out when the source was opened.
+            left_out: Images that were left out, besides those that the parts name.
         """
         self._remove_unfinished()
         num_skipped = len(left_out)

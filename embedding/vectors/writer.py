@@ -153,6 +153,11 @@ def open_folder(
                 f"{'; '.join(differences)}. Use the checkpoint, options and images that it was "
                 "begun with, or a new folder."
             )
+        if any(part.start is None for part in stored.parts):
+            raise ValueError(
+                f"{str(output)!r} was updated, so --resume cannot tell what is missing; use "
+                "--update."
+            )
         manifest = stored.with_found_parts(output)
         if manifest != stored:
             manifest.save(output)
@@ -170,6 +175,7 @@ def embed_ranges(
     part_seconds: float = PART_SECONDS,
     progress: bool = False,
     keep_empty: bool = False,
+    in_order: bool = True,
     on_batch: Callable[[EmbeddedBatch], None] | None = None,
 ) -> None:
     """Embed positions of a source, and add them to a folder part by part.
@@ -186,6 +192,7 @@ def embed_ranges(
         part_seconds: Time after which a part is closed.
         progress: Whether to show a progress bar.
         keep_empty: Whether to add parts without any vector.
+        in_order: Whether the parts say which positions they hold; not in an update.
         on_batch: Function that is called after each batch.
 
     Raises:
@@ -205,11 +212,12 @@ def embed_ranges(
                 if part is not None and may_add(part):
                     is_full = part.num_images + len(batch.positions) > part_images
                     is_old = time.monotonic() - opened > part_seconds
-                    if is_full or is_old or batch.positions[0] != part.stop:
+                    if is_full or is_old or (in_order and batch.positions[0] != part.stop):
                         full, part = part, None
                         _add_or_discard(folder, full)
                 if part is None:
-                    part, opened = folder.new_part(source, batch.positions[0]), time.monotonic()
+                    opened = time.monotonic()
+                    part = folder.new_part(source, batch.positions[0] if in_order else None)
                 part.write(batch)
                 if on_batch is not None:
                     on_batch(batch)

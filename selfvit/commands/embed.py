@@ -14,6 +14,8 @@ from . import options
 from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
+    from ..data.image_source import ImageSource
+    from ..embedding.embedder import Embedder
     from ..embedding.vectors.writer import WriteReport
 
 
@@ -50,6 +52,13 @@ def embed(
     num_workers: options.NumWorkers = None,
     resume: Annotated[bool, typer.Option("--resume", help=HELP["resume"])] = False,
     overwrite: options.Overwrite = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Embed the new and changed images, and drop the vectors of those that are gone.",
+        ),
+    ] = False,
     part_images: Annotated[
         int,
         typer.Option(
@@ -74,11 +83,17 @@ def embed(
     from ..embedding.vectors.shared_work import Group, write_in_group
     from ..embedding.vectors.writer import write_embeddings
 
+    if update and (devices is not None or overwrite or resume):
+        raise ValueError(
+            "--update embeds what is missing in one process; leave out --devices, --overwrite and "
+            "--resume."
+        )
     declared_range = options.choose_pixel_range(pixel_range, bits)
     group = Group.from_environment()
     size = count_devices(devices) if group is None else group.size
     if group is None:
-        check_output(output, overwrite, resume)
+        if not update:
+            check_output(output, overwrite, resume)
     elif device is None:
         device = device_of(group.local_rank)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
@@ -100,6 +115,9 @@ def embed(
         "metadata": {"model": checkpoint, "network": network.value},
     }
     report: WriteReport | None
+    if update:
+        _update(embedder, source, output, parts, run, strict)
+        return
     if group is None or group.rank == 0 and not group.has_supervisor:
         report_source(source)
     if group is not None:
@@ -117,4 +135,24 @@ def embed(
     typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
+    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)
+
+
+def _update(
+    embedder: Embedder,
+    source: ImageSource,
+    output: Path,
+    parts: dict[str, Any],
+    run: dict[str, Any],
+    strict: bool,
+) -> None:
+    from ..embedding.vectors.update import update_embeddings
+
+    report_source(source)
+    report = update_embeddings(embedder, source, output, **parts, metadata=run["metadata"])
+    typer.echo(
+        f"{report.num_new + report.num_changed} images embedded in {report.seconds:.1f} s "
+        f"({report.num_new} new, {report.num_changed} changed); {report.num_removed} removed, "
+        f"{report.num_kept} kept: {output}"
+    )
     report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)

@@ -24,6 +24,7 @@ from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.embedding.vectors.shared_work import Group, units_of, write_in_group
+from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
 
 from .. import image_files
@@ -293,7 +294,7 @@ class TestSeveralProcesses:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         deadline = time.monotonic() + 100
-        children = []
+        children: list[psutil.Process] = []
         while len(children) < 2:
             assert command.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -313,3 +314,79 @@ class TestSeveralProcesses:
         units = units_of(num_images, BATCH, size, PART_IMAGES)
         assert [unit.start for unit in units] == list(range(0, num_images, expected))
         assert units[-1].stop == num_images
+
+
+class TestUpdate:
+    @pytest.fixture
+    def folder(self, images, tmp_path):
+        shutil.copytree(images, tmp_path / "images")
+        return tmp_path / "images"
+
+    def update(self, embedder, folder, output):
+        return update_embeddings(embedder, open_images(folder), output, progress=False)
+
+    def test_only_new_and_changed_images_are_embedded(self, embedder, folder, tmp_path):
+        output = tmp_path / "v"
+        write(embedder, open_images(folder), output)
+        before = {row["path"]: row for row in read_vectors(output).to_pylist()}
+        for index in range(3):
+            image_files.noise(16, 16, seed=1000 + index).save(folder / "a" / f"new_{index}.png")
+        for name in ("a/0000.png", "b/0477.png"):  # same size and time, other content
+            times = (folder / name).stat()
+            content = bytearray((folder / name).read_bytes())
+            image_files.noise(16, 16, seed=len(name) + content[-20]).save(folder / name)
+            os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+        (folder / "b" / "0301.png").unlink()
+        (folder / "b" / "0300_text.png").unlink()
+        report = self.update(embedder, folder, output)
+        assert (report.num_new, report.num_changed, report.num_removed) == (3, 2, 1)
+        assert report.num_kept == NUM_IMAGES - 3
+        after = {row["path"]: row for row in read_vectors(output).to_pylist()}
+        assert len(after) == NUM_IMAGES + 2 == read_vectors(output).num_rows
+        write(embedder, open_images(folder), tmp_path / "fresh")
+        fresh = {row["path"]: row for row in read_vectors(tmp_path / "fresh").to_pylist()}
+        assert after.keys() == fresh.keys()
+        for name, row in fresh.items():
+            assert row["label"] == after[name]["label"]
+            assert row["checksum"] == after[name]["checksum"]
+            np.testing.assert_allclose(row["embedding"], after[name]["embedding"], atol=1e-5)
+        assert sum(after[name] != before.get(name) for name in after) == 5
+        skipped = (output / "skipped.csv").read_text().splitlines()
+        assert len(skipped) == 2 and skipped[1].startswith("a/0101_empty.png")
+        assert json.loads((output / "metadata.json").read_text())["num_embedded"] == NUM_IMAGES + 2
+        again = self.update(embedder, folder, output)
+        assert (again.num_new, again.num_changed, again.num_removed) == (0, 0, 0)
+        with pytest.raises(ValueError, match="use --update"):
+            write(embedder, open_images(folder), output, resume=True)
+
+    def test_a_killed_update_continues_when_it_is_repeated(self, embedder, folder, tmp_path):
+        output, rng = tmp_path / "v", random.Random(0)
+        write(embedder, open_images(folder), output)
+        for path in sorted(folder.rglob("*.png"))[::3]:
+            path.unlink()
+        for index in range(200):
+            image_files.noise(16, 16, seed=2000 + index).save(folder / "b" / f"new_{index}.png")
+        for _ in range(8):
+            process = start(self.update, embedder, folder, output)
+            process.join(rng.uniform(0.05, 0.5))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            names = read_vectors(output, columns=["path"])["path"].to_pylist()
+            assert len(set(names)) == len(names)
+        self.update(embedder, folder, output)
+        write(embedder, open_images(folder), tmp_path / "fresh")
+        fresh = read_vectors(tmp_path / "fresh", columns=["path", "checksum"]).sort_by("path")
+        assert read_vectors(output, columns=["path", "checksum"]).sort_by("path").equals(fresh)
+
+    def test_another_checkpoint_or_other_columns_are_refused(
+        self, tiny_checkpoint, embedder, folder, tmp_path
+    ):
+        output = tmp_path / "v"
+        with pytest.raises(FileNotFoundError, match="no vectors to update"):
+            self.update(embedder, folder, output)
+        write(embedder, open_images(folder), output)
+        other = Embedder.from_pretrained(tiny_checkpoint, device="cpu", pooling="mean")
+        with pytest.raises(ValueError, match="cannot be updated.*pooling"):
+            self.update(other, folder, output)
+        with pytest.raises(ValueError, match="has the columns path, label"):
+            self.update(embedder, folder / "a", output)
