@@ -37,16 +37,41 @@ class ReadBatch:
     skipped: list[SkippedImage]
 
 
+class Batches(Sequence[range]):
+    """Consecutive positions in batches; no batch continues from one range into the next.
+
+    Args:
+        ranges: Positions.
+        batch_size: Maximum number of positions per batch.
+    """
+
+    def __init__(self, ranges: Sequence[range], batch_size: int):
+        self._ranges = ranges
+        self._batch_size = batch_size
+        sizes = [-(-len(positions) // batch_size) for positions in ranges]
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # number of batches up to each range
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return the positions of a batch."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        first = number - (int(self._ends[place - 1]) if place else 0)
+        return self._ranges[place][first * self._batch_size : (first + 1) * self._batch_size]
+
+
 def read_images(
     source: ImageSource,
     prepare: Callable[[ImageRecord], Any],
     *,
-    batch_size: int,
+    batches: Sequence[Sequence[int]],
     num_workers: int,
-    positions: Sequence[int] | None = None,
     collate: Callable[[list[Any]], Any] = list,
 ) -> Generator[ReadBatch, None, None]:
-    """Read images in batches, in the given order.
+    """Read images in the given batches.
 
     A worker that is killed costs no image: the one that it was reading is read once more, and only
     if that kills a worker again, it is skipped. A line of the log reports every death.
@@ -55,9 +80,8 @@ def read_images(
         source: Images to read.
         prepare: Function of a record that returns its pixels, or raises UnreadableImageError. It
             must be picklable.
-        batch_size: Number of images per batch.
+        batches: Positions of each batch, see `Batches`.
         num_workers: Number of processes that read; 0 uses the current process.
-        positions: Positions to read; all by default.
         collate: Function of the pixels of a batch that puts them together. It must be picklable.
 
     Yields:
@@ -71,8 +95,7 @@ def read_images(
         read=partial(_read, source, prepare),
         name_of=source.name_of,
         pack=partial(_pack, collate),
-        positions=range(len(source)) if positions is None else positions,
-        batch_size=batch_size,
+        batches=batches,
     )
     if num_workers > 0 and len(reading) > 0:
         yield from ReadingWorkers(reading, num_workers)
@@ -142,9 +165,8 @@ def _read_first_of_each(
         batches = read_images(
             source,
             prepare,
-            batch_size=1,
+            batches=[[place] for _, place in chosen],
             num_workers=num_workers,
-            positions=[place for _, place in chosen],
         )
         done = set()
         for (number, place), batch in zip(chosen, batches, strict=True):
@@ -206,4 +228,4 @@ def _pack(collate: Callable[[list[Any]], Any], items: list[ReadItem]) -> ReadBat
     )
 
 
-__all__ = ["ReadBatch", "read_images", "read_spread_images", "unreadable_reason"]
+__all__ = ["Batches", "ReadBatch", "read_images", "read_spread_images", "unreadable_reason"]

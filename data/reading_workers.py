@@ -74,23 +74,20 @@ class Reading:
             call with the name of the image as soon as it is known.
         name_of: Function that returns the name of a position without reading the image.
         pack: Function that makes a batch of items.
-        positions: Positions to read.
-        batch_size: Number of images per batch.
+        batches: Positions of each batch.
     """
 
     read: Callable[[int, Callable[[str], None]], ReadItem]
     name_of: Callable[[int], str]
     pack: Callable[[list[ReadItem]], Any]
-    positions: Sequence[int]
-    batch_size: int
+    batches: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
+        return len(self.batches)
 
     def batch(self, number: int) -> list[int]:
         """Return the positions of a batch."""
-        start = number * self.batch_size
-        return [int(position) for position in self.positions[start : start + self.batch_size]]
+        return [int(position) for position in self.batches[number]]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from ..data.checksum import checksum_of
 from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
-from ..data.reading import read_images, read_spread_images, unreadable_reason
+from ..data.reading import Batches, read_images, read_spread_images, unreadable_reason
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -41,13 +42,18 @@ class EmbeddedBatch:
         ids: Names of the images that can be read, at most B.
         labels: Labels of the same images; None for an image without a label.
         vectors: Vectors of the same images, (len(ids), E), float32.
+        checksums: BLAKE2b hashes of the contents of the same images, 16 hexadecimal digits; None
+            for an image that is no file.
         skipped: Images that cannot be read.
+        positions: Positions in the source of all images of the batch, at most B.
     """
 
     ids: list[str]
     labels: list[int | None]
     vectors: np.ndarray
+    checksums: list[str | None]
     skipped: list[SkippedImage]
+    positions: Sequence[int]
 
 
 @dataclass
@@ -241,11 +247,19 @@ class Embedder:
             skipped=[skipped for batch in batches for skipped in batch.skipped],
         )
 
-    def stream(self, source: ImageSource, *, progress: bool = False) -> Iterator[EmbeddedBatch]:
-        """Embed a source batch by batch, in the order of the source.
+    def stream(
+        self,
+        source: ImageSource,
+        *,
+        ranges: Sequence[range] | None = None,
+        progress: bool = False,
+    ) -> Generator[EmbeddedBatch, None, None]:
+        """Embed a source batch by batch.
 
         Args:
             source: Images to embed, see `open_images`.
+            ranges: Positions to embed; no batch continues from one range into the next. All
+                positions of the source by default.
             progress: Whether to show a progress bar with images per second and the number of
                 skipped images.
 
@@ -256,33 +270,41 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        batches = read_images(
+        num_images = len(source)
+        ranges = [range(num_images)] if ranges is None else ranges
+        batches = Batches(ranges, self.batch_size)
+        read = read_images(
             source,
-            partial(
-                _preprocess_named,
-                processor=self.processor,
-                pixel_format=self.pixel_format,
-            ),
-            batch_size=self.batch_size,
+            partial(_preprocess_file, processor=self.processor, pixel_format=self.pixel_format),
+            batches=batches,
             num_workers=self.num_workers,
             collate=_stack,
         )
         num_skipped = 0
+        done_before = num_images - sum(len(positions) for positions in ranges)
         with (
-            closing(batches),
-            progress_bar(total=len(source), description="embedding", disable=not progress) as bar,
+            closing(read),
+            progress_bar(
+                total=num_images,
+                initial=done_before,
+                description="embedding",
+                disable=not progress,
+            ) as bar,
         ):
-            for batch in batches:
+            for positions, batch in zip(batches, read, strict=True):
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
+                checksums: list[str | None] = []
                 if batch.pixels is not None:
-                    pixel_values, ranges = batch.pixels
+                    pixel_values, found, checksums = batch.pixels
                     vectors = self.embed_pixels(pixel_values)
-                    for name, found in zip(batch.ids, ranges, strict=True):
-                        self._range_check.add(name, found)
+                    for name, values in zip(batch.ids, found, strict=True):
+                        self._range_check.add(name, values)
                 num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
-                bar.update(len(batch.ids) + len(batch.skipped))
-                yield EmbeddedBatch(batch.ids, batch.labels, vectors, batch.skipped)
+                bar.update(len(positions))
+                yield EmbeddedBatch(
+                    batch.ids, batch.labels, vectors, checksums, batch.skipped, positions
+                )
         self._warn_of_ranges()
 
     def embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
@@ -389,8 +411,18 @@ def _decode_and_preprocess(
     return pixel_values_of(decoded, processor), decoded.ranges
 
 
-def _stack(items: list[tuple[str, Tensor, ValueRanges]]) -> tuple[Tensor, list[ValueRanges]]:
-    return torch.stack([pixels for _, pixels, _ in items]), [ranges for *_, ranges in items]
+def _preprocess_file(
+    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
+) -> tuple[Tensor, ValueRanges, str | None]:
+    pixels, ranges = _decode_and_preprocess(record.image, processor, pixel_format)
+    return pixels, ranges, checksum_of(record.image)
+
+
+def _stack(
+    items: list[tuple[Tensor, ValueRanges, str | None]],
+) -> tuple[Tensor, list[ValueRanges], list[str | None]]:
+    pixels, ranges, checksums = zip(*items, strict=True)
+    return torch.stack(pixels), list(ranges), list(checksums)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .embedding.embedder import Embedder as Embedder
     from .embedding.embedder import preprocess as preprocess
     from .embedding.preprocessing import build_processor as build_processor
-    from .embedding.writer import write_embeddings as write_embeddings
+    from .embedding.vectors.reader import read_vectors as read_vectors
+    from .embedding.vectors.writer import write_embeddings as write_embeddings
     from .evaluation.evaluate import evaluate_checkpoint as evaluate_checkpoint
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
@@ -91,11 +92,12 @@ MODULES = {
     "plot_reconstructions": "visualization.reconstructions",
     "preprocess": "embedding.embedder",
     "publish": "sharing.publish",
+    "read_vectors": "embedding.vectors.reader",
     "register_objective": "modeling.registry",
     "register_recipe": "training.recipes",
     "save_metrics": "evaluation.evaluate",
     "train": "training.train:train_recipe",
-    "write_embeddings": "embedding.writer",
+    "write_embeddings": "embedding.vectors.writer",
 }
 
 __all__ = [*MODULES, "__version__"]

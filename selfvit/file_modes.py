@@ -34,7 +34,7 @@ def apply_umask(paths: Iterable[Path]) -> None:
 def _mode_of_a_new_file(folder: Path) -> int:
     # os.umask reads the umask only by setting it, which another thread could observe. A new file
     # also shows the default access control list of its folder.
-    path = folder / f".mode-{uuid.uuid4().hex[:8]}"
+    path = folder / f".mode.unfinished-{uuid.uuid4().hex[:8]}"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return os.fstat(descriptor).st_mode & 0o777

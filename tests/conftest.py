@@ -1,6 +1,7 @@
 """Fixtures of all tests. The tests use neither the network nor the caches of the user."""
 
 import os
+import subprocess
 import tempfile
 
 # datasets, huggingface_hub and transformers read these variables once, when they are imported.
@@ -56,3 +57,18 @@ def image_folder(tmp_path_factory):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         noise(40 + 3 * seed, 50, seed).save(folder / path)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """File system with a capacity of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', error)}")
+    yield folder
+    # lazy, because a traceback may keep a file open
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -14,9 +14,10 @@ from selfvit import SelfViTModel, __version__
 from selfvit.cli import app
 from selfvit.data.image_source import ImageSource
 from selfvit.data.sources import open_images
-from selfvit.embedding import writer
 from selfvit.embedding.embedder import Embedder
-from selfvit.embedding.writer import write_embeddings
+from selfvit.embedding.vectors import parts
+from selfvit.embedding.vectors.reader import read_vectors
+from selfvit.embedding.vectors.writer import write_embeddings
 
 from . import image_files
 
@@ -40,7 +41,7 @@ def embed(tiny_checkpoint, image_folder, output):
 
 
 def rows(output):
-    return pq.read_table(output / "embeddings.parquet").to_pylist()
+    return read_vectors(output).to_pylist()
 
 
 def metadata(output):
@@ -53,6 +54,10 @@ class BreaksInTheMiddle(ImageSource):
     def __init__(self, source, after, error):
         super().__init__(source.description, source.label_names, source.id_column)
         self.source, self.after, self.error = source, after, error
+
+    @property
+    def fingerprint(self):
+        return self.source.fingerprint
 
     def __len__(self):
         return len(self.source)
@@ -70,8 +75,8 @@ class TestOutput:
         result = embed()
         assert result.exit_code == 0, result.output
         assert "7 images embedded in" in result.stdout and str(output) in result.stdout
-        schema = pq.read_schema(output / "embeddings.parquet")
-        assert schema.names == ["path", "label", "embedding"]
+        schema = read_vectors(output).schema
+        assert schema.names == ["path", "label", "checksum", "embedding"]
         assert schema.field("embedding").type == pa.list_(pa.float32(), 32)
         expected = Embedder.from_pretrained(tiny_checkpoint, device="cpu").embed(
             open_images(image_folder)
@@ -99,13 +104,13 @@ class TestOutput:
         table = pa.table({"image": [(tmp_path / "a.png").read_bytes()] * 2, "id": ["x", "y"]})
         pq.write_table(table, tmp_path / "a.parquet")
         assert embed(data=tmp_path / "a.parquet").exit_code == 0
-        assert pq.read_schema(output / "embeddings.parquet").names == ["id", "embedding"]
+        assert read_vectors(output).schema.names == ["id", "checksum", "embedding"]
         assert [row["id"] for row in rows(output)] == ["x", "y"]
 
     def test_large_tables_are_written_in_groups(self, embed, output, monkeypatch):
-        monkeypatch.setattr(writer, "VALUES_PER_ROW_GROUP", 32 * 4)
+        monkeypatch.setattr(parts, "VALUES_PER_ROW_GROUP", 32 * 4)
         assert embed("--batch-size", 2).exit_code == 0
-        assert pq.ParquetFile(output / "embeddings.parquet").metadata.num_row_groups == 2
+        assert pq.read_metadata(output / "part-00000.parquet").num_row_groups == 2
         assert len(rows(output)) == 7
 
 
@@ -148,14 +153,20 @@ class TestAwkwardFiles:
 
 class TestWholeOrNotAtAll:
     @pytest.mark.parametrize("error", [OSError("disk failed"), KeyboardInterrupt(), RuntimeError()])
-    def test_an_error_in_the_middle_leaves_nothing(
+    def test_an_error_in_the_middle_keeps_the_images_before(
         self, error, output, tiny_checkpoint, image_folder
     ):
         embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=2)
         source = BreaksInTheMiddle(open_images(image_folder), 5, error)
         with pytest.raises(type(error)):
             write_embeddings(embedder, source, output, progress=False)
-        assert list(output.parent.iterdir()) == []
+        assert list(output.parent.iterdir()) == [output]
+        assert sorted(path.name for path in output.iterdir()) == [
+            "manifest.json",
+            "metadata.json",
+            "part-00000.parquet",
+        ]
+        assert len(rows(output)) == 4 and not metadata(output)["complete"]
 
     def test_an_error_while_overwriting_leaves_the_old(
         self, embed, output, tiny_checkpoint, image_folder

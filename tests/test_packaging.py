@@ -86,7 +86,7 @@ def test_the_installed_package_embeds_without_the_checkout(
         text=True,
     )
     assert printed.returncode == 0, printed.stderr
-    assert (tmp_path / "vectors" / "embeddings.parquet").is_file()
+    assert (tmp_path / "vectors" / "part-00000.parquet").is_file()
 
 
 def test_the_installed_package_finds_the_template_of_the_card(wheel, tmp_path):

@@ -32,7 +32,7 @@ PRELOAD = (
     "torchvision",
     "transformers",
     "typer",
-    "selfvit.embedding.writer",
+    "selfvit.embedding.vectors.writer",
     "selfvit.training.train",
 )
 

@@ -227,6 +227,8 @@ def choose_pixel_range(
     return 0.0, float(2**bits - 1)
 
 
-def choose_num_workers(wanted: int | None) -> int:
-    """Return the number of worker processes; None selects one per core, up to 8."""
-    return min(8, os.cpu_count() or 1) if wanted is None else wanted
+def choose_num_workers(wanted: int | None, num_processes: int = 1) -> int:
+    """Return the number of workers of each process; None selects one per core, up to 8."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(8, (os.cpu_count() or 1) // num_processes))

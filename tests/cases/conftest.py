@@ -1,10 +1,10 @@
 import csv
 
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from selfvit.cli import app
+from selfvit.embedding.vectors.reader import read_vectors
 
 
 class Embedded:
@@ -15,7 +15,7 @@ class Embedded:
 
     @property
     def rows(self):
-        return pq.read_table(self.output / "embeddings.parquet").to_pylist()
+        return read_vectors(self.output).to_pylist()
 
     @property
     def labels(self):

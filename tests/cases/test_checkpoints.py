@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import (
@@ -29,6 +28,7 @@ from selfvit.conversion.convert import convert
 from selfvit.conversion.infer_grid import factor_pairs
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preprocessing import build_processor
+from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.modeling.position_embeddings import sincos_position_embeddings
 
 timm = pytest.importorskip("timm")
@@ -387,7 +387,7 @@ def test_weights_of_other_channels_are_usable_to_the_end(channels, tmp_path):
     data = write_bands(tmp_path / "bands", channels)
     result = run("embed", output, "--data", data, "--output", tmp_path / "vectors")
     assert result.exit_code == 0, result.output
-    table = pq.read_table(tmp_path / "vectors" / "embeddings.parquet")
+    table = read_vectors(tmp_path / "vectors")
     vectors = np.stack(table["embedding"].to_numpy())
     paths = sorted(data.iterdir())
     assert vectors.shape == (3, 64)

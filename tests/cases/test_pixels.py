@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from selfvit.cli import app
 from selfvit.data.decoding import decode_image
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preprocessing import build_processor
+from selfvit.embedding.vectors.reader import read_vectors
 from tests.objectives import tiny_config
 
 from . import inputs_pixels
@@ -179,7 +179,7 @@ class TestChannels:
         output = tmp_path / "vectors"
         found = run("embed", model, "--data", data, "--output", output, "--num-workers", 0)
         assert found.exit_code == 0, found.output
-        vectors = np.stack(pq.read_table(output / "embeddings.parquet")["embedding"].to_numpy())
+        vectors = np.stack(read_vectors(output)["embedding"].to_numpy())
         assert len(vectors) == 16
         groups = vectors.reshape(4, 4, -1)  # scenes, ways to write them
         np.testing.assert_allclose(groups, groups[:, :1].repeat(4, 1), atol=1e-5)

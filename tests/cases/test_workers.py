@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -24,7 +23,8 @@ from selfvit import Embedder, open_images
 from selfvit.cli import app
 from selfvit.data.image_source import ImageSource
 from selfvit.data.reading_workers import LostWorkersError
-from selfvit.embedding.writer import write_embeddings
+from selfvit.embedding.vectors.reader import read_vectors
+from selfvit.embedding.vectors.writer import write_embeddings
 
 from .. import image_files
 from ..visualization.test_reconstructions import save_mae
@@ -45,7 +45,7 @@ def left_out(path: Path) -> list[list[str]]:
 
 
 def vectors(folder: Path) -> np.ndarray:
-    return np.stack(pq.read_table(folder / "embeddings.parquet")["embedding"].to_numpy())
+    return np.stack(read_vectors(folder)["embedding"].to_numpy())
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,9 @@ class TestKilledWorkers:
         assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))
 
     @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
-    def test_an_interrupted_process_leaves_no_worker(self, number, many, tiny_checkpoint, tmp_path):
+    def test_an_interrupted_process_leaves_no_worker_and_can_be_resumed(
+        self, number, many, embedded, tiny_checkpoint, tmp_path
+    ):
         arguments = ["embed", tiny_checkpoint, "--data", many, "-o", tmp_path / "v", *OPTIONS]
         process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
         process.start()
@@ -126,9 +128,11 @@ class TestKilledWorkers:
         time.sleep(0.2)  # Python loses a signal that arrives while it forks
         os.kill(process.pid, getattr(signal, number))
         process.join(60)
-        assert process.exitcode is not None and not (tmp_path / "v").exists()
+        assert process.exitcode is not None
         gone, alive = psutil.wait_procs(workers, timeout=10)
         assert not alive
+        assert run(*arguments, "--resume").exit_code == 0
+        assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))
 
     def test_killed_again_and_again_the_vectors_stay_the_same(
         self, many, embedded, tiny_checkpoint
@@ -152,6 +156,10 @@ class KillsLater(ImageSource):
         super().__init__(source.description, None, source.id_column)
         self.source, self.first = source, first
 
+    @property
+    def fingerprint(self):
+        return self.source.fingerprint
+
     def __len__(self):
         return len(self.source)
 
@@ -169,12 +177,11 @@ def test_what_was_computed_is_written_if_all_later_workers_are_killed(
 ):
     embedder = Embedder.from_pretrained(tiny_checkpoint, batch_size=8, num_workers=2, device="cpu")
     source = KillsLater(open_images(many), 800)
-    with pytest.raises(LostWorkersError, match="The vectors of the first 800 images are in"):
+    with pytest.raises(LostWorkersError, match="The vectors so far are in .*--resume"):
         write_embeddings(embedder, source, tmp_path / "v", progress=False)
     assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded)[:800])
-    entries = left_out(tmp_path / "v" / "skipped.csv")
-    assert [name for name, _ in entries] == [f"{i:05d}.png" for i in range(800, 1500)]
-    assert entries[-1][1] == "not read, because too many worker processes were killed"
+    write_embeddings(embedder, source.source, tmp_path / "v", resume=True, progress=False)
+    assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))
 
 
 def start(*arguments):

@@ -16,7 +16,7 @@ import torch
 from selfvit.data import reading_workers
 from selfvit.data.decoding import UnreadableImageError
 from selfvit.data.image_source import ImageRecord, ImageSource, RecordSource
-from selfvit.data.reading import read_images, read_spread_images
+from selfvit.data.reading import Batches, read_images, read_spread_images
 from selfvit.data.reading_workers import LostWorkersError
 
 from ..worker_kills import kill_workers
@@ -84,16 +84,13 @@ class Unpicklable(Exception):
         super().__init__(f"{first} {second}")
 
 
-def read_all(prepare, num_workers, source=None, **options):
-    batches = read_images(
-        source or source_of(),
-        prepare,
-        batch_size=4,
-        num_workers=num_workers,
-        collate=torch.stack,
-        **options,
+def read_all(prepare, num_workers, source=None, batches=None):
+    source = source or source_of()
+    if batches is None:
+        batches = Batches([range(len(source))], 4)
+    return list(
+        read_images(source, prepare, batches=batches, num_workers=num_workers, collate=torch.stack)
     )
-    return list(batches)
 
 
 def values(batches):
@@ -127,8 +124,14 @@ class TestReading:
         assert [len(batch.ids) for batch in batches] == [4] * 10 + [1]
 
     def test_positions_choose_the_images(self, num_workers):
-        assert values(read_all(pixels_of, num_workers, positions=[7, 3, 12])) == [7, 3, 12]
-        assert read_all(pixels_of, num_workers, positions=[]) == []
+        batches = read_all(pixels_of, num_workers, batches=[[7, 3], [12]])
+        assert [batch.ids for batch in batches] == [["7.png", "3.png"], ["12.png"]]
+        assert read_all(pixels_of, num_workers, batches=[]) == []
+
+    def test_no_batch_continues_from_one_range_into_the_next(self, num_workers):
+        ranges = [range(3, 8), range(8, 8), range(20, 22)]
+        batches = read_all(pixels_of, num_workers, batches=Batches(ranges, 3))
+        assert [values([batch]) for batch in batches] == [[3, 4, 5], [6, 7], [20, 21]]
 
     def test_an_unreadable_image_is_skipped_with_its_reason(self, num_workers):
         batches = read_all(partial(raise_error, UnreadableImageError("empty")), num_workers)
@@ -148,7 +151,10 @@ class TestReading:
     @pytest.mark.parametrize("error", [KeyError("x"), OSError(5, "Input/output error")])
     def test_another_error_is_raised_after_the_batches_before(self, num_workers, error):
         batches = read_images(
-            source_of(), partial(raise_error, error), batch_size=4, num_workers=num_workers
+            source_of(),
+            partial(raise_error, error),
+            batches=Batches([range(41)], 4),
+            num_workers=num_workers,
         )
         assert [next(batches).ids[0], next(batches).ids[0]] == ["0.png", "4.png"]
         with pytest.raises(type(error)):
@@ -160,7 +166,7 @@ class TestReading:
 
     def test_a_reader_that_is_closed_early_leaves_no_process(self, num_workers):
         with contextlib.closing(
-            read_images(source_of(), pixels_of, batch_size=4, num_workers=num_workers)
+            read_images(source_of(), pixels_of, batches=[range(4)], num_workers=num_workers)
         ) as batches:
             next(batches)
 
@@ -188,7 +194,11 @@ class TestDeaths:
         rng = random.Random(seed)
         batches, killed = [], 0
         reader = read_images(
-            source_of(400), pixels_of, batch_size=4, num_workers=3, collate=torch.stack
+            source_of(400),
+            pixels_of,
+            batches=Batches([range(400)], 4),
+            num_workers=3,
+            collate=torch.stack,
         )
         for number, batch in enumerate(reader):
             batches.append(batch)
@@ -233,7 +243,9 @@ class TestDeaths:
 
     def test_a_computer_that_kills_every_worker_ends_the_reading(self, caplog):
         caplog.set_level(logging.CRITICAL)
-        batches = read_images(source_of(200), partial(die_from, 8), batch_size=4, num_workers=1)
+        batches = read_images(
+            source_of(200), partial(die_from, 8), batches=Batches([range(200)], 4), num_workers=1
+        )
         assert [next(batches).ids[0], next(batches).ids[0]] == ["0.png", "4.png"]
         with pytest.raises(
             LostWorkersError, match="44 in a row died; the last one: .* fewer --num"

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForPreTraining
+
+from selfvit.embedding.vectors.reader import read_vectors
 
 from ..hub_requests import USER
 from ..training.tiny_runs import LOOP
@@ -57,7 +58,7 @@ def embedded(client, model, data, output, *options):
     where = (model, "--data", data, "--output", output, "--num-workers", 0)
     code, printed = client.run("embed", *where, "--device", "cpu", *options)
     assert code == 0, printed
-    return np.array(pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist())
+    return np.array(read_vectors(output)["embedding"].to_pylist())
 
 
 def test_embed_accepts_a_hub_id_with_revision(client, two_revisions, image_folder, tmp_path):
@@ -135,5 +136,5 @@ def test_the_cache_is_used_offline(hub, client, two_revisions, image_folder, tmp
         printed = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert printed.returncode == 0, printed.stderr
         assert not hub.requests
-        offline = pq.read_table(output / "embeddings.parquet")["embedding"].to_pylist()
+        offline = read_vectors(output)["embedding"].to_pylist()
         np.testing.assert_array_equal(np.array(offline), online)

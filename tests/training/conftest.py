@@ -1,5 +1,3 @@
-import subprocess
-
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
@@ -26,18 +24,3 @@ def two_classes(tmp_path_factory):
         )
         image.save(folder / name / f"{index:02d}.png")
     return folder
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """File system with a capacity of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"a tmpfs cannot be mounted here: {getattr(error, 'stderr', error)}")
-    yield folder
-    # lazy, because a traceback may keep a file open
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,0 +1,207 @@
+"""Manifest of a folder of vectors: what they depend on, and the parts that are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ...atomic_output import atomic_output
+
+MANIFEST = "manifest.json"
+TABLE = "embeddings.parquet"  # the only file of vectors before there were parts
+PART_PATTERN = "part-*.parquet"
+FOOTER = b"selfvit"  # key of a part's own description, in the metadata of its Parquet file
+
+
+@dataclass(frozen=True)
+class Part:
+    """One complete file of vectors.
+
+    Args:
+        file: Name of the file.
+        start: First position in the source; None in a folder that was updated, whose rows no longer
+            follow the order of a source.
+        stop: Position after the last one; None as well.
+        num_rows: Number of vectors.
+        num_skipped: Number of images that cannot be read.
+        num_bytes: Size of the file.
+        sha256: SHA-256 hash of the file, hexadecimal.
+    """
+
+    file: str
+    start: int | None
+    stop: int | None
+    num_rows: int
+    num_skipped: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the vectors of a folder depend on, and its parts.
+
+    Args:
+        checkpoint: What the vectors depend on besides the images, see `checkpoint_fingerprint`.
+        data: Fingerprint, description and number of images of the source.
+        parts: Complete parts.
+        run: Random name of the run; the parts of a folder have that of its manifest.
+    """
+
+    checkpoint: dict[str, Any]
+    data: dict[str, Any]
+    parts: list[Part] = field(default_factory=list)
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of vectors."""
+        return sum(part.num_rows for part in self.parts)
+
+    def missing(self, span: range | None = None) -> list[range]:
+        """Return the positions that no part covers, in ascending order.
+
+        Args:
+            span: Positions to look at; all of the source by default.
+        """
+        span = range(self.data["num_images"]) if span is None else span
+        gaps, position = [], span.start
+        for start, stop in sorted((p.start or 0, p.stop or 0) for p in self.parts):
+            if position < min(start, span.stop):
+                gaps.append(range(position, min(start, span.stop)))
+            position = max(position, stop)
+        if position < span.stop:
+            gaps.append(range(position, span.stop))
+        return gaps
+
+    def in_order(self) -> list[Part]:
+        """Return the parts in the order of the source."""
+        return sorted(self.parts, key=lambda part: (part.start or 0, part.file))
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Return what differs in another manifest, one text for each value."""
+        mine = {**self.checkpoint, "data": self.data["fingerprint"]}
+        theirs = {**other.checkpoint, "data": other.data["fingerprint"]}
+        return [
+            f"{name} ({mine.get(name)}, now {theirs.get(name)})"
+            for name in sorted({**mine, **theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into a folder, completely or not at all."""
+        with atomic_output(folder / MANIFEST) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """Read the manifest of a folder; None if it has none.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            parts = [Part(**part) for part in content.pop("parts")]
+            return cls(parts=parts, **content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{str(path)!r} must be the manifest of a folder of vectors, but cannot be read: "
+                f"{error}; write the vectors to a new folder."
+            ) from error
+
+    def with_found_parts(self, folder: Path) -> Manifest:
+        """Return the manifest with the parts that are in a folder, whole and of this run.
+
+        A process that is killed between the two may leave a part that its manifest lacks. A part of
+        the manifest that is gone, or has another size, is dropped: its images are embedded again.
+        """
+        kept = {
+            part.file: part for part in self.parts if _size(folder / part.file) == part.num_bytes
+        }
+        for path in sorted(folder.glob(PART_PATTERN)):
+            if path.name not in kept and (part := self._part_of_file(path)) is not None:
+                kept[part.file] = part
+        return replace(self, parts=list(kept.values()))
+
+    def _part_of_file(self, path: Path) -> Part | None:
+        footer = read_footer(path)
+        if footer is None or footer["run"] != self.run:
+            return None
+        return describe_part(path, footer)
+
+
+def describe_part(path: Path, footer: dict[str, Any]) -> Part:
+    """Return the entry of a file of vectors, with its checksum.
+
+    Args:
+        path: File of vectors.
+        footer: Its description, see `read_footer`.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(partial(file.read, 1 << 20), b""):
+            digest.update(block)
+    return Part(
+        file=path.name,
+        start=footer["start"],
+        stop=footer["stop"],
+        num_rows=pq.read_metadata(path).num_rows,
+        num_skipped=len(footer["skipped"]),
+        num_bytes=path.stat().st_size,
+        sha256=digest.hexdigest(),
+    )
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """Return a part's own description: "run", "start", "stop" and "skipped".
+
+    Args:
+        path: File of vectors.
+
+    Returns:
+        The description; None if the file is damaged or was not written as a part.
+    """
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return json.loads(metadata[FOOTER])
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors and OSErrors
+        return None
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def next_part_name(names: Sequence[str]) -> str:
+    """Return the name of a new part, with a number above those of all others.
+
+    Args:
+        names: Names of the existing parts.
+    """
+    numbers = [int(name.removeprefix("part-").partition(".")[0]) for name in names]
+    return f"part-{max(numbers, default=-1) + 1:05}.parquet"
+
+
+__all__ = [
+    "FOOTER",
+    "MANIFEST",
+    "PART_PATTERN",
+    "TABLE",
+    "Manifest",
+    "Part",
+    "describe_part",
+    "next_part_name",
+    "read_footer",
+]

@@ -1,0 +1,135 @@
+"""Write one part of a folder of vectors: a Parquet file that appears when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...data.image_source import ImageSource
+from ...data.inventory import SkippedImage
+from ..embedder import EmbeddedBatch
+from .manifest import FOOTER
+
+VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of a part: 16 MiB of float32
+VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+def schema_of(source: ImageSource, embedding_size: int, vector_dtype: str) -> pa.Schema:
+    """Return the columns of the vectors of a source.
+
+    They are `path` or `id`; `label`, the name of the class, if the source is labeled; `checksum` of
+    the file; `embedding`, E values.
+
+    Args:
+        source: Images to embed.
+        embedding_size: Number of values per vector, E.
+        vector_dtype: Type of the values, a key of `VECTOR_DTYPES`.
+    """
+    fields = [pa.field(source.id_column, pa.string())]
+    if source.label_names is not None:
+        fields.append(pa.field("label", pa.string()))
+    fields.append(pa.field("checksum", pa.string()))
+    value = VECTOR_DTYPES[vector_dtype]
+    fields.append(pa.field("embedding", pa.list_(value, embedding_size)))
+    return pa.schema(fields)
+
+
+class PartWriter:
+    """Writer of one part, which collects batches into row groups large enough to read efficiently.
+
+    Args:
+        path: Temporary file to write.
+        schema: Columns, see `schema_of`.
+        label_names: Names of the classes, or None.
+        start: First position of the part.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, label_names: list[str] | None, start: int | None
+    ):
+        self.path = path
+        self.schema = schema
+        self.label_names = label_names
+        self.start, self.stop = start, start
+        self.num_rows = 0
+        self.skipped: list[SkippedImage] = []
+        self._waiting: list[pa.RecordBatch] = []
+        self._num_waiting = 0
+        self._writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, skipped ones too."""
+        return self.num_rows + len(self.skipped)
+
+    def write(self, batch: EmbeddedBatch) -> None:
+        """Add the images of a batch.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        vectors = self.schema.field("embedding").type
+        columns = [pa.array(batch.ids, pa.string())]
+        if self.label_names is not None:
+            names = [None if label is None else self.label_names[label] for label in batch.labels]
+            columns.append(pa.array(names, pa.string()))
+        columns.append(pa.array(batch.checksums, pa.string()))
+        values = batch.vectors.reshape(-1).astype(vectors.value_type.to_pandas_dtype(), copy=False)
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values), vectors.list_size))
+        self._waiting.append(pa.record_batch(columns, schema=self.schema))
+        self._num_waiting += len(batch.ids)
+        self.num_rows += len(batch.ids)
+        self.skipped += batch.skipped
+        if self.start is not None:
+            self.stop = batch.positions[-1] + 1
+        if self._num_waiting * vectors.list_size >= VALUES_PER_ROW_GROUP:
+            self._flush()
+
+    def close(self, run: str) -> dict[str, Any]:
+        """Write what is left and the description of the part, and return that description.
+
+        Args:
+            run: Run that the part belongs to, see `Manifest.run`.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        skipped = [[image.id, image.reason] for image in self.skipped]
+        footer = {"run": run, "start": self.start, "stop": self.stop, "skipped": skipped}
+        self._flush()
+        # bytes of a name that are not UTF-8 are surrogates, which JSON escapes
+        self._writer.add_key_value_metadata({FOOTER: json.dumps(footer).encode()})
+        self._writer.close()
+        return footer
+
+    def discard(self) -> None:
+        """Remove the temporary file."""
+        with contextlib.suppress(OSError):  # the disk is full; nothing of the file is used
+            self._writer.close()
+        self.path.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._num_waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting, self.schema))
+        self._waiting, self._num_waiting = [], 0
+
+
+def as_float32(vectors: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of vectors as an array (N, E), float32.
+
+    Args:
+        vectors: Column of fixed-size lists.
+    """
+    size = vectors.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.chunks]
+    values = np.concatenate(chunks) if chunks else np.empty(0)
+    return values.astype(np.float32, copy=False).reshape(-1, size)
+
+
+__all__ = ["VECTOR_DTYPES", "PartWriter", "as_float32", "schema_of"]

@@ -1,0 +1,54 @@
+"""Read a folder of vectors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .manifest import MANIFEST, TABLE, Manifest
+
+
+def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
+    """Read the vectors of a folder, in the order of the images.
+
+    Folders that are not complete yet, and those with one file `embeddings.parquet`, which earlier
+    versions wrote, can be read, too.
+
+    Args:
+        folder: Folder that `write_embeddings` or `selfvit embed` wrote.
+        columns: Columns to read; all by default.
+
+    Returns:
+        Table with the columns of `schema_of`, one row per image.
+
+    Raises:
+        FileNotFoundError: If there are no vectors in the folder.
+        ValueError: If a file is damaged.
+    """
+    folder = Path(folder)
+    manifest = Manifest.load(folder)
+    if manifest is None:
+        files = [folder / TABLE]
+        if not files[0].is_file():
+            raise FileNotFoundError(
+                f"{str(folder)!r} must be a folder that selfvit embed wrote, but it has neither "
+                f"{MANIFEST} nor {TABLE}; give such a folder."
+            )
+    else:
+        files = [folder / part.file for part in manifest.in_order()]
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.read_table(file, columns=columns, page_checksum_verification=True))
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{str(file)!r} is damaged: {error}; delete it, and write it again with "
+                "selfvit embed --resume."
+            ) from error
+    return pa.concat_tables(tables)
+
+
+__all__ = ["read_vectors"]

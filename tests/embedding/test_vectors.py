@@ -1,0 +1,392 @@
+"""Folders of vectors: parts, resuming after any death, several processes, readers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from selfvit.data.sources import open_images
+from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.vectors.folder import VectorFolder
+from selfvit.embedding.vectors.manifest import Manifest, read_footer
+from selfvit.embedding.vectors.reader import read_vectors
+from selfvit.embedding.vectors.shared_work import Group, units_of, write_in_group
+from selfvit.embedding.vectors.update import update_embeddings
+from selfvit.embedding.vectors.writer import write_embeddings
+
+from .. import image_files
+
+NUM_IMAGES = 600
+BATCH = 8
+PART_IMAGES = 50  # not a multiple of the batch
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Small images in two class folders, two of which cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(NUM_IMAGES):
+        path = folder / ("a", "b")[index % 2] / f"{index:04d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_files.noise(16, 16, seed=index).save(path)
+    (folder / "a" / "0101_empty.png").touch()
+    (folder / "b" / "0300_text.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(images):
+    return open_images(images)
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_checkpoint):
+    return Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=BATCH)
+
+
+def write(embedder, source, output, **options):
+    options = {"part_images": PART_IMAGES, "progress": False, **options}
+    return write_embeddings(embedder, source, output, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(embedder, source, tmp_path_factory):
+    """Vectors of a run without interruption, in one part."""
+    output = tmp_path_factory.mktemp("whole") / "vectors"
+    write(embedder, source, output, part_images=10_000)
+    return output
+
+
+def start(function, *args, **options):
+    process = multiprocessing.get_context("fork").Process(
+        target=function, args=args, kwargs=options
+    )
+    process.start()
+    return process
+
+
+def check_readable(folder: Path) -> int:
+    """Check that a folder holds whole parts only, each position once; return the positions."""
+    manifest = Manifest.load(folder)
+    files = sorted(folder.glob("part-*.parquet"))
+    spans = []
+    for file in files:
+        assert pq.read_table(file, page_checksum_verification=True).num_rows == len(
+            pq.read_table(file).column("path")
+        )
+        footer = read_footer(file)
+        assert footer is not None
+        spans.append((footer["start"], footer["stop"]))
+    spans.sort()
+    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    if manifest is not None:
+        assert {part.file for part in manifest.parts} <= {file.name for file in files}
+    return sum(stop - start for start, stop in spans)
+
+
+def assert_equal(folder: Path, whole: Path) -> None:
+    assert read_vectors(folder).equals(read_vectors(whole))
+    assert (folder / "skipped.csv").read_text() == (whole / "skipped.csv").read_text()
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["complete"] and metadata["num_embedded"] == NUM_IMAGES
+    assert not list(folder.glob(".*"))
+
+
+class TestParts:
+    def test_parts_hold_at_most_so_many_images_and_whole_batches(
+        self, embedder, source, whole, tmp_path
+    ):
+        write(embedder, source, tmp_path / "v")
+        parts = Manifest.load(tmp_path / "v").in_order()
+        assert [part.file for part in parts] == [f"part-{i:05d}.parquet" for i in range(13)]
+        assert {part.stop - part.start for part in parts[:-1]} == {48}
+        assert [part.start for part in parts] == [48 * i for i in range(13)]
+        assert sum(part.num_skipped for part in parts) == 2
+        assert_equal(tmp_path / "v", whole)
+
+    def test_a_part_is_closed_after_its_time(self, embedder, source, whole, tmp_path):
+        write(embedder, source, tmp_path / "v", part_seconds=1e-9)
+        assert len(Manifest.load(tmp_path / "v").parts) == 76
+        assert_equal(tmp_path / "v", whole)
+
+    def test_float16_halves_the_vectors(self, embedder, source, whole, tmp_path):
+        write(embedder, source, tmp_path / "v", vector_dtype="float16")
+        stored = np.stack(read_vectors(tmp_path / "v")["embedding"].to_numpy())
+        exact = np.stack(read_vectors(whole)["embedding"].to_numpy())
+        assert stored.dtype == np.float16
+        np.testing.assert_array_equal(stored, exact.astype(np.float16))
+
+    def test_checksums_tell_files_apart(self, whole):
+        checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
+        assert len(set(checksums)) == NUM_IMAGES and {len(text) for text in checksums} == {16}
+
+    @pytest.mark.parametrize("vector_dtype", ["float32", "float16"])
+    def test_datasets_pandas_polars_and_duckdb_read_it_at_any_moment(
+        self, embedder, source, tmp_path, vector_dtype
+    ):
+        datasets = pytest.importorskip("datasets")
+        pandas = pytest.importorskip("pandas")
+        polars = pytest.importorskip("polars")
+        duckdb = pytest.importorskip("duckdb")
+        folder = tmp_path / "v"
+        write(embedder, source, folder, vector_dtype=vector_dtype)
+        for path in [*folder.glob("part-0000[3-9]*"), folder / "skipped.csv"]:
+            path.unlink()  # as in the middle of a run
+        files = sorted(folder.glob("part-*.parquet"))
+        rows = read_pandas = pandas.read_parquet(files)
+        count = len(rows)
+        assert list(read_pandas.columns) == ["path", "label", "checksum", "embedding"]
+        assert polars.read_parquet(folder / "part-*.parquet").height == count
+        query = f"select count(embedding[1]) from '{folder}/part-*.parquet'"
+        assert duckdb.sql(query).fetchall() == [(count,)]
+        for arguments in (
+            {"path": str(folder)},
+            {"path": "parquet", "data_files": f"{folder}/*.parquet"},
+        ):
+            loaded = datasets.load_dataset(**arguments, cache_dir=str(tmp_path / "cache"))
+            assert loaded["train"].num_rows == count
+
+
+class TestResume:
+    @pytest.mark.parametrize("seed", range(2))
+    def test_25_kills_lose_double_and_change_nothing(self, seed, embedder, source, whole, tmp_path):
+        rng, kills, folder = random.Random(seed), 0, tmp_path / "v"
+        while kills < 25:
+            process = start(write, embedder, source, folder, resume=True)
+            process.join(rng.uniform(0.01, 0.3))
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.join()
+            done = check_readable(folder) if folder.exists() else 0
+            if done == len(source) and kills < 25:
+                if process.exitcode == 0:
+                    assert_equal(folder, whole)
+                shutil.rmtree(folder)
+        write(embedder, source, folder, resume=True)
+        assert_equal(folder, whole)
+
+    def test_a_part_between_rename_and_manifest_is_kept(self, embedder, source, whole, tmp_path):
+        folder = tmp_path / "v"
+        write(embedder, source, folder)
+        manifest = Manifest.load(folder)
+        manifest.parts.pop()
+        manifest.save(folder)
+        before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+        write(embedder, source, folder, resume=True)
+        assert {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")} == before
+        assert_equal(folder, whole)
+
+    @pytest.mark.parametrize("damage", ["truncate", "delete"])
+    def test_a_damaged_part_is_written_again(self, damage, embedder, source, whole, tmp_path):
+        folder = tmp_path / "v"
+        write(embedder, source, folder)
+        path = folder / "part-00003.parquet"
+        if damage == "delete":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:500])
+        write(embedder, source, folder, resume=True)
+        assert_equal(folder, whole)
+
+    def test_what_has_changed_is_refused_by_name(self, tiny_checkpoint, source, images, tmp_path):
+        def embedder(**options):
+            options = {"device": "cpu", "batch_size": BATCH, **options}
+            return Embedder.from_pretrained(tiny_checkpoint, **options)
+
+        folder = tmp_path / "v"
+        write(embedder(), source, folder)
+        for other, name in [
+            (embedder(pooling="mean"), "pooling"),
+            (embedder(normalize=True), "normalize"),
+            (embedder(dtype="bfloat16"), "dtype"),
+            (embedder(network="student"), "weights"),
+            (embedder(pixel_range=(0, 4095)), "pixel_range"),
+        ]:
+            with pytest.raises(ValueError, match=f"cannot be resumed.*{name}"):
+                write(other, source, folder, resume=True)
+        with pytest.raises(ValueError, match="data"):
+            write(embedder(), open_images(images / "a"), folder, resume=True)
+        with pytest.raises(ValueError, match="vector_dtype .float32, now float16"):
+            write(embedder(), source, folder, resume=True, vector_dtype="float16")
+        report = write(embedder(batch_size=100), source, folder, resume=True)  # may change
+        assert report.num_before == report.num_embedded == NUM_IMAGES
+
+    def test_another_process_may_not_write_to_the_folder(self, embedder, source, tmp_path):
+        folder = VectorFolder(tmp_path / "v", Manifest({}, {}), {})
+        with folder.writing(), pytest.raises(FileExistsError, match="another process is writing"):
+            write(embedder, source, tmp_path / "v", resume=True)
+        write(embedder, source, tmp_path / "v")
+
+    def test_a_full_disk_keeps_the_parts_before(self, embedder, source, whole, small_disk):
+        folder = small_disk / "v"
+        (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**17))
+        with pytest.raises(OSError, match="space"):
+            write(embedder, source, folder)
+        assert 0 < check_readable(folder) < NUM_IMAGES
+        (small_disk / "ballast").unlink()
+        write(embedder, source, folder, resume=True)
+        assert_equal(folder, whole)
+
+
+class TestSeveralProcesses:
+    def start_group(self, embedder, source, folder, token):
+        groups = [Group(rank, 2, rank, token, has_supervisor=False) for rank in range(2)]
+        options = {"part_images": PART_IMAGES, "resume": True}
+        return [
+            start(write_in_group, embedder, source, folder, group, **options) for group in groups
+        ]
+
+    def test_two_processes_write_the_same_vectors(self, embedder, source, whole, tmp_path):
+        processes = self.start_group(embedder, source, tmp_path / "v", "1")
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert_equal(tmp_path / "v", whole)
+
+    def test_kills_of_either_process_lose_double_and_change_nothing(
+        self, embedder, source, whole, tmp_path
+    ):
+        rng, folder = random.Random(0), tmp_path / "v"
+        for kill in range(25):
+            processes = self.start_group(embedder, source, folder, str(kill))
+            processes[0].join(rng.uniform(0.05, 0.4))
+            killed = processes[rng.randrange(2)]
+            os.kill(killed.pid, signal.SIGKILL)
+            if killed is processes[1]:
+                processes[0].join(120)
+                assert processes[0].exitcode == 0  # it takes over what the other one had
+                assert_equal(folder, whole)
+                shutil.rmtree(folder)
+            else:
+                os.kill(processes[1].pid, signal.SIGKILL)
+                check_readable(folder) if folder.exists() else None
+            for process in processes:
+                process.join()
+        write(embedder, source, folder, resume=folder.exists())
+        assert_equal(folder, whole)
+
+    def test_the_command_restarts_a_process_that_is_killed(
+        self, tiny_checkpoint, images, whole, tmp_path
+    ):
+        folder = tmp_path / "v"
+        words = [sys.executable, "-m", "selfvit.cli", "embed", tiny_checkpoint, "--data", images]
+        words += ["-o", folder, "--devices", 2, "--batch-size", BATCH, "--num-workers", 0]
+        words += ["--device", "cpu"]
+        command = subprocess.Popen(
+            [str(word) for word in words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 100
+        children: list[psutil.Process] = []
+        while len(children) < 2:
+            assert command.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+            found = psutil.Process(command.pid).children()
+            children = [child for child in found if "selfvit.cli" in child.cmdline()]
+        children[0].kill()
+        stdout, errors = command.communicate(timeout=200)
+        assert command.returncode == 0, errors
+        assert errors.count("was killed (SIGKILL); it is started again") == 1
+        assert f"{NUM_IMAGES} images embedded" in stdout
+        assert_equal(folder, whole)
+
+    @pytest.mark.parametrize(
+        "num_images, size, expected", [(100, 2, 8), (7, 2, 8), (10_000, 2, 48)]
+    )
+    def test_units_are_whole_batches_that_fit_into_a_part(self, num_images, size, expected):
+        units = units_of(num_images, BATCH, size, PART_IMAGES)
+        assert [unit.start for unit in units] == list(range(0, num_images, expected))
+        assert units[-1].stop == num_images
+
+
+class TestUpdate:
+    @pytest.fixture
+    def folder(self, images, tmp_path):
+        shutil.copytree(images, tmp_path / "images")
+        return tmp_path / "images"
+
+    def update(self, embedder, folder, output):
+        return update_embeddings(embedder, open_images(folder), output, progress=False)
+
+    def test_only_new_and_changed_images_are_embedded(self, embedder, folder, tmp_path):
+        output = tmp_path / "v"
+        write(embedder, open_images(folder), output)
+        before = {row["path"]: row for row in read_vectors(output).to_pylist()}
+        for index in range(3):
+            image_files.noise(16, 16, seed=1000 + index).save(folder / "a" / f"new_{index}.png")
+        for name in ("a/0000.png", "b/0477.png"):  # same size and time, other content
+            times = (folder / name).stat()
+            content = bytearray((folder / name).read_bytes())
+            image_files.noise(16, 16, seed=len(name) + content[-20]).save(folder / name)
+            os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+        (folder / "b" / "0301.png").unlink()
+        (folder / "b" / "0300_text.png").unlink()
+        report = self.update(embedder, folder, output)
+        assert (report.num_new, report.num_changed, report.num_removed) == (3, 2, 1)
+        assert report.num_kept == NUM_IMAGES - 3
+        after = {row["path"]: row for row in read_vectors(output).to_pylist()}
+        assert len(after) == NUM_IMAGES + 2 == read_vectors(output).num_rows
+        write(embedder, open_images(folder), tmp_path / "fresh")
+        fresh = {row["path"]: row for row in read_vectors(tmp_path / "fresh").to_pylist()}
+        assert after.keys() == fresh.keys()
+        for name, row in fresh.items():
+            assert row["label"] == after[name]["label"]
+            assert row["checksum"] == after[name]["checksum"]
+            np.testing.assert_allclose(row["embedding"], after[name]["embedding"], atol=1e-5)
+        assert sum(after[name] != before.get(name) for name in after) == 5
+        skipped = (output / "skipped.csv").read_text().splitlines()
+        assert len(skipped) == 2 and skipped[1].startswith("a/0101_empty.png")
+        assert json.loads((output / "metadata.json").read_text())["num_embedded"] == NUM_IMAGES + 2
+        again = self.update(embedder, folder, output)
+        assert (again.num_new, again.num_changed, again.num_removed) == (0, 0, 0)
+        with pytest.raises(ValueError, match="use --update"):
+            write(embedder, open_images(folder), output, resume=True)
+
+    def test_a_killed_update_continues_when_it_is_repeated(self, embedder, folder, tmp_path):
+        output, rng = tmp_path / "v", random.Random(0)
+        write(embedder, open_images(folder), output)
+        for path in sorted(folder.rglob("*.png"))[::3]:
+            path.unlink()
+        for index in range(200):
+            image_files.noise(16, 16, seed=2000 + index).save(folder / "b" / f"new_{index}.png")
+        for _ in range(8):
+            process = start(self.update, embedder, folder, output)
+            process.join(rng.uniform(0.05, 0.5))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            names = read_vectors(output, columns=["path"])["path"].to_pylist()
+            assert len(set(names)) == len(names)
+        self.update(embedder, folder, output)
+        write(embedder, open_images(folder), tmp_path / "fresh")
+        fresh = read_vectors(tmp_path / "fresh", columns=["path", "checksum"]).sort_by("path")
+        assert read_vectors(output, columns=["path", "checksum"]).sort_by("path").equals(fresh)
+
+    def test_another_checkpoint_or_other_columns_are_refused(
+        self, tiny_checkpoint, embedder, folder, tmp_path
+    ):
+        output = tmp_path / "v"
+        with pytest.raises(FileNotFoundError, match="no vectors to update"):
+            self.update(embedder, folder, output)
+        write(embedder, open_images(folder), output)
+        other = Embedder.from_pretrained(tiny_checkpoint, device="cpu", pooling="mean")
+        with pytest.raises(ValueError, match="cannot be updated.*pooling"):
+            self.update(other, folder, output)
+        with pytest.raises(ValueError, match="has the columns path, label"):
+            self.update(embedder, folder / "a", output)
