@@ -196,7 +196,7 @@ def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
     print(
         f"""
 {output}/checkpoint          the model: AutoModel.from_pretrained("{output}/checkpoint")
-{output}/vectors             embeddings.parquet of the test images
+{output}/vectors             vectors of the test images (Parquet)
 {output}/metrics.json        all metrics
 {output}/embedding_map.png   map of the test images, similar ones next to each other
 {output}/attention_maps.png  attention of the class token
