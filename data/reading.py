@@ -91,17 +91,38 @@ def read_images(
         LostWorkersError: If so many workers in a row were killed that others would be, too.
         Exception: Any other error that the source or `prepare` raises.
     """
+    if num_workers == 0:
+        for positions in batches:
+            yield read_batch(source, prepare, positions, collate)
+        return
     reading = Reading(
         read=partial(_read, source, prepare),
         name_of=source.name_of,
         pack=partial(_pack, collate),
         batches=batches,
     )
-    if num_workers > 0 and len(reading) > 0:
+    if len(reading) > 0:
         yield from ReadingWorkers(reading, num_workers)
-        return
-    for number in range(len(reading)):
-        yield reading.pack([reading.read(place, _no_name) for place in reading.batch(number)])
+
+
+def read_batch(
+    source: ImageSource,
+    prepare: Callable[[ImageRecord], Any],
+    positions: Sequence[int],
+    collate: Callable[[list[Any]], Any] = list,
+) -> ReadBatch:
+    """Read the images of one batch in this process.
+
+    Args:
+        source: Images to read.
+        prepare: Function of a record, as in `read_images`.
+        positions: Positions to read.
+        collate: Function of the pixels of a batch, as in `read_images`.
+
+    Raises:
+        Exception: Any error of the source or of `prepare` that is no fault of an image.
+    """
+    return _pack(collate, [_read(source, prepare, int(place), _no_name) for place in positions])
 
 
 def read_spread_images(
@@ -228,4 +249,11 @@ def _pack(collate: Callable[[list[Any]], Any], items: list[ReadItem]) -> ReadBat
     )
 
 
-__all__ = ["Batches", "ReadBatch", "read_images", "read_spread_images", "unreadable_reason"]
+__all__ = [
+    "Batches",
+    "ReadBatch",
+    "read_batch",
+    "read_images",
+    "read_spread_images",
+    "unreadable_reason",
+]

@@ -24,7 +24,14 @@ from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixe
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
-from ..data.reading import Batches, read_images, read_spread_images, unreadable_reason
+from ..data.reading import (
+    Batches,
+    ReadBatch,
+    read_batch,
+    read_images,
+    read_spread_images,
+    unreadable_reason,
+)
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -74,6 +81,45 @@ class EmbeddedImages:
     labels: np.ndarray | None
     label_names: list[str] | None
     skipped: list[SkippedImage]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Decoding and preprocessing of an embedder, which needs no model.
+
+    Args:
+        processor: Image processor.
+        pixel_format: Pixels that the model reads.
+    """
+
+    processor: BaseImageProcessor
+    pixel_format: PixelFormat
+
+    def __call__(self, record: ImageRecord) -> tuple[Tensor, ValueRanges, str | None]:
+        """Return the pixels (C, H, W) of an image, their ranges, and the checksum of the file.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded.
+        """
+        pixels, ranges = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
+        return pixels, ranges, checksum_of(record.image)
+
+    def read(self, source: ImageSource, positions: Sequence[int]) -> ReadBatch:
+        """Read one batch; its pixels are those of `stack`.
+
+        Args:
+            source: Images to read.
+            positions: Positions to read.
+        """
+        return read_batch(source, self, positions, self.stack)
+
+    @staticmethod
+    def stack(
+        items: list[tuple[Tensor, ValueRanges, str | None]],
+    ) -> tuple[Tensor, list[ValueRanges], list[str | None]]:
+        """Return pixels (B, C, H, W), ranges and checksums of a batch."""
+        pixels, ranges, checksums = zip(*items, strict=True)
+        return torch.stack(pixels), list(ranges), list(checksums)
 
 
 class Embedder:
@@ -182,6 +228,11 @@ class Embedder:
         )
 
     @property
+    def preparation(self) -> Preparation:
+        """Decoding and preprocessing, without the model."""
+        return Preparation(self.processor, self.pixel_format)
+
+    @property
     def embedding_size(self) -> int:
         """Number of values per vector (E)."""
         return self.model.config.embedding_size
@@ -275,10 +326,10 @@ class Embedder:
         batches = Batches(ranges, self.batch_size)
         read = read_images(
             source,
-            partial(_preprocess_file, processor=self.processor, pixel_format=self.pixel_format),
+            self.preparation,
             batches=batches,
             num_workers=self.num_workers,
-            collate=_stack,
+            collate=Preparation.stack,
         )
         num_skipped = 0
         done_before = num_images - sum(len(positions) for positions in ranges)
@@ -409,20 +460,6 @@ def _decode_and_preprocess(
 ) -> tuple[Tensor, ValueRanges]:
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
     return pixel_values_of(decoded, processor), decoded.ranges
-
-
-def _preprocess_file(
-    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, ValueRanges, str | None]:
-    pixels, ranges = _decode_and_preprocess(record.image, processor, pixel_format)
-    return pixels, ranges, checksum_of(record.image)
-
-
-def _stack(
-    items: list[tuple[Tensor, ValueRanges, str | None]],
-) -> tuple[Tensor, list[ValueRanges], list[str | None]]:
-    pixels, ranges, checksums = zip(*items, strict=True)
-    return torch.stack(pixels), list(ranges), list(checksums)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the vectors of a folder depend on, besides the images."""
+"""Fingerprint of a checkpoint and its options, by which a folder of vectors can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifest of a folder of vectors: what they depend on, and the parts that are complete."""
+"""Manifest of a folder of vectors: its checkpoint, its data, and the complete parts."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the vectors of a folder depend on, and its parts.
+    """Origin of the vectors of a folder, and its parts.
 
     Args:
-        checkpoint: What the vectors depend on besides the images, see `checkpoint_fingerprint`.
+        checkpoint: Values that the vectors depend on, see `checkpoint_fingerprint`.
         data: Fingerprint, description and number of images of the source.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.

@@ -21,7 +21,14 @@ from ..embedder import Embedder
 from .folder import VectorFolder, check_output
 from .manifest import Manifest
 from .shared_work import SECONDS_BETWEEN_LOOKS, TOKEN, Progress, start_group
-from .writer import WriteReport, finish, open_folder
+from .writer import (
+    PART_IMAGES,
+    PART_SECONDS,
+    WriteReport,
+    check_part_options,
+    finish,
+    open_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +78,7 @@ def write_in_processes(
     resume: bool = False,
     vector_dtype: str = "float32",
     metadata: dict[str, Any] | None = None,
+    part_images: int = PART_IMAGES,
 ) -> WriteReport:
     """Embed a source in several processes of this machine, as `write_embeddings` does in one.
 
@@ -84,14 +92,16 @@ def write_in_processes(
         resume: As in `write_embeddings`.
         vector_dtype: As in `write_embeddings`.
         metadata: As in `write_embeddings`.
+        part_images: As in `write_embeddings`; the processes have it from their command.
 
     Raises:
         ChildProcessError: If a process ends with an error, or they are killed again and again.
         FileExistsError: If `output` may not be replaced.
-        ValueError: As for `write_embeddings`.
+        ValueError: If no image can be read, or the earlier run differs, see `write_embeddings`.
     """
     started = time.perf_counter()
     check_output(output, overwrite, resume)
+    check_part_options(part_images, PART_SECONDS, vector_dtype)
     folder = open_folder(
         embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
     )

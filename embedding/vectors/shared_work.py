@@ -50,6 +50,11 @@ class Group:
     token: str
     has_supervisor: bool
 
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process starts the folder, completes it and reports."""
+        return self.rank == 0 and not self.has_supervisor
+
     @classmethod
     def from_environment(cls) -> Group | None:
         """Return the group that a launcher (torchrun, accelerate, `--devices`) put this process in.
@@ -240,10 +245,10 @@ def write_in_group(
 
     Raises:
         ChildProcessError: If the supervisor has died.
-        ValueError: As for `write_embeddings`, or if the processes differ.
+        ValueError: If the processes or the earlier run differ, or no image can be read.
     """
     started = time.perf_counter()
-    is_leader = group.rank == 0 and not group.has_supervisor
+    is_leader = group.is_leader
     if is_leader:
         check_output(output, overwrite, resume)
     folder = open_folder(

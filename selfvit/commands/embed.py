@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from enum import Enum
 from pathlib import Path
@@ -15,8 +16,17 @@ from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
     from ..data.image_source import ImageSource
+    from ..data.inventory import SkippedImage
     from ..embedding.embedder import Embedder
+    from ..embedding.vectors.shared_work import Group
     from ..embedding.vectors.writer import WriteReport
+
+
+class RunnerName(str, Enum):
+    """Ways to run."""
+
+    local = "local"
+    ray = "ray"
 
 
 class VectorDType(str, Enum):
@@ -24,6 +34,48 @@ class VectorDType(str, Enum):
 
     float32 = "float32"
     float16 = "float16"
+
+
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        help="Number of processes, each with its own GPU (or share of the cores): all, or a "
+        "number.",
+        show_default="one process",
+    ),
+]
+Runner = Annotated[
+    RunnerName,
+    typer.Option("--runner", help="Where to run: on this machine, or on a Ray cluster ([ray])."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="Address of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.",
+        show_default="a new one on this machine",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help=HELP["resume"])]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Embed the new and changed images, and drop the vectors of those that are gone.",
+    ),
+]
+PartImages = Annotated[
+    int,
+    typer.Option(
+        "--part-images",
+        min=1,
+        help="Maximum number of images per part; a part is closed after five minutes.",
+    ),
+]
+StoredDType = Annotated[
+    VectorDType, typer.Option("--vector-dtype", help="Type of the stored values.")
+]
 
 
 def embed(
@@ -40,34 +92,16 @@ def embed(
     normalize: options.Normalize = False,
     dtype: options.DType = options.DTypeName.float32,
     device: options.Device = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            help="Number of processes, each with its own GPU (or share of the cores): all, or a "
-            "number.",
-            show_default="one process",
-        ),
-    ] = None,
+    devices: Devices = None,
+    runner: Runner = RunnerName.local,
+    ray_address: RayAddress = None,
     batch_size: options.BatchSize = 64,
     num_workers: options.NumWorkers = None,
-    resume: Annotated[bool, typer.Option("--resume", help=HELP["resume"])] = False,
+    resume: Resume = False,
     overwrite: options.Overwrite = False,
-    update: Annotated[
-        bool,
-        typer.Option(
-            "--update",
-            help="Embed the new and changed images, and drop the vectors of those that are gone.",
-        ),
-    ] = False,
-    part_images: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Maximum number of images per part; a part is closed after five minutes."
-        ),
-    ] = 100_000,
-    vector_dtype: Annotated[
-        VectorDType, typer.Option(help="Type of the stored values.")
-    ] = VectorDType.float32,
+    update: Update = False,
+    part_images: PartImages = 100_000,
+    vector_dtype: StoredDType = VectorDType.float32,
     strict: options.Strict = False,
 ) -> None:
     """Write a vector for every image.
@@ -78,24 +112,19 @@ def embed(
     """
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
-    from ..embedding.vectors.folder import SKIPPED, check_output
-    from ..embedding.vectors.processes import count_devices, device_of, write_in_processes
-    from ..embedding.vectors.shared_work import Group, write_in_group
-    from ..embedding.vectors.writer import write_embeddings
+    from ..embedding.vectors.folder import check_output
+    from ..embedding.vectors.processes import count_devices, device_of
+    from ..embedding.vectors.shared_work import Group
 
-    if update and (devices is not None or overwrite or resume):
-        raise ValueError(
-            "--update embeds what is missing in one process; leave out --devices, --overwrite and "
-            "--resume."
-        )
+    on_ray = runner is RunnerName.ray
+    _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
     group = Group.from_environment()
     size = count_devices(devices) if group is None else group.size
-    if group is None:
-        if not update:
-            check_output(output, overwrite, resume)
-    elif device is None:
+    if group is not None and device is None:
         device = device_of(group.local_rank)
+    if group is None and not update:
+        check_output(output, overwrite, resume)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     embedder = Embedder.from_pretrained(
         checkpoint,
@@ -108,51 +137,98 @@ def embed(
         dtype=dtype.value,
         pixel_range=declared_range,
     )
-    parts: dict[str, Any] = {"part_images": part_images, "vector_dtype": vector_dtype.value}
-    run: dict[str, Any] = {
-        "overwrite": overwrite,
-        "resume": resume,
+    if group is None or group.is_leader:
+        report_source(source)
+    written: dict[str, Any] = {
+        "part_images": part_images,
+        "vector_dtype": vector_dtype.value,
         "metadata": {"model": checkpoint, "network": network.value},
     }
-    report: WriteReport | None
+    skipped: list[SkippedImage] | None
     if update:
-        _update(embedder, source, output, parts, run, strict)
-        return
-    if group is None or group.rank == 0 and not group.has_supervisor:
-        report_source(source)
-    if group is not None:
-        report = write_in_group(embedder, source, output, group, **parts, **run)
-        if report is None:
-            return
-    elif size > 1:
-        command = ["selfvit.cli", *sys.argv[1:]]
-        del parts["part_images"]  # the processes have it from the command
-        report = write_in_processes(embedder, source, output, command, size, **parts, **run)
+        skipped = _update(embedder, source, output, written)
     else:
-        report = write_embeddings(embedder, source, output, **parts, **run)
+        written |= {"overwrite": overwrite, "resume": resume}
+        if on_ray:
+            embedder = _on_ray(embedder, ray_address)
+        skipped = _write(embedder, source, output, group, size, written)
+    if skipped is not None:
+        report_left_out(("", source, skipped), strict=strict, skipped_file=None)
+
+
+def _check_combination(
+    update: bool, devices: str | None, on_ray: bool, ray_address: str | None, starts: bool
+) -> None:
+    if update and (devices is not None or on_ray or starts):
+        raise ValueError(
+            "--update embeds what is missing in one process; leave out --devices, --runner, "
+            "--overwrite and --resume."
+        )
+    if on_ray and devices is not None:
+        raise ValueError("--runner ray uses the devices of its cluster; leave out --devices.")
+    if ray_address is not None and not on_ray:
+        raise ValueError("--ray-address needs --runner ray.")
+
+
+def _on_ray(embedder: Embedder, address: str | None) -> Embedder:
+    """Connect to a Ray cluster, and return an embedder that uses it."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ImportError('--runner ray needs Ray: pip install "selfvit[ray]"') from error
+    from ..embedding.ray import RayEmbedder
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConnectionError(
+            f"there is no Ray cluster at {address!r}: {error}; start one with ray start --head."
+        ) from error
+    return RayEmbedder(embedder)
+
+
+def _write(
+    embedder: Embedder,
+    source: ImageSource,
+    output: Path,
+    group: Group | None,
+    size: int,
+    written: dict[str, Any],
+) -> list[SkippedImage] | None:
+    """Write the vectors, and return the skipped images; None if another process reports them."""
+    from ..embedding.vectors.folder import SKIPPED
+    from ..embedding.vectors.processes import write_in_processes
+    from ..embedding.vectors.shared_work import write_in_group
+    from ..embedding.vectors.writer import write_embeddings
+
+    report: WriteReport | None
+    if group is not None:
+        report = write_in_group(embedder, source, output, group, **written)
+    elif size > 1:
+        command = ["selfvit.cli", *sys.argv[1:]]  # the processes find themselves in a group
+        report = write_in_processes(embedder, source, output, command, size, **written)
+    else:
+        report = write_embeddings(embedder, source, output, **written)
+    if report is None:
+        return None
     num_new = report.num_embedded - report.num_before
     before = f" ({report.num_before} before)" if report.num_before else ""
     typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
-    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)
+    return report.skipped
 
 
 def _update(
-    embedder: Embedder,
-    source: ImageSource,
-    output: Path,
-    parts: dict[str, Any],
-    run: dict[str, Any],
-    strict: bool,
-) -> None:
+    embedder: Embedder, source: ImageSource, output: Path, written: dict[str, Any]
+) -> list[SkippedImage]:
+    """Update the vectors, and return the skipped images."""
     from ..embedding.vectors.update import update_embeddings
 
-    report_source(source)
-    report = update_embeddings(embedder, source, output, **parts, metadata=run["metadata"])
+    report = update_embeddings(embedder, source, output, **written)
     typer.echo(
         f"{report.num_new + report.num_changed} images embedded in {report.seconds:.1f} s "
         f"({report.num_new} new, {report.num_changed} changed); {report.num_removed} removed, "
         f"{report.num_kept} kept: {output}"
     )
-    report_left_out(("", source, report.skipped), strict=strict, skipped_file=None)
+    return report.skipped

@@ -1,0 +1,160 @@
+"""Embedding on a Ray cluster of two nodes, which run on this machine."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from selfvit.data.sources import open_images  # noqa: E402
+from selfvit.embedding.embedder import Embedder  # noqa: E402
+from selfvit.embedding.ray import RayEmbedder, embed_dataset  # noqa: E402
+from selfvit.embedding.vectors.reader import read_vectors  # noqa: E402
+from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
+
+from .. import image_files  # noqa: E402
+
+NUM_IMAGES = 319  # and one that cannot be read: a batch of one has other last bits
+BATCH = 8
+NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(NUM_IMAGES):
+        image_files.noise(16, 16, seed=index).save(folder / f"{index:04d}.png")
+    (folder / "0100_text.png").write_text("no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_checkpoint):
+    return Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=BATCH)
+
+
+@pytest.fixture(scope="module")
+def whole(embedder, images, tmp_path_factory):
+    """Vectors of a single process."""
+    output = tmp_path_factory.mktemp("whole") / "vectors"
+    write_embeddings(embedder, open_images(images), output, progress=False)
+    return output
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    started.add_node(**NODE)
+    ray.init(address=started.address, log_to_driver=False)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def assert_equal(folder, whole):
+    found, expected = read_vectors(folder), read_vectors(whole)
+    assert found.drop_columns("embedding").equals(expected.drop_columns("embedding"))
+    vectors = [np.stack(table["embedding"].to_numpy()) for table in (found, expected)]
+    np.testing.assert_array_equal(*vectors)
+
+
+def write(embedder, images, output, **options):
+    options = {"progress": False, "part_images": 40, **options}
+    write_embeddings(RayEmbedder(embedder, num_actors=2), open_images(images), output, **options)
+
+
+def ray_workers(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(name in word for word in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_the_vectors_are_those_of_one_process(cluster, embedder, images, whole, tmp_path):
+    write(embedder, images, tmp_path / "v")
+    assert_equal(tmp_path / "v", whole)
+    assert (tmp_path / "v" / "skipped.csv").read_text() == (whole / "skipped.csv").read_text()
+
+
+def test_killed_tasks_and_actors_are_run_again(cluster, embedder, images, whole, tmp_path):
+    rng, stop, kills = random.Random(0), threading.Event(), []
+
+    def kill():
+        while not stop.wait(0.3):
+            if workers := ray_workers(rng.choice(["ray::MapBatches", "ray::MapWorker"])):
+                victim = rng.choice(workers)
+                kills.append(victim.info["cmdline"][0])
+                victim.kill()
+            if len(kills) >= 10:
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        while not len(kills) >= 10:
+            write(embedder, images, tmp_path / "v", overwrite=True)
+    finally:
+        stop.set()
+        killer.join()
+    assert_equal(tmp_path / "v", whole)
+
+
+def test_a_node_may_be_lost(cluster, embedder, images, whole, tmp_path):
+    node = cluster.add_node(**NODE)
+    found = []
+    ray_embedder = RayEmbedder(embedder, num_actors=3)
+    for number, batch in enumerate(ray_embedder.stream(open_images(images))):
+        found.append(batch.vectors)
+        if number == 5:
+            cluster.remove_node(node, allow_graceful=False)
+    expected = np.stack(read_vectors(whole)["embedding"].to_numpy())
+    assert np.array_equal(np.concatenate(found), expected)
+
+
+def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, whole):
+    paths = sorted(str(path) for path in images.iterdir())
+    dataset = ray.data.from_items([{"image": path, "number": i} for i, path in enumerate(paths)])
+    embedded = embed_dataset(dataset, str(tiny_checkpoint), batch_size=BATCH, num_actors=1)
+    rows = sorted(embedded.take_all(), key=lambda row: row["number"])
+    assert [row["reason"] == "" for row in rows].count(False) == 1
+    assert np.isnan(rows[101]["embedding"]).all() and "not an image" in rows[101]["reason"]
+    vectors = np.stack([row["embedding"] for row in rows if not row["reason"]])
+    expected = np.stack(read_vectors(whole)["embedding"].to_numpy())
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="image_column .'photo'. must be a column"):
+        embed_dataset(dataset, str(tiny_checkpoint), image_column="photo")
+
+
+def test_a_killed_driver_is_resumed(cluster, tiny_checkpoint, images, whole, tmp_path):
+    output = tmp_path / "v"
+    words = ["embed", tiny_checkpoint, "--data", images, "-o", output, "--batch-size", BATCH]
+    words += ["--runner", "ray", "--ray-address", cluster.address, "--part-images", 40, "--resume"]
+    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
+    options: dict[str, Any] = {
+        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+        "stderr": subprocess.PIPE,
+    }
+    driver = subprocess.Popen(command, **options)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("part-*.parquet")):
+        assert driver.poll() is None and time.monotonic() < deadline, driver.stderr.read()
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert 0 < len(read_vectors(output)) < NUM_IMAGES
+    resumed = subprocess.run(command, check=False, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal(output, whole)
