@@ -27,8 +27,8 @@ def progress_bar(
 ) -> Any:
     """Return a tqdm bar if standard error is a terminal, otherwise `ProgressLines`.
 
-    Both can be iterated over, are context managers, and have `update(n)`, `set_postfix(**values)`,
-    `write(text)` and `close()`.
+    All of them can be iterated over, are context managers, and have `update(n)`,
+    `set_postfix(**values)`, `write(text)` and `close()`.
 
     Args:
         iterable: Items to iterate over; None if `update` is called instead.
@@ -38,17 +38,18 @@ def progress_bar(
         initial: Number of items that were done before.
         disable: Whether to show no progress.
     """
-    if disable or sys.stderr.isatty():
+    if sys.stderr.isatty() and not disable:
         return tqdm(
             iterable,
             total=total,
             desc=description,
             unit=f" {unit}",
             initial=initial,
-            disable=disable,
             dynamic_ncols=True,
         )
-    return ProgressLines(iterable, total=total, description=description, unit=unit, initial=initial)
+    # A disabled bar of tqdm would take its lock, which a forked process that was killed may hold.
+    lines = NoProgress if disable else ProgressLines
+    return lines(iterable, total=total, description=description, unit=unit, initial=initial)
 
 
 class ProgressLines:
@@ -137,4 +138,15 @@ class ProgressLines:
         self.shown, self.shown_at = self.n, now
 
 
-__all__ = ["ProgressLines", "progress_bar"]
+class NoProgress(ProgressLines):
+    """Progress that is not shown; the arguments are those of `progress_bar`."""
+
+    def _is_due(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Show nothing."""
+        self.closed = True
+
+
+__all__ = ["NoProgress", "ProgressLines", "progress_bar"]
