@@ -21,7 +21,8 @@ class ObjectiveConfig(PreTrainedConfig):
         Raises:
             ValueError: If there is an unknown field.
         """
-        if unknown := sorted(kwargs.keys() - {"model_type", "transformers_version"}):
+        shared = {field.name for field in fields(PreTrainedConfig)} | {"num_labels", "model_type"}
+        if unknown := sorted(kwargs.keys() - shared):
             known = sorted(self.to_dict().keys() - {"model_type", "transformers_version"})
             raise ValueError(
                 f"{unknown[0]} is not a field of {self.model_type}; the fields are "

@@ -13,7 +13,7 @@ HELP = {
     "strict": "Exit with code 1 if any image was left out.",
     "output": "Folder or file to write.",
     "overwrite": "Replace an earlier output.",
-    "resume": "Keep what an earlier run has written, and do the rest.",
+    "resume": "Continue the run that was interrupted in --output.",
     "batch_size": "Number of images per batch; in training, of an optimizer step.",
     "num_workers": "Number of processes that decode images; 0 decodes in the main process.",
     "pooling": "Pooling of the tokens: cls, mean, cls+mean, gem or concat:N.",

@@ -59,6 +59,7 @@ class PartWriter:
         self.start, self.stop = start, start
         self.num_rows = 0
         self.skipped: list[SkippedImage] = []
+        self._last_read = start, 0  # end and skipped images of the last batch that was read
         self._waiting: list[pa.RecordBatch] = []
         self._num_waiting = 0
         self._writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
@@ -88,8 +89,15 @@ class PartWriter:
         self.skipped += batch.skipped
         if self.start is not None:
             self.stop = batch.positions[-1] + 1
+        if batch.ids:
+            self._last_read = self.stop, len(self.skipped)
         if self._num_waiting * vectors.list_size >= VALUES_PER_ROW_GROUP:
             self._flush()
+
+    def forget_last_skipped(self) -> None:
+        """Forget the batches at the end of which nothing could be read, as if not reached."""
+        self.stop, num_skipped = self._last_read
+        del self.skipped[num_skipped:]
 
     def close(self, run: str) -> dict[str, Any]:
         """Write what is left and the description of the part, and return that description.

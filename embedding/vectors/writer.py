@@ -221,7 +221,9 @@ def embed_ranges(
                 part.write(batch)
                 if on_batch is not None:
                     on_batch(batch)
-    except BaseException:
+    except BaseException as error:
+        if part is not None and isinstance(error, LostWorkersError):
+            part.forget_last_skipped()  # the images are not to blame
         if part is not None and (folder.replaces_earlier_result or not part.num_rows):
             part.discard()
         elif part is not None:

@@ -123,7 +123,7 @@ class TestPixelScale:
 
     def test_other_commands_take_and_warn_of_the_range_too(self, data, tmp_path, caplog):
         torch.manual_seed(0)
-        config = tiny_config(mae_config={"decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+        config = tiny_config(mae_config={"decoder_hidden_size": 32, "decoder_num_layers": 1,
                                          "decoder_num_attention_heads": 2})  # fmt: skip
         model = tmp_path / "mae"
         SelfViTForMAE(config).save_pretrained(model)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -168,7 +167,7 @@ class TestResume:
             process = start(write, embedder, source, folder, resume=True)
             process.join(rng.uniform(0.01, 0.3))
             if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 kills += 1
             process.join()
             done = check_readable(folder) if folder.exists() else 0
@@ -265,14 +264,14 @@ class TestSeveralProcesses:
             processes = self.start_group(embedder, source, folder, str(kill))
             processes[0].join(rng.uniform(0.05, 0.4))
             killed = processes[rng.randrange(2)]
-            os.kill(killed.pid, signal.SIGKILL)
+            killed.kill()
             if killed is processes[1]:
                 processes[0].join(120)
                 assert processes[0].exitcode == 0  # it takes over what the other one had
                 assert_equal(folder, whole)
                 shutil.rmtree(folder)
             else:
-                os.kill(processes[1].pid, signal.SIGKILL)
+                processes[1].kill()
                 check_readable(folder) if folder.exists() else None
             for process in processes:
                 process.join()
@@ -369,7 +368,7 @@ class TestUpdate:
         for _ in range(8):
             process = start(self.update, embedder, folder, output)
             process.join(rng.uniform(0.05, 0.5))
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.join()
             names = read_vectors(output, columns=["path"])["path"].to_pylist()
             assert len(set(names)) == len(names)

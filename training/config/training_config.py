@@ -118,7 +118,7 @@ class StartConfig(Section):
         "Weights to take from --init-from: encoder, or all (also heads and teacher)",
         choices=("encoder", "all"),
     )
-    resume: bool = option(False, "Continue from the newest checkpoint in --output", resumable=True)
+    resume: bool = option(False, HELP["resume"], resumable=True)
     overwrite: bool = option(False, HELP["overwrite"], resumable=True)
     dry_run: bool = option(
         False, "Check the run and print its plan, without training or writing", resumable=True
