@@ -1,7 +1,9 @@
 """Training on images with 1, 4, 8 and 12 channels, and on images of twelve bits."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,10 +13,15 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoImageProcessor
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.embedder import Embedder, preprocess
+from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.train import main, train_recipe
 
+from ..hub_requests import USER
+from ..local_hub import LocalHub
+from ..python_without_selfvit import create_python_without_selfvit
+from ..sharing.hub_client import HubClient
 from ..training.tiny_runs import (
     ENCODER,
     LOOP,
@@ -314,3 +321,56 @@ def test_a_classifier_from_random_weights_says_so(two_class_folder, tmp_path, ca
 @pytest.fixture
 def two_class_folder(tmp_path):
     return write_bands(tmp_path / "photos", 3, kinds="tif")
+
+
+WITHOUT_SELFVIT = """
+import sys
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+checkpoint, result, *files = sys.argv[1:]
+processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+with torch.no_grad():
+    pixels = processor([np.load(file) for file in files], return_tensors="pt")
+    np.save(result, model(**pixels).pooler_output.numpy())
+"""
+
+
+def test_four_channels_of_twelve_bits_from_training_to_the_hub_and_back(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    data, output = bands_folder(tmp_path, 4, high=4096, kinds="npy"), tmp_path / "out"
+    main(arguments("dino", data, output, *SHORT, "--num-channels", 4, "--bits", 12))
+    with LocalHub() as hub, HubClient(hub, tmp_path / "publisher") as client:
+        for words in (
+            ("embed", output, "--data", data, "--output", tmp_path / "vectors"),
+            ("export", output, "--to", "onnx", "--output", tmp_path / "onnx"),
+            ("publish", output, f"{USER}/bands"),
+        ):
+            code, printed = client.run(*words)
+            assert code == 0, printed
+        table = read_vectors(tmp_path / "vectors")
+        vectors = np.stack(table["embedding"].to_numpy())
+        files = [data / path for path in table["path"].to_pylist()]
+        assert len(files) == 12 and vectors.std(axis=0).mean() > 0.01
+
+        session = runtime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+        processor = AutoImageProcessor.from_pretrained(output)
+        pixels = torch.stack([preprocess(file, processor) for file in files]).numpy()
+        (found,) = session.run(None, {"pixel_values": pixels})
+        np.testing.assert_allclose(found, vectors, atol=1e-5)
+
+        python = create_python_without_selfvit(tmp_path / "environment")
+        variables = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url}
+        arguments_of = [f"{USER}/bands", tmp_path / "found.npy", *files]
+        loaded = subprocess.run(
+            [python, "-I", "-c", WITHOUT_SELFVIT, *arguments_of],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HF_HUB_DISABLE_XET": "1", **variables},
+            capture_output=True,
+            text=True,
+        )
+        assert loaded.returncode == 0, loaded.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "found.npy"), vectors, atol=1e-5)
