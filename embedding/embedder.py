@@ -40,6 +40,8 @@ from .preprocessing import needed_size, pixel_format_of, pixel_values_of
 
 logger = logging.getLogger(__name__)
 
+TOKENS = ("pooled", "patches")
+
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
@@ -53,6 +55,8 @@ class EmbeddedBatch:
             for an image that is no file.
         skipped: Images that cannot be read.
         positions: Positions in the source of all images of the batch, at most B.
+        patches: Patch tokens of the same images, (len(ids), rows, columns, D), float16; None unless
+            the embedder computes them.
     """
 
     ids: list[str]
@@ -61,6 +65,7 @@ class EmbeddedBatch:
     checksums: list[str | None]
     skipped: list[SkippedImage]
     positions: Sequence[int]
+    patches: np.ndarray | None = None
 
 
 @dataclass
@@ -140,9 +145,11 @@ class Embedder:
             always float32.
         pixel_range: Values of black and white in files of more than eight bits, as in
             `PixelFormat`; None for the range of the processor, if it has one.
+        tokens: "pooled" for the vectors alone, "patches" for the patch tokens in addition, which
+            `stream` returns.
 
     Raises:
-        ValueError: If `batch_size` or `num_workers` is out of range.
+        ValueError: If `tokens`, `batch_size` or `num_workers` has no valid value.
 
     Example:
         >>> embedder = Embedder.from_pretrained("OUT")
@@ -160,7 +167,10 @@ class Embedder:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         pixel_range: tuple[float, float] | None = None,
+        tokens: str = "pooled",
     ):
+        if tokens not in TOKENS:
+            raise ValueError(f"tokens ({tokens!r}) must be one of {', '.join(TOKENS)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         if num_workers < 0:
@@ -171,6 +181,7 @@ class Embedder:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pixel_format = pixel_format_of(processor, pixel_range)
+        self.tokens = tokens
         self._range_check = RangeCheck()
 
     @classmethod
@@ -186,6 +197,7 @@ class Embedder:
         device: str | None = None,
         dtype: str = "float32",
         pixel_range: tuple[float, float] | None = None,
+        tokens: str = "pooled",
     ) -> Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
@@ -203,6 +215,7 @@ class Embedder:
             dtype: Precision to compute in: "float32", "bfloat16" or "float16".
             pixel_range: Values of black and white in files of more than eight bits, as in
                 `PixelFormat`; None for the range stored in the checkpoint, if there is one.
+            tokens: "pooled" or "patches", as in `Embedder`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
@@ -225,6 +238,7 @@ class Embedder:
             num_workers=num_workers,
             device=device,
             pixel_range=pixel_range,
+            tokens=tokens,
         )
 
     @property
@@ -236,6 +250,17 @@ class Embedder:
     def embedding_size(self) -> int:
         """Number of values per vector (E)."""
         return self.model.config.embedding_size
+
+    @property
+    def patch_grid(self) -> tuple[int, int, int] | None:
+        """Shape of an image's patch tokens, (rows, columns, D); None if they are not computed."""
+        if self.tokens == "pooled":
+            return None
+        config = self.model.config
+        black = np.zeros((64, 64, config.num_channels), dtype=np.uint8)
+        pixels, _ = _decode_and_preprocess(black, self.processor, self.pixel_format)
+        rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
+        return rows, columns, config.hidden_size
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> np.ndarray:
         """Embed one or more images.
@@ -345,16 +370,17 @@ class Embedder:
             for positions, batch in zip(batches, read, strict=True):
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
                 checksums: list[str | None] = []
+                patches = None
                 if batch.pixels is not None:
                     pixel_values, found, checksums = batch.pixels
-                    vectors = self.embed_pixels(pixel_values)
+                    vectors, patches = self.embed_tokens(pixel_values)
                     for name, values in zip(batch.ids, found, strict=True):
                         self._range_check.add(name, values)
                 num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
                 bar.update(len(positions))
                 yield EmbeddedBatch(
-                    batch.ids, batch.labels, vectors, checksums, batch.skipped, positions
+                    batch.ids, batch.labels, vectors, checksums, batch.skipped, positions, patches
                 )
         self._warn_of_ranges()
 
@@ -370,9 +396,33 @@ class Embedder:
         Raises:
             ValueError: If vectors are not finite.
         """
+        return self.embed_tokens(pixel_values)[0]
+
+    def embed_tokens(self, pixel_values: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embed preprocessed images, with their patch tokens if `tokens` asks for them.
+
+        Args:
+            pixel_values: Normalized pixels, (B, C, H, W).
+
+        Returns:
+            Vectors, (B, E), float32, and patch tokens of the last block after the final LayerNorm,
+            (B, rows, columns, D), float16, or None.
+
+        Raises:
+            ValueError: If vectors are not finite.
+        """
+        patches = None
         with torch.inference_mode(), eval_mode(self.model):
             pixel_values = pixel_values.to(self.model.device, non_blocking=True)
-            vectors = self.model.embed(pixel_values).float()  # (B, E)
+            if self.tokens == "pooled":
+                vectors = self.model.embed(pixel_values).float()  # (B, E)
+            else:
+                output = self.model(pixel_values)
+                vectors = output.pooler_output.float()
+                config = self.model.config
+                grid = [size // config.patch_size for size in pixel_values.shape[-2:]]
+                tokens = output.last_hidden_state[:, config.num_prefix_tokens :]
+                patches = tokens.unflatten(1, grid).half().cpu().numpy()
             if not vectors.isfinite().all():
                 raise ValueError(
                     "vectors must be finite, but the model computes NaN or infinity in "
@@ -381,7 +431,7 @@ class Embedder:
                 )
             if self.normalize:
                 vectors = nn.functional.normalize(vectors, dim=-1)
-        return vectors.cpu().numpy()
+        return vectors.cpu().numpy(), patches
 
 
 def preprocess(

@@ -45,6 +45,7 @@ class RayEmbedder(Embedder):
             normalize=embedder.normalize,
             batch_size=embedder.batch_size,
             pixel_range=embedder.pixel_format.pixel_range,
+            tokens=embedder.tokens,
         )
         self._num_actors = num_actors
         self._num_gpus = num_gpus
@@ -121,14 +122,21 @@ class RayEmbedder(Embedder):
 
     def actor_model(self) -> dict[str, Any]:
         """Return the arguments of the embedder of an actor, without processor and workers."""
-        return {"model": self.model, "processor": self.processor, "normalize": self.normalize}
+        return {
+            "model": self.model,
+            "processor": self.processor,
+            "normalize": self.normalize,
+            "tokens": self.tokens,
+        }
 
     def _embedded(self, positions: range, row: dict[str, Any]) -> EmbeddedBatch:
-        batch, ranges, checksums = pickle.loads(row["described"])
+        batch, ranges, checksums, patches = pickle.loads(row["described"])
         for name, values in zip(batch.ids, ranges, strict=True):
             self._range_check.add(name, values)
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
-        return EmbeddedBatch(batch.ids, batch.labels, vectors, checksums, batch.skipped, positions)
+        return EmbeddedBatch(
+            batch.ids, batch.labels, vectors, checksums, batch.skipped, positions, patches
+        )
 
 
 def embed_dataset(
@@ -236,13 +244,15 @@ class _Actor:
         vectors = np.empty((0, self.embedder.embedding_size), dtype=np.float32)
         ranges: list[Any] = []
         checksums: list[str | None] = []
+        patches = None
         if batch.pixels is not None:
             pixel_values, ranges, checksums = batch.pixels
-            vectors = self.embedder.embed_pixels(pixel_values)
+            vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             ReadBatch(batch.ids, batch.labels, None, batch.skipped),
             ranges,
             checksums,
+            patches,
         )
         return {"described": [pickle.dumps(described)], "vectors": [vectors.reshape(-1)]}
 

@@ -33,6 +33,7 @@ def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, A
         "engine": "torch",
         "vector_dtype": vector_dtype,
         "embedding_size": embedder.embedding_size,
+        "patch_grid": None if embedder.patch_grid is None else list(embedder.patch_grid),
     }
 
 

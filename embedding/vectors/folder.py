@@ -99,8 +99,7 @@ class VectorFolder:
             source: Images to embed.
             start: First position of the part.
         """
-        checkpoint = self.manifest.checkpoint
-        schema = schema_of(source, checkpoint["embedding_size"], checkpoint["vector_dtype"])
+        schema = schema_of(source, self.manifest.checkpoint)
         path = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
         return PartWriter(path, schema, source.label_names, start)
 

@@ -20,23 +20,28 @@ VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of a part: 16 MiB of fl
 VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
-def schema_of(source: ImageSource, embedding_size: int, vector_dtype: str) -> pa.Schema:
+def schema_of(source: ImageSource, checkpoint: dict[str, Any]) -> pa.Schema:
     """Return the columns of the vectors of a source.
 
     They are `path` or `id`; `label`, the name of the class, if the source is labeled; `checksum` of
-    the file; `embedding`, E values.
+    the file; `embedding`, E values; `patches`, rows x columns x D values of float16, if the patch
+    tokens are written.
 
     Args:
         source: Images to embed.
-        embedding_size: Number of values per vector, E.
-        vector_dtype: Type of the values, a key of `VECTOR_DTYPES`.
+        checkpoint: Fingerprint of the checkpoint, see `checkpoint_fingerprint`.
     """
     fields = [pa.field(source.id_column, pa.string())]
     if source.label_names is not None:
         fields.append(pa.field("label", pa.string()))
     fields.append(pa.field("checksum", pa.string()))
-    value = VECTOR_DTYPES[vector_dtype]
-    fields.append(pa.field("embedding", pa.list_(value, embedding_size)))
+    value = VECTOR_DTYPES[checkpoint["vector_dtype"]]
+    fields.append(pa.field("embedding", pa.list_(value, checkpoint["embedding_size"])))
+    if (grid := checkpoint.get("patch_grid")) is not None:
+        patches = pa.float16()
+        for size in reversed(grid):
+            patches = pa.list_(patches, size)
+        fields.append(pa.field("patches", patches))
     return pa.schema(fields)
 
 
@@ -60,6 +65,7 @@ class PartWriter:
         self.num_rows = 0
         self.skipped: list[SkippedImage] = []
         self._last_read = start, 0  # end and skipped images of the last batch that was read
+        self._values_per_row = sum(_num_values(field.type) for field in schema)
         self._waiting: list[pa.RecordBatch] = []
         self._num_waiting = 0
         self._writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
@@ -83,6 +89,8 @@ class PartWriter:
         columns.append(pa.array(batch.checksums, pa.string()))
         values = batch.vectors.reshape(-1).astype(vectors.value_type.to_pandas_dtype(), copy=False)
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values), vectors.list_size))
+        if "patches" in self.schema.names:
+            columns.append(_nested(batch.patches, self.schema.field("patches").type))
         self._waiting.append(pa.record_batch(columns, schema=self.schema))
         self._num_waiting += len(batch.ids)
         self.num_rows += len(batch.ids)
@@ -91,7 +99,7 @@ class PartWriter:
             self.stop = batch.positions[-1] + 1
         if batch.ids:
             self._last_read = self.stop, len(self.skipped)
-        if self._num_waiting * vectors.list_size >= VALUES_PER_ROW_GROUP:
+        if self._num_waiting * self._values_per_row >= VALUES_PER_ROW_GROUP:
             self._flush()
 
     def forget_last_skipped(self) -> None:
@@ -126,6 +134,23 @@ class PartWriter:
         if self._num_waiting:
             self._writer.write_table(pa.Table.from_batches(self._waiting, self.schema))
         self._waiting, self._num_waiting = [], 0
+
+
+def _num_values(kind: pa.DataType) -> int:
+    return kind.list_size * _num_values(kind.value_type) if hasattr(kind, "list_size") else 1
+
+
+def _nested(values: np.ndarray | None, kind: pa.DataType) -> pa.Array:
+    """Return an array of nested lists of fixed sizes, from (N, *sizes) values."""
+    flat = np.empty(0, dtype=np.float16) if values is None else values.reshape(-1)
+    sizes, inner = [], kind
+    while hasattr(inner, "list_size"):
+        sizes.append(inner.list_size)
+        inner = inner.value_type
+    nested = pa.array(flat)
+    for size in reversed(sizes):
+        nested = pa.FixedSizeListArray.from_arrays(nested, size)
+    return nested
 
 
 def as_float32(vectors: pa.ChunkedArray) -> np.ndarray:

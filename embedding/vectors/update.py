@@ -122,8 +122,7 @@ def _check_same(stored: Manifest, wanted: Manifest, source: ImageSource, output:
             f"{str(output)!r} cannot be updated, because these differ: {'; '.join(differences)}. "
             "Use the checkpoint and options that it was written with, or a new folder."
         )
-    size, vector_dtype = wanted.checkpoint["embedding_size"], wanted.checkpoint["vector_dtype"]
-    columns = schema_of(source, size, vector_dtype)
+    columns = schema_of(source, wanted.checkpoint)
     for part in stored.parts:
         found = pq.read_schema(output / part.file)
         if found.names != columns.names:
@@ -171,7 +170,7 @@ class _Changes:
 
 
 def _rows_without_vectors(file: Path) -> Iterator[dict[str, Any]]:
-    names = [name for name in pq.read_schema(file).names if name != "embedding"]
+    names = [name for name in pq.read_schema(file).names if name not in ("embedding", "patches")]
     for row in pq.read_table(file, columns=names).to_pylist():
         yield {"id": row[names[0]], "checksum": row["checksum"], "label": row.get("label")}
 

@@ -29,6 +29,13 @@ class RunnerName(str, Enum):
     ray = "ray"
 
 
+class TokensName(str, Enum):
+    """Tokens to write."""
+
+    pooled = "pooled"
+    patches = "patches"
+
+
 class VectorDType(str, Enum):
     """Type of the stored values."""
 
@@ -65,6 +72,13 @@ Update = Annotated[
         help="Embed the new and changed images, and drop the vectors of those that are gone.",
     ),
 ]
+Tokens = Annotated[
+    TokensName,
+    typer.Option(
+        "--tokens",
+        help="Tokens to write: the pooled vector, or the patches in addition (float16).",
+    ),
+]
 PartImages = Annotated[
     int,
     typer.Option(
@@ -90,6 +104,7 @@ def embed(
     pooling: options.Pooling = None,
     network: options.Network = options.NetworkName.teacher,
     normalize: options.Normalize = False,
+    tokens: Tokens = TokensName.pooled,
     dtype: options.DType = options.DTypeName.float32,
     device: options.Device = None,
     devices: Devices = None,
@@ -136,6 +151,7 @@ def embed(
         device="cpu" if group is None and size > 1 else device,
         dtype=dtype.value,
         pixel_range=declared_range,
+        tokens=tokens.value,
     )
     if group is None or group.is_leader:
         report_source(source)

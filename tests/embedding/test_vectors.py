@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.embedder import Embedder, preprocess
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.embedding.vectors.shared_work import Group, units_of, write_in_group
 from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
+from selfvit.visualization.pca_maps import patch_tokens
 
 from .. import image_files
 
@@ -127,6 +128,25 @@ class TestParts:
         exact = np.stack(read_vectors(whole)["embedding"].to_numpy())
         assert stored.dtype == np.float16
         np.testing.assert_array_equal(stored, exact.astype(np.float16))
+
+    def test_patch_tokens_are_written_beside_the_vectors(
+        self, tiny_checkpoint, source, whole, tmp_path
+    ):
+        embedder = Embedder.from_pretrained(
+            tiny_checkpoint, device="cpu", batch_size=BATCH, tokens="patches"
+        )
+        write(embedder, source, tmp_path / "v")
+        table = read_vectors(tmp_path / "v")
+        assert embedder.patch_grid == (4, 4, 32)
+        stored = np.array(table["patches"].to_pylist(), dtype=np.float16)
+        assert stored.shape == (NUM_IMAGES, 4, 4, 32)
+        path = source.folder / table["path"][70].as_py()
+        pixels = preprocess(path, embedder.processor)[None]
+        expected = patch_tokens(embedder.model, pixels)[0].numpy()
+        np.testing.assert_allclose(stored[70].astype(np.float32), expected, atol=2e-3)
+        pooled = np.stack(table["embedding"].to_numpy())
+        alone = np.stack(read_vectors(whole)["embedding"].to_numpy())
+        np.testing.assert_allclose(pooled, alone, atol=1e-5)
 
     def test_checksums_tell_files_apart(self, whole):
         checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
