@@ -177,7 +177,7 @@ def embed_in_processes(
 
 
 def _start(command: Sequence[str], rank: int, size: int, token: str) -> subprocess.Popen[bytes]:
-    threads = max(1, len(os.sched_getaffinity(0)) // size)
+    threads = max(1, torch.get_num_threads() // size)
     environment = {
         **os.environ,
         TOKEN: token,

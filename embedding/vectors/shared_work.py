@@ -62,7 +62,8 @@ class Group:
         Returns:
             The group; None for a process of its own.
         """
-        if TOKEN not in os.environ and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        is_launched = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if not is_launched:
             return None
         names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
         return cls(

@@ -28,6 +28,7 @@ from selfvit.embedding.vectors.writer import write_embeddings
 from selfvit.visualization.pca_maps import patch_tokens
 
 from .. import image_files
+from ..training.processes import free_port
 
 NUM_IMAGES = 600
 BATCH = 8
@@ -325,6 +326,20 @@ class TestSeveralProcesses:
         assert errors.count("was killed (SIGKILL); it is started again") == 1
         assert f"{NUM_IMAGES} images embedded" in stdout
         assert_equal(folder, whole)
+
+    def test_torchrun_starts_a_group(self, tiny_checkpoint, images, whole, tmp_path):
+        words = ["--nproc-per-node", 2, "--master-port", free_port(), "-m", "selfvit.cli", "embed"]
+        words += [tiny_checkpoint, "--data", images, "-o", tmp_path / "v", "--device", "cpu"]
+        words += ["--batch-size", BATCH, "--num-workers", 0]
+        launched = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert launched.returncode == 0, launched.stderr
+        assert launched.stdout.count(f"{NUM_IMAGES} images embedded") == 1
+        assert_equal(tmp_path / "v", whole)
 
     @pytest.mark.parametrize(
         "num_images, size, expected", [(100, 2, 8), (7, 2, 8), (10_000, 2, 48)]
