@@ -151,7 +151,7 @@ def open_folder(
             raise ValueError(
                 f"{str(output)!r} cannot be resumed, because these differ: "
                 f"{'; '.join(differences)}. Use the checkpoint, options and images that it was "
-                "begun with, or a new folder."
+                "begun with, or a new folder; --update embeds new and changed images."
             )
         if any(part.start is None for part in stored.parts):
             raise ValueError(

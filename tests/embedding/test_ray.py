@@ -55,7 +55,10 @@ def whole(embedder, images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    started = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    # a lost node is noticed after two seconds instead of half a minute
+    checks = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {**NODE, "include_dashboard": False, "_system_config": checks}
+    started = Cluster(initialize_head=True, head_node_args=head)
     started.add_node(**NODE)
     ray.init(address=started.address, log_to_driver=False)
     yield started
