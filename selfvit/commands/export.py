@@ -47,6 +47,7 @@ def export(
     data: options.OptionalData = None,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     max_images: Annotated[
@@ -75,7 +76,9 @@ def export(
                 f"--data ({' '.join(data)}) are images to measure the 8-bit graph on; add --int8, "
                 "or leave --data out."
             )
-        source = open_images(data, split=split, image_column=image_column)
+        source = open_images(
+            data, split=split, image_column=image_column, label_column=label_column
+        )
         report_source(source)
         pixel_values, unreadable = _load_pixels(
             checkpoint, source, max_images, num_workers, declared_range

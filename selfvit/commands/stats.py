@@ -17,6 +17,7 @@ def stats(
     data: options.Data,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     num_channels: Annotated[int, typer.Option(help=HELP["num_channels"], min=1)] = 3,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
@@ -39,7 +40,9 @@ def stats(
     from ..embedding.statistics import channel_statistics, sample_images
 
     pixel_format = PixelFormat(num_channels, options.choose_pixel_range(pixel_range, bits))
-    source = open_images(data, split=split, image_column=image_column, streaming=streaming)
+    source = open_images(
+        data, split=split, image_column=image_column, label_column=label_column, streaming=streaming
+    )
     sample = sample_images(source, sample_size)
     report_source(sample)
     measured = channel_statistics(sample, pixel_format, progress=True)

@@ -29,6 +29,7 @@ def attention(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     num_images: NumImages = 8,
@@ -51,7 +52,7 @@ def attention(
     check_picture(output, overwrite)
     model, processor = _open_encoder(checkpoint, network, image_size, device)
     source, images, unreadable = _choose_images(
-        data, split, image_column, num_images, num_workers, processor, declared_range
+        data, split, image_column, label_column, num_images, num_workers, processor, declared_range
     )
     plot_attention_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
@@ -64,6 +65,7 @@ def pca(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     num_images: NumImages = 8,
@@ -86,7 +88,7 @@ def pca(
     check_picture(output, overwrite)
     model, processor = _open_encoder(checkpoint, network, image_size, device)
     source, images, unreadable = _choose_images(
-        data, split, image_column, num_images, num_workers, processor, declared_range
+        data, split, image_column, label_column, num_images, num_workers, processor, declared_range
     )
     plot_pca_maps(model, processor, images, output)
     typer.echo(f"{len(images)} images drawn: {output}")
@@ -99,6 +101,7 @@ def reconstruct(
     output: Annotated[Path, options.output("PNG")],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     num_images: NumImages = 8,
@@ -127,7 +130,7 @@ def reconstruct(
     check_picture(output, overwrite)
     mae, processor = open_mae(checkpoint, image_size=image_size, mask_ratio=mask_ratio)
     source, images, unreadable = _choose_images(
-        data, split, image_column, num_images, num_workers, processor, declared_range
+        data, split, image_column, label_column, num_images, num_workers, processor, declared_range
     )
     mae.to(best_device(device))  # type: ignore[arg-type]
     plot_reconstructions(mae, processor, images, output, seed=seed)
@@ -139,6 +142,7 @@ def _choose_images(
     data: list[str],
     split: str | None,
     image_column: str | None,
+    label_column: str | None,
     num_images: int,
     num_workers: int,
     processor: Any,
@@ -147,7 +151,7 @@ def _choose_images(
     from ..data.sources import open_images
     from ..visualization.inputs import choose_images
 
-    source = open_images(data, split=split, image_column=image_column)
+    source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     report_source(source)
     images, skipped = choose_images(
         source,

@@ -4,7 +4,9 @@ import os
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from selfvit.cli import app
 from selfvit.data.labels import labels_of_texts, labels_of_values
 from selfvit.data.sources import open_images
 
@@ -209,3 +211,17 @@ class TestFolderLabels:
         result = embed(data)
         assert result.labels == ["caf\\xe9"] * 3 + ["th\\xe9"] * 3
         assert result.rows[0]["path"] == "caf\\xe9/0.png"
+
+
+@pytest.mark.parametrize("command", ["embed", "evaluate", "stats", "visualize pca", "export"])
+def test_every_command_takes_a_label_column(command, tiny_checkpoint, tmp_path):
+    breeds = pa.array(["a", "b", "a", "b"])
+    table = write_table(tmp_path / "t.parquet", image=images(4), breed=breeds)
+    words = [*command.split(), *([] if command == "stats" else [str(tiny_checkpoint)])]
+    words += ["--train" if command == "evaluate" else "--data", str(table)]
+    if command == "export":
+        words += ["--to", "onnx", "--int8"]
+    if command not in ("evaluate", "stats"):
+        words += ["--output", str(tmp_path / "out.png")]
+    result = CliRunner().invoke(app, [*words, "--label-column", "species"])
+    assert result.exit_code == 2 and "species" in result.output and "breed" in result.output
