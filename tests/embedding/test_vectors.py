@@ -328,8 +328,9 @@ class TestSeveralProcesses:
         assert_equal(folder, whole)
 
     def test_torchrun_starts_a_group(self, tiny_checkpoint, images, whole, tmp_path):
-        words = ["--nproc-per-node", 2, "--master-port", free_port(), "-m", "selfvit.cli", "embed"]
-        words += [tiny_checkpoint, "--data", images, "-o", tmp_path / "v", "--device", "cpu"]
+        words = ["--nproc-per-node", 2, "--master-port", free_port()]
+        words += ["-m", "selfvit.embedding.embed", tiny_checkpoint]
+        words += ["--data", images, "-o", tmp_path / "v", "--device", "cpu"]
         words += ["--batch-size", BATCH, "--num-workers", 0]
         launched = subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
