@@ -259,13 +259,14 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
     left = [name for name in names if name != LOCKS and not fnmatchcase(name, UNFINISHED)]
     if not left:
         return
-    is_begun = (output / MANIFEST).is_file() and _is_own(output)
+    # the manifest is written last, so a run that was killed at its start may have none
+    is_begun = _is_own(output) and not (output / TABLE).exists()
     if resume and is_begun:
         return
     if resume:
         raise FileExistsError(
-            f"{str(output)!r} holds no run to go on with, because it has no {MANIFEST}; choose a "
-            "new folder."
+            f"{str(output)!r} holds no run to go on with: it was not written by {CREATED_BY!r}, or "
+            "by a version without parts; choose a new folder."
         )
     if not overwrite:
         way = ", or --resume to go on" if is_begun else ""

@@ -85,11 +85,10 @@ def check_readable(folder: Path) -> int:
     files = sorted(folder.glob("part-*.parquet"))
     spans = []
     for file in files:
-        assert pq.read_table(file, page_checksum_verification=True).num_rows == len(
-            pq.read_table(file).column("path")
-        )
+        num_rows = pq.read_table(file, page_checksum_verification=True).num_rows
         footer = read_footer(file)
         assert footer is not None
+        assert num_rows + len(footer["skipped"]) == footer["stop"] - footer["start"]
         spans.append((footer["start"], footer["stop"]))
     spans.sort()
     assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
@@ -208,6 +207,25 @@ class TestResume:
         before = {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
         write(embedder, source, folder, resume=True)
         assert {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")} == before
+        assert_equal(folder, whole)
+
+    def test_a_run_that_was_killed_at_its_start_is_resumed(self, embedder, source, whole, tmp_path):
+        folder = tmp_path / "v"
+        write(embedder, source, folder)
+        for path in [*folder.glob("part-*"), folder / "manifest.json", folder / "skipped.csv"]:
+            path.unlink()
+        write(embedder, source, folder, resume=True)
+        assert_equal(folder, whole)
+
+    def test_a_folder_of_one_file_is_read_but_not_resumed(self, embedder, source, whole, tmp_path):
+        folder = tmp_path / "v"
+        shutil.copytree(whole, folder)
+        (folder / "manifest.json").unlink()
+        (folder / "part-00000.parquet").rename(folder / "embeddings.parquet")
+        assert read_vectors(folder).equals(read_vectors(whole))
+        with pytest.raises(FileExistsError, match="no run to go on with.*without parts"):
+            write(embedder, source, folder, resume=True)
+        write(embedder, source, folder, overwrite=True)
         assert_equal(folder, whole)
 
     @pytest.mark.parametrize("damage", ["truncate", "delete"])
