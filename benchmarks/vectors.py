@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.objectives import processor_name
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.data.image_source import ImageRecord, ImageSource
 from selfvit.data.sources import open_images
@@ -168,7 +168,7 @@ def main() -> None:
     if arguments.write:
         write_rows(int(arguments.write[0]), Path(arguments.write[1]))
         return
-    lines = [f"CPU: {platform.processor() or platform.machine()}, torch {torch.__version__}", ""]
+    lines = [f"CPU: {processor_name()}, torch {torch.__version__}", ""]
     lines += ["| measure | value |", "| --- | --- |"]
 
     def row(measure: str, value: str) -> None:
