@@ -15,7 +15,7 @@ from ..labels import Labels, first_folders, labels_of_folders, labels_of_texts, 
 from .tar_members import Member, read_member
 from .tars import TarIndex
 
-SAMPLED_JSON = 100  # files of which the keys are looked at for a note, if they hold no labels
+SAMPLED_JSON = 100  # JSON files without labels whose keys are examined for a note
 
 
 class TarLabels:

@@ -66,6 +66,11 @@ class Manifest:
         """Number of vectors."""
         return sum(part.num_rows for part in self.parts)
 
+    @property
+    def num_done(self) -> int:
+        """Number of images that the parts cover, skipped ones too."""
+        return self.data["num_images"] - sum(len(positions) for positions in self.missing())
+
     def missing(self, span: range | None = None) -> list[range]:
         """Return the positions that no part covers, in ascending order.
 

@@ -103,7 +103,7 @@ class PartWriter:
             self._flush()
 
     def forget_last_skipped(self) -> None:
-        """Forget the batches at the end of which nothing could be read, as if not reached."""
+        """Forget the last batches if none of their images could be read; they are tried again."""
         self.stop, num_skipped = self._last_read
         del self.skipped[num_skipped:]
 
@@ -153,16 +153,4 @@ def _nested(values: np.ndarray | None, kind: pa.DataType) -> pa.Array:
     return nested
 
 
-def as_float32(vectors: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of vectors as an array (N, E), float32.
-
-    Args:
-        vectors: Column of fixed-size lists.
-    """
-    size = vectors.type.list_size
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.chunks]
-    values = np.concatenate(chunks) if chunks else np.empty(0)
-    return values.astype(np.float32, copy=False).reshape(-1, size)
-
-
-__all__ = ["VECTOR_DTYPES", "PartWriter", "as_float32", "schema_of"]
+__all__ = ["VECTOR_DTYPES", "PartWriter", "schema_of"]

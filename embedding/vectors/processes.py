@@ -135,7 +135,7 @@ def embed_in_processes(
     start_group(folder, token, size)
     progress = Progress(folder.path, size)
     num_images = len(source)
-    before = num_images - sum(len(positions) for positions in folder.manifest.missing())
+    before = folder.manifest.num_done
     running = {rank: _start(command, rank, size, token) for rank in range(size)}
     deaths, num_parts, shown = 0, len(folder.manifest.parts), 0
     try:

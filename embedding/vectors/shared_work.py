@@ -225,7 +225,7 @@ def write_in_group(
     metadata: dict[str, Any] | None = None,
     **part_options: Any,
 ) -> WriteReport | None:
-    """Embed a source as one of several processes, each of which calls this function.
+    """Embed a source as one of several processes that all call this function.
 
     Without a supervisor, the process of rank 0 starts and completes the folder, and shows the
     progress of all.
@@ -300,7 +300,7 @@ def _embed_as_leader(
     part_options: dict[str, Any],
 ) -> None:
     progress = Progress(folder.path, group.size)
-    before = len(source) - sum(len(positions) for positions in folder.manifest.missing())
+    before = folder.manifest.num_done
     with progress_bar(total=len(source), initial=before, description="embedding") as bar:
         shown = 0
 
