@@ -32,7 +32,7 @@ from .manifest import (
     next_part_name,
     read_footer,
 )
-from .parts import PartWriter, schema_of
+from .parts import PartWriter
 
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
 LOCKS, UNFINISHED = ".locks", ".*.unfinished-*"  # only while a process writes
@@ -99,9 +99,8 @@ class VectorFolder:
             source: Images to embed.
             start: First position of the part.
         """
-        schema = schema_of(source, self.manifest.checkpoint)
         path = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
-        return PartWriter(path, schema, source.label_names, start)
+        return PartWriter(path, self.manifest.schema, source.label_names, start)
 
     def add(self, part: PartWriter) -> None:
         """Complete a part, and add it to the folder.

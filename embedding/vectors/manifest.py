@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...atomic_output import atomic_output
@@ -18,6 +19,7 @@ from ...atomic_output import atomic_output
 MANIFEST = "manifest.json"
 TABLE = "embeddings.parquet"  # the only file of vectors before there were parts
 PART_PATTERN = "part-*.parquet"
+VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 FOOTER = b"selfvit"  # key of a part's own description, in the metadata of its Parquet file
 
 
@@ -51,7 +53,8 @@ class Manifest:
 
     Args:
         checkpoint: Values that the vectors depend on, see `checkpoint_fingerprint`.
-        data: Fingerprint, description and number of images of the source.
+        data: Fingerprint, description and number of images of the source, the name of its id
+            column, and whether it is labeled.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.
     """
@@ -60,6 +63,27 @@ class Manifest:
     data: dict[str, Any]
     parts: list[Part] = field(default_factory=list)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the parts.
+
+        They are `path` or `id`; `label`, the name of the class, if the source is labeled;
+        `checksum` of the file; `embedding`, E values; `patches`, rows x columns x D values of
+        float16, if the patch tokens are written.
+        """
+        fields = [pa.field(self.data["id_column"], pa.string())]
+        if self.data["is_labeled"]:
+            fields.append(pa.field("label", pa.string()))
+        fields.append(pa.field("checksum", pa.string()))
+        value = VECTOR_DTYPES[self.checkpoint["vector_dtype"]]
+        fields.append(pa.field("embedding", pa.list_(value, self.checkpoint["embedding_size"])))
+        if (grid := self.checkpoint.get("patch_grid")) is not None:
+            patches = pa.float16()
+            for size in reversed(grid):
+                patches = pa.list_(patches, size)
+            fields.append(pa.field("patches", patches))
+        return pa.schema(fields)
 
     @property
     def num_rows(self) -> int:
@@ -204,6 +228,7 @@ __all__ = [
     "MANIFEST",
     "PART_PATTERN",
     "TABLE",
+    "VECTOR_DTYPES",
     "Manifest",
     "Part",
     "describe_part",

@@ -11,38 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.image_source import ImageSource
 from ...data.inventory import SkippedImage
 from ..embedder import EmbeddedBatch
 from .manifest import FOOTER
 
 VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of a part: 16 MiB of float32
-VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
-
-
-def schema_of(source: ImageSource, checkpoint: dict[str, Any]) -> pa.Schema:
-    """Return the columns of the vectors of a source.
-
-    They are `path` or `id`; `label`, the name of the class, if the source is labeled; `checksum` of
-    the file; `embedding`, E values; `patches`, rows x columns x D values of float16, if the patch
-    tokens are written.
-
-    Args:
-        source: Images to embed.
-        checkpoint: Fingerprint of the checkpoint, see `checkpoint_fingerprint`.
-    """
-    fields = [pa.field(source.id_column, pa.string())]
-    if source.label_names is not None:
-        fields.append(pa.field("label", pa.string()))
-    fields.append(pa.field("checksum", pa.string()))
-    value = VECTOR_DTYPES[checkpoint["vector_dtype"]]
-    fields.append(pa.field("embedding", pa.list_(value, checkpoint["embedding_size"])))
-    if (grid := checkpoint.get("patch_grid")) is not None:
-        patches = pa.float16()
-        for size in reversed(grid):
-            patches = pa.list_(patches, size)
-        fields.append(pa.field("patches", patches))
-    return pa.schema(fields)
 
 
 class PartWriter:
@@ -50,7 +23,7 @@ class PartWriter:
 
     Args:
         path: Temporary file to write.
-        schema: Columns, see `schema_of`.
+        schema: Columns, see `Manifest.schema`.
         label_names: Names of the classes, or None.
         start: First position of the part.
     """
@@ -153,4 +126,4 @@ def _nested(values: np.ndarray | None, kind: pa.DataType) -> pa.Array:
     return nested
 
 
-__all__ = ["VECTOR_DTYPES", "PartWriter", "schema_of"]
+__all__ = ["PartWriter"]

@@ -22,7 +22,7 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
         columns: Columns to read; all by default.
 
     Returns:
-        Table with the columns of `schema_of`, one row per image.
+        Table with the columns of `Manifest.schema`, one row per image.
 
     Raises:
         FileNotFoundError: If there are no vectors in the folder.
@@ -40,6 +40,9 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
     else:
         files = [folder / part.file for part in manifest.in_order()]
     tables = []
+    if manifest is not None and not files:  # the first part is not complete yet
+        empty = manifest.schema.empty_table()
+        tables.append(empty if columns is None else empty.select(columns))
     for file in files:
         try:
             tables.append(pq.read_table(file, columns=columns, page_checksum_verification=True))

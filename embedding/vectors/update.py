@@ -20,7 +20,6 @@ from ...progress import progress_bar
 from ..embedder import Embedder
 from .folder import VectorFolder
 from .manifest import Manifest, Part
-from .parts import schema_of
 from .writer import PART_IMAGES, check_part_options, embed_ranges, open_folder
 
 NUM_THREADS = 8  # that read files for their checksums
@@ -87,7 +86,7 @@ def update_embeddings(
     folder = open_folder(
         embedder, source, output, resume=False, vector_dtype=vector_dtype, metadata=metadata
     )
-    _check_same(stored, folder.manifest, source, output)
+    _check_same(stored, folder.manifest, output)
     found = stored.with_found_parts(output)
     folder.manifest = replace(folder.manifest, run=stored.run, parts=found.parts)
     with folder.writing():
@@ -116,20 +115,17 @@ def update_embeddings(
     return UpdateReport(num_kept, num_new, num_changed, num_removed, skipped, seconds)
 
 
-def _check_same(stored: Manifest, wanted: Manifest, source: ImageSource, output: Path) -> None:
+def _check_same(stored: Manifest, wanted: Manifest, output: Path) -> None:
     if differences := replace(stored, data=wanted.data).differences(wanted):
         raise ValueError(
             f"{str(output)!r} cannot be updated, because these differ: {'; '.join(differences)}. "
             "Use the checkpoint and options that it was written with, or a new folder."
         )
-    columns = schema_of(source, wanted.checkpoint)
-    for part in stored.parts:
-        found = pq.read_schema(output / part.file)
-        if found.names != columns.names:
-            raise ValueError(
-                f"{str(output)!r} has the columns {', '.join(found.names)}, but its images now "
-                f"give {', '.join(columns.names)}; write to a new folder."
-            )
+    if stored.schema.names != wanted.schema.names:
+        raise ValueError(
+            f"{str(output)!r} has the columns {', '.join(stored.schema.names)}, but its images now "
+            f"give {', '.join(wanted.schema.names)}; write to a new folder."
+        )
 
 
 class _Changes:

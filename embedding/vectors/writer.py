@@ -17,8 +17,8 @@ from ...data.reading_workers import LostWorkersError
 from ..embedder import EmbeddedBatch, Embedder
 from .fingerprint import checkpoint_fingerprint
 from .folder import CREATED_BY, VectorFolder, check_output, skipped_of
-from .manifest import Manifest
-from .parts import VECTOR_DTYPES, PartWriter
+from .manifest import VECTOR_DTYPES, Manifest
+from .parts import PartWriter
 
 PART_IMAGES = 100_000
 PART_SECONDS = 300.0
@@ -143,6 +143,8 @@ def open_folder(
         "fingerprint": source.fingerprint,
         "description": source.description,
         "num_images": len(source),
+        "id_column": source.id_column,
+        "is_labeled": source.label_names is not None,
     }
     manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     stored = Manifest.load(output) if resume else None

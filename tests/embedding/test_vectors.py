@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,13 @@ class TestParts:
         ):
             loaded = datasets.load_dataset(**arguments, cache_dir=str(tmp_path / "cache"))
             assert loaded["train"].num_rows == count
+
+    def test_a_run_without_a_complete_part_reads_as_an_empty_table(self, whole, tmp_path):
+        rows, run = read_vectors(whole), Manifest.load(whole)
+        assert run is not None
+        replace(run, parts=[]).save(tmp_path)
+        assert read_vectors(tmp_path).schema.equals(rows.schema)
+        assert read_vectors(tmp_path, columns=["embedding"]).num_rows == 0
 
 
 class TestResume:
