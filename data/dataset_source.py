@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent,
 from .inventory import Inventory
 from .labels import Labels, check_class, labels_of_values
 
+SHARD_POSITIONS = 2**32  # more than a shard has rows
 LONGEST_NAME = 255  # bytes of a name that file systems can store
 
 
@@ -148,6 +150,37 @@ class StreamingImageSource:
         return self
 
     @property
+    def num_images(self) -> int | None:
+        """Number of images: None, as it is not known before the end."""
+        return None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions; row R of shard S, both from 0, is at S x SHARD_POSITIONS + R."""
+        return self.num_shards * SHARD_POSITIONS
+
+    def batches(
+        self, ranges: Iterable[range], batch_size: int
+    ) -> Generator[tuple[range, list[ImageRecord]], None, None]:
+        """Yield the records at some positions in batches, none of which has two shards.
+
+        Args:
+            ranges: Positions, in the order to read them.
+            batch_size: Maximum number of records per batch.
+
+        Yields:
+            Positions and records. The positions of the last batch of a shard go on to the next
+            shard, even if there are fewer records.
+
+        Raises:
+            ValueError: If a shard cannot be read.
+        """
+        for positions in split_at_shards(ranges):
+            shard, row = divmod(positions.start, SHARD_POSITIONS)
+            records = self.read_shard(shard, start=row)
+            yield from _in_batches(records, positions, batch_size)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the identity, which is known without reading the stream."""
         return short_hash(text.encode() for text in self.identity)
@@ -171,6 +204,41 @@ class StreamingImageSource:
             ValueError: If the shard cannot be read.
         """
         raise NotImplementedError
+
+
+AnySource = ImageSource | StreamingImageSource
+
+
+def split_at_shards(ranges: Iterable[range]) -> list[range]:
+    """Return the positions of a stream as ranges, none of which goes on to another shard.
+
+    Args:
+        ranges: Positions.
+    """
+    parts = []
+    for positions in ranges:
+        start = positions.start
+        while start < positions.stop:
+            stop = min(positions.stop, (start // SHARD_POSITIONS + 1) * SHARD_POSITIONS)
+            parts.append(range(start, stop))
+            start = stop
+    return parts
+
+
+def _in_batches(
+    records: Iterator[ImageRecord], positions: range, batch_size: int
+) -> Generator[tuple[range, list[ImageRecord]], None, None]:
+    """Yield the records at some positions of a shard in batches; the last one has all that is left.
+
+    Records after the positions are not read.
+    """
+    records = itertools.islice(records, len(positions))
+    batch, start = list(itertools.islice(records, batch_size)), positions.start
+    while start < positions.stop:
+        following = list(itertools.islice(records, batch_size))
+        stop = start + len(batch) if following else positions.stop
+        yield range(start, stop), batch
+        batch, start = following, stop
 
 
 class DatasetStream(StreamingImageSource):
@@ -316,4 +384,11 @@ def _resolved(path: str, folders: Sequence[Path]) -> str | UnreadableContent:
     return existing[0]
 
 
-__all__ = ["DatasetSource", "DatasetStream", "StreamingImageSource"]
+__all__ = [
+    "SHARD_POSITIONS",
+    "AnySource",
+    "DatasetSource",
+    "DatasetStream",
+    "StreamingImageSource",
+    "split_at_shards",
+]

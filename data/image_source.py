@@ -84,6 +84,16 @@ class ImageSource:
     def __getitem__(self, position: int) -> ImageRecord:
         raise NotImplementedError
 
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self)
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions: that of images."""
+        return len(self)
+
     def name_of(self, position: int) -> str:
         """Return the name of an image, if possible without reading the image."""
         return f"image {position}"

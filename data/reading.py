@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from .decoding import UnreadableImageError
 from .image_source import ImageRecord, ImageSource
 from .inventory import SkippedImage
-from .reading_workers import Reading, ReadingWorkers, ReadItem
+from .reading_workers import Item, Reading, ReadingWorkers, ReadItem
 
 NO_MEMORY = "not enough memory to decode it"
 
@@ -91,38 +92,55 @@ def read_images(
         LostWorkersError: If so many workers in a row were killed that others would be, too.
         Exception: Any other error that the source or `prepare` raises.
     """
-    if num_workers == 0:
-        for positions in batches:
-            yield read_batch(source, prepare, positions, collate)
-        return
-    reading = Reading(
-        read=partial(_read, source, prepare),
-        name_of=source.name_of,
-        pack=partial(_pack, collate),
-        batches=batches,
-    )
-    if len(reading) > 0:
-        yield from ReadingWorkers(reading, num_workers)
+    reading = Reading(partial(_read, source, prepare), source.name_of, partial(_pack, collate))
+    items = ([(int(place), int(place)) for place in batch] for batch in batches)
+    yield from _read_batches(reading, items, min(num_workers, len(batches)))
 
 
-def read_batch(
-    source: ImageSource,
+def read_stream(
+    batches: Iterable[tuple[range, Sequence[ImageRecord]]],
     prepare: Callable[[ImageRecord], Any],
-    positions: Sequence[int],
+    *,
+    num_workers: int,
     collate: Callable[[list[Any]], Any] = list,
-) -> ReadBatch:
-    """Read the images of one batch in this process.
+) -> Generator[tuple[range, ReadBatch], None, None]:
+    """Read the records of a stream, as `read_images` reads those of a source.
+
+    This process reads the stream, the workers decode.
 
     Args:
-        source: Images to read.
+        batches: Positions and records of each batch, see `StreamingImageSource.batches`.
         prepare: Function of a record, as in `read_images`.
-        positions: Positions to read.
+        num_workers: Number of processes that decode; 0 uses the current process.
         collate: Function of the pixels of a batch, as in `read_images`.
 
+    Yields:
+        Positions and batches.
+
     Raises:
-        Exception: Any error of the source or of `prepare` that is no fault of an image.
+        LostWorkersError: If so many workers in a row were killed that others would be, too.
+        Exception: Any other error that the stream or `prepare` raises.
     """
-    return _pack(collate, [_read(source, prepare, int(place), _no_name) for place in positions])
+    waiting: deque[range] = deque()
+
+    def items() -> Generator[list[Item], None, None]:
+        for positions, records in batches:
+            waiting.append(positions)
+            yield list(zip(positions, records, strict=False))
+
+    reading = Reading(partial(_read_record, prepare), _id_of, partial(_pack, collate))
+    for batch in _read_batches(reading, items(), num_workers):
+        yield waiting.popleft(), batch
+
+
+def _read_batches(
+    reading: Reading, batches: Iterable[Sequence[Item]], num_workers: int
+) -> Generator[ReadBatch, None, None]:
+    if num_workers > 0:
+        yield from ReadingWorkers(reading, batches, num_workers)
+        return
+    for items in batches:
+        yield reading.pack([reading.read(content, _no_name) for _, content in items])
 
 
 def read_spread_images(
@@ -222,17 +240,29 @@ def _read(
     position: int,
     set_name: Callable[[str], None],
 ) -> ReadItem:
-    name, label = None, None
     try:
         record = source[position]
-        name, label = record.id, record.label
-        set_name(name)
-        return ReadItem(name, label, prepare(record))
     except Exception as error:
-        reason = unreadable_reason(error)
-        if reason is None:
+        if (reason := unreadable_reason(error)) is None:
             raise
-        return ReadItem(name or source.name_of(position), label, reason=reason)
+        return ReadItem(source.name_of(position), None, reason=reason)
+    return _read_record(prepare, record, set_name)
+
+
+def _read_record(
+    prepare: Callable[[ImageRecord], Any], record: ImageRecord, set_name: Callable[[str], None]
+) -> ReadItem:
+    set_name(record.id)
+    try:
+        return ReadItem(record.id, record.label, prepare(record))
+    except Exception as error:
+        if (reason := unreadable_reason(error)) is None:
+            raise
+        return ReadItem(record.id, record.label, reason=reason)
+
+
+def _id_of(record: ImageRecord) -> str:
+    return record.id
 
 
 def _no_name(name: str) -> None:
@@ -252,8 +282,8 @@ def _pack(collate: Callable[[list[Any]], Any], items: list[ReadItem]) -> ReadBat
 __all__ = [
     "Batches",
     "ReadBatch",
-    "read_batch",
     "read_images",
     "read_spread_images",
+    "read_stream",
     "unreadable_reason",
 ]

@@ -5,7 +5,7 @@ process happens to be (in a signal handler), and shares one queue whose lock a k
 hold. Here every worker has a pipe of its own, and shared memory says which image it reads.
 """
 
-# N images · a batch is a range of the positions to read
+# An item is a position and what is read there: the position itself, or a record of a stream.
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import os
 import pickle
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
@@ -65,29 +65,23 @@ class ReadItem:
     reason: str | None = None
 
 
+Item = tuple[int, Any]
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Images to read in batches, and the functions that read them; every worker has a copy.
+    """Functions that read images; every worker has a copy.
 
     Args:
-        read: Function that reads the image at a position of the source; it is passed a function to
-            call with the name of the image as soon as it is known.
-        name_of: Function that returns the name of a position without reading the image.
-        pack: Function that makes a batch of items.
-        batches: Positions of each batch.
+        read: Function that reads what an item holds; it is passed a function to call with the name
+            of the image as soon as it is known.
+        name_of: Function that returns the name of what an item holds without reading the image.
+        pack: Function that makes a batch of what was read.
     """
 
-    read: Callable[[int, Callable[[str], None]], ReadItem]
-    name_of: Callable[[int], str]
+    read: Callable[[Any, Callable[[str], None]], ReadItem]
+    name_of: Callable[[Any], str]
     pack: Callable[[list[ReadItem]], Any]
-    batches: Sequence[Sequence[int]]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def batch(self, number: int) -> list[int]:
-        """Return the positions of a batch."""
-        return [int(position) for position in self.batches[number]]
 
 
 @dataclass(frozen=True)
@@ -96,12 +90,14 @@ class _Task:
 
     Args:
         number: Number of the batch, or None.
-        positions: For a batch, the positions that need not be read; otherwise, the image.
+        items: Items to read.
+        is_whole: Whether the items are the whole batch, so that the worker packs it.
         through_pipe: Whether to send the result through the pipe and not as shared memory.
     """
 
     number: int | None
-    positions: tuple[int, ...]
+    items: Sequence[Item]
+    is_whole: bool
     through_pipe: bool
 
 
@@ -126,18 +122,21 @@ class ReadingWorkers:
     image is read; if that worker dies too, the image counts as unreadable.
 
     Args:
-        reading: Images to read.
+        reading: Functions that read.
+        batches: Items of each batch; taken when a worker can read them.
         num_workers: Number of processes, at least 1.
     """
 
-    def __init__(self, reading: Reading, num_workers: int):
+    def __init__(self, reading: Reading, batches: Iterable[Sequence[Item]], num_workers: int):
         self._reading = reading
-        self._num_workers = min(num_workers, max(1, len(reading)))
+        self._batches = iter(batches)
+        self._num_workers = num_workers
         self._workers: list[_Worker] = []
-        self._done: dict[int, Any] = {}  # results that are not yielded yet, by batch
+        self._open: dict[int, Sequence[Item]] = {}  # batches that are not yielded yet, by number
+        self._done: dict[int, Any] = {}  # results of these
         self._known: dict[int, ReadItem] = {}  # images read alone, by position
         self._again: set[int] = set()  # batches that a dead worker had
-        self._suspects: deque[int] = deque()  # images whose worker was killed once
+        self._suspects: deque[Item] = deque()  # images whose worker was killed once
         self._reads: Counter[int] = Counter()
         self._next_new = self._next_out = 0
         self._deaths = self._idle_deaths = 0  # in a row
@@ -149,15 +148,17 @@ class ReadingWorkers:
 
         Raises:
             LostWorkersError: If too many workers in a row were killed.
-            Exception: Any error that `reading.read` raises.
+            Exception: Any error that `reading.read` or `batches` raises.
         """
         try:
             self._workers = [self._start() for _ in range(self._num_workers)]
-            while self._next_out < len(self._reading):
+            self._hand_out()
+            while self._next_out in self._open:
                 while self._next_out not in self._done:
-                    self._hand_out()
                     self._wait()
+                    self._hand_out()
                 result = self._done.pop(self._next_out)
+                del self._open[self._next_out]
                 self._next_out += 1
                 if isinstance(result, BaseException):
                     raise result
@@ -184,27 +185,42 @@ class ReadingWorkers:
         """Give tasks to all workers that can take one; an image whose worker died is read alone."""
         if self._suspects:
             if not any(worker.tasks for worker in self._workers):
-                self._send(self._workers[0], None, (self._suspects.popleft(),))
+                self._send(self._workers[0], None, [self._suspects.popleft()])
             return
         if any(task.number is None for worker in self._workers for task in worker.tasks):
             return
-        limit = min(len(self._reading), self._next_out + TASKS_PER_WORKER * self._num_workers)
         while True:
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= TASKS_PER_WORKER:
                 return
-            if self._again:
-                number = min(self._again)
-                self._again.remove(number)
-            elif self._next_new < limit:
-                number, self._next_new = self._next_new, self._next_new + 1
-            else:
+            number = self._next_batch()
+            if number is None:
                 return
-            known = [place for place in self._reading.batch(number) if place in self._known]
-            self._send(worker, number, tuple(known))
+            new = [item for item in self._open[number] if item[0] not in self._known]
+            self._send(worker, number, new)
 
-    def _send(self, worker: _Worker, number: int | None, positions: tuple[int, ...]) -> None:
-        task = _Task(number, positions, self._through_pipe)
+    def _next_batch(self) -> int | None:
+        """Return the number of the next batch to read; None if there is none for now."""
+        if self._again:
+            number = min(self._again)
+            self._again.remove(number)
+            return number
+        if self._next_new >= self._next_out + TASKS_PER_WORKER * self._num_workers:
+            return None
+        try:
+            batch = next(self._batches, None)
+        except Exception as error:  # raised after the batches before
+            self._batches = iter(())
+            batch, self._done[self._next_new] = [], error
+        if batch is None:
+            return None
+        number, self._next_new = self._next_new, self._next_new + 1
+        self._open[number] = batch
+        return None if number in self._done else number
+
+    def _send(self, worker: _Worker, number: int | None, items: Sequence[Item]) -> None:
+        is_whole = number is not None and len(items) == len(self._open[number])
+        task = _Task(number, items, is_whole, self._through_pipe)
         worker.tasks.append(task)
         with contextlib.suppress(OSError):  # of a dead worker, which `_wait` will find
             worker.connection.send(task)
@@ -227,17 +243,23 @@ class ReadingWorkers:
         if self._has_warned:
             return
         self._has_warned = True
-        names = [
-            worker.slot.name.decode(errors="replace") or self._reading.name_of(worker.slot.position)
-            for worker in self._workers
-            if worker.slot.position >= 0
-        ]
+        names = [self._name_at(worker) for worker in self._workers if worker.slot.position >= 0]
         logger.warning(
             "no worker process has delivered anything for %.0f seconds; they read %s. They are "
             "stopped, or the images are slow to read; waiting.",
             SECONDS_OF_SILENCE,
             shorten(names, 3) if names else "no image",
         )
+
+    def _item_at(self, worker: _Worker) -> Item:
+        """Return the item that a worker reads."""
+        position = worker.slot.position
+        return next(item for task in worker.tasks for item in task.items if item[0] == position)
+
+    def _name_at(self, worker: _Worker) -> str:
+        """Return the name of the image that a worker reads."""
+        known = worker.slot.name.decode(errors="replace")
+        return known or self._reading.name_of(self._item_at(worker)[1])
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -247,25 +269,25 @@ class ReadingWorkers:
             self._replace(worker)
             return
         task = worker.tasks.popleft()
-        if task.number is None or len(task.positions) < len(self._reading.batch(task.number)):
+        if task.items:
             self._deaths = self._idle_deaths = 0
         if task.number is None:
             if isinstance(result, BaseException):
                 raise result
-            self._known[task.positions[0]] = result[0]
-        elif task.positions and not isinstance(result, BaseException):
-            self._done[task.number] = self._merge(task, result)
-        else:
+            self._known[task.items[0][0]] = result[0]
+        elif task.is_whole or isinstance(result, BaseException):
             self._done[task.number] = result
+        else:
+            self._done[task.number] = self._merge(task, result)
 
     def _merge(self, task: _Task, items: list[ReadItem]) -> Any:
         """Make a batch of new items and those read before."""
         assert task.number is not None
-        new = iter(items)
+        new = {place: item for (place, _), item in zip(task.items, items, strict=True)}
         return self._reading.pack(
             [
-                self._known[position] if position in task.positions else next(new)
-                for position in self._reading.batch(task.number)
+                new[place] if place in new else self._known[place]
+                for place, _ in self._open[task.number]
             ]
         )
 
@@ -286,9 +308,9 @@ class ReadingWorkers:
         self._through_pipe |= place == SENDING  # the shared memory may be full
         died = f"a worker process {_how(worker.process.exitcode)}"
         if place >= 0:
-            died = self._blame(place, worker, died)
+            died = self._blame(worker, died)
         else:
-            self._suspects += [task.positions[0] for task in worker.tasks if task.number is None]
+            self._suspects += [task.items[0] for task in worker.tasks if task.number is None]
             self._idle_deaths += 1
             logger.warning("%s while it read no image; another one takes over.", died)
         self._deaths += 1
@@ -304,17 +326,17 @@ class ReadingWorkers:
             )
         self._workers[self._workers.index(worker)] = self._start()
 
-    def _blame(self, place: int, worker: _Worker, died: str) -> str:
+    def _blame(self, worker: _Worker, died: str) -> str:
         """Read an image whose worker died once more, or leave it out; return a line on it."""
-        name = worker.slot.name.decode(errors="replace") or self._reading.name_of(place)
+        name, item = self._name_at(worker), self._item_at(worker)
         died = f"{died} while it read {name}"
-        self._reads[place] += 1
-        if self._reads[place] < MAX_READS:
-            self._suspects.append(place)
+        self._reads[item[0]] += 1
+        if self._reads[item[0]] < MAX_READS:
+            self._suspects.append(item)
             logger.warning("%s; the image is read once more.", died)
         else:
             reason = f"its worker process {_how(worker.process.exitcode, 'twice ')}"
-            self._known[place] = ReadItem(name, None, reason=f"{reason} while it was read")
+            self._known[item[0]] = ReadItem(name, None, reason=f"{reason} while it was read")
             logger.warning("%s for the second time; the image is left out.", died)
         return died
 
@@ -359,18 +381,14 @@ def _do(task: _Task, slot: Any, reading: Reading) -> Any:
     def set_name(name: str) -> None:
         slot.name = name.encode(errors="replace")[:4095]
 
-    if task.number is None:
-        places = list(task.positions)
-    else:
-        places = [p for p in reading.batch(task.number) if p not in task.positions]
     items = []
     try:
-        for place in places:
+        for position, content in task.items:
             slot.name = b""
-            slot.position = place
-            items.append(reading.read(place, set_name))
+            slot.position = position
+            items.append(reading.read(content, set_name))
             slot.position = IDLE
-        return items if task.positions else reading.pack(items)
+        return reading.pack(items) if task.is_whole else items
     except MemoryError:
         raise
     except Exception as error:
@@ -396,4 +414,4 @@ def _send_result(pipe: Any, result: Any, through_pipe: bool) -> None:
     pipe.send_bytes(pickle.dumps(result, protocol=5) if message is None else message)
 
 
-__all__ = ["LostWorkersError", "ReadItem", "Reading", "ReadingWorkers"]
+__all__ = ["Item", "LostWorkersError", "ReadItem", "Reading", "ReadingWorkers"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from ..data.checksum import checksum_of
+from ..data.dataset_source import AnySource, StreamingImageSource
 from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
@@ -27,11 +28,12 @@ from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
 from ..data.reading import (
     Batches,
     ReadBatch,
-    read_batch,
     read_images,
     read_spread_images,
+    read_stream,
     unreadable_reason,
 )
+from ..data.reading_ahead import read_ahead
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -41,6 +43,7 @@ from .preprocessing import needed_size, pixel_format_of, pixel_values_of
 logger = logging.getLogger(__name__)
 
 TOKENS = ("pooled", "patches")
+BATCHES_AHEAD = 2  # of a stream, per worker
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class EmbeddedBatch:
         checksums: BLAKE2b hashes of the contents of the same images, 16 hexadecimal digits; None
             for an image that is no file.
         skipped: Images that cannot be read.
-        positions: Positions in the source of all images of the batch, at most B.
+        positions: Positions in the source of all images of the batch; see `num_positions`.
         patches: Patch tokens of the same images, (len(ids), rows, columns, D), float16; None unless
             the embedder computes them.
     """
@@ -64,8 +67,13 @@ class EmbeddedBatch:
     vectors: np.ndarray
     checksums: list[str | None]
     skipped: list[SkippedImage]
-    positions: Sequence[int]
+    positions: range
     patches: np.ndarray | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, skipped ones too."""
+        return len(self.ids) + len(self.skipped)
 
 
 @dataclass
@@ -109,14 +117,33 @@ class Preparation:
         pixels, ranges = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
         return pixels, ranges, checksum_of(record.image)
 
-    def read(self, source: ImageSource, positions: Sequence[int]) -> ReadBatch:
-        """Read one batch; its pixels are those of `stack`.
+    def read(
+        self,
+        source: AnySource,
+        ranges: Sequence[range],
+        batch_size: int,
+        num_workers: int = 0,
+    ) -> Generator[tuple[range, ReadBatch], None, None]:
+        """Read positions of a source in batches, whose pixels are those of `stack`.
 
         Args:
             source: Images to read.
-            positions: Positions to read.
+            ranges: Positions to read.
+            batch_size: Maximum number of images per batch.
+            num_workers: Number of processes that decode; 0 uses the current process.
+
+        Yields:
+            Positions and images of the batches.
         """
-        return read_batch(source, self, positions, self.stack)
+        options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
+        if isinstance(source, StreamingImageSource):
+            records = source.batches(ranges, batch_size)
+            with closing(read_ahead(records, BATCHES_AHEAD * max(1, num_workers))) as ahead:
+                yield from read_stream(ahead, self, **options)
+        else:
+            batches = Batches(ranges, batch_size)
+            with closing(read_images(source, self, batches=batches, **options)) as read:
+                yield from zip(batches, read, strict=True)
 
     @staticmethod
     def stack(
@@ -303,7 +330,7 @@ class Embedder:
         if warning is not None:
             logger.warning(warning)
 
-    def embed(self, source: ImageSource, *, progress: bool = False) -> EmbeddedImages:
+    def embed(self, source: AnySource, *, progress: bool = False) -> EmbeddedImages:
         """Embed all images of a source and return all vectors in memory.
 
         Args:
@@ -325,7 +352,7 @@ class Embedder:
 
     def stream(
         self,
-        source: ImageSource,
+        source: AnySource,
         *,
         ranges: Sequence[range] | None = None,
         progress: bool = False,
@@ -346,43 +373,51 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        num_images = len(source)
-        ranges = [range(num_images)] if ranges is None else ranges
-        batches = Batches(ranges, self.batch_size)
-        read = read_images(
-            source,
-            self.preparation,
-            batches=batches,
-            num_workers=self.num_workers,
-            collate=Preparation.stack,
-        )
+        ranges = [range(source.num_positions)] if ranges is None else ranges
+        total = source.num_images
+        done = 0 if total is None else total - sum(len(positions) for positions in ranges)
         num_skipped = 0
-        done_before = num_images - sum(len(positions) for positions in ranges)
         with (
-            closing(read),
+            closing(self._embedded(source, ranges)) as batches,
             progress_bar(
-                total=num_images,
-                initial=done_before,
-                description="embedding",
-                disable=not progress,
+                total=total, initial=done, description="embedding", disable=not progress
             ) as bar,
         ):
-            for positions, batch in zip(batches, read, strict=True):
+            for batch, found in batches:
+                for name, values in zip(batch.ids, found, strict=True):
+                    self._range_check.add(name, values)
+                num_skipped += len(batch.skipped)
+                bar.set_postfix(skipped=num_skipped, refresh=False)
+                bar.update(batch.num_images)
+                yield batch
+        self._warn_of_ranges()
+
+    def _embedded(
+        self, source: AnySource, ranges: Sequence[range]
+    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
+        """Yield the results of batches, and the ranges of the images that can be read."""
+        read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
+        with closing(read) as batches:
+            for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
+                found: list[ValueRanges] = []
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
                     pixel_values, found, checksums = batch.pixels
                     vectors, patches = self.embed_tokens(pixel_values)
-                    for name, values in zip(batch.ids, found, strict=True):
-                        self._range_check.add(name, values)
-                num_skipped += len(batch.skipped)
-                bar.set_postfix(skipped=num_skipped, refresh=False)
-                bar.update(len(positions))
-                yield EmbeddedBatch(
-                    batch.ids, batch.labels, vectors, checksums, batch.skipped, positions, patches
+                yield (
+                    EmbeddedBatch(
+                        batch.ids,
+                        batch.labels,
+                        vectors,
+                        checksums,
+                        batch.skipped,
+                        positions,
+                        patches,
+                    ),
+                    found,
                 )
-        self._warn_of_ranges()
 
     def embed_pixels(self, pixel_values: Tensor) -> np.ndarray:
         """Embed preprocessed images.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.image_source import ImageRecord, ImageSource, RecordSource
+from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shards
+from ..data.image_source import ImageRecord, RecordSource
+from ..data.pixel_format import ValueRanges
 from ..data.reading import Batches, ReadBatch
-from ..progress import progress_bar
 from .embedder import EmbeddedBatch, Embedder, Preparation
-
-BATCHES_PER_TASK = 1
 
 
 class RayEmbedder(Embedder):
@@ -50,55 +49,30 @@ class RayEmbedder(Embedder):
         self._num_actors = num_actors
         self._num_gpus = num_gpus
 
-    def stream(
-        self,
-        source: ImageSource,
-        *,
-        ranges: Sequence[range] | None = None,
-        progress: bool = False,
-    ) -> Generator[EmbeddedBatch, None, None]:
-        """Embed a source batch by batch, as `Embedder.stream` does.
+    def _embedded(
+        self, source: AnySource, ranges: Sequence[range]
+    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
+        """Yield the results of batches in the order of the source, computed by tasks and actors.
 
-        Args:
-            source: Images to embed; the nodes must be able to open its files.
-            ranges: Positions to embed; all by default.
-            progress: Whether to show a progress bar.
-
-        Yields:
-            Results of the batches, in the order of the source.
-
-        Raises:
-            ValueError: If vectors are not finite.
+        The nodes must be able to open the files of the source.
         """
         import ray
 
-        num_images = len(source)
-        ranges = [range(num_images)] if ranges is None else ranges
-        batches = Batches(ranges, self.batch_size)
-        if not len(batches):
+        units: Sequence[range]
+        if isinstance(source, StreamingImageSource):
+            units = split_at_shards(ranges)
+        else:
+            units = Batches(ranges, self.batch_size)
+        if not len(units):
             return
-        reader = ray.put((self.preparation, source, batches))
+        reader = ray.put((self.preparation, source, units, self.batch_size))
         with _streaming_in_order():
-            dataset = ray.data.range(len(batches), override_num_blocks=len(batches))
-            read: Any = _read_batch
-            decoded = dataset.map_batches(
-                read, batch_size=BATCHES_PER_TASK, fn_args=[reader], num_cpus=1
-            )
-            results = decoded.map_batches(
-                _Actor, batch_size=BATCHES_PER_TASK, **self.actor_options()
-            )
-            done = num_images - sum(len(positions) for positions in ranges)
-            with progress_bar(
-                total=num_images, initial=done, description="embedding", disable=not progress
-            ) as bar:
-                num_skipped = 0
-                for positions, row in zip(batches, results.iter_rows(), strict=True):
-                    batch = self._embedded(positions, row)
-                    num_skipped += len(batch.skipped)
-                    bar.set_postfix(skipped=num_skipped, refresh=False)
-                    bar.update(len(positions))
-                    yield batch
-        self._warn_of_ranges()
+            dataset = ray.data.range(len(units), override_num_blocks=len(units))
+            read: Any = _read_unit
+            decoded = dataset.map_batches(read, batch_size=1, fn_args=[reader], num_cpus=1)
+            results = decoded.map_batches(_Actor, batch_size=1, **self.actor_options())
+            for row in results.iter_rows():
+                yield self._result(row)
 
     def actor_options(self) -> dict[str, Any]:
         """Return the options of `map_batches` that start the actors."""
@@ -129,14 +103,13 @@ class RayEmbedder(Embedder):
             "tokens": self.tokens,
         }
 
-    def _embedded(self, positions: range, row: dict[str, Any]) -> EmbeddedBatch:
-        batch, ranges, checksums, patches = pickle.loads(row["described"])
-        for name, values in zip(batch.ids, ranges, strict=True):
-            self._range_check.add(name, values)
+    def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[ValueRanges]]:
+        positions, batch, ranges, checksums, patches = pickle.loads(row["described"])
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
-        return EmbeddedBatch(
+        embedded = EmbeddedBatch(
             batch.ids, batch.labels, vectors, checksums, batch.skipped, positions, patches
         )
+        return embedded, ranges
 
 
 def embed_dataset(
@@ -210,19 +183,19 @@ def _streaming_in_order() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _reader(reference: Any) -> tuple[Preparation, ImageSource, Batches]:
-    """Return the reader of a run; a process gets it once."""
+def _reader(reference: Any) -> Any:
+    """Return what `_read_unit` needs; a process gets it once per run."""
     import ray
 
     return ray.get(reference)
 
 
-def _read_batch(rows: dict[str, np.ndarray], reference: Any) -> dict[str, Any]:
-    """Read the batch of a number, in a task."""
+def _read_unit(rows: dict[str, np.ndarray], reference: Any) -> Iterator[dict[str, Any]]:
+    """Read the unit of a number batch by batch, in a task."""
     torch.set_num_threads(1)
-    preparation, source, batches = _reader(reference)
-    batch = preparation.read(source, batches[int(rows["id"][0])])
-    return {"pixels": [pickle.dumps(batch, protocol=5)]}
+    preparation, source, units, batch_size = _reader(reference)
+    for positions, batch in preparation.read(source, [units[int(rows["id"][0])]], batch_size):
+        yield {"pixels": [pickle.dumps((positions, batch), protocol=5)]}
 
 
 class _Actor:
@@ -240,7 +213,8 @@ class _Actor:
         self.embedder = Embedder(**ray.get(reference), device=device)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        batch: ReadBatch = pickle.loads(rows["pixels"][0])
+        batch: ReadBatch
+        positions, batch = pickle.loads(rows["pixels"][0])
         vectors = np.empty((0, self.embedder.embedding_size), dtype=np.float32)
         ranges: list[Any] = []
         checksums: list[str | None] = []
@@ -249,6 +223,7 @@ class _Actor:
             pixel_values, ranges, checksums = batch.pixels
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
+            positions,
             ReadBatch(batch.ids, batch.labels, None, batch.skipped),
             ranges,
             checksums,
@@ -265,7 +240,7 @@ def _decode_column(
     images = list(rows.pop(image_column))
     records = [ImageRecord(str(number), image) for number, image in enumerate(images)]
     source = RecordSource(records, "a Ray dataset", None)
-    batch = preparation.read(source, range(len(records)))
+    [(_, batch)] = preparation.read(source, [range(len(records))], len(records))
     reasons = [""] * len(records)
     for image in batch.skipped:
         reasons[int(image.id)] = image.reason

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from ...atomic_output import atomic_output, flush_entry
-from ...data.image_source import ImageSource
+from ...data.dataset_source import AnySource
 from ...data.inventory import LeftOut, write_left_out
 from ...file_modes import apply_umask
 from .manifest import (
@@ -92,7 +92,7 @@ class VectorFolder:
     def _lock(self, name: str, blocking: bool = True) -> FileLock:
         return FileLock(self.path / LOCKS / f"{name}.lock", blocking=blocking)
 
-    def new_part(self, source: ImageSource, start: int | None) -> PartWriter:
+    def new_part(self, source: AnySource, start: int | None) -> PartWriter:
         """Return a writer of a part.
 
         Args:

@@ -53,7 +53,7 @@ class Manifest:
 
     Args:
         checkpoint: Values that the vectors depend on, see `checkpoint_fingerprint`.
-        data: Fingerprint, description and number of images of the source, the name of its id
+        data: Fingerprint, description and number of positions of the source, the name of its id
             column, and whether it is labeled.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.
@@ -93,7 +93,7 @@ class Manifest:
     @property
     def num_done(self) -> int:
         """Number of images that the parts cover, skipped ones too."""
-        return self.data["num_images"] - sum(len(positions) for positions in self.missing())
+        return sum(part.num_rows + part.num_skipped for part in self.parts)
 
     def missing(self, span: range | None = None) -> list[range]:
         """Return the positions that no part covers, in ascending order.
@@ -101,7 +101,7 @@ class Manifest:
         Args:
             span: Positions to look at; all of the source by default.
         """
-        span = range(self.data["num_images"]) if span is None else span
+        span = range(self.data["num_positions"]) if span is None else span
         gaps, position = [], span.start
         for start, stop in sorted((p.start or 0, p.stop or 0) for p in self.parts):
             if position < min(start, span.stop):

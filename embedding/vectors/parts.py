@@ -69,7 +69,7 @@ class PartWriter:
         self.num_rows += len(batch.ids)
         self.skipped += batch.skipped
         if self.start is not None:
-            self.stop = batch.positions[-1] + 1
+            self.stop = batch.positions.stop
         if batch.ids:
             self._last_read = self.stop, len(self.skipped)
         if self._num_waiting * self._values_per_row >= VALUES_PER_ROW_GROUP:

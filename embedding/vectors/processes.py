@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...data.image_source import ImageSource
+from ...data.dataset_source import AnySource
 from ...progress import progress_bar
 from ..embedder import Embedder
 from .folder import VectorFolder, check_output
@@ -69,7 +69,7 @@ def device_of(local_rank: int) -> str | None:
 
 def write_in_processes(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     command: Sequence[str],
     size: int,
@@ -115,7 +115,10 @@ def write_in_processes(
 
 
 def embed_in_processes(
-    folder: VectorFolder, source: ImageSource, command: Sequence[str], size: int
+    folder: VectorFolder,
+    source: AnySource,
+    command: Sequence[str],
+    size: int,
 ) -> None:
     """Embed a source in several processes, which start from the same command.
 
@@ -134,18 +137,19 @@ def embed_in_processes(
     token = uuid.uuid4().hex
     start_group(folder, token, size)
     progress = Progress(folder.path, size)
-    num_images = len(source)
     before = folder.manifest.num_done
+    left = sys.maxsize if source.num_images is None else source.num_images - before
     running = {rank: _start(command, rank, size, token) for rank in range(size)}
     deaths, num_parts, shown = 0, len(folder.manifest.parts), 0
     try:
-        with progress_bar(total=num_images, initial=before, description="embedding") as bar:
+        with progress_bar(total=source.num_images, initial=before, description="embedding") as bar:
             while running:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 done, skipped = progress.total()
                 bar.set_postfix(skipped=skipped, refresh=False)
-                bar.update(min(done, num_images - before) - shown)
-                shown = min(done, num_images - before)
+                done = min(done, left)  # a unit whose process died is counted again
+                bar.update(done - shown)
+                shown = done
                 for rank, process in list(running.items()):
                     code = process.poll()
                     if code is None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...data.image_source import ImageSource
+from ...data.dataset_source import AnySource, StreamingImageSource, split_at_shards
 from ...progress import progress_bar
 from ..embedder import EmbeddedBatch, Embedder
 from .folder import LOCKS, VectorFolder, check_output
@@ -91,7 +91,7 @@ class Progress:
 
     def add(self, rank: int, batch: EmbeddedBatch) -> None:
         """Count the images of a batch."""
-        self.counts[rank] += (len(batch.positions), len(batch.skipped))
+        self.counts[rank] += (batch.num_images, len(batch.skipped))
 
     def total(self) -> tuple[int, int]:
         """Return the numbers of images and of skipped images of all processes."""
@@ -144,15 +144,18 @@ def join_group(folder: VectorFolder, token: str) -> VectorFolder:
     return VectorFolder(folder.path, stored, folder.metadata, may_begin=False)
 
 
-def units_of(num_images: int, batch_size: int, size: int, part_images: int) -> list[range]:
-    """Return the units of a source: whole batches, at most as many images as a part.
+def units_of(source: AnySource, batch_size: int, size: int, part_images: int) -> list[range]:
+    """Return the units of a source: whole batches, at most as many images as a part, or shards.
 
     Args:
-        num_images: Number of images.
+        source: Images to embed.
         batch_size: Number of images per batch.
         size: Number of processes.
         part_images: Maximum number of images per part.
     """
+    if isinstance(source, StreamingImageSource):
+        return split_at_shards([range(source.num_positions)])
+    num_images = len(source)
     wanted = min(part_images, -(-num_images // (UNITS_PER_PROCESS * size)))
     length = max(batch_size, wanted // batch_size * batch_size)
     return [range(s, min(s + length, num_images)) for s in range(0, num_images, length)]
@@ -160,7 +163,7 @@ def units_of(num_images: int, batch_size: int, size: int, part_images: int) -> l
 
 def share_work(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     folder: VectorFolder,
     size: int,
     on_batch: Callable[[EmbeddedBatch], None],
@@ -181,7 +184,7 @@ def share_work(
         OSError: If a part cannot be written.
     """
     units = units_of(
-        len(source), embedder.batch_size, size, part_options.get("part_images", PART_IMAGES)
+        source, embedder.batch_size, size, part_options.get("part_images", PART_IMAGES)
     )
     while (manifest := _stored(folder)).missing():
         took_one = False
@@ -215,7 +218,7 @@ def share_work(
 
 def write_in_group(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     group: Group,
     *,
@@ -276,7 +279,7 @@ def write_in_group(
 
 def _embed_as_member(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     folder: VectorFolder,
     group: Group,
     part_options: dict[str, Any],
@@ -294,14 +297,14 @@ def _embed_as_member(
 
 def _embed_as_leader(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     folder: VectorFolder,
     group: Group,
     part_options: dict[str, Any],
 ) -> None:
     progress = Progress(folder.path, group.size)
     before = folder.manifest.num_done
-    with progress_bar(total=len(source), initial=before, description="embedding") as bar:
+    with progress_bar(total=source.num_images, initial=before, description="embedding") as bar:
         shown = 0
 
         def on_batch(batch: EmbeddedBatch) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.checksum import checksum_of
+from ...data.dataset_source import AnySource, StreamingImageSource
 from ...data.image_source import ChosenSource, ImageSource
 from ...data.inventory import SkippedImage
 from ...progress import progress_bar
@@ -48,7 +49,7 @@ class UpdateReport:
 
 def update_embeddings(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     *,
     part_images: int = PART_IMAGES,
@@ -75,9 +76,14 @@ def update_embeddings(
         FileExistsError: If another process writes to the folder.
         FileNotFoundError: If there are no vectors to update.
         ValueError: If the folder was written with another checkpoint or other options, or its
-            columns do not fit the source.
+            columns do not fit the source, or the source is a stream.
     """
     started = time.perf_counter()
+    if isinstance(source, StreamingImageSource):
+        raise ValueError(
+            "--update needs images that are read by position, to compare them with the vectors; "
+            "leave out --streaming."
+        )
     check_part_options(part_images, 1, vector_dtype)
     if (stored := Manifest.load(output)) is None:
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-from ...data.image_source import ImageSource
+from ...data.dataset_source import AnySource
 from ...data.inventory import SkippedImage
 from ...data.reading_workers import LostWorkersError
 from ..embedder import EmbeddedBatch, Embedder
@@ -43,7 +43,7 @@ class WriteReport:
 
 def write_embeddings(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     *,
     overwrite: bool = False,
@@ -127,7 +127,7 @@ def check_part_options(part_images: int, part_seconds: float, vector_dtype: str)
 
 def open_folder(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     *,
     resume: bool,
@@ -142,7 +142,7 @@ def open_folder(
     data = {
         "fingerprint": source.fingerprint,
         "description": source.description,
-        "num_images": len(source),
+        "num_positions": source.num_positions,
         "id_column": source.id_column,
         "is_labeled": source.label_names is not None,
     }
@@ -169,7 +169,7 @@ def open_folder(
 
 def embed_ranges(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     ranges: Sequence[range],
     folder: VectorFolder,
     *,
@@ -212,14 +212,14 @@ def embed_ranges(
         with closing(embedder.stream(source, ranges=ranges, progress=progress)) as batches:
             for batch in batches:
                 if part is not None and may_add(part):
-                    is_full = part.num_images + len(batch.positions) > part_images
+                    is_full = part.num_images + batch.num_images > part_images
                     is_old = time.monotonic() - opened > part_seconds
-                    if is_full or is_old or (in_order and batch.positions[0] != part.stop):
+                    if is_full or is_old or (in_order and batch.positions.start != part.stop):
                         full, part = part, None
                         _add_or_discard(folder, full)
                 if part is None:
                     opened = time.monotonic()
-                    part = folder.new_part(source, batch.positions[0] if in_order else None)
+                    part = folder.new_part(source, batch.positions.start if in_order else None)
                 part.write(batch)
                 if on_batch is not None:
                     on_batch(batch)
@@ -247,14 +247,14 @@ def _add_or_discard(folder: VectorFolder, part: PartWriter) -> None:
         raise
 
 
-def _nothing_readable(source: ImageSource, skipped: Sequence[SkippedImage]) -> ValueError:
+def _nothing_readable(source: AnySource, skipped: Sequence[SkippedImage]) -> ValueError:
     return ValueError(
         f"none of the {len(skipped)} images can be read ({source.description}); the last one is "
         f"{skipped[-1].id}: {skipped[-1].reason}. Nothing was written."
     )
 
 
-def finish(folder: VectorFolder, source: ImageSource) -> list[SkippedImage]:
+def finish(folder: VectorFolder, source: AnySource) -> list[SkippedImage]:
     """Complete a folder that has all parts, and return the images that cannot be read.
 
     Raises:

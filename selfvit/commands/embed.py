@@ -15,7 +15,7 @@ from . import options
 from .reports import report_left_out, report_source
 
 if TYPE_CHECKING:
-    from ..data.image_source import ImageSource
+    from ..data.dataset_source import AnySource
     from ..data.inventory import SkippedImage
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.shared_work import Group
@@ -97,6 +97,7 @@ def embed(
     data: options.Data,
     output: Annotated[Path, options.output("VECTORS")],
     split: options.Split = None,
+    streaming: options.Streaming = False,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     pixel_range: options.PixelRange = None,
@@ -128,19 +129,16 @@ def embed(
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.folder import check_output
-    from ..embedding.vectors.processes import count_devices, device_of
-    from ..embedding.vectors.shared_work import Group
 
     on_ray = runner is RunnerName.ray
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
-    group = Group.from_environment()
-    size = count_devices(devices) if group is None else group.size
-    if group is not None and device is None:
-        device = device_of(group.local_rank)
+    group, size, device = _group_of(devices, device)
     if group is None and not update:
         check_output(output, overwrite, resume)
-    source = open_images(data, split=split, image_column=image_column, label_column=label_column)
+    source = open_images(
+        data, split=split, streaming=streaming, image_column=image_column, label_column=label_column
+    )
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -186,6 +184,17 @@ def _check_combination(
         raise ValueError("--ray-address needs --runner ray.")
 
 
+def _group_of(devices: str | None, device: str | None) -> tuple[Group | None, int, str | None]:
+    """Return the group of this process, the number of processes, and the device of this one."""
+    from ..embedding.vectors.processes import count_devices, device_of
+    from ..embedding.vectors.shared_work import Group
+
+    group = Group.from_environment()
+    if group is None:
+        return None, count_devices(devices), device
+    return group, group.size, device or device_of(group.local_rank)
+
+
 def _on_ray(embedder: Embedder, address: str | None) -> Embedder:
     """Connect to a Ray cluster, and return an embedder that uses it."""
     try:
@@ -205,7 +214,7 @@ def _on_ray(embedder: Embedder, address: str | None) -> Embedder:
 
 def _write(
     embedder: Embedder,
-    source: ImageSource,
+    source: AnySource,
     output: Path,
     group: Group | None,
     size: int,
@@ -236,7 +245,7 @@ def _write(
 
 
 def _update(
-    embedder: Embedder, source: ImageSource, output: Path, written: dict[str, Any]
+    embedder: Embedder, source: AnySource, output: Path, written: dict[str, Any]
 ) -> list[SkippedImage]:
     """Update the vectors, and return the skipped images."""
     from ..embedding.vectors.update import update_embeddings

@@ -129,6 +129,7 @@ Split = Annotated[
         show_default=WHOLE_DATA,
     ),
 ]
+Streaming = Annotated[bool, typer.Option("--streaming", help=HELP["streaming"])]
 ImageColumn = Annotated[
     str | None,
     typer.Option("--image-column", help=HELP["image_column"], show_default="found by its type"),

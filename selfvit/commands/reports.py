@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ..data.image_source import ImageSource
+    from ..data.dataset_source import AnySource
     from ..data.inventory import SkippedImage
 
 
-def report_source(source: ImageSource, name: str = "") -> None:
+def report_source(source: AnySource, name: str = "") -> None:
     """Print where the labels of a source come from, and its notes.
 
     Args:
@@ -27,7 +27,7 @@ def report_source(source: ImageSource, name: str = "") -> None:
 
 
 def report_left_out(
-    *readings: tuple[str, ImageSource, Sequence[SkippedImage]],
+    *readings: tuple[str, AnySource, Sequence[SkippedImage]],
     strict: bool,
     skipped_file: Path | None,
 ) -> None:

@@ -21,7 +21,7 @@ def stats(
     num_channels: Annotated[int, typer.Option(help=HELP["num_channels"], min=1)] = 3,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
-    streaming: Annotated[bool, typer.Option(help=HELP["streaming"])] = False,
+    streaming: options.Streaming = False,
     sample_size: Annotated[
         int, typer.Option(help="Maximum number of images to measure.", min=1)
     ] = 1000,

@@ -25,6 +25,7 @@ from selfvit.embedding.vectors.reader import read_vectors  # noqa: E402
 from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
 
 from .. import image_files  # noqa: E402
+from ..data.shards import write_tar_shards  # noqa: E402
 
 NUM_IMAGES = 319  # and one that cannot be read: a batch of one has other last bits
 BATCH = 8
@@ -90,6 +91,14 @@ def test_the_vectors_are_those_of_one_process(cluster, embedder, images, whole, 
     write(embedder, images, tmp_path / "v")
     assert_equal(tmp_path / "v", whole)
     assert (tmp_path / "v" / "skipped.csv").read_text() == (whole / "skipped.csv").read_text()
+
+
+def test_a_stream_has_the_vectors_of_one_process(cluster, embedder, tmp_path):
+    source = open_images(write_tar_shards(tmp_path / "tars", [30, 2, 20]), streaming=True)
+    options = {"progress": False, "part_images": 20}
+    write_embeddings(embedder, source, tmp_path / "whole", **options)
+    write_embeddings(RayEmbedder(embedder, num_actors=2), source, tmp_path / "v", **options)
+    assert_equal(tmp_path / "v", tmp_path / "whole")
 
 
 def test_killed_tasks_and_actors_are_run_again(cluster, embedder, images, whole, tmp_path):
