@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.search import search as search
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
@@ -96,6 +97,7 @@ MODULES = {
     "register_objective": "modeling.registry",
     "register_recipe": "training.recipes",
     "save_metrics": "evaluation.evaluate",
+    "search": "exploration.search",
     "train": "training.train:train_recipe",
     "write_embeddings": "embedding.vectors.writer",
 }

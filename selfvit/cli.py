@@ -13,6 +13,7 @@ from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
 from .commands.publish import publish
+from .commands.search import index, search
 from .commands.stats import stats
 from .commands.train import train
 from .commands.visualize import attention, pca, reconstruct
@@ -54,6 +55,8 @@ app.command(cls=RawCommand, add_help_option=False)(train)
 app.command(cls=Command)(embed)
 app.command(cls=Command)(evaluate)
 app.command(cls=Command)(stats)
+app.command(cls=Command)(search)
+app.command(cls=Command)(index)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

@@ -35,6 +35,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversion": {"configuration", "modeling", "data", "embedding", "sharing"},
     "evaluation": {"configuration", "modeling", "data", "embedding"},
     "visualization": {"configuration", "modeling", "data", "embedding"},
+    "exploration": {
+        "configuration",
+        "modeling",
+        "data",
+        "embedding",
+        "evaluation",
+        "visualization",
+    },
     "sharing": {
         "configuration",
         "modeling",

@@ -15,7 +15,7 @@ from selfvit import __version__
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     "configuration", "modeling", "data", "embedding", "conversion", "evaluation", "visualization",
-    "sharing", "training",
+    "exploration", "sharing", "training",
 )  # fmt: skip
 
 

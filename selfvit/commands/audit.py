@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
@@ -13,7 +12,7 @@ from . import options
 
 def audit(
     checkpoint: options.CheckpointFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Find silent faults in a checkpoint of transformers, timm or selfvit.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,7 +157,11 @@ def embed(
     written: dict[str, Any] = {
         "part_images": part_images,
         "vector_dtype": vector_dtype.value,
-        "metadata": {"model": checkpoint, "network": network.value},
+        "metadata": {
+            "model": _absolute(checkpoint),
+            "network": network.value,
+            "images": _place_of(data, split, image_column, label_column),
+        },
     }
     skipped: list[SkippedImage] | None
     if update:
@@ -168,6 +173,17 @@ def embed(
         skipped = _write(embedder, source, output, group, size, written)
     if skipped is not None:
         report_left_out(("", source, skipped), strict=strict, skipped_file=None)
+
+
+def _place_of(data: Sequence[str], *options: str | None) -> dict[str, Any]:
+    """Return the arguments of `open_images` with which other commands find the images again."""
+    values = dict(zip(("split", "image_column", "label_column"), options, strict=True))
+    return {"data": [_absolute(name) for name in data], **values}
+
+
+def _absolute(name: str) -> str:
+    """Return the absolute path of a file or folder; a name on the Hub or a URL as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _check_combination(

@@ -101,6 +101,7 @@ def output(metavar: str, default: str | bool = True) -> Any:
     )
 
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 Checkpoint = Annotated[
     str,
     typer.Argument(

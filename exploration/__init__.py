@@ -1,0 +1,1 @@
+"""Search, duplicates, clusters and maps of a folder of vectors."""

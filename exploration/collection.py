@@ -1,0 +1,324 @@
+"""Open a folder of vectors together with the images that they are of."""
+
+# N rows · E embedding
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ..data.decoding import UnreadableImageError, decode_image
+from ..data.image_source import ImageRecord, ImageSource, short_hash
+from ..data.sources import Data, open_images
+from ..embedding.vectors.folder import METADATA
+from ..embedding.vectors.manifest import Manifest
+from ..embedding.vectors.reader import read_vectors
+
+if TYPE_CHECKING:
+    from ..embedding.embedder import Embedder
+
+# Entries of a fingerprint that the vectors of a query need not have.
+NOT_OF_A_QUERY = ("vector_dtype", "patch_grid", "engine")
+
+
+class Collection:
+    """Vectors of a folder, row by row.
+
+    Args:
+        folder: Folder that `selfvit embed` wrote.
+
+    Raises:
+        FileNotFoundError: If there are no vectors in the folder.
+        ValueError: If a file is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        if self.manifest is None:
+            names = read_vectors(self.folder).column_names
+        else:
+            names = self.manifest.schema.names
+        small = [name for name in names if name not in ("embedding", "patches")]
+        self._table = read_vectors(self.folder, small)
+        path = self.folder / METADATA
+        self.metadata: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run that wrote the folder has ended."""
+        return bool(self.metadata.get("complete", True))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash that changes with any vector; of the names only in a folder without a manifest."""
+        if self.manifest is None:
+            return short_hash(name.encode("utf-8", "surrogatepass") for name in self.ids)
+        return short_hash(part.sha256.encode() for part in self.manifest.in_order())
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Names of the images: paths or ids."""
+        return self._table.column(0).to_pylist()
+
+    @functools.cached_property
+    def labels(self) -> list[str | None] | None:
+        """Names of the classes; None if the images are unlabeled."""
+        if "label" not in self._table.column_names:
+            return None
+        return self._table["label"].to_pylist()
+
+    @functools.cached_property
+    def checksums(self) -> list[str | None]:
+        """Checksums of the image files; None where there is none."""
+        if "checksum" not in self._table.column_names:
+            return [None] * len(self)
+        return self._table["checksum"].to_pylist()
+
+    @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """Vectors, (N, E), float32.
+
+        Raises:
+            ValueError: If a vector is not finite.
+        """
+        vectors = vectors_of(read_vectors(self.folder, ["embedding"])["embedding"])
+        is_finite = np.isfinite(vectors).all(axis=1)
+        if not is_finite.all():
+            row = int(np.flatnonzero(~is_finite)[0])
+            raise ValueError(
+                f"the vectors must be finite, but that of {self.ids[row]!r} in "
+                f"{str(self.folder)!r} is not; embed the images again in float32."
+            )
+        return vectors
+
+    @functools.cached_property
+    def directions(self) -> np.ndarray:
+        """Vectors scaled to length 1, (N, E), float32; a vector of zeros stays as it is."""
+        return directions_of(self.vectors)
+
+    def row_of(self, name: str) -> int:
+        """Return the row of an image.
+
+        Args:
+            name: Name of the image, as in `ids`, or the path of its file.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        if name in self._rows:
+            return self._rows[name]
+        below = [row for end, row in self._rows.items() if name.endswith(f"/{end}")]
+        if len(below) == 1:
+            return below[0]
+        raise ValueError(
+            f"{str(self.folder)!r} has no image {name!r}; its names are like "
+            f"{self.ids[0] if self.ids else '-'!r}."
+        )
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in reversed(list(enumerate(self.ids)))}
+
+    def embedder(self, checkpoint: str | None = None, **options: Any) -> Embedder:
+        """Return an embedder whose vectors can be compared with those of the folder.
+
+        Args:
+            checkpoint: Checkpoint; None for the one that the folder names.
+            options: Further options of `Embedder.from_pretrained`, for example `device`.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: If the checkpoint is another one than that of the vectors, or the folder
+                names none.
+        """
+        from ..embedding.embedder import Embedder
+        from ..embedding.vectors.fingerprint import checkpoint_fingerprint
+
+        name = checkpoint or self.metadata.get("model")
+        if name is None:
+            raise ValueError(
+                f"{str(self.folder)!r} does not say which checkpoint its vectors are of; choose it "
+                "with --checkpoint."
+            )
+        stored = {} if self.manifest is None else self.manifest.checkpoint
+        entries = {**self.metadata, **stored}
+        known = {
+            key: entries[key]
+            for key in ("network", "pooling", "normalize", "dtype", "pixel_range")
+            if entries.get(key) is not None
+        }
+        if "pixel_range" in known:
+            known["pixel_range"] = tuple(known["pixel_range"])
+        embedder = Embedder.from_pretrained(name, **{**known, **options})
+        if self.manifest is not None:
+            found = checkpoint_fingerprint(embedder, "float32")
+            differing = [
+                key
+                for key, value in stored.items()
+                if key not in NOT_OF_A_QUERY and found.get(key) != value
+            ]
+            if differing:
+                raise ValueError(
+                    f"the vectors in {str(self.folder)!r} are of another checkpoint than {name!r} "
+                    f"({', '.join(differing)} differ); choose theirs with --checkpoint, or embed "
+                    "the images again."
+                )
+        return embedder
+
+    def images(self, data: Data | None = None) -> CollectionImages:
+        """Return the images that the vectors are of.
+
+        Args:
+            data: Place of the images; None for the one that the folder names.
+
+        Raises:
+            FileNotFoundError: If there is no such place.
+            ValueError: If the folder names none.
+        """
+        stored = dict(self.metadata.get("images") or {})
+        place = stored.pop("data", None) if data is None else data
+        if place is None:
+            raise ValueError(
+                f"{str(self.folder)!r} does not say where its images are; give their place with "
+                "--data."
+            )
+        stored.pop("data", None)
+        source = open_images(place, **stored)
+        return CollectionImages(self, source)
+
+
+class CollectionImages:
+    """Images of a collection by row.
+
+    Args:
+        collection: Vectors.
+        source: Images that hold those of the collection.
+    """
+
+    def __init__(self, collection: Collection, source: ImageSource):
+        self._ids = collection.ids
+        self._source = source
+        self._pixel_range = (
+            None if collection.manifest is None else collection.manifest.checkpoint["pixel_range"]
+        )
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        names = (self._source.name_of(position) for position in range(len(self._source)))
+        return {name: position for position, name in enumerate(names)}
+
+    def record(self, row: int) -> ImageRecord:
+        """Return the image of a row, not decoded.
+
+        Raises:
+            FileNotFoundError: If the images no longer hold it.
+        """
+        name = self._ids[row]
+        if name not in self._positions:
+            raise FileNotFoundError(
+                f"there is no image {name!r} in the {self._source.description}; restore it, or "
+                "update the vectors with selfvit embed --update."
+            )
+        return self._source[self._positions[name]]
+
+    def picture(self, row: int) -> Image.Image:
+        """Return the image of a row as eight-bit RGB.
+
+        Raises:
+            FileNotFoundError: If the images no longer hold it.
+            UnreadableImageError: If it cannot be decoded.
+        """
+        return decode_image(self.record(row).image, self._pixel_range)
+
+    def thumbnail(self, row: int, size: int) -> Image.Image:
+        """Return the image of a row, shrunk to at most `size` pixels; gray if it cannot be read.
+
+        Args:
+            row: Row of the collection.
+            size: Longer side in pixels.
+        """
+        try:
+            picture = self.picture(row)
+        except (FileNotFoundError, UnreadableImageError):
+            return Image.new("RGB", (size, size), (128, 128, 128))
+        picture.thumbnail((size, size))
+        return picture
+
+
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the vectors of a column of lists as an array, (N, E), float32.
+
+    Args:
+        column: Column `embedding` of a table.
+    """
+    size = column.type.list_size
+    vectors = np.empty((len(column), size), dtype=np.float32)
+    start = 0
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        vectors[start : start + len(chunk)] = values.reshape(-1, size)
+        start += len(chunk)
+    return vectors
+
+
+def directions_of(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors to length 1; a vector of zeros stays as it is.
+
+    Args:
+        vectors: Vectors, (N, E).
+
+    Returns:
+        Directions, (N, E), float32.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+
+
+def check_rows(collection: Collection, minimum: int, purpose: str) -> None:
+    """Check that a collection has enough rows.
+
+    Args:
+        collection: Vectors.
+        minimum: Number of rows that are needed.
+        purpose: Result that needs them, for example "a map".
+
+    Raises:
+        ValueError: If it has fewer rows.
+    """
+    if len(collection) < minimum:
+        raise ValueError(
+            f"{purpose} needs at least {minimum} vectors, but {str(collection.folder)!r} has "
+            f"{len(collection)}; embed more images."
+        )
+
+
+def names_of(collection: Collection, rows: Sequence[int]) -> list[str]:
+    """Return the names of rows.
+
+    Args:
+        collection: Vectors.
+        rows: Rows.
+    """
+    return [collection.ids[row] for row in rows]
+
+
+__all__ = [
+    "Collection",
+    "CollectionImages",
+    "check_rows",
+    "directions_of",
+    "names_of",
+    "vectors_of",
+]

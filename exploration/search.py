@@ -1,0 +1,259 @@
+"""Find the images of a collection that are most similar to others."""
+
+# Q query images · E embedding · h, w rows and columns of patches · D hidden size
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.decoding import decode_image
+from ..embedding.embedder import Embedder
+from ..visualization.figures import heatmap
+from .collection import Collection, CollectionImages, check_rows, directions_of
+from .index import EXACT_UP_TO, load_index
+from .neighbors import nearest
+from .sheets import SheetRow, Tile, draw_sheet
+
+HEAT_SHARE = 0.6  # of the heat map in an overlay; the rest is the image in gray
+
+
+@dataclass(frozen=True)
+class Match:
+    """Row that was found.
+
+    Args:
+        path: Name of the image: its path or id.
+        similarity: Cosine similarity to the query.
+        row: Row of the vectors.
+    """
+
+    path: str
+    similarity: float
+    row: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Result of `search`.
+
+    Args:
+        query: Names of the query images.
+        results: Rows, the most similar first.
+        note: Remark on how they were found; "" for none.
+    """
+
+    query: list[str]
+    results: list[Match]
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return query and results as values that JSON can represent."""
+        query: str | list[str] = self.query[0] if len(self.query) == 1 else self.query
+        return {"query": query, "results": [asdict(match) for match in self.results]}
+
+
+def search(
+    vectors: str | os.PathLike[str] | Collection,
+    images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+    *,
+    like: Sequence[str] = (),
+    k: int = 10,
+    checkpoint: str | None = None,
+    device: str | None = None,
+) -> SearchResult:
+    """Find the most similar images by cosine similarity.
+
+    Several query images count as one: the mean of their directions. Rows named by `like` are not
+    among the results. The search is exact up to a million rows; above, an index that
+    `selfvit index` has built is used, if there is one.
+
+    Args:
+        vectors: Folder of vectors, or the collection that was opened.
+        images: Query images, embedded as the vectors were.
+        like: Names of rows to use as queries.
+        k: Number of results.
+        checkpoint: Checkpoint of the vectors; None for the one that their folder names.
+        device: Device to compute on; None for the best available.
+
+    Raises:
+        FileNotFoundError: If there are no vectors or no checkpoint.
+        UnreadableImageError: If a query image cannot be read.
+        ValueError: If there is no query, no such row, no vector, or the checkpoint is another one.
+    """
+    if not images and not like:
+        raise ValueError("a search needs a query: give an image, or a row with --like.")
+    if k < 1:
+        raise ValueError(f"k ({k}) must be at least 1.")
+    collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
+    check_rows(collection, 1, "a search")
+    rows = [collection.row_of(name) for name in like]
+    queries = [collection.directions[rows]] if rows else []
+    if images:
+        embedder = collection.embedder(checkpoint, device=device)
+        given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
+        queries.append(directions_of(embedder(given)))
+    query = directions_of(np.concatenate(queries).mean(axis=0, keepdims=True))  # (1, E)
+    found, similarities, note = _find(collection, query, k + len(rows))
+    matches = [
+        Match(collection.ids[row], float(similarity), int(row))
+        for row, similarity in zip(found, similarities, strict=True)
+        if row not in rows and row >= 0
+    ]
+    names = [*like, *(_name_of(image) for image in images)]
+    return SearchResult(names, matches[:k], note)
+
+
+def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
+    return "image" if isinstance(image, Image.Image) else str(image)
+
+
+def _find(collection: Collection, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return rows and similarities of the nearest rows, and a remark."""
+    if len(collection) <= EXACT_UP_TO:
+        rows, similarities = nearest(query, collection.directions, k)
+        return rows[0], similarities[0], ""
+    loaded = load_index(collection)
+    if loaded is None:
+        rows, similarities = nearest(query, collection.directions, k)
+        note = (
+            f"all {len(collection):,} vectors were compared; selfvit index {collection.folder} "
+            "makes searches faster"
+        )
+        return rows[0], similarities[0], note
+    index, description = loaded
+    similarities, rows = index.search(query, min(k, len(collection)))
+    note = (
+        f"found with an index whose recall@10 is {description.recall:.3f} "
+        f"({description.num_queries} rows measured)"
+    )
+    return rows[0], similarities[0], note
+
+
+def draw_results(
+    result: SearchResult, queries: Sequence[Image.Image], images: CollectionImages, path: Path
+) -> None:
+    """Draw the query images and the results as a contact sheet.
+
+    Args:
+        result: Result of `search`.
+        queries: Query images.
+        images: Images of the collection.
+        path: PNG file to write.
+    """
+    tiles = [
+        Tile(picture, f"query\n{name}", is_marked=True)
+        for picture, name in zip(queries, result.query, strict=True)
+    ]
+    tiles += [
+        Tile(images.thumbnail(match.row, 512), f"{match.similarity:.3f}\n{match.path}")
+        for match in result.results
+    ]
+    draw_sheet([SheetRow(tiles)], path)
+
+
+def draw_patch_matches(
+    result: SearchResult,
+    query: Image.Image,
+    images: CollectionImages,
+    embedder: Embedder,
+    path: Path,
+) -> None:
+    """Draw where the query and each result match: four pictures per result.
+
+    Args:
+        result: Result of `search`.
+        query: Query image.
+        images: Images of the collection.
+        embedder: Embedder of the collection.
+        path: PNG file to write.
+    """
+    rows = []
+    for match in result.results:
+        found = images.picture(match.row)
+        heats = patch_similarities(embedder, query, found)
+        tiles = []
+        for picture, heat, name in zip(
+            (query, found), heats, (result.query[0], match.path), strict=True
+        ):
+            tiles += [Tile(picture, name), Tile(overlay(picture, heat))]
+        rows.append(SheetRow(tiles, f"{match.similarity:.3f}  {match.path}"))
+    draw_sheet(rows, path, per_line=4)
+
+
+def patch_similarities(
+    embedder: Embedder, first: Image.Image, second: Image.Image
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how well each patch of an image is matched by some patch of another one.
+
+    Args:
+        embedder: Embedder of both.
+        first: Image.
+        second: Other image.
+
+    Returns:
+        Largest cosine similarity of each patch to a patch of the other image, (h, w) each.
+    """
+    import torch
+
+    from ..embedding.embedder import preprocess
+
+    pixels = torch.stack([preprocess(image, embedder.processor) for image in (first, second)])
+    tokens = Embedder(embedder.model, embedder.processor, tokens="patches")
+    _, patches = tokens.embed_tokens(pixels)
+    assert patches is not None
+    h, w = patches.shape[1:3]
+    a, b = (directions_of(grid.reshape(h * w, -1).astype(np.float32)) for grid in patches)
+    similarities = a @ b.T  # (h w, h w)
+    return similarities.max(axis=1).reshape(h, w), similarities.max(axis=0).reshape(h, w)
+
+
+def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lay a heat map over an image in gray.
+
+    Args:
+        picture: Image.
+        heat: Values, (h, w).
+    """
+    gray = picture.convert("L").convert("RGB")
+    colors = Image.fromarray((heatmap(heat) * 255).astype(np.uint8))
+    colors = colors.resize(gray.size, Image.Resampling.BICUBIC)
+    return Image.blend(gray, colors, HEAT_SHARE)
+
+
+def query_pictures(
+    collection: Collection,
+    images: CollectionImages,
+    like: Sequence[str],
+    given: Sequence[str],
+) -> list[Image.Image]:
+    """Return the query images of a search, in the order of `SearchResult.query`.
+
+    Args:
+        collection: Vectors.
+        images: Images of the collection.
+        like: Names of rows.
+        given: Paths of image files.
+    """
+    return [
+        *(images.picture(collection.row_of(name)) for name in like),
+        *(decode_image(path) for path in given),
+    ]
+
+
+__all__ = [
+    "Match",
+    "SearchResult",
+    "draw_patch_matches",
+    "draw_results",
+    "overlay",
+    "patch_similarities",
+    "query_pictures",
+    "search",
+]
