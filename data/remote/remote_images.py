@@ -41,7 +41,9 @@ class RemoteSource(FolderSource):
         """
         content = _read(_join(self.url, path))
         return (
-            UnreadableContent("the object does not exist anymore") if content is None else content
+            UnreadableContent("the object was deleted after the listing")
+            if content is None
+            else content
         )
 
 

@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 from ...data.image_source import ImageSource
 from ...progress import progress_bar
 from ..embedder import EmbeddedBatch, Embedder
-from .folder import LOCKS, VectorFolder, check_output
+from .folder import VectorFolder, check_output
 from .manifest import Manifest
+from .storage import LOCKS, check_local
 from .writer import PART_IMAGES, WriteReport, embed_ranges, finish, open_folder
 
 UNITS_PER_PROCESS = 8  # the last unit of the slowest process is all that the others wait for
@@ -246,9 +247,11 @@ def write_in_group(
 
     Raises:
         ChildProcessError: If the supervisor has died.
-        ValueError: If the processes or the earlier run differ, or no image can be read.
+        ValueError: If the processes or the earlier run differ, no image can be read, or the output
+            is not a local folder.
     """
     started = time.perf_counter()
+    check_local(output)
     is_leader = group.is_leader
     if is_leader:
         check_output(output, overwrite, resume)

@@ -95,7 +95,7 @@ StoredDType = Annotated[
 def embed(
     checkpoint: options.Checkpoint,
     data: options.Data,
-    output: Annotated[Path, options.output("VECTORS")],
+    output: Annotated[str, options.output("VECTORS")],  # a Path would drop a slash of a URL
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
@@ -122,24 +122,28 @@ def embed(
     """Write a vector for every image.
 
     VECTORS is a new folder with part-00000.parquet and so on, manifest.json, skipped.csv and
-    metadata.json. Each part appears when it is complete; a run that was interrupted goes on with
-    --resume.
+    metadata.json, or its URL (s3://BUCKET/FOLDER). Each part appears when it is complete; a run
+    that was interrupted goes on with --resume.
     """
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.folder import check_output
     from ..embedding.vectors.processes import count_devices, device_of
     from ..embedding.vectors.shared_work import Group
+    from ..embedding.vectors.storage import check_local, resolve
 
     on_ray = runner is RunnerName.ray
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
+    folder = resolve(output)
     group = Group.from_environment()
     size = count_devices(devices) if group is None else group.size
+    if size > 1:
+        check_local(folder)
     if group is not None and device is None:
         device = device_of(group.local_rank)
     if group is None and not update:
-        check_output(output, overwrite, resume)
+        check_output(folder, overwrite, resume)
     source = open_images(data, split=split, image_column=image_column, label_column=label_column)
     embedder = Embedder.from_pretrained(
         checkpoint,
@@ -162,12 +166,12 @@ def embed(
     }
     skipped: list[SkippedImage] | None
     if update:
-        skipped = _update(embedder, source, output, written)
+        skipped = _update(embedder, source, folder, written)
     else:
         written |= {"overwrite": overwrite, "resume": resume}
         if on_ray:
             embedder = _on_ray(embedder, ray_address)
-        skipped = _write(embedder, source, output, group, size, written)
+        skipped = _write(embedder, source, folder, group, size, written)
     if skipped is not None:
         report_left_out(("", source, skipped), strict=strict, skipped_file=None)
 
