@@ -95,7 +95,7 @@ StoredDType = Annotated[
 def embed(
     checkpoint: options.Checkpoint,
     data: options.Data,
-    output: Annotated[str, options.output("VECTORS")],  # a Path would drop a slash of a URL
+    output: Annotated[Path, options.output("VECTORS", takes_url=True)],
     split: options.Split = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
@@ -128,18 +128,16 @@ def embed(
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.folder import check_output
-    from ..embedding.vectors.processes import count_devices, device_of
+    from ..embedding.vectors.processes import device_of
     from ..embedding.vectors.shared_work import Group
-    from ..embedding.vectors.storage import check_local, resolve
+    from ..embedding.vectors.storage import resolve
 
     on_ray = runner is RunnerName.ray
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
     folder = resolve(output)
     group = Group.from_environment()
-    size = count_devices(devices) if group is None else group.size
-    if size > 1:
-        check_local(folder)
+    size = _count_processes(group, devices, folder)
     if group is not None and device is None:
         device = device_of(group.local_rank)
     if group is None and not update:
@@ -188,6 +186,16 @@ def _check_combination(
         raise ValueError("--runner ray uses the devices of its cluster; leave out --devices.")
     if ray_address is not None and not on_ray:
         raise ValueError("--ray-address needs --runner ray.")
+
+
+def _count_processes(group: Group | None, devices: str | None, output: Path) -> int:
+    from ..embedding.vectors.processes import count_devices
+    from ..embedding.vectors.storage import check_local
+
+    size = count_devices(devices) if group is None else group.size
+    if size > 1:
+        check_local(output)
+    return size
 
 
 def _on_ray(embedder: Embedder, address: str | None) -> Embedder:
