@@ -44,6 +44,8 @@ def is_url(name: Any) -> bool:
     match = URL.match(text)
     if match is None:
         return False
+    if match["protocol"].lower() in ("file", "local"):
+        raise ValueError(f"a local file or folder must be given by its path, not as {text!r}.")
     if not text[match.end("host") - len(match["host"]) :].strip("/"):
         raise ValueError(f"a URL must name a bucket or a folder, but {text!r} names none; add one.")
     if ":" in match["host"].rpartition("@")[0]:

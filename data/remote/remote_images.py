@@ -105,6 +105,7 @@ def _list(url: str) -> tuple[dict[str, int | None], bool]:
         raise FileNotFoundError(
             f"there is no object or folder {url!r}; correct its name."
         ) from error
+    system.invalidate_cache()  # a second copy of the listing
     start = f"{root.rstrip('/')}/"
     return {
         path[len(start) :]: entry.get("size")

@@ -29,7 +29,7 @@ from .manifest import (
     read_footer,
 )
 from .parts import PartWriter
-from .storage import LOCKS, UNFINISHED, read_text, storage_of
+from .storage import LOCKS, UNFINISHED, is_remote, read_text, storage_of
 
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
@@ -106,10 +106,29 @@ class VectorFolder:
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:
                 stored = self.begin()
+            if is_remote(self.path):
+                self._check_alone(stored, footer["start"], footer["stop"])
             name = next_part_name(fnmatch.filter(self.storage.sizes(), PART_PATTERN))
             self.storage.add(part.path, name)
             self.manifest = replace(stored, parts=[*stored.parts, replace(entry, file=name)])
             self.manifest.save(self.path)
+
+    def _check_alone(self, stored: Manifest, start: int | None, stop: int | None) -> None:
+        """Check that no other machine, which locks do not reach, has embedded the same images.
+
+        Raises:
+            FileExistsError: If one has.
+        """
+        if (
+            start is None
+            or stop is None
+            or stored.missing(range(start, stop)) == [range(start, stop)]
+        ):
+            return
+        raise FileExistsError(
+            f"another process is writing vectors to {str(self.path)!r}; wait for its end, or choose "
+            "another folder."
+        )
 
     def begin_update(self) -> None:
         """Write metadata and manifest of an update: the rows lose their order of a source."""
@@ -192,8 +211,17 @@ class VectorFolder:
 
         Args:
             left_out: Images that were left out, besides those that the parts name.
+
+        Raises:
+            FileExistsError: If another machine has changed the manifest in object storage.
         """
         self.storage.remove_unfinished()
+        in_order = all(part.start is not None for part in self.manifest.parts)
+        if is_remote(self.path) and in_order and self.manifest.missing():
+            raise FileExistsError(
+                f"another process has changed the manifest of {str(self.path)!r}; repeat the "
+                "command with --resume."
+            )
         num_skipped = len(left_out)
         with self.storage.output(SKIPPED) as unfinished:
             write_left_out(unfinished, left_out)
