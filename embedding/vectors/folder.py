@@ -119,16 +119,12 @@ class VectorFolder:
         Raises:
             FileExistsError: If one has.
         """
-        if (
-            start is None
-            or stop is None
-            or stored.missing(range(start, stop)) == [range(start, stop)]
-        ):
-            return
-        raise FileExistsError(
-            f"another process is writing vectors to {str(self.path)!r}; wait for its end, or choose "
-            "another folder."
-        )
+        span = None if start is None or stop is None else range(start, stop)
+        if span is not None and stored.missing(span) != [span]:
+            raise FileExistsError(
+                f"another process is writing vectors to {str(self.path)!r}; wait for its end, or "
+                "choose another folder."
+            )
 
     def begin_update(self) -> None:
         """Write metadata and manifest of an update: the rows lose their order of a source."""
