@@ -19,6 +19,7 @@ from .folder_source import printable
 from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from .inventory import Inventory
 from .labels import Labels, check_class, labels_of_values
+from .remote.file_system import StorageError
 
 SHARD_POSITIONS = 2**32  # more than a shard has rows
 LONGEST_NAME = 255  # bytes of a name that file systems can store
@@ -175,8 +176,11 @@ class StreamingImageSource:
         Raises:
             ValueError: If a shard cannot be read.
         """
-        for positions in split_at_shards(ranges):
+        parts = split_at_shards(ranges)
+        for positions, following in itertools.zip_longest(parts, parts[1:]):
             shard, row = divmod(positions.start, SHARD_POSITIONS)
+            if following is not None:
+                self.will_read(following.start // SHARD_POSITIONS)
             records = self.read_shard(shard, start=row)
             yield from _in_batches(records, positions, batch_size)
 
@@ -184,6 +188,13 @@ class StreamingImageSource:
     def fingerprint(self) -> str:
         """Hash of the identity, which is known without reading the stream."""
         return short_hash(text.encode() for text in self.identity)
+
+    def will_read(self, shard: int) -> None:
+        """Prepare a shard that will be read after the present one.
+
+        Args:
+            shard: Index of the shard.
+        """
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
@@ -335,6 +346,8 @@ class DatasetStream(StreamingImageSource):
                 row = {name: values[0] for name, values in batch.items()}
                 name = f"shard {shard} row {count * num_parts + part}"
                 yield _record(row, self._columns, name, self._label_of(row, name), self._folders)
+        except StorageError:
+            raise
         except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"shard {shard} (from 0, sorted by name) of {self.description} cannot be read: "

@@ -30,7 +30,7 @@ class FolderSource(ImageSource):
     """Image files by their paths.
 
     Args:
-        folder: Folder that the paths are relative to.
+        folder: Folder that the paths are relative to, or its URL.
         paths: Paths of the files, in the order of the source.
         description: Description of the data for logs and model cards.
         labels: Labels of the images.
@@ -39,7 +39,7 @@ class FolderSource(ImageSource):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         paths: list[str],
         description: str,
         labels: Labels,

@@ -27,6 +27,8 @@ from .folder_source import FolderSource
 from .image_source import ImageSource
 from .inventory import Inventory, LeftOut
 from .labels import first_folders
+from .remote.file_system import is_url
+from .remote.remote_images import open_remote
 
 if TYPE_CHECKING:
     import datasets
@@ -76,7 +78,8 @@ def open_images(
     Args:
         data: One or several image files, a folder of image files (flat or nested, labeled or not),
             a folder written by `Dataset.save_to_disk`, Parquet files, WebDataset tars, a folder of
-            such files, a zip file of images, a .txt, .csv or .jsonl file of paths, or the id of a
+            such files, a zip file of images, a .txt, .csv or .jsonl file of paths, the URL of an
+            image file or of a folder of them in object storage (s3://BUCKET/FOLDER), or the id of a
             dataset on the Hub (USER/NAME or USER/NAME@REVISION). A stream keeps reading the commit
             that was current when it was opened.
         split: Split to read; "all" reads all splits. It is a split of a dataset, a first-level
@@ -97,22 +100,27 @@ def open_images(
 
     Raises:
         FileNotFoundError: If there is no such folder or file, and no such dataset on the Hub.
+        ImportError: If the package for a URL is missing.
+        StorageError: If object storage cannot be read.
         ValueError: If the data contains no images; the message lists what it contains.
     """
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    if isinstance(data, (str, os.PathLike)):
-        files = [Path(data).expanduser()]
-    else:
-        files = [Path(name).expanduser() for name in data]
-        if not files:
-            raise ValueError("data must name at least one image file or folder.")
+    names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    if not names:
+        raise ValueError("data must name at least one image file or folder.")
+    if any([is_url(name) for name in names]):
+        urls = [str(name) for name in names]
+        remote = open_remote(urls, split, streaming=streaming, **columns)
+        if isinstance(remote, StreamingImageSource):
+            return remote
+        return _without_columns(remote, image_column)
+    files = [Path(name).expanduser() for name in names]
     if len(files) > 1:
         return _open_files(files, split, streaming, columns)
     path = files[0]
     mode = _mode(path)
     if mode is None:
-        name = str(data) if isinstance(data, (str, os.PathLike)) else str(data[0])
-        return _open_hub_dataset(name, split, streaming, columns)
+        return _open_hub_dataset(str(names[0]), split, streaming, columns)
     if stat.S_ISDIR(mode):
         return _open_directory(path, split, streaming, columns)
     _check_file(path)

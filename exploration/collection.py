@@ -8,7 +8,6 @@ import functools
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..data.sources import Data, open_images
 from ..embedding.vectors.folder import METADATA
 from ..embedding.vectors.manifest import Manifest
 from ..embedding.vectors.reader import read_vectors
+from ..embedding.vectors.storage import read_text, resolve
 
 if TYPE_CHECKING:
     from ..embedding.embedder import Embedder
@@ -33,7 +33,7 @@ class Collection:
     """Vectors of a folder, row by row.
 
     Args:
-        folder: Folder that `selfvit embed` wrote.
+        folder: Folder that `selfvit embed` wrote, or its URL.
 
     Raises:
         FileNotFoundError: If there are no vectors in the folder.
@@ -41,7 +41,7 @@ class Collection:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = Path(folder)
+        self.folder = resolve(folder)
         self.manifest = Manifest.load(self.folder)
         if self.manifest is None:
             names = read_vectors(self.folder).column_names
@@ -49,8 +49,7 @@ class Collection:
             names = self.manifest.schema.names
         small = [name for name in names if name not in ("embedding", "patches")]
         self._table = read_vectors(self.folder, small)
-        path = self.folder / METADATA
-        self.metadata: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.metadata: dict[str, Any] = json.loads(read_text(self.folder / METADATA) or "{}")
 
     def __len__(self) -> int:
         return len(self._table)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..atomic_output import atomic_output
+from ..embedding.vectors import folder
+from ..embedding.vectors.storage import check_local
 from .collection import Collection, check_rows, directions_of
 from .neighbors import nearest
 
 if TYPE_CHECKING:
     import faiss
 
-INDEX, DESCRIPTION = "index.faiss", "index.json"
+INDEX, DESCRIPTION = folder.INDEX
 EXACT_UP_TO = 1_000_000  # rows; above, `search` needs an index
 NEEDED_RECALL = 0.99
 NUM_QUERIES = 500  # rows that the recall is measured on
@@ -64,6 +66,7 @@ def build_index(collection: Collection, seed: int = 0) -> IndexDescription:
     """
     faiss = require_faiss()
     check_rows(collection, 2, "an index")
+    check_local(collection.folder)
     vectors = collection.vectors
     num_rows, size = vectors.shape
     rng = np.random.default_rng(seed)
@@ -143,16 +146,16 @@ def load_index(collection: Collection) -> tuple[faiss.Index, IndexDescription] |
         ImportError: If FAISS is not installed.
         ValueError: If the index is of other vectors.
     """
-    folder = collection.folder
-    if not (folder / DESCRIPTION).is_file() or not (folder / INDEX).is_file():
+    place = collection.folder
+    if not (place / DESCRIPTION).is_file() or not (place / INDEX).is_file():
         return None
     faiss = require_faiss()
-    description = IndexDescription(**json.loads((folder / DESCRIPTION).read_text()))
+    description = IndexDescription(**json.loads((place / DESCRIPTION).read_text()))
     if description.vectors != collection.fingerprint:
         raise ValueError(
-            f"the index in {str(folder)!r} is of other vectors; build it again with selfvit index."
+            f"the index in {str(place)!r} is of other vectors; build it again with selfvit index."
         )
-    index = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    index = faiss.read_index(str(place / INDEX), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
     index.nprobe = description.num_probes
     return index, description
 

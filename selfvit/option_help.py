@@ -6,7 +6,7 @@ theirs in `commands/`; both use these texts. Every folder of the package may imp
 
 HELP = {
     "data": "Images: a folder, image files, Parquet files, WebDataset tars, a zip, a list of paths "
-    "(.txt, .csv, .jsonl), or a Hub dataset id.",
+    "(.txt, .csv, .jsonl), the URL of images (s3://...), or a Hub dataset id.",
     "split": "Split of a dataset or of folders such as train and test (or all), or a subfolder.",
     "image_column": "Column that holds the images.",
     "label_column": "Column that holds the labels.",

@@ -59,20 +59,64 @@ def open_folder(
     Raises:
         ValueError: If there are no images, or no such split or column.
     """
+    images = choose_images(listing, split, str(folder), folder, label_column=label_column)
+    root = folder / images.prefix if images.prefix else folder
+    description = f"{len(images.names)} image files in {root}"
+    return FolderSource(root, images.names, description, images.labels, images.inventory)
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Images of a folder that are taken.
+
+    Args:
+        prefix: Folder of the split with "/"; "" if all images are taken.
+        names: Paths below the prefix.
+        labels: Labels of the images.
+        inventory: Files that were found, taken and left out.
+    """
+
+    prefix: str
+    names: list[str]
+    labels: Labels
+    inventory: Inventory
+
+
+def choose_images(
+    listing: Listing,
+    split: str | None,
+    where: str,
+    folder: Path,
+    *,
+    label_column: str | None = None,
+) -> ChosenImages:
+    """Choose the split of a listed folder, and find the labels of its images.
+
+    Args:
+        listing: Files of the folder.
+        split: As in `open_folder`.
+        where: Name of the folder in errors.
+        folder: Local folder with the tables of metadata of the listing.
+        label_column: As in `open_folder`.
+
+    Raises:
+        ValueError: If there are no images, or no such split or column.
+    """
     firsts = first_folders(listing.paths)
-    chosen = _choose_split(firsts, listing.left_out, split, str(folder))
+    chosen = _choose_split(firsts, listing.left_out, split, where)
     prefix = chosen.prefix
     paths, left_out = listing.paths, chosen.own(listing.left_out)
     if prefix:
         paths = [path for path in paths if path.startswith(prefix)]
     if not paths:
-        raise ValueError(_without_images(folder / prefix, left_out))
+        contents = _list_contents(folder / prefix)
+        raise ValueError(_without_images(f"{where}/{prefix}".rstrip("/"), left_out, contents))
     notes = [*listing.notes(), *chosen.notes]
     # a table beside the split folders may name images of all splits
     metadata = [name for name in listing.metadata if name.startswith(prefix) or "/" not in name]
     if label_column is not None and not metadata:
         raise ValueError(
-            f"{str(folder)!r} has no columns to find {label_column!r} in, as a folder of images "
+            f"{where!r} has no columns to find {label_column!r} in, as a folder of images "
             "without metadata.csv or metadata.jsonl; leave out --label-column."
         )
     labels = Labels()
@@ -91,10 +135,9 @@ def open_folder(
         notes += labels.notes
         labels = _labels_below(paths, None if prefix else firsts, prefix, split == ALL)
     notes += labels.notes
-    root = folder / prefix if prefix else folder
     names = [path[len(prefix) :] for path in paths] if prefix else paths
     inventory = Inventory(len(paths) + len(left_out), len(paths), left_out, notes)
-    return FolderSource(root, names, f"{len(paths)} image files in {root}", labels, inventory)
+    return ChosenImages(prefix, names, labels, inventory)
 
 
 @dataclass(frozen=True)
@@ -182,7 +225,9 @@ def open_zip(archive: Path, split: str | None, *, label_column: str | None = Non
     names, left_out, notes = _images_of_zip(archive, members)
     if not names:
         hints = [f"{note}." for note in notes]
-        raise ValueError(" ".join([_without_images(archive, left_out), *hints]))
+        raise ValueError(
+            " ".join([_without_images(str(archive), left_out, "no image files"), *hints])
+        )
     tops = {name.partition("/")[0] if "/" in name else None for name in names}
     first = next(iter(tops)) if len(tops) == 1 else None
     top = "" if first is None else f"{first}/"
@@ -197,7 +242,7 @@ def open_zip(archive: Path, split: str | None, *, label_column: str | None = Non
     names = [name for name in names if name.startswith(prefix)]
     left_out = chosen.own(left_out, top)
     if not names:
-        raise ValueError(_without_images(archive, left_out))
+        raise ValueError(_without_images(str(archive), left_out, "no image files"))
     labels = _labels_below(names, None, prefix, split == ALL)
     notes = [*notes, *chosen.notes, *labels.notes]
     inventory = Inventory(len(names) + len(left_out), len(names), left_out, notes)
@@ -351,15 +396,15 @@ def _why_not_taken(path: str) -> str | None:
     return missing_support(kind)
 
 
-def _without_images(folder: Path, left_out: Sequence[LeftOut]) -> str:
+def _without_images(where: str, left_out: Sequence[LeftOut], contents: str) -> str:
     if left_out:
         first = left_out[0]
         return (
-            f"there are no images in {str(folder)!r} that can be decoded; {len(left_out)} are left "
+            f"there are no images in {where!r} that can be decoded; {len(left_out)} are left "
             f"out, for example {first.name}: {first.reason}."
         )
     return (
-        f"there are no images in {str(folder)!r}, which contains {_list_contents(folder)}; the "
+        f"there are no images in {where!r}, which contains {contents}; the "
         f"extension of an image file must be one of {', '.join(sorted(image_extensions()))}."
     )
 
@@ -375,4 +420,11 @@ def _list_contents(folder: Path) -> str:
     return shorten(found, 5) if found else "nothing"
 
 
-__all__ = ["open_folder", "open_list", "open_zip", "source_of_files"]
+__all__ = [
+    "ChosenImages",
+    "choose_images",
+    "open_folder",
+    "open_list",
+    "open_zip",
+    "source_of_files",
+]

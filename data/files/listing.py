@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +36,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 # Other files that can hold many images, which are not opened.
 ARCHIVES = (".7z", ".arrow", ".feather", ".h5", ".hdf5", ".rar", ".tbz", ".tbz2", ".tgz", ".txz")
 COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
+NUM_THREADS = 16  # that open files of unknown kind where opening takes long
 NOT_REGULAR = "not a regular file but a pipe, socket or device"
 
 
@@ -157,11 +160,11 @@ class _Walk:
         else:
             self.listing.metadata.append(path)
 
-    def look_into_unknown(self) -> None:
+    def look_into_unknown(self, kind_by_content: Callable[[str], str | None]) -> None:
         """Open the files of unknown kind, and add those that are images."""
         for path in self.unknown:
             try:
-                kind = kind_of(os.path.join(self.root, path))
+                kind = kind_by_content(path)
             except OSError as error:
                 self.listing.left_out.append(LeftOut(path, f"cannot be opened: {error.strerror}"))
                 continue
@@ -172,6 +175,18 @@ class _Walk:
             else:
                 self.paths.append(path)
         self.unknown = []
+
+    def finish(self, kind_by_content: Callable[[str], str | None]) -> Listing:
+        """Look into the files of unknown kind, and return the sorted listing."""
+        self.look_into_unknown(kind_by_content)
+        listing = self.listing
+        listing.paths.sort()
+        listing.left_out.sort(key=lambda entry: entry.name)
+        listing.containers = {
+            kind: sorted(names) for kind, names in listing.containers.items() if names
+        }
+        listing.metadata.sort()
+        return listing
 
     def follow_links(self) -> None:
         """Add the files that links lead to, unless they are counted already.
@@ -272,15 +287,39 @@ def list_images(folder: Path) -> Listing:
     walk.visit("")
     if walk.links:
         walk.follow_links()
-    walk.look_into_unknown()
-    listing = walk.listing
-    listing.paths.sort()
-    listing.left_out.sort(key=lambda entry: entry.name)
-    listing.containers = {
-        kind: sorted(names) for kind, names in listing.containers.items() if names
-    }
-    listing.metadata.sort()
-    return listing
+    return walk.finish(lambda path: kind_of(os.path.join(walk.root, path)))
+
+
+def list_names(names: Iterable[str], kind_by_content: Callable[[str], str | None]) -> Listing:
+    """Sort the files of a place without folders and links, such as object storage, by their kind.
+
+    The rules are those of `list_images`.
+
+    Args:
+        names: Paths of all files, relative to the place.
+        kind_by_content: Function of a path that opens the file, and returns the extension of its
+            image format, or None.
+    """
+    walk = _Walk("")
+    system_folders: set[str] = set()
+    for name in names:
+        if not is_hidden(name):
+            walk.add_file(name, is_regular=True)
+        elif folder := _system_folder(name):
+            system_folders.add(folder)
+    walk.listing.system_folders.update(posixpath.basename(folder) for folder in system_folders)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        kinds = dict(zip(walk.unknown, pool.map(kind_by_content, walk.unknown), strict=True))
+    return walk.finish(kinds.__getitem__)
+
+
+def _system_folder(path: str) -> str | None:
+    """Return the first ignored folder of a path, if it is a folder of the system."""
+    parts = path.split("/")[:-1]
+    for depth, part in enumerate(parts, start=1):
+        if _is_ignored(part):
+            return "/".join(parts[:depth]) if part.lower() in SYSTEM_FOLDERS else None
+    return None
 
 
 def is_hidden(path: str) -> bool:
@@ -330,4 +369,5 @@ __all__ = [
     "is_archive",
     "is_hidden",
     "list_images",
+    "list_names",
 ]

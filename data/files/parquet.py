@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 from datasets.builder import Key
 from datasets.table import table_cast
 
+from ..remote.file_system import StorageError
+from ..remote.remote_file import RemoteFile
+
 Job = tuple[str, int | None]  # name of a file, and a row group of it or None for all
 
 
@@ -76,7 +79,10 @@ class ParquetFiles(datasets.ArrowBasedBuilder):
 
 
 def builder_of(
-    files: Sequence[Path], name: str, features: datasets.Features, rows_at_once: int
+    files: Sequence[Path | RemoteFile],
+    name: str,
+    features: datasets.Features,
+    rows_at_once: int,
 ) -> ParquetFiles:
     """Return a builder with the split "train".
 
@@ -86,27 +92,38 @@ def builder_of(
         features: Types of the columns to read, by name.
         rows_at_once: Number of rows per read.
     """
-    names = tuple(quote(os.fsencode(file.absolute())) for file in files)
+    names = tuple(
+        quote(file.url if isinstance(file, RemoteFile) else os.fsencode(file.absolute()))
+        for file in files
+    )
     return ParquetFiles(config_name=name, files=names, features=features, rows_at_once=rows_at_once)
 
 
 def _opened(file: str) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.OSFile(unquote_to_bytes(file)))
+    path = unquote_to_bytes(file)
+    if path.startswith(b"/") or b"://" not in path:
+        return pq.ParquetFile(pa.OSFile(path))
+    return pq.ParquetFile(RemoteFile(path.decode(), 0).open(), pre_buffer=True)
 
 
-def read_footer(file: Path) -> pq.FileMetaData:
+def read_footer(file: Path | RemoteFile) -> pq.FileMetaData:
     """Return the metadata of a Parquet file.
 
     Args:
-        file: Path of the file.
+        file: File.
 
     Raises:
         ValueError: If it cannot be read.
     """
-    if not file.is_file():
+    if isinstance(file, Path) and not file.is_file():
         raise ValueError(f"{str(file)!r} is no regular file; give a Parquet file.")
     try:
+        if isinstance(file, RemoteFile):
+            with file.open() as opened:
+                return pq.ParquetFile(opened).metadata
         return pq.ParquetFile(pa.OSFile(os.fsencode(file))).metadata
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{str(file)!r} cannot be read as Parquet: {error}; repair or replace it."

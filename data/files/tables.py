@@ -24,8 +24,9 @@ from ..columns import (
 )
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
 from ..folder_source import printable
-from ..image_source import ImageSource
+from ..image_source import ImageSource, short_hash
 from ..labels import labels_of_texts
+from ..remote.remote_file import RemoteFile
 
 if TYPE_CHECKING:
     import datasets
@@ -40,7 +41,7 @@ VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def open_parquet(
-    files: Sequence[Path],
+    files: Sequence[Path | RemoteFile],
     name: str,
     *,
     streaming: bool,
@@ -51,7 +52,7 @@ def open_parquet(
     """Open Parquet files; only the columns of images, labels and ids are read.
 
     Args:
-        files: Files in the order of their rows.
+        files: Files in the order of their rows; those in object storage only as a stream.
         name: Name of the files in descriptions and errors.
         streaming: Whether to read them as a stream.
         identity: Strings that identify the files, for a stream.
@@ -73,9 +74,11 @@ def open_parquet(
     files, metadata = [file for file, _ in with_rows], [entry for _, entry in with_rows]
     features, columns = _common_columns(files, metadata, image_column, label_column)
     names = [n for n in (columns.image, columns.label, columns.id) if n is not None]
+    local = [file for file in files if isinstance(file, Path)]
+    digest = _digest(local) if len(local) == len(files) else short_hash([name.encode()])
     builder = builder_of(
         files,
-        f"selfvit-{_digest(files)}",  # part of the path in the cache of `datasets`
+        f"selfvit-{digest}",  # part of the path in the cache of `datasets`
         datasets.Features({n: features[n] for n in names}),
         ROWS_AT_ONCE,
     )
@@ -85,13 +88,13 @@ def open_parquet(
         "all_features": features,
     }
     if streaming:
-        folders = list(dict.fromkeys(file.parent for file in files))
+        folders = list(dict.fromkeys(file.parent for file in local))
         stream = builder.as_streaming_dataset(split="train")
         return DatasetStream(
             stream, f"{name}, streamed", **chosen, identity=identity, folders=folders
         )
     dataset = _prepared(builder, name, num_rows)
-    parts = [(file.parent, entry.num_rows) for file, entry in zip(files, metadata, strict=True)]
+    parts = [(file.parent, entry.num_rows) for file, entry in zip(local, metadata, strict=True)]
     return DatasetSource(dataset, f"{len(dataset)} rows of {name}", **chosen, folders=parts)
 
 
@@ -113,7 +116,7 @@ def _prepared(builder: datasets.DatasetBuilder, name: str, num_rows: int) -> dat
 
 
 def _common_columns(
-    files: Sequence[Path],
+    files: Sequence[Path | RemoteFile],
     metadata: Sequence[pq.FileMetaData],
     image_column: str | None,
     label_column: str | None,

@@ -14,6 +14,7 @@ from ..dataset_source import StreamingImageSource
 from ..folder_source import printable
 from ..image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from ..inventory import Inventory, LeftOut, group_reasons
+from ..remote.remote_file import RemoteFile, local_copy
 from .tar_labels import TarLabels
 from .tar_members import Member, read_headers, read_member
 from .tars import SampleRule, TarIndex, choose_rule, survey_positions
@@ -93,7 +94,7 @@ class TarStream(StreamingImageSource):
     """Samples of tars as a stream, one shard per tar, without labels.
 
     Args:
-        paths: Paths of the tars.
+        paths: Tars, also in object storage, of which only the first one is surveyed then.
         description: Description of the data for logs and model cards.
         identity: Names and sizes of the tars.
         image_column: Field of the images; by default, the most frequent field of each sample.
@@ -105,7 +106,7 @@ class TarStream(StreamingImageSource):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Path | RemoteFile],
         description: str,
         identity: Sequence[str],
         image_column: str | None = None,
@@ -118,7 +119,11 @@ class TarStream(StreamingImageSource):
                 "stream; read the data without streaming."
             )
         self._paths = list(paths)
-        surveyed = [read_headers(self._paths[place]) for place in survey_positions(len(paths))]
+        is_remote = any(isinstance(path, RemoteFile) for path in paths)
+        surveyed = []
+        for place in [0] if is_remote else survey_positions(len(paths)):
+            with local_copy(self._paths[place]) as path:
+                surveyed.append(read_headers(path))
         self._rule = choose_rule(surveyed, image_column)
         tars = [self._rule.index(tar) for tar in surveyed]
         left_out, taken = _left_out(tars), sum(len(tar.taken) for tar in tars)
@@ -147,7 +152,18 @@ class TarStream(StreamingImageSource):
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
     ) -> Iterator[ImageRecord]:
         """Yield the records of a tar; see `StreamingImageSource`."""
-        path = self._paths[shard]
+        with local_copy(self._paths[shard]) as path:
+            yield from self._read_tar(path, shard, start, part, num_parts)
+
+    def will_read(self, shard: int) -> None:
+        """Start to copy the tar, if it is in object storage."""
+        file = self._paths[shard]
+        if isinstance(file, RemoteFile):
+            file.start_copy()
+
+    def _read_tar(
+        self, path: Path, shard: int, start: int, part: int, num_parts: int
+    ) -> Iterator[ImageRecord]:
         try:
             tar = self._rule.index(read_headers(path))
         except (ValueError, OSError) as error:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ...atomic_output import atomic_output, flush_entry
 from ...data.dataset_source import AnySource
 from ...data.inventory import LeftOut, write_left_out
-from ...file_modes import apply_umask
+from ...data.remote.file_system import StorageError
 from .manifest import (
     FOOTER,
     MANIFEST,
@@ -33,11 +29,12 @@ from .manifest import (
     read_footer,
 )
 from .parts import PartWriter
+from .storage import LOCKS, UNFINISHED, is_remote, read_text, storage_of
 
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
-LOCKS, UNFINISHED = ".locks", ".*.unfinished-*"  # only while a process writes
 CREATED_BY = "selfvit embed"
-OWN_FILES = (TABLE, SKIPPED, METADATA, MANIFEST, PART_PATTERN, LOCKS, UNFINISHED)
+INDEX = ("index.faiss", "index.json")  # of the vectors, written by `selfvit index`
+OWN_FILES = (*INDEX, TABLE, SKIPPED, METADATA, MANIFEST, PART_PATTERN, LOCKS, UNFINISHED)
 
 
 class VectorFolder:
@@ -54,9 +51,11 @@ class VectorFolder:
         self, path: Path, manifest: Manifest, metadata: dict[str, Any], may_begin: bool = True
     ):
         self.path = path
+        self.storage = storage_of(path)
         self.manifest = manifest
         self.metadata = metadata
         self._may_begin = may_begin
+        self._replaced = _run_of(path)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -65,8 +64,7 @@ class VectorFolder:
         Raises:
             FileExistsError: If another process writes to it.
         """
-        is_new = not self.path.exists()
-        (self.path / LOCKS).mkdir(parents=True, exist_ok=True)
+        self.storage.prepare()
         lock = self._lock("run", blocking=False)
         try:
             lock.acquire()
@@ -76,21 +74,14 @@ class VectorFolder:
                 "choose another folder."
             ) from error
         try:
-            self._remove_unfinished()
+            self.storage.remove_unfinished()
             yield
         finally:
             lock.release()
-            shutil.rmtree(self.path / LOCKS, ignore_errors=True)
-            if is_new and not any(self.path.iterdir()):
-                self.path.rmdir()
-
-    def _remove_unfinished(self) -> None:
-        """Remove what processes that were killed have left."""
-        for leftover in self.path.glob(UNFINISHED):
-            leftover.unlink()
+            self.storage.clean()
 
     def _lock(self, name: str, blocking: bool = True) -> FileLock:
-        return FileLock(self.path / LOCKS / f"{name}.lock", blocking=blocking)
+        return FileLock(self.storage.locks / f"{name}.lock", blocking=blocking)
 
     def new_part(self, source: AnySource, start: int | None) -> PartWriter:
         """Return a writer of a part.
@@ -99,8 +90,7 @@ class VectorFolder:
             source: Images to embed.
             start: First position of the part.
         """
-        path = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
-        return PartWriter(path, self.manifest.schema, source.label_names, start)
+        return PartWriter(self.storage.new_file(), self.manifest.schema, source.label_names, start)
 
     def add(self, part: PartWriter) -> None:
         """Complete a part, and add it to the folder.
@@ -112,22 +102,32 @@ class VectorFolder:
             OSError: If it cannot be written.
         """
         footer = part.close(self.manifest.run)
+        entry = describe_part(part.path, footer)
         with self._lock("manifest"):
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:
                 stored = self.begin()
-            names = [path.name for path in self.path.glob(PART_PATTERN)]
-            entry = self._move(part.path, next_part_name(names), footer)
-            self.manifest = replace(stored, parts=[*stored.parts, entry])
+            if is_remote(self.path):
+                self._check_alone(stored, footer["start"], footer["stop"])
+            name = next_part_name(fnmatch.filter(self.storage.sizes(), PART_PATTERN))
+            self.storage.add(part.path, name)
+            self.manifest = replace(stored, parts=[*stored.parts, replace(entry, file=name)])
             self.manifest.save(self.path)
+            if footer["skipped"] and not is_remote(self.path):  # `finish` writes the whole list
+                write_left_out(self.path / SKIPPED, _left_out(footer))
 
-    def _move(self, unfinished: Path, name: str, footer: dict[str, Any]) -> Part:
-        """Let a complete file appear under its name, and return its entry of the manifest."""
-        apply_umask([unfinished])
-        flush_entry(unfinished)
-        os.rename(unfinished, self.path / name)
-        flush_entry(self.path)
-        return describe_part(self.path / name, footer)
+    def _check_alone(self, stored: Manifest, start: int | None, stop: int | None) -> None:
+        """Check that no other machine, which locks do not reach, has embedded the same images.
+
+        Raises:
+            FileExistsError: If one has.
+        """
+        span = None if start is None or stop is None else range(start, stop)
+        if span is not None and stored.missing(span) != [span]:
+            raise FileExistsError(
+                f"another process is writing vectors to {str(self.path)!r}; wait for its end, or "
+                "choose another folder."
+            )
 
     def begin_update(self) -> None:
         """Write metadata and manifest of an update: the rows lose their order of a source."""
@@ -148,7 +148,7 @@ class VectorFolder:
         """
         parts = [other for other in self.manifest.parts if other.file != part.file]
         if not len(table):
-            (self.path / part.file).unlink()
+            self.storage.delete([part.file])
         else:
             footer: dict[str, Any] = {
                 "run": self.manifest.run,
@@ -156,11 +156,13 @@ class VectorFolder:
                 "stop": None,
                 "skipped": [],
             }
-            unfinished = self.path / f".part.unfinished-{uuid.uuid4().hex[:8]}"
+            unfinished = self.storage.new_file()
             metadata = {**(table.schema.metadata or {}), FOOTER: json.dumps(footer).encode()}
             table = table.replace_schema_metadata(metadata)
             pq.write_table(table, unfinished, write_page_checksum=True)
-            parts.append(self._move(unfinished, part.file, footer))
+            entry = describe_part(unfinished, footer)
+            self.storage.add(unfinished, part.file, replace=True)
+            parts.append(replace(entry, file=part.file))
         self.manifest = replace(self.manifest, parts=parts)
         self.manifest.save(self.path)
 
@@ -173,7 +175,7 @@ class VectorFolder:
     @property
     def replaces_earlier_result(self) -> bool:
         """Whether the first part of this run will delete the result of an earlier run."""
-        return self.is_new_run and (self.path / METADATA).exists()
+        return self.is_new_run and METADATA in self.storage.sizes()
 
     def begin(self) -> Manifest:
         """Delete the files of an earlier run, and write metadata and manifest of this one.
@@ -181,31 +183,46 @@ class VectorFolder:
         Raises:
             FileExistsError: If that is left to another process.
         """
-        if not self._may_begin:
+        if not self._may_begin or _run_of(self.path) != self._replaced:
             raise FileExistsError(
                 f"another run has begun in {str(self.path)!r}; choose another folder."
             )
-        self.clear()
         self._write_metadata({"complete": False})
+        self._delete_all_but([METADATA])
         begun = replace(self.manifest, parts=[])
         begun.save(self.path)
+        self._replaced = begun.run
         return begun
 
     def clear(self) -> None:
         """Delete the files of this run or an earlier one."""
-        for path in self.path.iterdir():
-            if path.name in (TABLE, SKIPPED, METADATA, MANIFEST) or path.match(PART_PATTERN):
-                path.unlink()
+        self._delete_all_but([])
+
+    def _delete_all_but(self, kept: Sequence[str]) -> None:
+        """Delete own files, the manifest first and the metadata last, as others may read them."""
+        names = self.storage.sizes()
+        parts = sorted(fnmatch.filter(names, PART_PATTERN))
+        own = [*INDEX, MANIFEST, TABLE, SKIPPED, *parts, METADATA]
+        self.storage.delete([name for name in own if name in names and name not in kept])
 
     def finish(self, left_out: Sequence[LeftOut]) -> None:
         """Write skipped.csv, and say in metadata.json that the vectors are complete.
 
         Args:
             left_out: Images that were left out, besides those that the parts name.
+
+        Raises:
+            FileExistsError: If another machine has changed the manifest in object storage.
         """
-        self._remove_unfinished()
+        self.storage.remove_unfinished()
+        in_order = all(part.start is not None for part in self.manifest.parts)
+        if is_remote(self.path) and in_order and self.manifest.missing():
+            raise FileExistsError(
+                f"another process has changed the manifest of {str(self.path)!r}; repeat the "
+                "command with --resume."
+            )
         num_skipped = len(left_out)
-        with atomic_output(self.path / SKIPPED) as unfinished:
+        with self.storage.output(SKIPPED) as unfinished:
             write_left_out(unfinished, left_out)
             for part in self.manifest.in_order():
                 skipped = skipped_of(self.path / part.file) if part.num_skipped else []
@@ -217,8 +234,13 @@ class VectorFolder:
 
     def _write_metadata(self, counts: dict[str, Any]) -> None:
         text = json.dumps({**self.metadata, **counts}, indent=2, ensure_ascii=False) + "\n"
-        with atomic_output(self.path / METADATA) as unfinished:
+        with self.storage.output(METADATA) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
+
+
+def _run_of(folder: Path) -> str | None:
+    stored = Manifest.load(folder)
+    return None if stored is None else stored.run
 
 
 def skipped_of(part: Path) -> list[LeftOut]:
@@ -227,7 +249,10 @@ def skipped_of(part: Path) -> list[LeftOut]:
     Args:
         part: File of vectors.
     """
-    footer = read_footer(part) or {"skipped": []}
+    return _left_out(read_footer(part) or {"skipped": []})
+
+
+def _left_out(footer: dict[str, Any]) -> list[LeftOut]:
     return [LeftOut(name, reason) for name, reason in footer["skipped"]]
 
 
@@ -249,17 +274,18 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             "overwrite starts from the beginning and resume goes on; choose one of --overwrite and "
             "--resume."
         )
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
+    storage = storage_of(output)
+    if not storage.is_usable():
         raise FileExistsError(
             f"the output must be a folder, but {str(output)!r} is a file or a link; choose a new "
             "folder."
         )
-    names = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
-    left = [name for name in names if name != LOCKS and not fnmatchcase(name, UNFINISHED)]
+    names = sorted(storage.sizes())
+    left = [name for name in names if name != LOCKS and not fnmatch.fnmatchcase(name, UNFINISHED)]
     if not left:
         return
     # the manifest is written last, so a run that was killed at its start may have none
-    is_begun = _is_own(output) and not (output / TABLE).exists()
+    is_begun = _is_own(output) and TABLE not in names
     if resume and is_begun:
         return
     if resume:
@@ -282,7 +308,9 @@ def _check_replaceable(output: Path, names: Sequence[str]) -> None:
             f"{str(output)!r} is not replaced, because it contains {', '.join(names[:3])} but no "
             f"{METADATA} created by {CREATED_BY!r}; choose a new folder."
         )
-    foreign = [n for n in names if not any(fnmatchcase(n, pattern) for pattern in OWN_FILES)]
+    foreign = [
+        n for n in names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in OWN_FILES)
+    ]
     if foreign:
         raise FileExistsError(
             f"{str(output)!r} is not replaced, because it contains {', '.join(foreign[:3])}, which "
@@ -292,14 +320,16 @@ def _check_replaceable(output: Path, names: Sequence[str]) -> None:
 
 def _is_own(output: Path) -> bool:
     try:
-        content = json.loads((output / METADATA).read_text(encoding="utf-8"))
-        return content["created_by"] == CREATED_BY
+        return json.loads(read_text(output / METADATA) or "")["created_by"] == CREATED_BY
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 __all__ = [
     "CREATED_BY",
+    "INDEX",
     "METADATA",
     "SKIPPED",
     "VectorFolder",

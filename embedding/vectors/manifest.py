@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import uuid
@@ -14,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...atomic_output import atomic_output
+from ...data.remote.file_system import StorageError
+from .storage import opened, parquet_input, read_text, storage_of
 
 MANIFEST = "manifest.json"
 TABLE = "embeddings.parquet"  # the only file of vectors before there were parts
@@ -127,7 +129,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest into a folder, completely or not at all."""
-        with atomic_output(folder / MANIFEST) as unfinished:
+        with storage_of(folder).output(MANIFEST) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -138,10 +140,10 @@ class Manifest:
             ValueError: If the file is damaged.
         """
         path = folder / MANIFEST
-        if not path.is_file():
-            return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            if (text := read_text(path)) is None:
+                return None
+            content = json.loads(text)
             parts = [Part(**part) for part in content.pop("parts")]
             return cls(parts=parts, **content)
         except (ValueError, KeyError, TypeError) as error:
@@ -156,11 +158,10 @@ class Manifest:
         A process that is killed between the two may leave a part that its manifest lacks. A part of
         the manifest that is gone, or has another size, is dropped: its images are embedded again.
         """
-        kept = {
-            part.file: part for part in self.parts if _size(folder / part.file) == part.num_bytes
-        }
-        for path in sorted(folder.glob(PART_PATTERN)):
-            if path.name not in kept and (part := self._part_of_file(path)) is not None:
+        sizes = storage_of(folder).sizes()
+        kept = {part.file: part for part in self.parts if sizes.get(part.file) == part.num_bytes}
+        for name in sorted(fnmatch.filter(sizes, PART_PATTERN)):
+            if name not in kept and (part := self._part_of_file(folder / name)) is not None:
                 kept[part.file] = part
         return replace(self, parts=list(kept.values()))
 
@@ -179,16 +180,18 @@ def describe_part(path: Path, footer: dict[str, Any]) -> Part:
         footer: Its description, see `read_footer`.
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(partial(file.read, 1 << 20), b""):
+    with opened(path) as file:
+        for block in iter(partial(file.read, 1 << 23), b""):
             digest.update(block)
+        num_bytes = file.tell()
+        num_rows = pq.read_metadata(file).num_rows
     return Part(
         file=path.name,
         start=footer["start"],
         stop=footer["stop"],
-        num_rows=pq.read_metadata(path).num_rows,
+        num_rows=num_rows,
         num_skipped=len(footer["skipped"]),
-        num_bytes=path.stat().st_size,
+        num_bytes=num_bytes,
         sha256=digest.hexdigest(),
     )
 
@@ -201,16 +204,18 @@ def read_footer(path: Path) -> dict[str, Any] | None:
 
     Returns:
         The description; None if the file is damaged or was not written as a part.
+
+    Raises:
+        StorageError: If object storage cannot be read.
     """
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        with parquet_input(path) as file:
+            metadata = pq.read_metadata(file).metadata or {}
         return json.loads(metadata[FOOTER])
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError):  # pyarrow's errors are ValueErrors and OSErrors
         return None
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def next_part_name(names: Sequence[str]) -> str:

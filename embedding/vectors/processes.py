@@ -21,6 +21,7 @@ from ..embedder import Embedder
 from .folder import VectorFolder, check_output
 from .manifest import Manifest
 from .shared_work import SECONDS_BETWEEN_LOOKS, TOKEN, Progress, start_group
+from .storage import check_local
 from .writer import (
     PART_IMAGES,
     PART_SECONDS,
@@ -100,6 +101,7 @@ def write_in_processes(
         ValueError: If no image can be read, or the earlier run differs, see `write_embeddings`.
     """
     started = time.perf_counter()
+    check_local(output)
     check_output(output, overwrite, resume)
     check_part_options(part_images, PART_SECONDS, vector_dtype)
     folder = open_folder(

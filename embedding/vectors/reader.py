@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...data.remote.file_system import StorageError
 from .manifest import MANIFEST, TABLE, Manifest
+from .storage import parquet_input, resolve, storage_of
 
 
 def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = None) -> pa.Table:
@@ -18,7 +19,7 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
     versions wrote, can be read, too.
 
     Args:
-        folder: Folder that `write_embeddings` or `selfvit embed` wrote.
+        folder: Folder that `write_embeddings` or `selfvit embed` wrote, or its URL.
         columns: Columns to read; all by default.
 
     Returns:
@@ -26,13 +27,15 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
 
     Raises:
         FileNotFoundError: If there are no vectors in the folder.
+        ImportError: If the packages for a URL are missing.
+        StorageError: If object storage cannot be read.
         ValueError: If a file is damaged.
     """
-    folder = Path(folder)
+    folder = resolve(folder)
     manifest = Manifest.load(folder)
     if manifest is None:
         files = [folder / TABLE]
-        if not files[0].is_file():
+        if TABLE not in storage_of(folder).sizes():
             raise FileNotFoundError(
                 f"{str(folder)!r} must be a folder that selfvit embed wrote, but it has neither "
                 f"{MANIFEST} nor {TABLE}; give such a folder."
@@ -45,7 +48,11 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
         tables.append(empty if columns is None else empty.select(columns))
     for file in files:
         try:
-            tables.append(pq.read_table(file, columns=columns, page_checksum_verification=True))
+            with parquet_input(file) as place:
+                table = pq.read_table(place, columns=columns, page_checksum_verification=True)
+            tables.append(table)
+        except StorageError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
                 f"{str(file)!r} is damaged: {error}; delete it, and write it again with "

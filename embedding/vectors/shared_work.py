@@ -20,8 +20,9 @@ from filelock import FileLock, Timeout
 from ...data.dataset_source import AnySource, StreamingImageSource, split_at_shards
 from ...progress import progress_bar
 from ..embedder import EmbeddedBatch, Embedder
-from .folder import LOCKS, VectorFolder, check_output
+from .folder import VectorFolder, check_output
 from .manifest import Manifest
+from .storage import LOCKS, check_local
 from .writer import PART_IMAGES, WriteReport, embed_ranges, finish, open_folder
 
 UNITS_PER_PROCESS = 8  # the last unit of the slowest process is all that the others wait for
@@ -144,18 +145,15 @@ def join_group(folder: VectorFolder, token: str) -> VectorFolder:
     return VectorFolder(folder.path, stored, folder.metadata, may_begin=False)
 
 
-def units_of(source: AnySource, batch_size: int, size: int, part_images: int) -> list[range]:
-    """Return the units of a source: whole batches, at most as many images as a part, or shards.
+def units_of(num_images: int, batch_size: int, size: int, part_images: int) -> list[range]:
+    """Return the units of a source: whole batches, at most as many images as a part.
 
     Args:
-        source: Images to embed.
+        num_images: Number of images.
         batch_size: Number of images per batch.
         size: Number of processes.
         part_images: Maximum number of images per part.
     """
-    if isinstance(source, StreamingImageSource):
-        return split_at_shards([range(source.num_positions)])
-    num_images = len(source)
     wanted = min(part_images, -(-num_images // (UNITS_PER_PROCESS * size)))
     length = max(batch_size, wanted // batch_size * batch_size)
     return [range(s, min(s + length, num_images)) for s in range(0, num_images, length)]
@@ -183,9 +181,11 @@ def share_work(
         LostWorkersError: If too many workers in a row were killed.
         OSError: If a part cannot be written.
     """
-    units = units_of(
-        source, embedder.batch_size, size, part_options.get("part_images", PART_IMAGES)
-    )
+    if isinstance(source, StreamingImageSource):
+        units = split_at_shards([range(source.num_positions)])
+    else:
+        part_images = part_options.get("part_images", PART_IMAGES)
+        units = units_of(len(source), embedder.batch_size, size, part_images)
     while (manifest := _stored(folder)).missing():
         took_one = False
         for number, unit in enumerate(units):
@@ -249,9 +249,11 @@ def write_in_group(
 
     Raises:
         ChildProcessError: If the supervisor has died.
-        ValueError: If the processes or the earlier run differ, or no image can be read.
+        ValueError: If the processes or the earlier run differ, no image can be read, or the output
+            is not a local folder.
     """
     started = time.perf_counter()
+    check_local(output)
     is_leader = group.is_leader
     if is_leader:
         check_output(output, overwrite, resume)

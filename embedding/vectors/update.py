@@ -21,6 +21,7 @@ from ...progress import progress_bar
 from ..embedder import Embedder
 from .folder import VectorFolder
 from .manifest import Manifest, Part
+from .storage import parquet_input, resolve
 from .writer import PART_IMAGES, check_part_options, embed_ranges, open_folder
 
 NUM_THREADS = 8  # that read files for their checksums
@@ -66,7 +67,7 @@ def update_embeddings(
     Args:
         embedder: Embedder with the checkpoint and options that the folder was written with.
         source: Images.
-        output: Folder of vectors.
+        output: Folder of vectors, or its URL.
         part_images: Maximum number of images per new part.
         vector_dtype: Type of the stored values; it must be that of the folder.
         progress: Whether to show progress bars.
@@ -84,6 +85,7 @@ def update_embeddings(
             "--update needs images that are read by position, to compare them with the vectors; "
             "leave out --streaming."
         )
+    output = resolve(output)
     check_part_options(part_images, 1, vector_dtype)
     if (stored := Manifest.load(output)) is None:
         raise FileNotFoundError(
@@ -172,8 +174,12 @@ class _Changes:
 
 
 def _rows_without_vectors(file: Path) -> Iterator[dict[str, Any]]:
-    names = [name for name in pq.read_schema(file).names if name not in ("embedding", "patches")]
-    for row in pq.read_table(file, columns=names).to_pylist():
+    with parquet_input(file) as place:
+        columns = pq.read_schema(place).names
+        names = [name for name in columns if name not in ("embedding", "patches")]
+    with parquet_input(file) as place:
+        rows = pq.read_table(place, columns=names).to_pylist()
+    for row in rows:
         yield {"id": row[names[0]], "checksum": row["checksum"], "label": row.get("label")}
 
 
@@ -204,7 +210,9 @@ def _drop_rows(folder: VectorFolder, kept: set[str]) -> int:
     """Rewrite the parts that hold other rows than those to keep, and return the number kept."""
     seen: set[str] = set()
     for part in list(folder.manifest.parts):
-        ids = pq.read_table(folder.path / part.file).column(0).to_pylist()
+        with parquet_input(folder.path / part.file) as place:
+            column = folder.manifest.data["id_column"]
+            ids = pq.read_table(place, columns=[column]).column(0).to_pylist()
         keep = []
         for name in ids:
             keep.append(name in kept and name not in seen)
@@ -215,8 +223,9 @@ def _drop_rows(folder: VectorFolder, kept: set[str]) -> int:
 
 
 def _rewrite(folder: VectorFolder, part: Part, keep: list[bool]) -> None:
-    table = pq.read_table(folder.path / part.file).filter(pa.array(keep, pa.bool_()))
-    folder.replace_part(part, table)
+    with parquet_input(folder.path / part.file) as place:
+        table = pq.read_table(place)
+    folder.replace_part(part, table.filter(pa.array(keep, pa.bool_())))
 
 
 __all__ = ["UpdateReport", "update_embeddings"]

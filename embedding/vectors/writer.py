@@ -14,11 +14,13 @@ import transformers
 from ...data.dataset_source import AnySource
 from ...data.inventory import SkippedImage
 from ...data.reading_workers import LostWorkersError
+from ...data.remote.file_system import StorageError
 from ..embedder import EmbeddedBatch, Embedder
 from .fingerprint import checkpoint_fingerprint
 from .folder import CREATED_BY, VectorFolder, check_output, skipped_of
 from .manifest import VECTOR_DTYPES, Manifest
 from .parts import PartWriter
+from .storage import resolve
 
 PART_IMAGES = 100_000
 PART_SECONDS = 300.0
@@ -44,7 +46,7 @@ class WriteReport:
 def write_embeddings(
     embedder: Embedder,
     source: AnySource,
-    output: Path,
+    output: str | Path,
     *,
     overwrite: bool = False,
     resume: bool = False,
@@ -65,7 +67,8 @@ def write_embeddings(
     Args:
         embedder: Embedder that computes the vectors.
         source: Images to embed.
-        output: Folder to write; it must be new or empty, unless `overwrite` or `resume` is set.
+        output: Folder to write, or its URL in object storage; it must be new or empty, unless
+            `overwrite` or `resume` is set.
         overwrite: Whether to replace the embeddings of an earlier run, once there is a new part.
         resume: Whether to keep the parts that an earlier run wrote, and to embed the other images.
         part_images: Maximum number of images per part, skipped ones too.
@@ -77,11 +80,12 @@ def write_embeddings(
     Raises:
         FileExistsError: If `output` may not be replaced (see `check_output`).
         LostWorkersError: If too many workers in a row were killed. The vectors before are written.
+        StorageError: If object storage cannot be read or written. The parts before are written.
         ValueError: If no image can be read (nothing is written then), if an argument has no valid
             value, or if the earlier run had another checkpoint, other options or other data.
     """
     started = time.perf_counter()
-    output = Path(output)
+    output = resolve(output)
     check_output(output, overwrite, resume)
     check_part_options(part_images, part_seconds, vector_dtype)
     folder = open_folder(
@@ -99,10 +103,10 @@ def write_embeddings(
                 part_seconds=part_seconds,
                 progress=progress,
             )
-        except LostWorkersError as error:
+        except (LostWorkersError, StorageError) as error:
             if not folder.manifest.parts:
                 raise
-            raise LostWorkersError(
+            raise type(error)(
                 f"{error} The vectors so far are in {output}; go on with --resume."
             ) from error
         skipped = finish(folder, source)

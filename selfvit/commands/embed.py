@@ -96,7 +96,7 @@ StoredDType = Annotated[
 def embed(
     checkpoint: options.Checkpoint,
     data: options.Data,
-    output: Annotated[Path, options.output("VECTORS")],
+    output: Annotated[Path, options.output("VECTORS", takes_url=True)],
     split: options.Split = None,
     streaming: options.Streaming = False,
     image_column: options.ImageColumn = None,
@@ -124,19 +124,21 @@ def embed(
     """Write a vector for every image.
 
     VECTORS is a new folder with part-00000.parquet and so on, manifest.json, skipped.csv and
-    metadata.json. Each part appears when it is complete; a run that was interrupted goes on with
-    --resume.
+    metadata.json, or its URL (s3://BUCKET/FOLDER). Each part appears when it is complete; a run
+    that was interrupted goes on with --resume.
     """
     from ..data.sources import open_images
     from ..embedding.embedder import Embedder
     from ..embedding.vectors.folder import check_output
+    from ..embedding.vectors.storage import resolve
 
     on_ray = runner is RunnerName.ray
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
-    group, size, device = _group_of(devices, device)
+    folder = resolve(output)
+    group, size, device = _group_of(devices, device, folder)
     if group is None and not update:
-        check_output(output, overwrite, resume)
+        check_output(folder, overwrite, resume)
     source = open_images(
         data, split=split, streaming=streaming, image_column=image_column, label_column=label_column
     )
@@ -154,23 +156,20 @@ def embed(
     )
     if group is None or group.is_leader:
         report_source(source)
+    origin = {"model": _absolute(checkpoint), "network": network.value}
     written: dict[str, Any] = {
         "part_images": part_images,
         "vector_dtype": vector_dtype.value,
-        "metadata": {
-            "model": _absolute(checkpoint),
-            "network": network.value,
-            "images": _place_of(data, split, image_column, label_column),
-        },
+        "metadata": {**origin, "images": _place_of(data, split, image_column, label_column)},
     }
     skipped: list[SkippedImage] | None
     if update:
-        skipped = _update(embedder, source, output, written)
+        skipped = _update(embedder, source, folder, written)
     else:
         written |= {"overwrite": overwrite, "resume": resume}
         if on_ray:
             embedder = _on_ray(embedder, ray_address)
-        skipped = _write(embedder, source, output, group, size, written)
+        skipped = _write(embedder, source, folder, group, size, written)
     if skipped is not None:
         report_left_out(("", source, skipped), strict=strict, skipped_file=None)
 
@@ -200,15 +199,21 @@ def _check_combination(
         raise ValueError("--ray-address needs --runner ray.")
 
 
-def _group_of(devices: str | None, device: str | None) -> tuple[Group | None, int, str | None]:
+def _group_of(
+    devices: str | None, device: str | None, output: Path
+) -> tuple[Group | None, int, str | None]:
     """Return the group of this process, the number of processes, and the device of this one."""
     from ..embedding.vectors.processes import count_devices, device_of
     from ..embedding.vectors.shared_work import Group
+    from ..embedding.vectors.storage import check_local
 
     group = Group.from_environment()
-    if group is None:
-        return None, count_devices(devices), device
-    return group, group.size, device or device_of(group.local_rank)
+    size = count_devices(devices) if group is None else group.size
+    if size > 1:
+        check_local(output)
+    if group is not None and device is None:
+        device = device_of(group.local_rank)
+    return group, size, device
 
 
 def _on_ray(embedder: Embedder, address: str | None) -> Embedder:

@@ -85,12 +85,13 @@ def numbers(name: str) -> Any:
     )
 
 
-def output(metavar: str, default: str | bool = True) -> Any:
+def output(metavar: str, default: str | bool = True, takes_url: bool = False) -> Any:
     """Return the option --output.
 
     Args:
         metavar: Name of the output in the usage line.
         default: Description of the default, or whether to show its value.
+        takes_url: Whether the output may be a URL, which stays a text for `resolve`.
     """
     return typer.Option(
         "--output",
@@ -98,7 +99,23 @@ def output(metavar: str, default: str | bool = True) -> Any:
         metavar=metavar,
         show_default=default,
         help=HELP["output"],
+        callback=None if takes_url else _refuse_url,
+        parser=_path_or_url if takes_url else None,
     )
+
+
+def _path_or_url(output: str) -> Any:
+    return output if "://" in output else Path(output)
+
+
+def _refuse_url(output: Any) -> Any:
+    """Refuse a URL where the output is a path, which drops a slash: s3:/bucket is a folder here."""
+    if isinstance(output, Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(output)):
+        raise ValueError(
+            f"--output {str(output)!r} must be a local path, as only embed writes to a URL; write "
+            "to a disk and copy it."
+        )
+    return output
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]

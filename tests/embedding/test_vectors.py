@@ -163,7 +163,7 @@ class TestParts:
         duckdb = pytest.importorskip("duckdb")
         folder = tmp_path / "v"
         write(embedder, source, folder, vector_dtype=vector_dtype)
-        for path in [*folder.glob("part-0000[3-9]*"), folder / "skipped.csv"]:
+        for path in folder.glob("part-0000[3-9]*"):
             path.unlink()  # as in the middle of a run
         files = sorted(folder.glob("part-*.parquet"))
         rows = read_pandas = pandas.read_parquet(files)
@@ -185,6 +185,26 @@ class TestParts:
         replace(run, parts=[]).save(tmp_path)
         assert read_vectors(tmp_path).schema.equals(rows.schema)
         assert read_vectors(tmp_path, columns=["embedding"]).num_rows == 0
+
+    def test_skipped_images_are_listed_while_a_run_goes_on(
+        self, tiny_checkpoint, source, whole, tmp_path, monkeypatch
+    ):
+        embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=BATCH)
+        compute, calls = embedder.embed_tokens, iter(range(30))
+
+        def fail_late(pixel_values):
+            if next(calls, None) is None:
+                raise RuntimeError("the device is lost")
+            return compute(pixel_values)
+
+        monkeypatch.setattr(embedder, "embed_tokens", fail_late)
+        with pytest.raises(RuntimeError, match="the device is lost"):
+            write(embedder, source, tmp_path / "v")
+        header, *skipped = (tmp_path / "v" / "skipped.csv").read_text().splitlines()
+        assert header == "path,reason" and len(skipped) == 1 and "0101_empty" in skipped[0]
+        monkeypatch.undo()
+        write(embedder, source, tmp_path / "v", resume=True)
+        assert_equal(tmp_path / "v", whole)
 
 
 class TestResume:

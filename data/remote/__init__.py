@@ -1,0 +1,1 @@
+"""Images and vectors in object storage, by the URLs of fsspec."""
