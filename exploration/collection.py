@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource, short_hash
 from ..data.sources import Data, open_images
+from ..embedding.vectors.columns import fingerprint_of, read_columns, write_columns
 from ..embedding.vectors.folder import METADATA
 from ..embedding.vectors.manifest import Manifest
 from ..embedding.vectors.reader import read_vectors
@@ -64,7 +66,7 @@ class Collection:
         """Hash that changes with any vector; of the names only in a folder without a manifest."""
         if self.manifest is None:
             return short_hash(name.encode("utf-8", "surrogatepass") for name in self.ids)
-        return short_hash(part.sha256.encode() for part in self.manifest.in_order())
+        return fingerprint_of(self.manifest)
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -106,6 +108,21 @@ class Collection:
     def directions(self) -> np.ndarray:
         """Vectors scaled to length 1, (N, E), float32; a vector of zeros stays as it is."""
         return directions_of(self.vectors)
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """Columns that were added to the vectors, for example clusters, by name."""
+        added = read_columns(self.folder, self.fingerprint)
+        return {name: column.to_pylist() for name, column in added.items()}
+
+    def write_columns(self, name: str, columns: Mapping[str, Any]) -> Path:
+        """Add columns to the vectors, see `embedding.vectors.columns.write_columns`.
+
+        Args:
+            name: Name of their file.
+            columns: Values of all rows by name of the column.
+        """
+        return write_columns(self.folder, self.fingerprint, name, columns)
 
     def row_of(self, name: str) -> int:
         """Return the row of an image.

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from ...data.dataset_source import AnySource
 from ...data.inventory import LeftOut, write_left_out
 from ...data.remote.file_system import StorageError
+from .columns import COLUMNS_PATTERN
 from .manifest import (
     FOOTER,
     MANIFEST,
@@ -34,7 +35,17 @@ from .storage import LOCKS, UNFINISHED, is_remote, read_text, storage_of
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
 INDEX = ("index.faiss", "index.json")  # of the vectors, written by `selfvit index`
-OWN_FILES = (*INDEX, TABLE, SKIPPED, METADATA, MANIFEST, PART_PATTERN, LOCKS, UNFINISHED)
+OWN_FILES = (
+    *INDEX,
+    COLUMNS_PATTERN,
+    TABLE,
+    SKIPPED,
+    METADATA,
+    MANIFEST,
+    PART_PATTERN,
+    LOCKS,
+    UNFINISHED,
+)
 
 
 class VectorFolder:
@@ -202,7 +213,15 @@ class VectorFolder:
         """Delete own files, the manifest first and the metadata last, as others may read them."""
         names = self.storage.sizes()
         parts = sorted(fnmatch.filter(names, PART_PATTERN))
-        own = [*INDEX, MANIFEST, TABLE, SKIPPED, *parts, METADATA]
+        own = [
+            *INDEX,
+            *fnmatch.filter(names, COLUMNS_PATTERN),
+            MANIFEST,
+            TABLE,
+            SKIPPED,
+            *parts,
+            METADATA,
+        ]
         self.storage.delete([name for name in own if name in names and name not in kept])
 
     def finish(self, left_out: Sequence[LeftOut]) -> None:

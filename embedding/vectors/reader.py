@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.remote.file_system import StorageError
+from .columns import fingerprint_of, read_columns
 from .manifest import MANIFEST, TABLE, Manifest
 from .storage import parquet_input, resolve, storage_of
 
@@ -20,16 +22,17 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
 
     Args:
         folder: Folder that `write_embeddings` or `selfvit embed` wrote, or its URL.
-        columns: Columns to read; all by default.
+        columns: Columns to read; all by default. Columns that were added later, see
+            `write_columns`, are among them.
 
     Returns:
-        Table with the columns of `Manifest.schema`, one row per image.
+        Table with the columns of `Manifest.schema`, and those that were added, one row per image.
 
     Raises:
         FileNotFoundError: If there are no vectors in the folder.
         ImportError: If the packages for a URL are missing.
         StorageError: If object storage cannot be read.
-        ValueError: If a file is damaged.
+        ValueError: If a file is damaged, or there is no such column.
     """
     folder = resolve(folder)
     manifest = Manifest.load(folder)
@@ -42,9 +45,28 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
             )
     else:
         files = [folder / part.file for part in manifest.in_order()]
+    added = {} if manifest is None else read_columns(folder, fingerprint_of(manifest))
+    stored = None if columns is None else [name for name in columns if name not in added]
+    table = _read_files(folder, files, manifest, stored)
+    if columns is None:
+        columns = [*table.column_names, *added]
+    for name in columns:
+        if name in added:
+            table = table.append_column(name, added[name])
+    return table.select(columns)
+
+
+def _read_files(
+    folder: Path, files: list[Path], manifest: Manifest | None, columns: list[str] | None
+) -> pa.Table:
     tables = []
-    if manifest is not None and not files:  # the first part is not complete yet
+    if manifest is not None:  # also if the first part is not complete yet
         empty = manifest.schema.empty_table()
+        known = empty.column_names
+        if unknown := [name for name in columns or () if name not in known]:
+            raise ValueError(
+                f"{str(folder)!r} has no column {unknown[0]!r}; its columns are {', '.join(known)}."
+            )
         tables.append(empty if columns is None else empty.select(columns))
     for file in files:
         try:

@@ -1,0 +1,83 @@
+"""Columns that are added to a folder of vectors later, for example clusters and positions on a map.
+
+They are in Feather files beside the parts, in the order of the rows: `cluster.feather`. Tools that
+read the folder as a Parquet dataset do not see them; `read_vectors` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather
+
+from ...atomic_output import atomic_output
+from .manifest import Manifest
+from .storage import check_local, is_remote
+
+COLUMNS_PATTERN = "*.feather"
+VECTORS = b"selfvit.vectors"  # key of the fingerprint of the vectors, in the metadata of a file
+
+
+def write_columns(folder: Path, fingerprint: str, name: str, columns: Mapping[str, Any]) -> Path:
+    """Write columns beside the vectors, in place of earlier ones of the same name.
+
+    Args:
+        folder: Folder of vectors on this machine.
+        fingerprint: Fingerprint of the vectors, see `fingerprint_of`.
+        name: Name of the file, without extension.
+        columns: Values of all rows, in their order, by name.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If the folder is in object storage.
+    """
+    check_local(folder)
+    table = pa.table({key: pa.array(values) for key, values in columns.items()})
+    table = table.replace_schema_metadata({VECTORS: fingerprint.encode()})
+    path = folder / f"{name}.feather"
+    with atomic_output(path) as unfinished:
+        pyarrow.feather.write_feather(table, str(unfinished), compression="uncompressed")
+    return path
+
+
+def read_columns(folder: Path, fingerprint: str) -> dict[str, pa.ChunkedArray]:
+    """Return the added columns of a folder, by name; those of other vectors are left out.
+
+    Args:
+        folder: Folder of vectors.
+        fingerprint: Fingerprint of the vectors, see `fingerprint_of`.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    found: dict[str, pa.ChunkedArray] = {}
+    if is_remote(folder):
+        return found
+    for path in sorted(folder.glob(COLUMNS_PATTERN)):
+        try:
+            table = pyarrow.feather.read_table(str(path))
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}; delete it.") from error
+        if (table.schema.metadata or {}).get(VECTORS) == fingerprint.encode():
+            found.update(zip(table.column_names, table.columns, strict=True))
+    return found
+
+
+def fingerprint_of(manifest: Manifest) -> str:
+    """Return a hash that changes with any row of the vectors.
+
+    Args:
+        manifest: Manifest of the vectors.
+    """
+    from ...data.image_source import short_hash
+
+    return short_hash(part.sha256.encode() for part in manifest.in_order())
+
+
+__all__ = ["COLUMNS_PATTERN", "fingerprint_of", "read_columns", "write_columns"]
