@@ -27,6 +27,7 @@ from .folder_source import FolderSource
 from .image_source import ImageSource
 from .inventory import Inventory, LeftOut
 from .labels import first_folders
+from .videos.video_source import open_videos
 
 if TYPE_CHECKING:
     import datasets
@@ -49,6 +50,7 @@ def open_images(
     streaming: Literal[False] = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: None = None,
 ) -> ImageSource: ...
 
 
@@ -60,6 +62,7 @@ def open_images(
     streaming: bool,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: float | None = None,
 ) -> ImageSource | StreamingImageSource: ...
 
 
@@ -70,6 +73,7 @@ def open_images(
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: float | None = None,
 ) -> ImageSource | StreamingImageSource:
     """Open a source of images.
 
@@ -90,6 +94,8 @@ def open_images(
         label_column: Name of the label column, or COLUMN.FIELD for a field of a struct; by default,
             the ClassLabel column, a column with a usual name such as label or class, or the label
             in a JSON column.
+        video_fps: Frames per second of videos; None for images. The source is then a stream of the
+            frames of one or several video files, or of a folder of them, see `open_videos`.
 
     Returns:
         The source. Its `inventory` has the number of images found and the images that were left
@@ -106,6 +112,9 @@ def open_images(
         files = [Path(name).expanduser() for name in data]
         if not files:
             raise ValueError("data must name at least one image file or folder.")
+    if video_fps is not None:
+        _check_unused("videos have no columns", **columns)
+        return open_videos(files, video_fps, split)
     if len(files) > 1:
         return _open_files(files, split, streaming, columns)
     path = files[0]

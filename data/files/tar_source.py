@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +145,7 @@ class TarStream(StreamingImageSource):
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
-    ) -> Iterator[ImageRecord]:
+    ) -> Generator[ImageRecord, None, None]:
         """Yield the records of a tar; see `StreamingImageSource`."""
         path = self._paths[shard]
         try:

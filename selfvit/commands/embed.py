@@ -72,6 +72,14 @@ Update = Annotated[
         help="Embed the new and changed images, and drop the vectors of those that are gone.",
     ),
 ]
+VideoFps = Annotated[
+    float | None,
+    typer.Option(
+        "--video-fps",
+        help="Frames per second to embed of videos: --data is then video files, or a folder.",
+        show_default="images are embedded",
+    ),
+]
 Tokens = Annotated[
     TokensName,
     typer.Option(
@@ -100,6 +108,7 @@ def embed(
     streaming: options.Streaming = False,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    video_fps: VideoFps = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     pooling: options.Pooling = None,
@@ -120,7 +129,7 @@ def embed(
     vector_dtype: StoredDType = VectorDType.float32,
     strict: options.Strict = False,
 ) -> None:
-    """Write a vector for every image.
+    """Write a vector for every image, or for frames of videos.
 
     VECTORS is a new folder with part-00000.parquet and so on, manifest.json, skipped.csv and
     metadata.json. Each part appears when it is complete; a run that was interrupted goes on with
@@ -137,7 +146,12 @@ def embed(
     if group is None and not update:
         check_output(output, overwrite, resume)
     source = open_images(
-        data, split=split, streaming=streaming, image_column=image_column, label_column=label_column
+        data,
+        split=split,
+        streaming=streaming,
+        image_column=image_column,
+        label_column=label_column,
+        video_fps=video_fps,
     )
     embedder = Embedder.from_pretrained(
         checkpoint,
@@ -153,21 +167,27 @@ def embed(
     )
     if group is None or group.is_leader:
         report_source(source)
-    written: dict[str, Any] = {
-        "part_images": part_images,
-        "vector_dtype": vector_dtype.value,
-        "metadata": {"model": checkpoint, "network": network.value},
-    }
+    written = _written_options(part_images, vector_dtype, checkpoint, network)
     skipped: list[SkippedImage] | None
     if update:
         skipped = _update(embedder, source, output, written)
     else:
         written |= {"overwrite": overwrite, "resume": resume}
-        if on_ray:
-            embedder = _on_ray(embedder, ray_address)
+        embedder = _on_ray(embedder, ray_address) if on_ray else embedder
         skipped = _write(embedder, source, output, group, size, written)
     if skipped is not None:
         report_left_out(("", source, skipped), strict=strict, skipped_file=None)
+
+
+def _written_options(
+    part_images: int, vector_dtype: VectorDType, checkpoint: str, network: options.NetworkName
+) -> dict[str, Any]:
+    """Return the options of the functions that write vectors."""
+    return {
+        "part_images": part_images,
+        "vector_dtype": vector_dtype.value,
+        "metadata": {"model": checkpoint, "network": network.value},
+    }
 
 
 def _check_combination(
@@ -238,7 +258,8 @@ def _write(
         return None
     num_new = report.num_embedded - report.num_before
     before = f" ({report.num_before} before)" if report.num_before else ""
-    typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
+    noun = "frames" if source.is_video else "images"
+    typer.echo(f"{num_new} {noun} embedded in {report.seconds:.1f} s{before}: {output}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     return report.skipped
