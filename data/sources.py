@@ -59,6 +59,18 @@ def open_images(
     data: Data,
     *,
     split: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    video_fps: float,
+) -> StreamingImageSource: ...
+
+
+@overload
+def open_images(
+    data: Data,
+    *,
+    split: str | None = None,
     streaming: bool,
     image_column: str | None = None,
     label_column: str | None = None,

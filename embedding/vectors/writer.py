@@ -59,8 +59,9 @@ def write_embeddings(
     The folder contains parts, `part-00000.parquet` and so on (columns `path` or `id`; `seconds` of
     a frame of a video; `label`, the name of the class, if the source is labeled; `checksum` of the
     file; `embedding`, E values), `manifest.json`, `skipped.csv` (path, reason) and
-    `metadata.json`, whose `complete` is true at the end only. A part appears when it is complete, so a process that is killed loses at most the
-    part that it was writing. Memory use does not grow with the number of images that can be read.
+    `metadata.json`, whose `complete` is true at the end only. A part appears when it is complete,
+    so a process that is killed loses at most the part that it was writing. Memory use does not grow
+    with the number of images that can be read.
 
     Args:
         embedder: Embedder that computes the vectors.
