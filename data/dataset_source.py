@@ -7,7 +7,8 @@ import functools
 import itertools
 import os
 import tarfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ class StreamingImageSource:
     """
 
     id_column = "id"
+    is_video = False  # whether the records are frames, which are decoded already and have times
 
     def __init__(
         self,
@@ -161,17 +163,21 @@ class StreamingImageSource:
         return self.num_shards * SHARD_POSITIONS
 
     def batches(
-        self, ranges: Iterable[range], batch_size: int
-    ) -> Generator[tuple[range, list[ImageRecord]], None, None]:
+        self,
+        ranges: Iterable[range],
+        batch_size: int,
+        convert: Callable[[Iterator[ImageRecord]], Iterator[Any]] = iter,
+    ) -> Generator[tuple[range, list[Any]], None, None]:
         """Yield the records at some positions in batches, none of which has two shards.
 
         Args:
             ranges: Positions, in the order to read them.
             batch_size: Maximum number of records per batch.
+            convert: Function of the records of a shard that returns as many results in their place.
 
         Yields:
-            Positions and records. The positions of the last batch of a shard go on to the next
-            shard, even if there are fewer records.
+            Positions and records, or their results. The positions of the last batch of a shard go
+            on to the next shard, even if there are fewer records.
 
         Raises:
             ValueError: If a shard cannot be read.
@@ -181,8 +187,9 @@ class StreamingImageSource:
             shard, row = divmod(positions.start, SHARD_POSITIONS)
             if following is not None:
                 self.will_read(following.start // SHARD_POSITIONS)
-            records = self.read_shard(shard, start=row)
-            yield from _in_batches(records, positions, batch_size)
+            with closing(self.read_shard(shard, start=row)) as records:
+                converted = convert(itertools.islice(records, len(positions)))
+                yield from _in_batches(converted, positions, batch_size)
 
     @property
     def fingerprint(self) -> str:
@@ -198,7 +205,7 @@ class StreamingImageSource:
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
-    ) -> Iterator[ImageRecord]:
+    ) -> Generator[ImageRecord, None, None]:
         """Yield the records of a shard, or every `num_parts`-th of them, in their stored order.
 
         Args:
@@ -237,13 +244,9 @@ def split_at_shards(ranges: Iterable[range]) -> list[range]:
 
 
 def _in_batches(
-    records: Iterator[ImageRecord], positions: range, batch_size: int
-) -> Generator[tuple[range, list[ImageRecord]], None, None]:
-    """Yield the records at some positions of a shard in batches; the last one has all that is left.
-
-    Records after the positions are not read.
-    """
-    records = itertools.islice(records, len(positions))
+    records: Iterator[Any], positions: range, batch_size: int
+) -> Generator[tuple[range, list[Any]], None, None]:
+    """Yield the records of some positions in batches; the last one has all positions left."""
     batch, start = list(itertools.islice(records, batch_size)), positions.start
     while start < positions.stop:
         following = list(itertools.islice(records, batch_size))
@@ -330,7 +333,7 @@ class DatasetStream(StreamingImageSource):
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
-    ) -> Iterator[ImageRecord]:
+    ) -> Generator[ImageRecord, None, None]:
         """Yield the records of a shard; see `StreamingImageSource`."""
         from datasets.distributed import split_dataset_by_node
 

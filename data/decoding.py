@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -132,8 +133,11 @@ def decode_pixels(
     """
     # Pillow warns about photos above its pixel limit (valid up to twice the limit) and about
     # unusual EXIF blocks and palettes. In a dataset of a million files these warnings are noise.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # It is not safe in threads, in which arrays are decoded.
+    is_array = isinstance(image, np.ndarray)
+    with contextlib.nullcontext() if is_array else warnings.catch_warnings():
+        if not is_array:
+            warnings.simplefilter("ignore")
         try:
             return _decode(image, pixel_format, target)
         except UnreadableImageError:

@@ -31,14 +31,22 @@ class ImageRecord:
 
     Args:
         id: Name of the image in reports and results: its path within the folder, its id, or its
-            row.
-        image: Content of the file, path of the file, an open image, or why there is none.
+            row. The frames of a video have the same one.
+        image: Content of the file, path of the file, an open image, pixels (H, W, C), or why there
+            is none.
         label: Index into `label_names` of the source, or None.
+        seconds: Time of a frame from the first frame of its video; None for any other image.
     """
 
     id: str
-    image: bytes | str | Image.Image | UnreadableContent
+    image: bytes | str | Image.Image | np.ndarray | UnreadableContent
     label: int | None = None
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in messages, which is different for each frame of a video."""
+        return self.id if self.seconds is None else f"{self.id} at {self.seconds:.7g} s"
 
 
 class ImageSource:
@@ -51,6 +59,8 @@ class ImageSource:
         inventory: Images that were found when the source was opened; None if all were taken.
         label_rule: Rule that the labels were derived by, or None.
     """
+
+    is_video = False
 
     def __init__(
         self,

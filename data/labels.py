@@ -52,7 +52,10 @@ def first_folders(paths: Sequence[str]) -> list[str]:
 
 
 def labels_of_folders(
-    folders: Sequence[str], name_of: Mapping[str, str], paths: Sequence[str]
+    folders: Sequence[str],
+    name_of: Mapping[str, str],
+    paths: Sequence[str],
+    noun: str = "images",
 ) -> Labels:
     """Label images by their first-level folders.
 
@@ -63,6 +66,7 @@ def labels_of_folders(
         folders: First-level folder of each image; "" without one.
         name_of: Printable names of the folders.
         paths: Paths of the images, for the notes.
+        noun: Plural noun for the notes.
     """
     known = sorted(set(folders) - {""}, key=lambda folder: name_of[folder])
     num_beside = folders.count("")
@@ -71,7 +75,7 @@ def labels_of_folders(
     if num_beside * 2 >= len(folders):
         note = (
             f"the folders {shorten(map(name_of.__getitem__, known), 3)} are no classes, as "
-            f"{num_beside} of {len(folders)} images lie beside them"
+            f"{num_beside} of {len(folders)} {noun} lie beside them"
         )
         return Labels(notes=(note,))
     index = {folder: label for label, folder in enumerate(known)} | {"": NO_LABEL}
@@ -84,7 +88,7 @@ def labels_of_folders(
             notes.append(f"{first} lies beside the class folders and has no label")
         else:
             notes.append(
-                f"{num_beside} images lie beside the class folders and have no label, for example "
+                f"{num_beside} {noun} lie beside the class folders and have no label, for example "
                 f"{first}"
             )
     return Labels(values, names, f"folder names, {_classes(names)}", tuple(notes))

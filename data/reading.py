@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from .dataset_source import StreamingImageSource
 from .decoding import UnreadableImageError
 from .image_source import ImageRecord, ImageSource
 from .inventory import SkippedImage
+from .reading_ahead import map_in_threads, read_ahead
 from .reading_workers import Item, Reading, ReadingWorkers, ReadItem
+
+BATCHES_AHEAD = 2  # of prepared frames
 
 NO_MEMORY = "not enough memory to decode it"
 
@@ -30,12 +35,14 @@ class ReadBatch:
         labels: Labels of the same images; None for an image without a label.
         pixels: Result of `collate` for the same images; None if there are none.
         skipped: Images that cannot be read.
+        seconds: Times of the same images in their videos; None for an image that is no frame.
     """
 
     ids: list[str]
     labels: list[int | None]
     pixels: Any
     skipped: list[SkippedImage]
+    seconds: list[float | None]
 
 
 class Batches(Sequence[range]):
@@ -128,9 +135,45 @@ def read_stream(
             waiting.append(positions)
             yield list(zip(positions, records, strict=False))
 
-    reading = Reading(partial(_read_record, prepare), _id_of, partial(_pack, collate))
+    reading = Reading(partial(_read_record, prepare), _name_of, partial(_pack, collate))
     for batch in _read_batches(reading, items(), num_workers):
         yield waiting.popleft(), batch
+
+
+def read_frames(
+    source: StreamingImageSource,
+    ranges: Sequence[range],
+    batch_size: int,
+    prepare: Callable[[ImageRecord], Any],
+    *,
+    num_threads: int,
+    collate: Callable[[list[Any]], Any] = list,
+) -> Generator[tuple[range, ReadBatch], None, None]:
+    """Read the frames of videos, as `read_stream` reads the records of a stream.
+
+    The decoded frames of a batch can take gigabytes, so each one is prepared before the next ones
+    are decoded, and none is sent to another process.
+
+    Args:
+        source: Videos.
+        ranges: Positions to read.
+        batch_size: Maximum number of frames per batch.
+        prepare: Function of a record, as in `read_images`, called in several threads.
+        num_threads: Number of threads that prepare frames; 0 uses that of the decoder.
+        collate: Function of the pixels of a batch, as in `read_images`.
+
+    Yields:
+        Positions and batches.
+
+    Raises:
+        Exception: Any error that the source or `prepare` raises.
+    """
+    read = partial(_read_record, prepare, set_name=_no_name)
+    convert = partial(map_in_threads, function=read, num_threads=num_threads)
+    batches = source.batches(ranges, batch_size, convert)
+    with closing(read_ahead(batches, BATCHES_AHEAD)) as ahead:
+        for positions, items in ahead:
+            yield positions, _pack(collate, items)
 
 
 def _read_batches(
@@ -252,17 +295,17 @@ def _read(
 def _read_record(
     prepare: Callable[[ImageRecord], Any], record: ImageRecord, set_name: Callable[[str], None]
 ) -> ReadItem:
-    set_name(record.id)
+    set_name(record.name)
     try:
-        return ReadItem(record.id, record.label, prepare(record))
+        return ReadItem(record.id, record.label, prepare(record), seconds=record.seconds)
     except Exception as error:
         if (reason := unreadable_reason(error)) is None:
             raise
-        return ReadItem(record.id, record.label, reason=reason)
+        return ReadItem(record.name, record.label, reason=reason)
 
 
-def _id_of(record: ImageRecord) -> str:
-    return record.id
+def _name_of(record: ImageRecord) -> str:
+    return record.name
 
 
 def _no_name(name: str) -> None:
@@ -276,12 +319,14 @@ def _pack(collate: Callable[[list[Any]], Any], items: list[ReadItem]) -> ReadBat
         labels=[item.label for item in read],
         pixels=collate([item.pixels for item in read]) if read else None,
         skipped=[SkippedImage(item.id, item.reason) for item in items if item.reason is not None],
+        seconds=[item.seconds for item in read],
     )
 
 
 __all__ = [
     "Batches",
     "ReadBatch",
+    "read_frames",
     "read_images",
     "read_spread_images",
     "read_stream",

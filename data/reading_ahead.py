@@ -1,13 +1,16 @@
-"""Read ahead in a thread, so that slow storage and computation overlap."""
+"""Read ahead in threads, so that slow storage, decoding and computation overlap."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 SECONDS_BETWEEN_LOOKS = 0.1  # of the thread, whether it is still needed
 
@@ -64,4 +67,37 @@ def read_ahead(items: Iterable[T], num_items: int) -> Generator[T, None, None]:
         thread.join()
 
 
-__all__ = ["read_ahead"]
+def map_in_threads(
+    items: Iterable[T], function: Callable[[T], R], num_threads: int
+) -> Generator[R, None, None]:
+    """Yield the results of a function of items, in order, of which few are in memory.
+
+    Args:
+        items: Items, taken in this thread.
+        function: Function to call in other threads.
+        num_threads: Number of threads; with less than 2, this thread calls the function.
+
+    Yields:
+        The results.
+
+    Raises:
+        Exception: Any error that `items` or `function` raises, after the results before it.
+    """
+    if num_threads < 2:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+__all__ = ["map_in_threads", "read_ahead"]

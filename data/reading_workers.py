@@ -57,12 +57,14 @@ class ReadItem:
         label: Label of the image, or None.
         pixels: Prepared image; None if it cannot be read.
         reason: Reason why the image cannot be read, or None.
+        seconds: Time of a frame in its video, or None.
     """
 
     id: str
     label: int | None
     pixels: Any = None
     reason: str | None = None
+    seconds: float | None = None
 
 
 Item = tuple[int, Any]

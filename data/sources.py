@@ -29,6 +29,7 @@ from .inventory import Inventory, LeftOut
 from .labels import first_folders
 from .remote.file_system import is_url
 from .remote.remote_images import open_remote
+from .videos.video_source import open_videos
 
 if TYPE_CHECKING:
     import datasets
@@ -51,7 +52,20 @@ def open_images(
     streaming: Literal[False] = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: None = None,
 ) -> ImageSource: ...
+
+
+@overload
+def open_images(
+    data: Data,
+    *,
+    split: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    video_fps: float,
+) -> StreamingImageSource: ...
 
 
 @overload
@@ -62,6 +76,7 @@ def open_images(
     streaming: bool,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: float | None = None,
 ) -> ImageSource | StreamingImageSource: ...
 
 
@@ -72,6 +87,7 @@ def open_images(
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    video_fps: float | None = None,
 ) -> ImageSource | StreamingImageSource:
     """Open a source of images.
 
@@ -93,6 +109,8 @@ def open_images(
         label_column: Name of the label column, or COLUMN.FIELD for a field of a struct; by default,
             the ClassLabel column, a column with a usual name such as label or class, or the label
             in a JSON column.
+        video_fps: Frames per second of videos; None for images. The source is then a stream of the
+            frames of one or several video files, or of a folder of them, see `open_videos`.
 
     Returns:
         The source. Its `inventory` has the number of images found and the images that were left
@@ -115,6 +133,9 @@ def open_images(
             return remote
         return _without_columns(remote, image_column)
     files = [Path(name).expanduser() for name in names]
+    if video_fps is not None:
+        _check_unused("videos have no columns", **columns)
+        return open_videos(files, video_fps, split)
     if len(files) > 1:
         return _open_files(files, split, streaming, columns)
     path = files[0]

@@ -28,6 +28,7 @@ from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
 from ..data.reading import (
     Batches,
     ReadBatch,
+    read_frames,
     read_images,
     read_spread_images,
     read_stream,
@@ -58,6 +59,7 @@ class EmbeddedBatch:
             for an image that is no file.
         skipped: Images that cannot be read.
         positions: Positions in the source of all images of the batch; see `num_positions`.
+        seconds: Times of the same images in their videos; None for an image that is no frame.
         patches: Patch tokens of the same images, (len(ids), rows, columns, D), float16; None unless
             the embedder computes them.
     """
@@ -68,6 +70,7 @@ class EmbeddedBatch:
     checksums: list[str | None]
     skipped: list[SkippedImage]
     positions: range
+    seconds: list[float | None]
     patches: np.ndarray | None = None
 
     @property
@@ -87,6 +90,8 @@ class EmbeddedImages:
             unlabeled.
         label_names: Names of the classes, or None.
         skipped: Images that cannot be read.
+        seconds: Times of the same images in their videos, (N,), float64; None if the source has no
+            videos.
     """
 
     vectors: np.ndarray
@@ -94,6 +99,7 @@ class EmbeddedImages:
     labels: np.ndarray | None
     label_names: list[str] | None
     skipped: list[SkippedImage]
+    seconds: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -130,13 +136,17 @@ class Preparation:
             source: Images to read.
             ranges: Positions to read.
             batch_size: Maximum number of images per batch.
-            num_workers: Number of processes that decode; 0 uses the current process.
+            num_workers: Number of processes that decode; 0 uses the current process. For videos,
+                number of threads that preprocess frames.
 
         Yields:
             Positions and images of the batches.
         """
         options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
-        if isinstance(source, StreamingImageSource):
+        if isinstance(source, StreamingImageSource) and source.is_video:
+            threads: dict[str, Any] = {"num_threads": num_workers, "collate": self.stack}
+            yield from read_frames(source, ranges, batch_size, self, **threads)
+        elif isinstance(source, StreamingImageSource):
             records = source.batches(ranges, batch_size)
             with closing(read_ahead(records, BATCHES_AHEAD * max(1, num_workers))) as ahead:
                 yield from read_stream(ahead, self, **options)
@@ -348,6 +358,9 @@ class Embedder:
             else np.array([-1 if label is None else label for label in labels], dtype=np.int64),
             label_names=source.label_names,
             skipped=[skipped for batch in batches for skipped in batch.skipped],
+            seconds=np.array([time for batch in batches for time in batch.seconds], np.float64)
+            if source.is_video
+            else None,
         )
 
     def stream(
@@ -414,6 +427,7 @@ class Embedder:
                         checksums,
                         batch.skipped,
                         positions,
+                        batch.seconds,
                         patches,
                     ),
                     found,

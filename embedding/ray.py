@@ -10,6 +10,7 @@ import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -107,7 +108,14 @@ class RayEmbedder(Embedder):
         positions, batch, ranges, checksums, patches = pickle.loads(row["described"])
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
         embedded = EmbeddedBatch(
-            batch.ids, batch.labels, vectors, checksums, batch.skipped, positions, patches
+            batch.ids,
+            batch.labels,
+            vectors,
+            checksums,
+            batch.skipped,
+            positions,
+            batch.seconds,
+            patches,
         )
         return embedded, ranges
 
@@ -224,7 +232,7 @@ class _Actor:
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             positions,
-            ReadBatch(batch.ids, batch.labels, None, batch.skipped),
+            replace(batch, pixels=None),
             ranges,
             checksums,
             patches,

@@ -211,6 +211,11 @@ class Collection:
                 "--data."
             )
         stored.pop("data", None)
+        if self.manifest is not None and self.manifest.data.get("is_video"):
+            raise ValueError(
+                f"the vectors in {str(self.folder)!r} are of frames of videos, which cannot be "
+                "shown yet; leave out the picture."
+            )
         source = open_images(place, **stored)
         return CollectionImages(self, source)
 

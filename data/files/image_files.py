@@ -16,6 +16,7 @@ from ..inventory import Inventory, LeftOut
 from ..labels import Labels, first_folders, labels_of_folders, labels_of_values
 from .image_formats import (
     NOT_IMAGES,
+    VIDEOS,
     extension_of,
     image_extensions,
     kind_of,
@@ -28,6 +29,7 @@ from .listing import (
     Listing,
     archives_note,
     is_archive,
+    videos_note,
 )
 from .metadata import values_of_metadata
 from .splits import ALL, choose_split_folder, split_folders, split_names
@@ -103,14 +105,16 @@ def choose_images(
         ValueError: If there are no images, or no such split or column.
     """
     firsts = first_folders(listing.paths)
-    chosen = _choose_split(firsts, listing.left_out, split, where)
+    chosen = choose_split(firsts, listing.left_out, split, where)
     prefix = chosen.prefix
     paths, left_out = listing.paths, chosen.own(listing.left_out)
     if prefix:
         paths = [path for path in paths if path.startswith(prefix)]
     if not paths:
         contents = _list_contents(folder / prefix)
-        raise ValueError(_without_images(f"{where}/{prefix}".rstrip("/"), left_out, contents))
+        raise ValueError(
+            _without_images(f"{where}/{prefix}".rstrip("/"), left_out, contents, listing.videos)
+        )
     notes = [*listing.notes(), *chosen.notes]
     # a table beside the split folders may name images of all splits
     metadata = [name for name in listing.metadata if name.startswith(prefix) or "/" not in name]
@@ -133,7 +137,7 @@ def choose_images(
             labels = labels_of_values(found, column, is_required=required)
     if labels.values is None:
         notes += labels.notes
-        labels = _labels_below(paths, None if prefix else firsts, prefix, split == ALL)
+        labels = labels_below(paths, None if prefix else firsts, prefix, split == ALL)
     notes += labels.notes
     names = [path[len(prefix) :] for path in paths] if prefix else paths
     inventory = Inventory(len(paths) + len(left_out), len(paths), left_out, notes)
@@ -141,7 +145,7 @@ def choose_images(
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
     """Split of a folder or zip file.
 
     Args:
@@ -162,26 +166,41 @@ class _Split:
         return [entry for entry in left_out if not entry.name.startswith(others)]
 
 
-def _choose_split(
-    firsts: Sequence[str], left_out: Sequence[LeftOut], split: str | None, where: str
-) -> _Split:
-    """Choose the split to read; a split may hold nothing but images that cannot be taken."""
+def choose_split(
+    firsts: Sequence[str],
+    left_out: Sequence[LeftOut],
+    split: str | None,
+    where: str,
+    noun: str = "image",
+) -> Split:
+    """Choose the split to read; a split may hold nothing but images that cannot be taken.
+
+    Args:
+        firsts: First-level folder of each image; "" without one.
+        left_out: Images that cannot be taken.
+        split: Requested split, as in `open_folder`.
+        where: Name of the data in the error.
+        noun: Noun for messages, "image" or "video".
+
+    Raises:
+        ValueError: If there is no such split.
+    """
     with_images = sorted(set(firsts) - {""})
     without = {first for e in left_out if (first := e.name.partition("/")[0]) != e.name}
     folders = sorted({*with_images, *split_names(without)})
     if split == ALL:
-        return _Split()
+        return Split()
     num_stray = firsts.count("")
     splits = [] if num_stray and len(folders) < 2 else split_folders(folders)
     if split is not None and split in folders and split not in splits:
-        return _Split(f"{split}/", (), None)
+        return Split(f"{split}/", (), None)
     if not splits or (len(splits) == 1 and split is None):
         if split is not None:
             raise ValueError(
-                f"the split of a folder of image files must be a subfolder, but {where!r} is "
-                f"without a subfolder {split!r}; omit --split to use all images."
+                f"the split of a folder of {noun} files must be a subfolder, but {where!r} is "
+                f"without a subfolder {split!r}; omit --split to use all {noun}s."
             )
-        return _Split(f"{splits[0]}/", (f"split {splits[0]}",)) if splits else _Split()
+        return Split(f"{splits[0]}/", (f"split {splits[0]}",)) if splits else Split()
     chosen = choose_split_folder(splits, split, where)
     others = [name for name in splits if name != chosen]
     notes = []
@@ -189,20 +208,33 @@ def _choose_split(
         choice = f"--split chooses, --split {ALL} reads all"
         notes.append(f"split {chosen}; {', '.join(others)} are not read ({choice})")
     if num_stray:
-        notes.append(f"{num_stray} images beside the split folders are not read")
-    return _Split(f"{chosen}/", tuple(notes), tuple(f"{name}/" for name in others))
+        notes.append(f"{num_stray} {noun}s beside the split folders are not read")
+    return Split(f"{chosen}/", tuple(notes), tuple(f"{name}/" for name in others))
 
 
-def _labels_below(
-    paths: Sequence[str], firsts: Sequence[str] | None, prefix: str, all_splits: bool
+def labels_below(
+    paths: Sequence[str],
+    firsts: Sequence[str] | None,
+    prefix: str,
+    all_splits: bool,
+    noun: str = "image",
 ) -> Labels:
-    """Label images by the folders below the split; `firsts` are these folders, if known."""
+    """Label images by the folders below the split.
+
+    Args:
+        paths: Sorted paths of the images.
+        firsts: First-level folder of each image, if known.
+        prefix: Folder of the split with "/", or "".
+        all_splits: Whether all splits are read, whose folders are no classes.
+        noun: Noun for notes, "image" or "video".
+    """
     names = [path[len(prefix) :] for path in paths] if prefix else paths
     folders = first_folders(names) if firsts is None else firsts
     if all_splits and split_folders(sorted(set(folders) - {""})):
         names = [name.partition("/")[2] if "/" in name else name for name in names]
         folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    return labels_of_folders(folders, {name: printable(name) for name in set(folders)}, names)
+    printable_names = {name: printable(name) for name in set(folders)}
+    return labels_of_folders(folders, printable_names, names, f"{noun}s")
 
 
 def open_zip(archive: Path, split: str | None, *, label_column: str | None = None) -> ZipSource:
@@ -237,13 +269,13 @@ def open_zip(archive: Path, split: str | None, *, label_column: str | None = Non
         for entry in left_out
         if entry.name.startswith(top)
     ]
-    chosen = _choose_split(firsts, below, split, str(archive))
+    chosen = choose_split(firsts, below, split, str(archive))
     prefix = top + chosen.prefix
     names = [name for name in names if name.startswith(prefix)]
     left_out = chosen.own(left_out, top)
     if not names:
         raise ValueError(_without_images(str(archive), left_out, "no image files"))
-    labels = _labels_below(names, None, prefix, split == ALL)
+    labels = labels_below(names, None, prefix, split == ALL)
     notes = [*notes, *chosen.notes, *labels.notes]
     inventory = Inventory(len(names) + len(left_out), len(names), left_out, notes)
     return ZipSource(archive, names, f"{len(names)} image files in {archive}", labels, inventory)
@@ -385,6 +417,8 @@ def _why_not_taken(path: str) -> str | None:
         return None
     if is_archive(os.path.basename(path)):
         return "an archive, which is not read; unpack it, a .tar.gz for example to a .tar"
+    if extension in VIDEOS:
+        return "a video, which selfvit embed --video-fps reads"
     if extension in NOT_IMAGES:
         return "not an image"
     try:
@@ -396,7 +430,11 @@ def _why_not_taken(path: str) -> str | None:
     return missing_support(kind)
 
 
-def _without_images(where: str, left_out: Sequence[LeftOut], contents: str) -> str:
+def _without_images(
+    where: str, left_out: Sequence[LeftOut], contents: str, videos: Sequence[str] = ()
+) -> str:
+    if videos:
+        return f"there are no images in {where!r}; {videos_note(videos)}."
     if left_out:
         first = left_out[0]
         return (
@@ -422,7 +460,10 @@ def _list_contents(folder: Path) -> str:
 
 __all__ = [
     "ChosenImages",
+    "Split",
     "choose_images",
+    "choose_split",
+    "labels_below",
     "open_folder",
     "open_list",
     "open_zip",

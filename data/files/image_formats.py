@@ -127,6 +127,11 @@ NOT_IMAGES = frozenset(
     ]
 )
 
+VIDEOS = frozenset(
+    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv")
+    + (".ts", ".webm", ".wmv")
+)
+
 # First bytes of image files, and the extension that stands for the format.
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -230,6 +235,7 @@ def kind_of(path: str) -> str | None:
 __all__ = [
     "NOT_IMAGES",
     "SIGNATURE_BYTES",
+    "VIDEOS",
     "extension_of",
     "format_of",
     "image_extensions",

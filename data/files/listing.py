@@ -20,6 +20,7 @@ from ...errors import shorten
 from ..inventory import LeftOut
 from .image_formats import (
     NOT_IMAGES,
+    VIDEOS,
     extension_of,
     image_extensions,
     kind_of,
@@ -36,6 +37,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 # Other files that can hold many images, which are not opened.
 ARCHIVES = (".7z", ".arrow", ".feather", ".h5", ".hdf5", ".rar", ".tbz", ".tbz2", ".tgz", ".txz")
 COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
+CLOSED_FOLDER = "folder that cannot be opened"
 NUM_THREADS = 16  # that open files of unknown kind where opening takes long
 NOT_REGULAR = "not a regular file but a pipe, socket or device"
 
@@ -54,6 +56,7 @@ class Listing:
         other_files: Tables that hold no images.
         archives: Archives of a kind that is not opened.
         links_above: Links to folders that contain the listed folder.
+        videos: Videos by their extensions, sorted; links to missing files are among them.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -65,6 +68,7 @@ class Listing:
     other_files: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
     links_above: list[str] = field(default_factory=list)
+    videos: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """Return sentences about what the listing does not count."""
@@ -85,6 +89,8 @@ class Listing:
                 "links to folders that contain the data are not followed: "
                 f"{shorten(self.links_above, 3)}"
             )
+        if self.videos:
+            notes.append(videos_note(self.videos))
         return notes
 
 
@@ -110,7 +116,7 @@ class _Walk:
                 with os.scandir(os.path.join(self.root, current)) as entries:
                     folders += self._sort(current, entries)
             except OSError as error:
-                reason = f"folder that cannot be opened: {error.strerror}"
+                reason = f"{CLOSED_FOLDER}: {error.strerror}"
                 self.listing.left_out.append(LeftOut(current or ".", reason))
 
     def _sort(self, current: str, entries: Iterable[os.DirEntry[str]]) -> list[str]:
@@ -148,6 +154,8 @@ class _Walk:
             self._add_table(path, name, extension, is_regular)
         elif is_archive(name):
             self.listing.archives.append(path)
+        elif extension in VIDEOS:
+            self.listing.videos.append(path)
         elif is_regular and extension not in NOT_IMAGES:
             self.unknown.append(path)
 
@@ -186,6 +194,7 @@ class _Walk:
             kind: sorted(names) for kind, names in listing.containers.items() if names
         }
         listing.metadata.sort()
+        listing.videos.sort()
         return listing
 
     def follow_links(self) -> None:
@@ -236,7 +245,7 @@ class _Walk:
         """Return the real paths of all files found so far."""
         join, real = os.path.join, os.path.realpath
         listing = self.listing
-        others = [*listing.containers.values(), listing.archives, listing.metadata]
+        others = [*listing.containers.values(), listing.archives, listing.metadata, listing.videos]
         names = itertools.chain(
             self.paths, self.unknown, (entry.name for entry in listing.left_out), *others
         )
@@ -248,6 +257,7 @@ class _Walk:
         self.paths += self._not_counted(below.paths, counted)
         self.unknown += self._not_counted(below.unknown, counted)
         mine.archives += self._not_counted(new.archives, counted)
+        mine.videos += self._not_counted(new.videos, counted)
         for extension, names in new.containers.items():
             mine.containers.setdefault(extension, []).extend(self._not_counted(names, counted))
         left_out = {entry.name: entry for entry in new.left_out}
@@ -269,7 +279,9 @@ class _Walk:
         return new
 
     def _add_broken(self, link: str) -> None:
-        if extension_of(link) not in NOT_IMAGES:
+        if extension_of(link) in VIDEOS:
+            self.listing.videos.append(link)
+        elif extension_of(link) not in NOT_IMAGES:
             self.listing.left_out.append(LeftOut(link, "link to a file that does not exist"))
 
 
@@ -349,6 +361,17 @@ def archives_note(names: Sequence[str]) -> str:
     return f"archives are not read: {shorten(names, 3)}; unpack them if they hold images"
 
 
+def videos_note(names: Sequence[str]) -> str:
+    """Return a sentence about videos that are not read.
+
+    Args:
+        names: Names of the videos.
+    """
+    plural = "s are" if len(names) > 1 else " is"
+    reads = f"selfvit embed --video-fps reads {'them' if len(names) > 1 else 'it'}"
+    return f"{len(names)} video file{plural} not read ({shorten(names, 3)}); {reads}"
+
+
 def _is_below(path: str, folders: set[str]) -> bool:
     """Return whether a path is one of the folders, or lies below one of them."""
     while True:
@@ -361,6 +384,7 @@ def _is_below(path: str, folders: set[str]) -> bool:
 
 
 __all__ = [
+    "CLOSED_FOLDER",
     "CONTAINERS",
     "METADATA_FILES",
     "NOT_REGULAR",
@@ -370,4 +394,5 @@ __all__ = [
     "is_hidden",
     "list_images",
     "list_names",
+    "videos_note",
 ]

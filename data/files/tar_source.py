@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +150,7 @@ class TarStream(StreamingImageSource):
 
     def read_shard(
         self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
-    ) -> Iterator[ImageRecord]:
+    ) -> Generator[ImageRecord, None, None]:
         """Yield the records of a tar; see `StreamingImageSource`."""
         with local_copy(self._paths[shard]) as path:
             yield from self._read_tar(path, shard, start, part, num_parts)
@@ -163,7 +163,7 @@ class TarStream(StreamingImageSource):
 
     def _read_tar(
         self, path: Path, shard: int, start: int, part: int, num_parts: int
-    ) -> Iterator[ImageRecord]:
+    ) -> Generator[ImageRecord, None, None]:
         try:
             tar = self._rule.index(read_headers(path))
         except (ValueError, OSError) as error:

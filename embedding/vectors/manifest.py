@@ -56,7 +56,7 @@ class Manifest:
     Args:
         checkpoint: Values that the vectors depend on, see `checkpoint_fingerprint`.
         data: Fingerprint, description and number of positions of the source, the name of its id
-            column, and whether it is labeled.
+            column, and whether it is labeled and has videos.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.
     """
@@ -70,11 +70,14 @@ class Manifest:
     def schema(self) -> pa.Schema:
         """Columns of the parts.
 
-        They are `path` or `id`; `label`, the name of the class, if the source is labeled;
-        `checksum` of the file; `embedding`, E values; `patches`, rows x columns x D values of
+        They are `path` or `id`; `seconds` (float64), the time of a frame in its video, if the
+        source has videos; `label`, the name of the class, if the source is labeled; `checksum` of
+        the file, null for a frame; `embedding`, E values; `patches`, rows x columns x D values of
         float16, if the patch tokens are written.
         """
         fields = [pa.field(self.data["id_column"], pa.string())]
+        if self.data.get("is_video"):
+            fields.append(pa.field("seconds", pa.float64()))
         if self.data["is_labeled"]:
             fields.append(pa.field("label", pa.string()))
         fields.append(pa.field("checksum", pa.string()))

@@ -56,6 +56,8 @@ class PartWriter:
         """
         vectors = self.schema.field("embedding").type
         columns = [pa.array(batch.ids, pa.string())]
+        if "seconds" in self.schema.names:
+            columns.append(pa.array(batch.seconds, pa.float64()))
         if self.label_names is not None:
             names = [None if label is None else self.label_names[label] for label in batch.labels]
             columns.append(pa.array(names, pa.string()))

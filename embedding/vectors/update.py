@@ -81,9 +81,10 @@ def update_embeddings(
     """
     started = time.perf_counter()
     if isinstance(source, StreamingImageSource):
+        way = "embed videos into a new folder" if source.is_video else "leave out --streaming"
         raise ValueError(
             "--update needs images that are read by position, to compare them with the vectors; "
-            "leave out --streaming."
+            f"{way}."
         )
     output = resolve(output)
     check_part_options(part_images, 1, vector_dtype)

@@ -58,11 +58,12 @@ def write_embeddings(
 ) -> WriteReport:
     """Embed a source and write the vectors to a folder.
 
-    The folder contains parts, `part-00000.parquet` and so on (columns `path` or `id`; `label`, the
-    name of the class, if the source is labeled; `checksum` of the file; `embedding`, E values),
-    `manifest.json`, `skipped.csv` (path, reason) and `metadata.json`, whose `complete` is true at
-    the end only. A part appears when it is complete, so a process that is killed loses at most the
-    part that it was writing. Memory use does not grow with the number of images that can be read.
+    The folder contains parts, `part-00000.parquet` and so on (columns `path` or `id`; `seconds` of
+    a frame of a video; `label`, the name of the class, if the source is labeled; `checksum` of the
+    file; `embedding`, E values), `manifest.json`, `skipped.csv` (path, reason) and
+    `metadata.json`, whose `complete` is true at the end only. A part appears when it is complete,
+    so a process that is killed loses at most the part that it was writing. Memory use does not grow
+    with the number of images that can be read.
 
     Args:
         embedder: Embedder that computes the vectors.
@@ -149,6 +150,7 @@ def open_folder(
         "num_positions": source.num_positions,
         "id_column": source.id_column,
         "is_labeled": source.label_names is not None,
+        "is_video": source.is_video,
     }
     manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     stored = Manifest.load(output) if resume else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,6 +72,14 @@ Update = Annotated[
         help="Embed the new and changed images, and drop the vectors of those that are gone.",
     ),
 ]
+VideoFps = Annotated[
+    float | None,
+    typer.Option(
+        "--video-fps",
+        help="Frames per second to embed of videos: --data is then video files, or a folder.",
+        show_default="images are embedded",
+    ),
+]
 Tokens = Annotated[
     TokensName,
     typer.Option(
@@ -101,6 +108,7 @@ def embed(
     streaming: options.Streaming = False,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
+    video_fps: VideoFps = None,
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     pooling: options.Pooling = None,
@@ -121,7 +129,7 @@ def embed(
     vector_dtype: StoredDType = VectorDType.float32,
     strict: options.Strict = False,
 ) -> None:
-    """Write a vector for every image.
+    """Write a vector for every image, or for frames of videos.
 
     VECTORS is a new folder with part-00000.parquet and so on, manifest.json, skipped.csv and
     metadata.json, or its URL (s3://BUCKET/FOLDER). Each part appears when it is complete; a run
@@ -139,9 +147,8 @@ def embed(
     group, size, device = _group_of(devices, device, folder)
     if group is None and not update:
         check_output(folder, overwrite, resume)
-    source = open_images(
-        data, split=split, streaming=streaming, image_column=image_column, label_column=label_column
-    )
+    columns = {"split": split, "image_column": image_column, "label_column": label_column}
+    source = open_images(data, streaming=streaming, video_fps=video_fps, **columns)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -160,24 +167,17 @@ def embed(
     written: dict[str, Any] = {
         "part_images": part_images,
         "vector_dtype": vector_dtype.value,
-        "metadata": {**origin, "images": _place_of(data, split, image_column, label_column)},
+        "metadata": {**origin, "images": {"data": [_absolute(name) for name in data], **columns}},
     }
     skipped: list[SkippedImage] | None
     if update:
         skipped = _update(embedder, source, folder, written)
     else:
         written |= {"overwrite": overwrite, "resume": resume}
-        if on_ray:
-            embedder = _on_ray(embedder, ray_address)
+        embedder = _on_ray(embedder, ray_address) if on_ray else embedder
         skipped = _write(embedder, source, folder, group, size, written)
     if skipped is not None:
         report_left_out(("", source, skipped), strict=strict, skipped_file=None)
-
-
-def _place_of(data: Sequence[str], *options: str | None) -> dict[str, Any]:
-    """Return the arguments of `open_images` with which other commands find the images again."""
-    values = dict(zip(("split", "image_column", "label_column"), options, strict=True))
-    return {"data": [_absolute(name) for name in data], **values}
 
 
 def _absolute(name: str) -> str:
@@ -259,7 +259,8 @@ def _write(
         return None
     num_new = report.num_embedded - report.num_before
     before = f" ({report.num_before} before)" if report.num_before else ""
-    typer.echo(f"{num_new} images embedded in {report.seconds:.1f} s{before}: {output}")
+    noun = "frames" if source.is_video else "images"
+    typer.echo(f"{num_new} {noun} embedded in {report.seconds:.1f} s{before}: {output}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     return report.skipped

@@ -308,6 +308,13 @@ class TestResume:
         assert_equal(folder, whole)
 
 
+def _words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended
+        return []
+
+
 class TestSeveralProcesses:
     def start_group(self, embedder, source, folder, token):
         groups = [Group(rank, 2, rank, token, has_supervisor=False) for rank in range(2)]
@@ -365,7 +372,7 @@ class TestSeveralProcesses:
             assert command.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
             found = psutil.Process(command.pid).children()
-            children = [child for child in found if "selfvit.cli" in child.cmdline()]
+            children = [child for child in found if "selfvit.cli" in _words_of(child)]
         children[0].kill()
         stdout, errors = command.communicate(timeout=200)
         assert command.returncode == 0, errors
