@@ -3,22 +3,28 @@
     OMP_NUM_THREADS=1 python -m benchmarks.vectors --output benchmarks/results/vectors.md
 
 Images are random, so that nothing has to be read; the model of the memory test is as small as
-possible, so that a million rows take minutes. Peak memory is that of a real process for each size.
+possible, so that a million rows take minutes. The memory is that of a real process for each size;
+it is also drawn, in vectors_memory.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -26,10 +32,14 @@ from benchmarks.objectives import processor_name
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.data.image_source import ImageRecord, ImageSource
 from selfvit.data.sources import open_images
+from selfvit.embedding import embedder as embedder_module
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preprocessing import build_processor
+from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest
+from selfvit.embedding.vectors.parts import PartWriter
 from selfvit.embedding.vectors.writer import write_embeddings
+from selfvit.visualization.figures import new_figure, save_png
 
 SMALL = {
     "image_size": 8,
@@ -73,36 +83,96 @@ def build_embedder(batch_size: int, **fields: object) -> Embedder:
     return Embedder(SelfViTModel(config).eval(), build_processor(config), batch_size=batch_size)
 
 
-def overhead(num_images: int, repeats: int) -> list[float]:
-    """Return the share of the time that writing adds to embedding with ViT-Ti/16 at 224 pixels.
+def overhead(num_images: int, folder: Path) -> float:
+    """Return the share of the CPU time that parts, manifest and checksums take.
+
+    The time inside these functions is measured, in a run that embeds JPEG files with ViT-Ti/16 at
+    224 pixels: the difference of two runs would be smaller than its spread.
 
     Args:
-        num_images: Number of images per run.
-        repeats: Number of pairs of runs, one without and one with writing.
+        num_images: Number of images.
+        folder: Empty folder.
     """
-    embedder, source = build_embedder(32), RandomImages(num_images, 224)
-    shares = []
-    with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(repeats):
+    (folder / "images").mkdir()
+    source = RandomImages(64, 375)
+    for position in range(num_images):
+        image: Any = source[position].image
+        image.save(folder / "images" / f"{position:06}.jpg", quality=85)
+    spent = 0.0
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal spent
             start = time.process_time()
-            for _ in embedder.stream(source):
-                pass
-            middle = time.process_time()
-            output = Path(folder) / str(repeat)
-            write_embeddings(embedder, source, output, progress=False, part_images=256)
-            shares.append((time.process_time() - middle) / (middle - start) - 1)
-    return shares
+            try:
+                return function(*args, **options)
+            finally:
+                spent += time.process_time() - start
+
+        return call
+
+    embedder = build_embedder(32)
+    with (
+        patch.object(PartWriter, "write", timed(PartWriter.write)),
+        patch.object(VectorFolder, "add", timed(VectorFolder.add)),
+        patch.object(VectorFolder, "finish", timed(VectorFolder.finish)),
+        patch.object(embedder_module, "checksum_of", timed(embedder_module.checksum_of)),
+    ):
+        start = time.process_time()
+        images = open_images(folder / "images")
+        write_embeddings(embedder, images, folder / "v", progress=False, part_images=256)
+        return spent / (time.process_time() - start)
 
 
-def write_rows(num_images: int, output: Path) -> None:
-    """Write the vectors of the smallest model; print peak memory and seconds as JSON."""
-    import resource
+def write_rows(num_images: int, output: Path, runner: str) -> None:
+    """Write the vectors of the smallest model; print memory and seconds as JSON.
 
-    embedder = build_embedder(1000, **SMALL)
+    The memory is that of this process, for Ray that of the driver, in MiB after so many rows.
+
+    Args:
+        num_images: Number of rows.
+        output: Folder to write.
+        runner: "local" or "ray".
+    """
+    embedder, process = build_embedder(1000, **SMALL), psutil.Process()
+    if runner == "ray":
+        import ray
+
+        from selfvit.embedding.ray import RayEmbedder
+
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+        embedder = RayEmbedder(embedder, num_actors=1)
+    stream, points = embedder.stream, []
+
+    def measured(*args: Any, **options: Any) -> Iterator[Any]:
+        num_rows = 0
+        for batch in stream(*args, **options):
+            yield batch
+            num_rows += batch.num_images
+            points.append((num_rows, process.memory_info().rss / 2**20))
+
+    embedder.stream = measured  # type: ignore[method-assign, assignment]
     started = time.perf_counter()
     write_embeddings(embedder, RandomImages(num_images, 8), output, progress=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"MiB": peak, "seconds": time.perf_counter() - started}))
+    print(json.dumps({"points": points, "seconds": time.perf_counter() - started}))
+
+
+def plot_memory(runs: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Draw the memory of processes against the rows that they have written.
+
+    Args:
+        runs: Rows and MiB of each run, by name.
+        path: PNG file to write.
+    """
+    figure = new_figure(800, 400)
+    axes = figure.add_subplot(xlabel="rows written", ylabel="MiB", xscale="log")
+    for name, points in runs.items():
+        rows, memory = zip(*points, strict=True)
+        axes.plot(rows, memory, label=name)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.tight_layout()
+    save_png(figure, path)
 
 
 def resume_seconds(num_images: int, output: Path) -> float:
@@ -155,18 +225,28 @@ def several_processes(num_images: int, folder: Path) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
+def _measure_rows(num_rows: int, output: Path, runner: str) -> Any:
+    """Run `write_rows` in a process of its own, and return what it prints."""
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.vectors", "--write"]
+    command += [str(num_rows), str(output), runner]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(printed.splitlines()[-1])
+
+
 def main() -> None:
     """Measure, and write a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--runners", nargs="+", default=["local", "ray"])
     parser.add_argument("--images", type=int, default=768, help="of the overhead")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shared-images", type=int, default=4000)
-    parser.add_argument("--write", nargs=2, metavar=("ROWS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
-        write_rows(int(arguments.write[0]), Path(arguments.write[1]))
+        num_rows, output, runner = arguments.write
+        write_rows(int(num_rows), Path(output), runner)
         return
     lines = [f"CPU: {processor_name()}, torch {torch.__version__}", ""]
     lines += ["| measure | value |", "| --- | --- |"]
@@ -177,23 +257,25 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shares = overhead(arguments.images, arguments.repeats)
+        (folder / "overhead").mkdir()
+        share = overhead(arguments.images, folder / "overhead")
         row(
-            "CPU time of parts, manifest and checksums, of embedding with ViT-Ti/16 at 224",
-            f"{100 * statistics.median(shares):.1f} % (from {100 * min(shares):.1f} to "
-            f"{100 * max(shares):.1f} % in {len(shares)} pairs)",
+            "CPU time of parts, manifest and checksums, of embedding JPEG files with ViT-Ti/16 at "
+            "224 pixels",
+            f"{100 * share:.2f} %",
         )
-        for num_rows in arguments.rows:
-            command = [sys.executable, "-m", "benchmarks.vectors", "--write", str(num_rows)]
-            output = folder / str(num_rows)
-            printed = subprocess.run(
-                [*command, str(output)], check=True, capture_output=True, text=True
-            ).stdout
-            measured = json.loads(printed.splitlines()[-1])
+        runs: dict[str, list[tuple[int, float]]] = {}
+        for runner, num_rows in itertools.product(arguments.runners, arguments.rows):
+            measured = _measure_rows(num_rows, folder / str(num_rows), runner)
+            peak = max(memory for _, memory in measured["points"])
+            runs[f"{runner}, {num_rows:,} rows"] = measured["points"]
+            what = "a process" if runner == "local" else "the driver of Ray"
             row(
-                f"peak memory of a process that writes {num_rows:,} rows",
-                f"{measured['MiB']:.0f} MiB ({measured['seconds']:.0f} s)",
+                f"largest memory of {what} that writes {num_rows:,} rows",
+                f"{peak:.0f} MiB ({measured['seconds']:.0f} s)",
             )
+        if arguments.output is not None:
+            plot_memory(runs, arguments.output.with_name("vectors_memory.png"))
         largest = max(arguments.rows)
         seconds = resume_seconds(largest, folder / str(largest))
         row(f"start of a resumed run over {largest:,} rows, to its first batch", f"{seconds:.2f} s")
