@@ -20,7 +20,7 @@ from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO  # noqa: E402
 from selfvit.embedding.preprocessing import build_processor  # noqa: E402
 
 from .image_files import noise  # noqa: E402
-from .warm_python import COMMANDS, warm_python  # noqa: E402
+from .warm_python import COMMANDS, THIRD_PARTY, warm_python  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -89,13 +89,23 @@ def start_python() -> Iterator[Callable[..., Path]]:
 
 
 @pytest.fixture(scope="session")
-def warm_command(start_python) -> Path:
+def python_with_selfvit(start_python) -> Path:
     """Return a `python` that has imported torch, transformers and selfvit already.
 
     For commands that run to their end. A test of the process itself, such as one of signals,
     memory or imports, starts `sys.executable`.
     """
     return start_python({}) / "python"
+
+
+@pytest.fixture(scope="session")
+def python_with_torch(start_python) -> Path:
+    """Return a `python` that has imported everything but transformers and selfvit already.
+
+    A UserWarning of the module selfvit is an error.
+    """
+    warnings = {"PYTHONWARNINGS": "error::UserWarning:selfvit"}
+    return start_python(warnings, THIRD_PARTY) / "python"
 
 
 @pytest.fixture

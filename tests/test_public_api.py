@@ -13,8 +13,6 @@ import pytest
 
 import selfvit
 
-from .warm_python import THIRD_PARTY
-
 PACKAGE = Path(__file__).parents[1] / "selfvit"
 REGISTERED = """
 from transformers import AutoBackbone, AutoConfig, AutoModel
@@ -37,24 +35,15 @@ assert not [f for f in sys.meta_path if type(f).__name__ == "TransformersFinder"
 """
 
 
-STRICT = "error::UserWarning:selfvit"
-
-
 def run(code: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:
     """Run code in a new process."""
     return subprocess.run(
         [python, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONWARNINGS": STRICT},
+        env={**os.environ, "PYTHONWARNINGS": "error::UserWarning:selfvit"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-@pytest.fixture(scope="session")
-def third_party(start_python) -> Path:
-    """Return a `python` that has imported everything but transformers and selfvit already."""
-    return start_python({"PYTHONWARNINGS": STRICT}, THIRD_PARTY) / "python"
 
 
 class TestNames:
@@ -100,9 +89,9 @@ class TestNames:
         with pytest.raises(ImportError, match="cannot import name 'nothing'"):
             from selfvit import nothing  # noqa: F401
 
-    def test_star_import_gives_every_name(self, third_party):
+    def test_star_import_gives_every_name(self, python_with_torch):
         code = "from selfvit import *; print(SelfViTModel.__name__, open_images.__name__)"
-        result = run(code, third_party)
+        result = run(code, python_with_torch)
         assert result.stdout.split() == ["SelfViTModel", "open_images"], result.stderr
 
 
@@ -125,11 +114,11 @@ class TestRegistration:
             "import selfvit; from transformers.models.auto.modeling_auto import AutoModel",
         ],
     )
-    def test_the_classes_are_registered_whatever_is_imported_first(self, first, third_party):
-        result = run(first + REGISTERED, third_party)
+    def test_the_classes_are_registered_whatever_is_imported_first(self, first, python_with_torch):
+        result = run(first + REGISTERED, python_with_torch)
         assert result.returncode == 0, result.stderr
 
-    def test_others_that_look_for_transformers_find_it_unchanged(self, third_party):
+    def test_others_that_look_for_transformers_find_it_unchanged(self, python_with_torch):
         result = run(
             """
             import importlib.util, sys
@@ -148,11 +137,11 @@ class TestRegistration:
             importlib.reload(transformers)
             """
             + textwrap.indent(REGISTERED, " " * 12),
-            third_party,
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    def test_an_import_of_transformers_that_fails_can_be_repeated(self, third_party):
+    def test_an_import_of_transformers_that_fails_can_be_repeated(self, python_with_torch):
         result = run(
             """
             import importlib.machinery, selfvit, sys
@@ -170,11 +159,11 @@ class TestRegistration:
             assert finder in sys.meta_path and "transformers" not in sys.modules
             """
             + textwrap.indent(REGISTERED, " " * 12),
-            third_party,
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    def test_an_error_of_selfvit_does_not_fail_the_import_of_transformers(self, third_party):
+    def test_an_error_of_selfvit_does_not_fail_the_import_of_transformers(self, python_with_torch):
         result = run(
             """
             import sys, warnings
@@ -186,7 +175,7 @@ class TestRegistration:
                     thread.join()
             assert transformers.AutoConfig
             """,
-            third_party,
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
         assert "selfvit could not register its classes" in result.stderr
@@ -242,7 +231,7 @@ class TestRegistration:
         assert result.returncode == 0, result.stderr
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-    def test_objects_travel_to_new_processes(self, method, third_party, tmp_path):
+    def test_objects_travel_to_new_processes(self, method, python_with_torch, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent(
@@ -264,7 +253,7 @@ class TestRegistration:
                 """
             )
         )
-        result = subprocess.run([third_party, script], capture_output=True, text=True)
+        result = subprocess.run([python_with_torch, script], capture_output=True, text=True)
         assert result.stdout.split() == ["SelfViTModel", "8"], result.stderr
 
     def test_the_launchers_entry_point_registers_once(self):
