@@ -164,6 +164,8 @@ def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -
 
 def execute(arguments: Sequence[str]) -> None:
     """Run a module, a file or a text as `__main__`."""
+    if arguments[0] == "-u":  # torchrun gives it; the output is flushed at the end instead
+        arguments = arguments[1:]
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
         sys.modules["__main__"] = types.ModuleType("__main__")
