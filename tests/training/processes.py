@@ -98,6 +98,11 @@ def run_two(command: list[str], folder: Path) -> tuple[list[int], str]:
     return codes, "".join(training.printed for training in processes)
 
 
+def call_in_two(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call `function(rank, *arguments)` in two processes, and wait until they end."""
+    torch.multiprocessing.start_processes(function, arguments, 2, start_method="forkserver")
+
+
 def free_port() -> str:
     """Return an unused port."""
     with socket.socket() as probe:
