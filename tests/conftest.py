@@ -3,6 +3,9 @@
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 # datasets, huggingface_hub and transformers read these variables once, when they are imported.
 CACHE = tempfile.TemporaryDirectory(prefix="selfvit-tests-")
@@ -17,8 +20,15 @@ from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO  # noqa: E402
 from selfvit.embedding.preprocessing import build_processor  # noqa: E402
 
 from .image_files import noise  # noqa: E402
+from .warm_python import COMMANDS, THIRD_PARTY, warm_python  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Give each process of pytest-xdist neighboring tests, so that few fixtures are built twice."""
+    if getattr(config.option, "dist", "no") == "load":  # what `-n` sets
+        config.option.dist = "worksteal"
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +67,45 @@ def image_folder(tmp_path_factory):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         noise(40 + 3 * seed, 50, seed).save(folder / path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def start_python() -> Iterator[Callable[..., Path]]:
+    """Return a function from variables and preloaded modules to a folder of commands.
+
+    Each server is started once. See `warm_python`.
+    """
+    started: dict[tuple, Path] = {}
+    with ExitStack() as stack:
+
+        def start(environment: Mapping[str, str], preload: Sequence[str] = COMMANDS) -> Path:
+            key = (frozenset(environment.items()), *preload)
+            if key not in started:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+                started[key] = stack.enter_context(warm_python(Path(folder), environment, preload))
+            return started[key]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def python_with_selfvit(start_python) -> Path:
+    """Return a `python` that has imported torch, transformers and selfvit already.
+
+    For commands that run to their end. A test of the process itself, such as one of signals,
+    memory or imports, starts `sys.executable`.
+    """
+    return start_python({}) / "python"
+
+
+@pytest.fixture(scope="session")
+def python_with_torch(start_python) -> Path:
+    """Return a `python` that has imported everything but transformers and selfvit already.
+
+    A UserWarning of the module selfvit is an error.
+    """
+    warnings = {"PYTHONWARNINGS": "error::UserWarning:selfvit"}
+    return start_python(warnings, THIRD_PARTY) / "python"
 
 
 @pytest.fixture

@@ -186,8 +186,8 @@ class TestErrors:
         assert not output.parent.exists()
 
 
-def test_a_real_process_draws(tiny_checkpoint, image_folder, output):
-    command = [sys.executable, "-m", "selfvit.cli", "visualize", "pca", "--num-images", "2"]
+def test_a_real_process_draws(python_with_selfvit, tiny_checkpoint, image_folder, output):
+    command = [python_with_selfvit, "-m", "selfvit.cli", "visualize", "pca", "--num-images", "2"]
     command += [tiny_checkpoint, "--data", image_folder, "--output", output]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

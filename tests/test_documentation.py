@@ -7,9 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -35,7 +33,6 @@ from .cases.inputs_channels import write_bands
 from .documentation import RUN, SHOWN, read_page
 from .hub_requests import PAGES_TOKEN
 from .local_hub import LocalHub
-from .warm_python import warm_python
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "examples" / "fashion_mnist_sample"
@@ -100,22 +97,6 @@ def page_folder(images, tmp_path) -> Path:
         place = tmp_path / "examples" if entry.name == SAMPLE.name else tmp_path
         (place / entry.name).symlink_to(entry)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def start_python() -> Iterator[Callable[[dict[str, str]], Path]]:
-    """Return a function from environment variables to a folder of commands, started once each."""
-    started: dict[frozenset, Path] = {}
-    with ExitStack() as stack:
-
-        def start(environment: dict[str, str]) -> Path:
-            key = frozenset(environment.items())
-            if key not in started:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
-                started[key] = stack.enter_context(warm_python(Path(folder), environment))
-            return started[key]
-
-        yield start
 
 
 @pytest.fixture(scope="session")

@@ -112,8 +112,10 @@ def test_nothing_is_shown_if_disabled(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_redirected_command_writes_short_lines(tiny_checkpoint, image_folder, tmp_path):
-    command = [sys.executable, "-m", "selfvit.cli", "embed", str(tiny_checkpoint), "--data"]
+def test_a_redirected_command_writes_short_lines(
+    python_with_selfvit, tiny_checkpoint, image_folder, tmp_path
+):
+    command = [python_with_selfvit, "-m", "selfvit.cli", "embed", str(tiny_checkpoint), "--data"]
     command += [str(image_folder), "--output", "vectors", "--num-workers", "0", "--batch-size", "1"]
     with open(tmp_path / "log", "wb") as log:
         subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import textwrap
@@ -34,10 +35,11 @@ assert not [f for f in sys.meta_path if type(f).__name__ == "TransformersFinder"
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
+def run(code: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:
     """Run code in a new process."""
     return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:selfvit", "-c", textwrap.dedent(code)],
+        [python, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONWARNINGS": "error::UserWarning:selfvit"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -87,8 +89,9 @@ class TestNames:
         with pytest.raises(ImportError, match="cannot import name 'nothing'"):
             from selfvit import nothing  # noqa: F401
 
-    def test_star_import_gives_every_name(self):
-        result = run("from selfvit import *; print(SelfViTModel.__name__, open_images.__name__)")
+    def test_star_import_gives_every_name(self, python_with_torch):
+        code = "from selfvit import *; print(SelfViTModel.__name__, open_images.__name__)"
+        result = run(code, python_with_torch)
         assert result.stdout.split() == ["SelfViTModel", "open_images"], result.stderr
 
 
@@ -111,11 +114,11 @@ class TestRegistration:
             "import selfvit; from transformers.models.auto.modeling_auto import AutoModel",
         ],
     )
-    def test_the_classes_are_registered_whatever_is_imported_first(self, first):
-        result = run(first + REGISTERED)
+    def test_the_classes_are_registered_whatever_is_imported_first(self, first, python_with_torch):
+        result = run(first + REGISTERED, python_with_torch)
         assert result.returncode == 0, result.stderr
 
-    def test_others_that_look_for_transformers_find_it_unchanged(self):
+    def test_others_that_look_for_transformers_find_it_unchanged(self, python_with_torch):
         result = run(
             """
             import importlib.util, sys
@@ -133,11 +136,12 @@ class TestRegistration:
             import importlib
             importlib.reload(transformers)
             """
-            + textwrap.indent(REGISTERED, " " * 12)
+            + textwrap.indent(REGISTERED, " " * 12),
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    def test_an_import_of_transformers_that_fails_can_be_repeated(self):
+    def test_an_import_of_transformers_that_fails_can_be_repeated(self, python_with_torch):
         result = run(
             """
             import importlib.machinery, selfvit, sys
@@ -154,11 +158,12 @@ class TestRegistration:
                 assert str(error) == "interrupted"
             assert finder in sys.meta_path and "transformers" not in sys.modules
             """
-            + textwrap.indent(REGISTERED, " " * 12)
+            + textwrap.indent(REGISTERED, " " * 12),
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    def test_an_error_of_selfvit_does_not_fail_the_import_of_transformers(self):
+    def test_an_error_of_selfvit_does_not_fail_the_import_of_transformers(self, python_with_torch):
         result = run(
             """
             import sys, warnings
@@ -169,7 +174,8 @@ class TestRegistration:
                 if thread is not threading.main_thread():
                     thread.join()
             assert transformers.AutoConfig
-            """
+            """,
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
         assert "selfvit could not register its classes" in result.stderr
@@ -225,7 +231,7 @@ class TestRegistration:
         assert result.returncode == 0, result.stderr
 
     @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-    def test_objects_travel_to_new_processes(self, method, tmp_path):
+    def test_objects_travel_to_new_processes(self, method, python_with_torch, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent(
@@ -247,7 +253,7 @@ class TestRegistration:
                 """
             )
         )
-        result = subprocess.run([sys.executable, script], capture_output=True, text=True)
+        result = subprocess.run([python_with_torch, script], capture_output=True, text=True)
         assert result.stdout.split() == ["SelfViTModel", "8"], result.stderr
 
     def test_the_launchers_entry_point_registers_once(self):

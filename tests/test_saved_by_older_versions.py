@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,7 +156,7 @@ def test_saving_again_replaces_its_22_code_files_by_two(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_resumes_to_the_weights_of_a_run_without_a_stop(tmp_path):
+def test_a_run_resumes_to_the_weights_of_a_run_without_a_stop(python_with_selfvit, tmp_path):
     write_images(tmp_path / "images")
     shutil.copytree(FIXTURES / "run", tmp_path / "run")
     options = [
@@ -170,7 +169,7 @@ def test_a_run_resumes_to_the_weights_of_a_run_without_a_stop(tmp_path):
     ]
     process = subprocess.run(
         [
-            sys.executable, "-m", "selfvit.cli", "train", "dino_demo", *options,
+            python_with_selfvit, "-m", "selfvit.cli", "train", "dino_demo", *options,
             "--data", "images", "--output", "run", "--resume",
         ],
         cwd=tmp_path,

@@ -20,12 +20,13 @@ import socket
 import subprocess
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Slow imports of the commands in the documentation.
-PRELOAD = (
+# Slow imports of the commands of selfvit.
+COMMANDS = (
     "datasets",
     "accelerate",
     "sklearn.linear_model",
@@ -34,6 +35,21 @@ PRELOAD = (
     "typer",
     "selfvit.embedding.vectors.writer",
     "selfvit.training.train",
+)
+
+# Slow imports of transformers and selfvit, without these two: a test can import them in any order.
+THIRD_PARTY = (
+    "PIL.Image",
+    "accelerate",
+    "huggingface_hub",
+    "regex",
+    "requests",
+    "safetensors.torch",
+    "sklearn",
+    "tokenizers",
+    "torch._dynamo",
+    "torchvision",
+    "yaml",
 )
 
 # Runs without `site`, to start within milliseconds; it can use only the standard library.
@@ -53,13 +69,16 @@ sys.exit(int(connection.recv(16) or b"1"))
 
 
 @contextmanager
-def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
+def warm_python(
+    folder: Path, environment: Mapping[str, str], preload: Sequence[str] = COMMANDS
+) -> Iterator[Path]:
     """Start the server, and create a folder for PATH with the commands `python` and `selfvit`.
 
     Args:
         folder: Empty folder for the socket and the commands. Its path must be short: the path of a
             socket has at most 107 bytes.
         environment: Variables that libraries read when they are imported.
+        preload: Modules that the server imports.
 
     Yields:
         Folder of the commands.
@@ -72,7 +91,7 @@ def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
         (commands / name).write_text(client)
         (commands / name).chmod(0o755)
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.warm_python", str(address)],
+        [sys.executable, "-m", "tests.warm_python", str(address), *preload],
         cwd=Path(__file__).parents[1],
         env={"OMP_NUM_THREADS": "1", **os.environ, **environment},
         stdin=subprocess.PIPE,  # the server stops when it is closed, even if the tests are killed
@@ -144,20 +163,29 @@ def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -
 
 
 def execute(arguments: Sequence[str]) -> None:
-    """Run a module or a file as `__main__`."""
-    if arguments[0] == "-m":
+    """Run a module, a file or a text as `__main__`."""
+    if arguments[0] == "-u":  # torchrun gives it; the output is flushed at the end instead
+        arguments = arguments[1:]
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(arguments[1], "<string>", "exec"), vars(sys.modules["__main__"]))
+    elif arguments[0] == "-m":
         sys.argv = list(arguments[1:])
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     elif not arguments[0].startswith("-"):
         sys.argv = list(arguments)
         runpy.run_path(arguments[0], run_name="__main__")
     else:
-        sys.exit(f"the arguments must be -m MODULE or FILE, not {shlex.join(arguments)}.")
+        sys.exit(f"the arguments must be -c CODE, -m MODULE or FILE, not {shlex.join(arguments)}.")
 
 
 if __name__ == "__main__":
     import importlib
 
-    for module in PRELOAD:
+    address, *preload = sys.argv[1:]
+    for module in preload:
         importlib.import_module(module)
-    serve(sys.argv[1])
+    if preload == list(THIRD_PARTY):
+        assert not {"selfvit", "transformers"} & sys.modules.keys()
+    serve(address)

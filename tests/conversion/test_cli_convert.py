@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -16,8 +15,8 @@ from tests.conversion.source_files import golden_weights, save_weights
 from tests.golden import load_golden
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "selfvit.cli", "convert", *map(str, arguments)]
+def run(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [python, "-m", "selfvit.cli", "convert", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -25,9 +24,9 @@ def run_here(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["convert", *map(str, arguments)])
 
 
-def test_what_was_done_is_printed_and_kept(tmp_path: Path):
+def test_what_was_done_is_printed_and_kept(python_with_selfvit: Path, tmp_path: Path):
     source = save_weights(golden_weights("lightly_dino_checkpoint"), tmp_path)
-    result = run(source, "--output", tmp_path / "out", "--num-heads", 3)
+    result = run(python_with_selfvit, source, "--output", tmp_path / "out", "--num-heads", 3)
     assert result.returncode == 0, result.stderr
     for line in (
         "Lightly DINO module",
@@ -79,11 +78,12 @@ def test_the_code_can_be_left_out_of_a_conversion_that_is_made_again(tmp_path: P
     )
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path):
+def test_a_mistake_is_one_message_and_exit_code_2(python_with_selfvit: Path, tmp_path: Path):
     weights = golden_weights("dino_vit")
     del weights["blocks.1.norm1.bias"]
-    result = run(save_weights(weights, tmp_path), "--output", tmp_path / "out", "--num-heads", 3)
+    source = save_weights(weights, tmp_path)
+    result = run(python_with_selfvit, source, "--output", tmp_path / "out", "--num-heads", 3)
     assert result.returncode == 2 and "blocks.1.norm1.bias" in result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
-    result = run(tmp_path / "nothing.pth", "--output", tmp_path / "out")
+    result = run(python_with_selfvit, tmp_path / "nothing.pth", "--output", tmp_path / "out")
     assert result.returncode == 2 and "there is no file" in result.stderr

@@ -87,53 +87,51 @@ def ray_workers(name: str) -> list[psutil.Process]:
     return found
 
 
-def test_the_vectors_are_those_of_one_process(cluster, embedder, images, whole, tmp_path):
-    write(embedder, images, tmp_path / "v")
-    assert_equal(tmp_path / "v", whole)
-    assert (tmp_path / "v" / "skipped.csv").read_text() == (whole / "skipped.csv").read_text()
-
-
-def test_a_stream_has_the_vectors_of_one_process(cluster, embedder, tmp_path):
-    source = open_images(write_tar_shards(tmp_path / "tars", [30, 2, 20]), streaming=True)
-    options = {"progress": False, "part_images": 20}
-    write_embeddings(embedder, source, tmp_path / "whole", **options)
-    write_embeddings(RayEmbedder(embedder, num_actors=2), source, tmp_path / "v", **options)
-    assert_equal(tmp_path / "v", tmp_path / "whole")
-
-
-def test_killed_tasks_and_actors_are_run_again(cluster, embedder, images, whole, tmp_path):
-    rng, stop, kills = random.Random(0), threading.Event(), []
+def test_killed_tasks_and_actors_are_run_again_and_the_vectors_are_those_of_one_process(
+    cluster, embedder, images, whole, tmp_path
+):
+    stop = threading.Event()
+    kills: list[str] = []
 
     def kill():
-        while not stop.wait(0.3):
-            if workers := ray_workers(rng.choice(["ray::MapBatches", "ray::MapWorker"])):
-                victim = rng.choice(workers)
-                kills.append(victim.info["cmdline"][0])
-                victim.kill()
-            if len(kills) >= 10:
-                return
+        while not stop.wait(0.3) and len(kills) < 4:
+            kind = ("ray::MapBatches", "ray::MapWorker")[len(kills) % 2]
+            if workers := ray_workers(kind):
+                random.choice(workers).kill()
+                kills.append(kind)
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        while not len(kills) >= 10:
+        while len(kills) < 4:
             write(embedder, images, tmp_path / "v", overwrite=True)
     finally:
         stop.set()
         killer.join()
     assert_equal(tmp_path / "v", whole)
+    assert (tmp_path / "v" / "skipped.csv").read_text() == (whole / "skipped.csv").read_text()
 
 
-def test_a_node_may_be_lost(cluster, embedder, images, whole, tmp_path):
+def test_a_stream_has_the_vectors_of_one_process_even_if_a_node_is_lost(
+    cluster, embedder, tmp_path
+):
+    source = open_images(
+        write_tar_shards(tmp_path / "tars", [30, 2, 20] + [10] * 20), streaming=True
+    )
+    options = {"progress": False, "part_images": 20}
+    write_embeddings(embedder, source, tmp_path / "whole", **options)
     node = cluster.add_node(**NODE)
-    found = []
-    ray_embedder = RayEmbedder(embedder, num_actors=3)
-    for number, batch in enumerate(ray_embedder.stream(open_images(images))):
-        found.append(batch.vectors)
-        if number == 5:
-            cluster.remove_node(node, allow_graceful=False)
-    expected = np.stack(read_vectors(whole)["embedding"].to_numpy())
-    assert np.array_equal(np.concatenate(found), expected)
+
+    class LosesANode(RayEmbedder):
+        def _embedded(self, *arguments):
+            for number, result in enumerate(super()._embedded(*arguments)):
+                if number == 5:  # of 48 batches
+                    cluster.remove_node(node, allow_graceful=False)
+                yield result
+
+    write_embeddings(LosesANode(embedder, num_actors=3), source, tmp_path / "v", **options)
+    assert node not in cluster.list_all_nodes()
+    assert_equal(tmp_path / "v", tmp_path / "whole")
 
 
 def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, whole):
@@ -150,7 +148,9 @@ def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, wh
         embed_dataset(dataset, str(tiny_checkpoint), image_column="photo")
 
 
-def test_a_killed_driver_is_resumed(cluster, tiny_checkpoint, images, whole, tmp_path):
+def test_a_killed_driver_is_resumed(
+    cluster, tiny_checkpoint, images, whole, python_with_selfvit, tmp_path
+):
     output = tmp_path / "v"
     words = ["embed", tiny_checkpoint, "--data", images, "-o", output, "--batch-size", BATCH]
     words += ["--runner", "ray", "--ray-address", cluster.address, "--part-images", 40, "--resume"]
@@ -160,13 +160,13 @@ def test_a_killed_driver_is_resumed(cluster, tiny_checkpoint, images, whole, tmp
         "stderr": subprocess.PIPE,
     }
     driver = subprocess.Popen(command, **options)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(output.glob("part-*.parquet")):
         assert driver.poll() is None and time.monotonic() < deadline, driver.stderr.read()
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert len(read_vectors(output)) < NUM_IMAGES  # the manifest may not name the part yet
-    resumed = subprocess.run(command, check=False, **options)
+    resumed = subprocess.run([python_with_selfvit, *command[1:]], check=False, **options)
     assert resumed.returncode == 0, resumed.stderr
     assert_equal(output, whole)

@@ -380,16 +380,22 @@ class TestSeveralProcesses:
         assert f"{NUM_IMAGES} images embedded" in stdout
         assert_equal(folder, whole)
 
-    def test_torchrun_starts_a_group(self, tiny_checkpoint, images, whole, tmp_path):
+    def test_torchrun_starts_a_group(
+        self, python_with_selfvit, tiny_checkpoint, images, whole, tmp_path
+    ):
         words = ["--nproc-per-node", 2, "--master-port", free_port()]
         words += ["-m", "selfvit.embedding.embed", tiny_checkpoint]
         words += ["--data", images, "-o", tmp_path / "v", "--device", "cpu"]
         words += ["--batch-size", BATCH, "--num-workers", 0]
         launched = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
+            [python_with_selfvit, "-m", "torch.distributed.run", *map(str, words)],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHON_EXEC": str(python_with_selfvit),  # starts the processes of torchrun
+            },
         )
         assert launched.returncode == 0, launched.stderr
         assert launched.stdout.count(f"{NUM_IMAGES} images embedded") == 1

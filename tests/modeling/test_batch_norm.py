@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from selfvit.modeling.batch_norm import BatchNorm
+from tests.training.processes import call_in_two
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -80,7 +81,7 @@ def normalize_in_process(rank: int, store_file: str, result_file: str) -> None:
 
 def test_two_processes_match_one_with_all_rows(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(normalize_in_process, arguments, nprocs=2)
+    call_in_two(normalize_in_process, arguments)
     parts = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
     whole = nn.BatchNorm1d(3)
     randomize(whole)

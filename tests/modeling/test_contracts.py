@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,8 @@ def test_auto_classes_open_the_checkpoint(objective, tmp_path):
 
 
 OPEN_IN_A_NEW_PROCESS = """
-import sys
+import sys, warnings
+warnings.simplefilter("error", UserWarning)
 import torch
 import selfvit
 from transformers import AutoModel
@@ -124,13 +124,14 @@ with torch.no_grad():
 """
 
 
-def embed_in_a_new_process(folder: Path, network: str, images: Tensor) -> tuple[Tensor, str]:
+def embed_in_a_new_process(
+    python: Path, folder: Path, network: str, images: Tensor
+) -> tuple[Tensor, str]:
     """Return the embedding that AutoModel computes in a new process, and its output."""
     image_file, embedding_file = folder / "images.pt", folder / f"{network}.pt"
     torch.save(images, image_file)
-    command = [sys.executable, "-W", "error::UserWarning", "-c", OPEN_IN_A_NEW_PROCESS]
     result = subprocess.run(
-        [*command, str(folder), network, str(image_file), str(embedding_file)],
+        [python, "-c", OPEN_IN_A_NEW_PROCESS, folder, network, image_file, embedding_file],
         capture_output=True,
         text=True,
         timeout=300,
@@ -139,7 +140,9 @@ def embed_in_a_new_process(folder: Path, network: str, images: Tensor) -> tuple[
     return torch.load(embedding_file), result.stdout + result.stderr
 
 
-def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(objective, tmp_path):
+def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(
+    objective, python_with_torch, tmp_path
+):
     model = build(objective)
     train(model, objective, 3)
     model.eval()
@@ -150,7 +153,7 @@ def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(objec
     images = images_of(objective)
     embeddings = []
     for network, encoder in networks.items():
-        embedding, printed = embed_in_a_new_process(tmp_path, network, images)
+        embedding, printed = embed_in_a_new_process(python_with_torch, tmp_path, network, images)
         with torch.no_grad():
             assert torch.equal(embedding, encoder(images).pooler_output), network
         assert printed == ""

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from selfvit.modeling.distributed import all_reduce_logsumexp, all_reduce_sum
+from tests.training.processes import call_in_two
 
 
 def test_collectives_are_the_identity_without_a_process_group():
@@ -35,7 +36,7 @@ def sum_in_process(rank: int, store_file: str, result_file: str) -> None:
 
 def test_two_processes_get_the_sum_and_do_not_change_their_argument(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(sum_in_process, arguments, nprocs=2)
+    call_in_two(sum_in_process, arguments)
     for rank in range(2):
         tensor, total = torch.load(tmp_path / f"result{rank}")
         assert torch.equal(tensor, torch.tensor([1.0, 10.0]) * (rank + 1))
@@ -55,7 +56,7 @@ def differentiate_in_process(rank: int, store_file: str, result_file: str) -> No
 
 def test_logsumexp_over_two_processes_has_the_gradient_of_one_process(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(differentiate_in_process, arguments, nprocs=2)
+    call_in_two(differentiate_in_process, arguments)
     rows = torch.tensor([[1.0, -2000.0], [2.0, -4000.0]], requires_grad=True)
     total = rows.logsumexp(dim=0)
     (total * torch.tensor([1.0, 2.0]) * 3).sum().backward()  # weights 1 and 2, summed

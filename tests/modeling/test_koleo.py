@@ -11,6 +11,7 @@ import torch.distributed as dist
 from selfvit import SelfViTForDINO
 from selfvit.modeling.koleo import koleo_loss
 from tests.objectives import random_views, tiny_config, tiny_dino_config
+from tests.training.processes import call_in_two
 
 
 def random_features(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -78,7 +79,7 @@ def half_in_process(rank: int, store_file: str, result_file: str) -> None:
 
 def test_two_processes_have_loss_and_gradients_of_one(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(half_in_process, arguments, nprocs=2)
+    call_in_two(half_in_process, arguments)
     halves = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
     loss, gradient = loss_and_gradient(random_features(2, 8, 4))
     torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, loss)

@@ -28,6 +28,7 @@ from selfvit.modeling.modeling_pmsn import (
 from tests.golden import load_golden
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import anchor_and_target_views, tiny_config, tiny_pmsn_config
+from tests.training.processes import call_in_two
 
 
 def make_model(
@@ -314,7 +315,7 @@ def loss_in_process(rank: int, store_file: str, result_file: str) -> None:
 
 def test_two_processes_have_losses_and_gradients_of_one(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.spawn(loss_in_process, arguments, nprocs=2)
+    call_in_two(loss_in_process, arguments)
     values, anchors_grads, prototypes_grads = zip(
         *(torch.load(tmp_path / f"result{rank}") for rank in range(2)), strict=True
     )

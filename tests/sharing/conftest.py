@@ -21,7 +21,7 @@ license: apache-2.0
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running_hub():
     with LocalHub() as hub:
         yield hub
@@ -37,7 +37,7 @@ def hub(running_hub):
     return running_hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(running_hub, tmp_path_factory):
     """Start a process that uses the local Hub."""
     with HubClient(running_hub, tmp_path_factory.mktemp("hf_home")) as client:

@@ -21,8 +21,8 @@ from ..local_hub import LocalHub
 class HubClient:
     """Process that uses `hub` as the Hub: `with HubClient(hub, home) as client:`."""
 
-    def __init__(self, hub: LocalHub, home: Path):
-        environment = {**hub.environment(home, token=None), "OMP_NUM_THREADS": "1"}
+    def __init__(self, hub: LocalHub, home: Path, **environment: str):
+        environment = {**hub.environment(home, token=None), "OMP_NUM_THREADS": "1", **environment}
         self.environment = environment
         self.pool = ProcessPoolExecutor(
             1, get_context("spawn"), initializer=_enter, initargs=(environment,)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -228,14 +227,14 @@ def test_the_code_of_a_card_runs_for_other_channels(channels, is_classifier, tmp
     torch.testing.assert_close(vector, alone["vector"].detach(), atol=1e-5, rtol=0)
 
 
-def test_a_checkpoint_with_model_code_opens_without_selfvit(checkpoints):
+def test_a_checkpoint_with_model_code_opens_without_selfvit(checkpoints, python_with_torch):
     without = code_of(card_of(checkpoints / "dino"))[1]
     assert "torch and transformers are enough" in card_of(checkpoints / "dino")
     if "auto_map" not in json.loads((checkpoints / "dino" / "config.json").read_text()):
         return
     hidden = "import sys; sys.modules['selfvit'] = None\n"
     result = subprocess.run(
-        [sys.executable, "-c", f"{hidden}{without}\nprint(len(vector))"],
+        [python_with_torch, "-c", f"{hidden}{without}\nprint(len(vector))"],
         cwd=checkpoints,
         capture_output=True,
         text=True,

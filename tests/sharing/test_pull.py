@@ -1,9 +1,7 @@
 """Checkpoints by Hub id: revisions, subfolders, and offline use."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from selfvit.embedding.vectors.reader import read_vectors
 from ..hub_requests import USER
 from ..training.tiny_runs import LOOP
 from .conftest import write_checkpoint
-from .hub_client import upload_to_subfolder, vectors
+from .hub_client import HubClient, upload_to_subfolder, vectors
 
 NAME = f"{USER}/model"
 
@@ -124,17 +122,12 @@ def test_training_starts_from_a_revision(client, two_revisions, image_folder, tm
 
 
 def test_the_cache_is_used_offline(hub, client, two_revisions, image_folder, tmp_path):
-    for index, model in enumerate((NAME, f"{NAME}@v1")):
-        online = embedded(client, model, image_folder, tmp_path / f"online{index}")
-        hub.requests.clear()
-        output = tmp_path / f"offline{index}"
-        command = [
-            sys.executable, "-m", "selfvit.cli", "embed", model, "--data",
-            str(image_folder), "--output", str(output), "--num-workers", "0", "--device", "cpu",
-        ]  # fmt: skip
-        environment = {**os.environ, **client.environment, "HF_HUB_OFFLINE": "1"}
-        printed = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert printed.returncode == 0, printed.stderr
-        assert not hub.requests
-        offline = read_vectors(output)["embedding"].to_pylist()
-        np.testing.assert_array_equal(np.array(offline), online)
+    models = (NAME, f"{NAME}@v1")
+    online = [embedded(client, model, image_folder, tmp_path / model[-2:]) for model in models]
+    hub.requests.clear()
+    home = Path(client.environment["HF_HOME"])
+    with HubClient(hub, home, HF_HUB_OFFLINE="1") as offline:
+        for model, expected in zip(models, online, strict=True):
+            output = tmp_path / f"offline-{model[-2:]}"
+            np.testing.assert_array_equal(embedded(offline, model, image_folder, output), expected)
+    assert not hub.requests

@@ -91,6 +91,18 @@ def start_two(
     return start_several(command, folder, hooks)
 
 
+def run_two(command: list[str], folder: Path) -> tuple[list[int], str]:
+    """Run two processes to their end; return their exit codes and the output of both."""
+    processes = start_two(command, folder)
+    codes = [training.exit_code() for training in processes]
+    return codes, "".join(training.printed for training in processes)
+
+
+def call_in_two(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call `function(rank, *arguments)` in two processes, and wait until they end."""
+    torch.multiprocessing.start_processes(function, arguments, 2, start_method="forkserver")
+
+
 def free_port() -> str:
     """Return an unused port."""
     with socket.socket() as probe:

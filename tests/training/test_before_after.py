@@ -24,7 +24,8 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main, open_source
 
 from ..image_files import noise
-from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
+from .processes import run_two
+from .tiny_runs import LOOP, OBJECTIVES, log_of, weights_of
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist_sample"
 TRAIN, TEST = SAMPLE / "train.parquet", SAMPLE / "test.parquet"
@@ -285,11 +286,9 @@ def test_an_unchanged_model_is_no_improvement_with_one_or_two_processes(
     options = (*WITHOUT_LEARNING, "--max-steps", 1, "--require-improvement")
     with pytest.raises(NoImprovementError, match="did not change"):
         main(command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "one", *options))
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
     two = command("dino_finetune", tiny_checkpoint, two_classes, tmp_path / "two", *options)
-    process = start([*launcher.split(), "-m"], two)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode != 0 and "\nerror: " in printed and "did not change" in printed
+    codes, printed = run_two(two, tmp_path)
+    assert codes[0] == 2 and "\nerror: " in printed and "did not change" in printed
     assert printed.count("neighbors kept") == 1
     assert report_of(tmp_path / "two") == report_of(tmp_path / "one")
     assert (tmp_path / "two" / "config.json").is_file()

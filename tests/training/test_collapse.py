@@ -17,7 +17,8 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 
 from ..image_files import noise
-from .tiny_runs import OBJECTIVES, arguments, start, weights_of
+from .processes import run_two
+from .tiny_runs import OBJECTIVES, arguments, weights_of
 
 SHORT = ("--max-steps", 100, "--batch-size", 12)
 # Settings that cause each kind of collapse, by objective.
@@ -200,11 +201,8 @@ def test_two_processes_have_the_metrics_of_one_process_and_stop_together(images,
     with pytest.raises(CollapseError):
         main(arguments("dino", images, tmp_path / "one", *options))
     command = arguments("dino", images, tmp_path / "two", *options)
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
-    process = start([*launcher.split(), "-m"], command)
-    printed, _ = process.communicate(timeout=300)
-    # the launcher ends the other process when the first one exits
-    assert process.returncode != 0 and "\nerror: step" in printed, printed
+    codes, printed = run_two(command, tmp_path)
+    assert codes == [2, 2] and "\nerror: step" in printed, printed
     assert "another process of this run died" not in printed
     one, two = (
         [line for line in lines_of(tmp_path / n) if "rankme" in line] for n in ("one", "two")

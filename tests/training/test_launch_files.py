@@ -113,7 +113,9 @@ for job in $(jobs -p); do wait "$job" || exit 1; done
 """
 
 
-def test_the_slurm_script_trains_on_two_nodes_and_resumes_if_submitted_again(two_classes, tmp_path):
+def test_the_slurm_script_trains_on_two_nodes_and_resumes_if_submitted_again(
+    python_with_selfvit, two_classes, tmp_path
+):
     # srun and scontrol are replaced by scripts that use this machine as every node
     add_command(tmp_path, "srun", SRUN)
     add_command(tmp_path, "scontrol", "#!/bin/bash\necho localhost\n")
@@ -125,6 +127,7 @@ def test_the_slurm_script_trains_on_two_nodes_and_resumes_if_submitted_again(two
         "SLURM_JOB_NODELIST": "node[0-1]",
         "PORT": free_port(),
         "ACCELERATE_USE_CPU": "true",
+        "PYTHON_EXEC": str(python_with_selfvit),  # of the processes that the launchers start
     }
     out = tmp_path / "out"
     options = ("--max-steps", 1, "--batch-size", 8, "--mixed-precision", "no")

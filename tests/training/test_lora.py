@@ -36,8 +36,8 @@ from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 
 from ..objectives import tiny_config
-from .processes import AtLogLine, kill_self, start_training
-from .tiny_runs import LOOP, OBJECTIVES, log_of, start, weights_of
+from .processes import AtLogLine, kill_self, run_two, start_training
+from .tiny_runs import LOOP, OBJECTIVES, log_of, weights_of
 
 # Recipe and options of each kind of model that trains with adapters. The learning rate is high,
 # because adapters start at zero.
@@ -164,13 +164,15 @@ print(sorted(model.state_dict()))
 """
 
 
-def test_results_and_checkpoints_load_without_peft_and_without_settings_of_adapters(trained):
+def test_results_and_checkpoints_load_without_peft_and_without_settings_of_adapters(
+    trained, python_with_torch
+):
     kind, output = trained
     auto_class = AutoModelForPreTraining.__name__
     if kind == "classifier":
         auto_class = "AutoModelForImageClassification"
     code = WITHOUT_PEFT.format(folder=str(output), auto_class=auto_class)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([python_with_torch, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     folders = [output, output / "checkpoints" / "step-00000003"]
     folders += [output / "best"] if kind != "classifier" else []  # no evaluation metric, so no best
@@ -271,11 +273,9 @@ def test_the_adapters_of_the_teacher_are_the_moving_average_of_those_of_the_stud
 def test_two_processes_train_adapters_like_one_process(tiny_checkpoint, two_classes, tmp_path):
     options = ("--max-steps", 3, "--drop-path-rate", 0)
     main(command("dino", tiny_checkpoint, two_classes, tmp_path / "one", *options))
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
     two = command("dino", tiny_checkpoint, two_classes, tmp_path / "two", *options)
-    process = start([*launcher.split(), "-m"], two)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    codes, printed = run_two(two, tmp_path)
+    assert codes == [0, 0], printed
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     for step in (1, 2, 3):
         assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-5)

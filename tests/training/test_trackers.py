@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import struct
 import subprocess
-import sys
 
 import pytest
 
@@ -37,11 +36,11 @@ def require(tracker):
     pytest.skip(f"optional: pip install {tracker}")
 
 
-def train(command):
+def train(python, command):
     """Run `selfvit train` without the tracker variables of this process's environment."""
     kept = {name: value for name, value in os.environ.items() if name not in TRACKER_VARIABLES}
     result = subprocess.run(
-        [sys.executable, "-m", "selfvit.training.train", *command],
+        [python, "-m", "selfvit.training.train", *command],
         env={**kept, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
@@ -51,15 +50,15 @@ def train(command):
 
 
 @pytest.fixture(scope="module")
-def tracked_run(two_classes, tmp_path_factory):
+def tracked_run(two_classes, python_with_selfvit, tmp_path_factory):
     """Run of four steps with all trackers, resumed once from the checkpoint of step 2."""
     out = tmp_path_factory.mktemp("tracked") / "out"
     trackers = ",".join(name for name in NEEDS if not missing(name))
     options = ("--max-steps", 4, "--batch-size", 6, "--save-steps", 2, "--image-steps", 2)
     command = arguments("mae", two_classes, out, *options, "--tracker", trackers)
-    train(command)
+    train(python_with_selfvit, command)
     shutil.rmtree(out / "checkpoints" / "step-00000004")
-    train([*command, "--resume"])
+    train(python_with_selfvit, [*command, "--resume"])
     return out
 
 
@@ -172,7 +171,7 @@ def test_mlflow_stores_a_resumed_run_as_one_run_with_losses_settings_and_picture
     assert list((tracked_run / "mlflow" / "artifacts").rglob("views*.png"))
 
 
-def test_strings_of_a_collapse_warning_become_tags_in_mlflow(tmp_path):
+def test_strings_of_a_collapse_warning_become_tags_in_mlflow(python_with_selfvit, tmp_path):
     # metrics of MLflow are numbers: Accelerate used to drop the strings, with a warning
     require("mlflow")
     code = (
@@ -187,7 +186,7 @@ def test_strings_of_a_collapse_warning_become_tags_in_mlflow(tmp_path):
     database = tmp_path / "mlflow.db"
     place = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "MLFLOW_DISABLE_TELEMETRY": "true"}
     result = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | place, cwd=tmp_path, timeout=600,
+        [python_with_selfvit, "-c", code], env=os.environ | place, cwd=tmp_path, timeout=600,
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -18,6 +18,7 @@ from selfvit.training.exceptions import NonFiniteLossError
 from selfvit.training.train import main
 
 from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg
+from .processes import run_two
 from .tiny_runs import (
     ENCODER,
     LOOP,
@@ -27,7 +28,6 @@ from .tiny_runs import (
     arguments,
     assert_equal_tensors,
     log_of,
-    start,
     weights_of,
 )
 
@@ -55,10 +55,8 @@ def test_two_processes_train_like_one_process(objective, two_classes, tmp_path):
     options = ("--max-steps", 3, "--batch-size", 8, "--drop-path-rate", 0)
     main(arguments(objective, two_classes, tmp_path / "one", *options))
     command = arguments(objective, two_classes, tmp_path / "two", *options)
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
-    process = start([*launcher.split(), "-m"], command)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    codes, printed = run_two(command, tmp_path)
+    assert codes == [0, 0], printed
     assert printed.count("trained: ") == 1
     newest = tmp_path / "two" / "checkpoints" / "step-00000003" / "trainer_state.json"
     assert json.loads(newest.read_text())["num_processes"] == 2
