@@ -76,10 +76,10 @@ class RandomImages(ImageSource):
         return self.description
 
 
-def build_embedder(batch_size: int, **fields: object) -> Embedder:
+def build_embedder(batch_size: int, name: str = "vitti16", **fields: object) -> Embedder:
     """Return an embedder of random weights."""
     torch.manual_seed(0)
-    config = SelfViTConfig(**fields) if fields else SelfViTConfig.from_name("vitti16")
+    config = SelfViTConfig(**fields) if fields else SelfViTConfig.from_name(name)
     return Embedder(SelfViTModel(config).eval(), build_processor(config), batch_size=batch_size)
 
 
@@ -94,7 +94,7 @@ def overhead(num_images: int, folder: Path) -> float:
         folder: Empty folder.
     """
     (folder / "images").mkdir()
-    source = RandomImages(64, 375)
+    source = RandomImages(64, 375)  # pixels of noise make large files: 109 KB
     for position in range(num_images):
         image: Any = source[position].image
         image.save(folder / "images" / f"{position:06}.jpg", quality=85)
@@ -122,6 +122,20 @@ def overhead(num_images: int, folder: Path) -> float:
         images = open_images(folder / "images")
         write_embeddings(embedder, images, folder / "v", progress=False, part_images=256)
         return spent / (time.process_time() - start)
+
+
+def throughput(name: str, images: Path) -> float:
+    """Return the images per second of one process from JPEG files to vectors.
+
+    Args:
+        name: Name of the model's size.
+        images: Folder of JPEG files.
+    """
+    embedder, source = build_embedder(32, name), open_images(images)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        write_embeddings(embedder, source.sample(256), Path(folder) / "v", progress=False)
+        return 256 / (time.perf_counter() - start)
 
 
 def write_rows(num_images: int, output: Path, runner: str) -> None:
@@ -240,7 +254,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--runners", nargs="+", default=["local", "ray"])
-    parser.add_argument("--images", type=int, default=768, help="of the overhead")
+    parser.add_argument("--images", type=int, default=2000, help="of the overhead")
     parser.add_argument("--shared-images", type=int, default=4000)
     parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -255,8 +269,8 @@ def main() -> None:
         lines.append(f"| {measure} | {value} |")
         print(lines[-1], flush=True)
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         (folder / "overhead").mkdir()
         share = overhead(arguments.images, folder / "overhead")
         row(
@@ -264,6 +278,12 @@ def main() -> None:
             "224 pixels",
             f"{100 * share:.2f} %",
         )
+        for name in ("vitti16", "vits16", "vitb16"):
+            rate = throughput(name, folder / "overhead" / "images")
+            row(
+                f"{name} at 224 pixels, JPEG files of 375 x 375 pixels to vectors, one core",
+                f"{rate:.1f} images/s",
+            )
         runs: dict[str, list[tuple[int, float]]] = {}
         for runner, num_rows in itertools.product(arguments.runners, arguments.rows):
             measured = _measure_rows(num_rows, folder / str(num_rows), runner)
