@@ -35,6 +35,7 @@ from .storage import LOCKS, UNFINISHED, is_remote, read_text, storage_of
 SKIPPED, METADATA = "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
 INDEX = ("index.faiss", "index.json")  # of the vectors, written by `selfvit index`
+PASSIVE = (LOCKS, ".gitattributes")  # which a new dataset on the Hub has
 OWN_FILES = (
     *INDEX,
     COLUMNS_PATTERN,
@@ -300,7 +301,7 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             "folder."
         )
     names = sorted(storage.sizes())
-    left = [name for name in names if name != LOCKS and not fnmatch.fnmatchcase(name, UNFINISHED)]
+    left = [n for n in names if n not in PASSIVE and not fnmatch.fnmatchcase(n, UNFINISHED)]
     if not left:
         return
     # the manifest is written last, so a run that was killed at its start may have none

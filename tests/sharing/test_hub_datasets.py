@@ -9,6 +9,7 @@ import torch
 
 from ..data.shards import write_parquet_shards, write_tar_shards
 from ..hub_requests import TOKEN, USER, Fault
+from ..image_files import noise
 from ..training.processes import AtLogLine, kill_self, start_training
 from ..training.tiny_runs import arguments, log_of, weights_of
 
@@ -119,3 +120,37 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
     ours, theirs = weights_of(tmp_path / "killed"), weights_of(tmp_path / "unbroken")
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert f"{NAME}@{commit}" in (tmp_path / "killed" / "README.md").read_text()
+
+
+def embed_over_the_hub(checkpoint, images, data, output):
+    """Embed images on the Hub into a dataset on the Hub, and compare with local ones."""
+    from huggingface_hub import HfApi
+
+    from selfvit.data.sources import open_images
+    from selfvit.embedding.embedder import Embedder
+    from selfvit.embedding.vectors.reader import read_vectors
+    from selfvit.embedding.vectors.writer import write_embeddings
+
+    HfApi().create_repo(output.split("/", 3)[3], repo_type="dataset")
+    embedder = Embedder.from_pretrained(checkpoint, device="cpu", batch_size=4)
+    options = {"part_images": 4, "progress": False}
+    for source, place in [(images, f"{images}_vectors"), (data, output)]:
+        write_embeddings(embedder, open_images(source), place, **options)
+    local, remote = read_vectors(f"{images}_vectors"), read_vectors(output)
+    again = write_embeddings(embedder, open_images(data), output, resume=True, **options)
+    return local.equals(remote), len(remote), again.num_before
+
+
+def test_images_and_vectors_by_url(hub, client, tiny_checkpoint, tmp_path):
+    pytest.importorskip("upath")
+    folder = tmp_path / "photos"
+    for number in range(10):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(16, 16, seed=number).save(path)
+    client(upload, folder, NAME)
+    url = f"hf://datasets/{NAME}"
+    found = client(
+        embed_over_the_hub, tiny_checkpoint, folder, url, f"hf://datasets/{USER}/vectors"
+    )
+    assert found == (True, 10, 10)
