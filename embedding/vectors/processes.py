@@ -27,8 +27,8 @@ from .writer import (
     PART_SECONDS,
     WriteReport,
     check_part_options,
-    finish,
     open_folder,
+    write_folder,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,20 +100,19 @@ def write_in_processes(
         FileExistsError: If `output` may not be replaced.
         ValueError: If no image can be read, or the earlier run differs, see `write_embeddings`.
     """
-    started = time.perf_counter()
     check_local(output)
     check_output(output, overwrite, resume)
     check_part_options(part_images, PART_SECONDS, vector_dtype)
     folder = open_folder(
         embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
     )
-    num_before = folder.manifest.num_rows
-    with folder.writing():
+
+    def embed() -> None:
         if not resume or folder.is_new_run:
             folder.begin()
         embed_in_processes(folder, source, command, size)
-        skipped = finish(folder, source)
-    return WriteReport(folder.manifest.num_rows, num_before, skipped, time.perf_counter() - started)
+
+    return write_folder(folder, source, embed)
 
 
 def embed_in_processes(

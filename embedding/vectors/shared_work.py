@@ -23,7 +23,7 @@ from ..embedder import EmbeddedBatch, Embedder
 from .folder import VectorFolder, check_output
 from .manifest import Manifest
 from .storage import LOCKS, check_local
-from .writer import PART_IMAGES, WriteReport, embed_ranges, finish, open_folder
+from .writer import PART_IMAGES, WriteReport, embed_ranges, open_folder, write_folder
 
 UNITS_PER_PROCESS = 8  # the last unit of the slowest process is all that the others wait for
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -252,7 +252,6 @@ def write_in_group(
         ValueError: If the processes or the earlier run differ, no image can be read, or the output
             is not a local folder.
     """
-    started = time.perf_counter()
     check_local(output)
     is_leader = group.is_leader
     if is_leader:
@@ -269,14 +268,14 @@ def write_in_group(
         folder = join_group(folder, group.token)
         _embed_as_member(embedder, source, folder, group, part_options)
         return None
-    num_before = folder.manifest.num_rows
-    with folder.writing():
+
+    def embed() -> None:
         if not resume or folder.is_new_run:
             folder.begin()
         start_group(folder, group.token, group.size)
         _embed_as_leader(embedder, source, folder, group, part_options)
-        skipped = finish(folder, source)
-    return WriteReport(folder.manifest.num_rows, num_before, skipped, time.perf_counter() - started)
+
+    return write_folder(folder, source, embed)
 
 
 def _embed_as_member(

@@ -85,15 +85,14 @@ def write_embeddings(
         ValueError: If no image can be read (nothing is written then), if an argument has no valid
             value, or if the earlier run had another checkpoint, other options or other data.
     """
-    started = time.perf_counter()
     output = resolve(output)
     check_output(output, overwrite, resume)
     check_part_options(part_images, part_seconds, vector_dtype)
     folder = open_folder(
         embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
     )
-    num_before = folder.manifest.num_rows
-    with folder.writing():
+
+    def embed() -> None:
         try:
             embed_ranges(
                 embedder,
@@ -110,7 +109,26 @@ def write_embeddings(
             raise type(error)(
                 f"{error} The vectors so far are in {output}; go on with --resume."
             ) from error
-        skipped = finish(folder, source)
+
+    return write_folder(folder, source, embed)
+
+
+def write_folder(folder: VectorFolder, source: AnySource, embed: Callable[[], None]) -> WriteReport:
+    """Lock a folder, embed the images that it lacks, and complete it.
+
+    Args:
+        folder: Folder of vectors.
+        source: Images to embed.
+        embed: Function that adds the parts that are missing.
+
+    Raises:
+        FileExistsError: If another process writes to the folder.
+        ValueError: If no image can be read; nothing is left in the folder then.
+    """
+    started, num_before = time.perf_counter(), folder.manifest.num_rows
+    with folder.writing():
+        embed()
+        skipped = _finish(folder, source)
     return WriteReport(folder.manifest.num_rows, num_before, skipped, time.perf_counter() - started)
 
 
@@ -260,12 +278,8 @@ def _nothing_readable(source: AnySource, skipped: Sequence[SkippedImage]) -> Val
     )
 
 
-def finish(folder: VectorFolder, source: AnySource) -> list[SkippedImage]:
-    """Complete a folder that has all parts, and return the images that cannot be read.
-
-    Raises:
-        ValueError: If no image can be read; nothing is left in the folder then.
-    """
+def _finish(folder: VectorFolder, source: AnySource) -> list[SkippedImage]:
+    """Complete a folder that has all parts, and return the images that cannot be read."""
     skipped = [
         SkippedImage(image.name, image.reason)
         for part in folder.manifest.in_order()
@@ -298,6 +312,7 @@ __all__ = [
     "PART_SECONDS",
     "WriteReport",
     "embed_ranges",
-    "finish",
+    "open_folder",
     "write_embeddings",
+    "write_folder",
 ]
