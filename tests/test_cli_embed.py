@@ -205,9 +205,9 @@ class TestWholeOrNotAtAll:
 
     def test_overwrite_spares_files_added_to_an_earlier_output(self, embed, output):
         embed()
-        (output / "index.faiss").write_text("x")
+        (output / "notes.md").write_text("x")
         result = embed("--overwrite")
-        assert result.exit_code == 2 and "index.faiss" in result.stderr
+        assert result.exit_code == 2 and "notes.md" in result.stderr
         assert len(rows(output)) == 7
 
     def test_the_folder_has_the_usual_permissions(self, embed, output):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -253,9 +254,12 @@ class VectorFolder:
         self._write_metadata(counts)
 
     def _write_metadata(self, counts: dict[str, Any]) -> None:
-        text = json.dumps({**self.metadata, **counts}, indent=2, ensure_ascii=False) + "\n"
+        content = {**self.metadata, **counts}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        if re.search("[\ud800-\udfff]", text):  # bytes of a path that are not UTF-8
+            text = json.dumps(content, indent=2)
         with self.storage.output(METADATA) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _run_of(folder: Path) -> str | None:
