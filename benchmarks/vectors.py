@@ -248,10 +248,88 @@ def _measure_rows(num_rows: int, output: Path, runner: str) -> Any:
     return json.loads(printed.splitlines()[-1])
 
 
+def measure_overhead(arguments: argparse.Namespace, folder: Path, table: Table) -> None:
+    """Measure overhead and throughput."""
+    share = overhead(arguments.images, folder)
+    table.add(
+        "CPU time of parts, manifest and checksums, of embedding JPEG files with ViT-Ti/16 at 224 "
+        "pixels",
+        f"{100 * share:.2f} %",
+    )
+    for name in ("vitti16", "vits16", "vitb16"):
+        rate = throughput(name, folder / "images")
+        table.add(
+            f"{name} at 224 pixels, JPEG files of 375 x 375 pixels to vectors, one core",
+            f"{rate:.1f} images/s",
+        )
+
+
+def measure_memory(arguments: argparse.Namespace, folder: Path, table: Table) -> None:
+    """Measure memory and resuming, and draw the memory."""
+    runs: dict[str, list[tuple[int, float]]] = {}
+    for runner, num_rows in itertools.product(arguments.runners, arguments.rows):
+        measured = _measure_rows(num_rows, folder / str(num_rows), runner)
+        peak = max(memory for _, memory in measured["points"])
+        runs[f"{runner}, {num_rows:,} rows"] = measured["points"]
+        what = "a process" if runner == "local" else "the driver of Ray"
+        table.add(
+            f"largest memory of {what} that writes {num_rows:,} rows",
+            f"{peak:.0f} MiB ({measured['seconds']:.0f} s)",
+        )
+    if arguments.output is not None:
+        plot_memory(runs, arguments.output.with_name("vectors_memory.png"))
+    largest = max(arguments.rows)
+    seconds = resume_seconds(largest, folder / str(largest))
+    table.add(
+        f"start of a resumed run over {largest:,} rows, to its first batch", f"{seconds:.2f} s"
+    )
+
+
+def measure_processes(arguments: argparse.Namespace, folder: Path, table: Table) -> None:
+    """Measure two processes against one."""
+    one, two = several_processes(arguments.shared_images, folder)
+    table.add(
+        f"two processes on two cores against one on one core, {arguments.shared_images} images",
+        f"{one / two:.2f} times as fast ({one:.0f} s, {two:.0f} s, start included)",
+    )
+
+
+class Table:
+    """Table of results in a file; rows of measures that do not run again stay.
+
+    Args:
+        path: Markdown file, or None.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line[:1] == "|"]
+        self._rows = {measure: value for measure, value in lines[2:]}
+
+    def add(self, measure: str, value: str) -> None:
+        """Print a row, and write the table."""
+        self._rows[measure] = value
+        print(f"| {measure} | {value} |", flush=True)
+        lines = [f"CPU: {processor_name()}, torch {torch.__version__}", ""]
+        lines += ["| measure | value |", "| --- | --- |"]
+        lines += [f"| {name} | {found} |" for name, found in self._rows.items()]
+        if self._path is not None:
+            self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+MEASURES = {
+    "overhead": measure_overhead,
+    "memory": measure_memory,
+    "processes": measure_processes,
+}
+
+
 def main() -> None:
     """Measure, and write a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--runners", nargs="+", default=["local", "ray"])
     parser.add_argument("--images", type=int, default=2000, help="of the overhead")
@@ -262,50 +340,10 @@ def main() -> None:
         num_rows, output, runner = arguments.write
         write_rows(int(num_rows), Path(output), runner)
         return
-    lines = [f"CPU: {processor_name()}, torch {torch.__version__}", ""]
-    lines += ["| measure | value |", "| --- | --- |"]
-
-    def row(measure: str, value: str) -> None:
-        lines.append(f"| {measure} | {value} |")
-        print(lines[-1], flush=True)
-
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        (folder / "overhead").mkdir()
-        share = overhead(arguments.images, folder / "overhead")
-        row(
-            "CPU time of parts, manifest and checksums, of embedding JPEG files with ViT-Ti/16 at "
-            "224 pixels",
-            f"{100 * share:.2f} %",
-        )
-        for name in ("vitti16", "vits16", "vitb16"):
-            rate = throughput(name, folder / "overhead" / "images")
-            row(
-                f"{name} at 224 pixels, JPEG files of 375 x 375 pixels to vectors, one core",
-                f"{rate:.1f} images/s",
-            )
-        runs: dict[str, list[tuple[int, float]]] = {}
-        for runner, num_rows in itertools.product(arguments.runners, arguments.rows):
-            measured = _measure_rows(num_rows, folder / str(num_rows), runner)
-            peak = max(memory for _, memory in measured["points"])
-            runs[f"{runner}, {num_rows:,} rows"] = measured["points"]
-            what = "a process" if runner == "local" else "the driver of Ray"
-            row(
-                f"largest memory of {what} that writes {num_rows:,} rows",
-                f"{peak:.0f} MiB ({measured['seconds']:.0f} s)",
-            )
-        if arguments.output is not None:
-            plot_memory(runs, arguments.output.with_name("vectors_memory.png"))
-        largest = max(arguments.rows)
-        seconds = resume_seconds(largest, folder / str(largest))
-        row(f"start of a resumed run over {largest:,} rows, to its first batch", f"{seconds:.2f} s")
-        one, two = several_processes(arguments.shared_images, folder)
-        row(
-            f"two processes on two cores against one on one core, {arguments.shared_images} images",
-            f"{one / two:.2f} times as fast ({one:.0f} s, {two:.0f} s, start included)",
-        )
-    if arguments.output is not None:
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    table = Table(arguments.output)
+    for name in arguments.measures:
+        with tempfile.TemporaryDirectory() as place:
+            MEASURES[name](arguments, Path(place), table)
 
 
 if __name__ == "__main__":
