@@ -28,7 +28,7 @@ VOTE_TEMPERATURE = 0.07  # of a neighbor's vote, as in evaluation/knn.py
 PRIOR_VOTES = 1.0  # votes shared by all classes, so that no probability is 0
 NUM_FOLDS, NO_FOLD = 5, -1
 LEAST_PROBABILITY = 1e-9  # so that logarithms are finite
-TEMPERATURES = np.geomspace(0.05, 20, 121)
+TEMPERATURES = tuple(np.geomspace(0.05, 20, 121).tolist())
 LEVEL = 0.95
 
 

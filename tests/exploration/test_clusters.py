@@ -107,26 +107,19 @@ class TestCluster:
         assert code == 2 and "needs at least 1 vector," in output
 
     def test_bad_arguments_are_one_line(self, grouped, embedded_copies, tmp_path):
-        for words, message in [
+        cases: list[tuple[list[object], str]] = [
             (["--num-clusters", 50], "must be at most the number of different vectors (41)"),
             (["--num-clusters", 0], "0"),
             (["--num-clusters", 5, "--method", "hdbscan"], "finds the number of clusters itself"),
             (["--min-cluster-size", 5], "is for the method hdbscan; leave it out"),
             (["--method", "dbscan"], "must be kmeans or hdbscan"),
             (["--sheet", tmp_path / "a.jpg"], "must end in .png"),
-        ]:
+        ]
+        for words, message in cases:
             code, output = selfvit("cluster", grouped, *words)
             assert code == 2 and message in output and "Traceback" not in output, output
         with pytest.raises(ValueError, match=r"different vectors \(1\); use 1 or fewer"):
             cluster(embedded_copies[12], num_clusters=2)
-
-
-def test_umap_keeps_separate_groups_apart():
-    pytest.importorskip("umap")
-    directions, numbers = groups(4, 0.3, 120)
-    assignments = partition(directions, "hdbscan", None, None, 0)
-    assert clusters_module._reduction(120) == "12 dimensions of UMAP"
-    assert len(set(zip(numbers.tolist(), assignments.tolist(), strict=True))) == 4
 
 
 def test_the_command(grouped, tmp_path):
@@ -141,3 +134,11 @@ def test_the_command(grouped, tmp_path):
     assert "agreement with 3 labels" in output
     with Image.open(sheet) as image:
         assert image.height > 3 * 144
+
+
+def test_umap_keeps_separate_groups_apart():
+    pytest.importorskip("umap")
+    directions, numbers = groups(4, 0.3, 120)
+    assignments = partition(directions, "hdbscan", None, None, 0)
+    assert clusters_module._reduction(120) == "12 dimensions of UMAP"
+    assert len(set(zip(numbers.tolist(), assignments.tolist(), strict=True))) == 4
