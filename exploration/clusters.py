@@ -26,6 +26,7 @@ NOISE = -1
 MAX_TRIED = 100  # clusters, when their number is chosen
 GROWTH = 1.25  # of the numbers that are tried
 STARTS = 10  # of k-means, of which the best is kept
+ALL_AT_ONCE = 5_000  # rows up to which k-means uses all of them in each step: better, more stable
 SAMPLE = {"kmeans": 10_000, "hdbscan": 1_000}  # rows to choose K and to measure the stability on
 DIMENSIONS = 12  # that HDBSCAN clusters in
 MIN_ROWS_OF_UMAP = 50  # with fewer rows, HDBSCAN clusters principal components
@@ -117,10 +118,10 @@ def cluster(
 ) -> ClusterResult:
     """Divide the images into clusters, and write the column "cluster" beside the vectors.
 
-    "kmeans" is mini-batch k-means (Sculley, WWW 2010) on directions. "hdbscan" is HDBSCAN
-    (Campello et al., PAKDD 2013) on 12 dimensions of UMAP, or on principal components if
-    umap-learn is not installed or there are fewer than 50 images; images in no dense region are
-    noise, null in the column. Clusters are numbered by size. Same seed, same clusters.
+    "kmeans" is k-means on directions, with mini-batches (Sculley, WWW 2010) above 5,000 images.
+    "hdbscan" is HDBSCAN (Campello et al., PAKDD 2013) on 12 dimensions of UMAP, or on principal
+    components if umap-learn is not installed or there are fewer than 50 images; images in no dense
+    region are noise, null in the column. Clusters are numbered by size. Same seed, same clusters.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
@@ -250,12 +251,15 @@ def _sample(directions: np.ndarray, limit: int) -> np.ndarray:
     return directions[np.sort(np.random.default_rng(0).permutation(len(directions))[:limit])]
 
 
-def _fit_kmeans(directions: np.ndarray, num_clusters: int, seed: int) -> Any:
-    from sklearn.cluster import MiniBatchKMeans
+def _fit_kmeans(
+    directions: np.ndarray, num_clusters: int, seed: int, all_at_once: bool = False
+) -> Any:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
 
+    algorithm = KMeans if all_at_once else MiniBatchKMeans
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on fewer distinct rows than clusters
-        return MiniBatchKMeans(num_clusters, random_state=seed, n_init=STARTS).fit(directions)
+        return algorithm(num_clusters, random_state=seed, n_init=STARTS).fit(directions)
 
 
 def partition(
@@ -281,7 +285,8 @@ def partition(
         return np.zeros(len(directions), dtype=np.int64)
     if method == "kmeans":
         assert num_clusters is not None
-        return _by_size(_fit_kmeans(directions, num_clusters, seed).labels_)
+        all_at_once = len(directions) <= ALL_AT_ONCE
+        return _by_size(_fit_kmeans(directions, num_clusters, seed, all_at_once).labels_)
     from sklearn.cluster import HDBSCAN
 
     size = min_cluster_size or max(5, len(directions) // 100)
