@@ -60,21 +60,44 @@ def linear_probe_hits(
 
     Arguments and errors are those of `linear_probe_accuracy`.
     """
+    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    probe = fit_linear_probe(train_vectors, train_labels, seed=seed)
+    return probe.predict(np.asarray(test_vectors, dtype=np.float32)) == test_labels
+
+
+def fit_linear_probe(
+    vectors: np.ndarray, labels: np.ndarray, *, strength: float | None = None, seed: int = 0
+) -> Any:
+    """Fit the probe of `linear_probe_accuracy`.
+
+    Args:
+        vectors: (N, E).
+        labels: (N,) class indices.
+        strength: C of scikit-learn, the inverse of the penalty; None to choose it on held-out
+            images.
+        seed: Random seed of the split for choosing the penalty.
+
+    Returns:
+        Pipeline of scikit-learn: `StandardScaler` and `LogisticRegression`.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+        ValueError: If the labels are of fewer than two classes.
+    """
     require_scikit_learn()
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
-    if len(np.unique(train_labels)) < 2:
+    if len(np.unique(labels)) < 2:
         raise ValueError(
             "a linear probe needs training images of at least two classes, but all "
-            f"{len(train_labels)} have the same class; add images of another class."
+            f"{len(labels)} have the same class; add images of another class."
         )
     scaler = StandardScaler()  # sets constant features to 0 instead of dividing by 0
-    train = scaler.fit_transform(np.asarray(train_vectors, dtype=np.float32))
-    test = scaler.transform(np.asarray(test_vectors, dtype=np.float32))
-    classifier = _classifier(_choose_strength(train, train_labels, seed))
-    _fit(classifier, train, train_labels)
-    return classifier.predict(test) == test_labels
+    scaled = scaler.fit_transform(np.asarray(vectors, dtype=np.float32))
+    classifier = _classifier(strength or _choose_strength(scaled, labels, seed))
+    _fit(classifier, scaled, labels)
+    return make_pipeline(scaler, classifier)
 
 
 def require_scikit_learn() -> None:

@@ -135,7 +135,9 @@ class Collection:
         """
         if name in self._rows:
             return self._rows[name]
-        below = [row for end, row in self._rows.items() if name.endswith(f"/{end}")]
+        parts = name.split("/")
+        ends = ["/".join(parts[start:]) for start in range(1, len(parts))]
+        below = [self._rows[end] for end in ends if end in self._rows]
         if len(below) == 1:
             return below[0]
         raise ValueError(
@@ -320,7 +322,8 @@ def check_rows(collection: Collection, minimum: int, purpose: str) -> None:
     """
     if len(collection) < minimum:
         raise ValueError(
-            f"{purpose} needs at least {minimum} vectors, but {str(collection.folder)!r} has "
+            f"{purpose} needs at least {minimum} vector{'s' * (minimum != 1)}, but "
+            f"{str(collection.folder)!r} has "
             f"{len(collection)}; embed more images."
         )
 

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.clusters import cluster as cluster
+    from .exploration.labeling import label as label
+    from .exploration.outliers import outliers as outliers
     from .exploration.search import search as search
+    from .exploration.selection import select as select
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
@@ -78,15 +82,18 @@ MODULES = {
     "add_results": "sharing.model_card",
     "audit": "conversion.audit.audit",
     "build_processor": "embedding.preprocessing",
+    "cluster": "exploration.clusters",
     "convert": "conversion.convert",
     "decode_image": "data.decoding",
     "evaluate_checkpoint": "evaluation.evaluate",
     "evaluate_embeddings": "evaluation.evaluate",
     "export": "conversion.exporters.export",
     "format_table": "evaluation.evaluate",
+    "label": "exploration.labeling",
     "open_checkpoint": "visualization.inputs",
     "open_images": "data.sources",
     "open_mae": "visualization.reconstructions",
+    "outliers": "exploration.outliers",
     "plot_attention_maps": "visualization.attention_maps",
     "plot_embedding_map": "visualization.embedding_map",
     "plot_pca_maps": "visualization.pca_maps",
@@ -98,6 +105,7 @@ MODULES = {
     "register_recipe": "training.recipes",
     "save_metrics": "evaluation.evaluate",
     "search": "exploration.search",
+    "select": "exploration.selection",
     "train": "training.train:train_recipe",
     "write_embeddings": "embedding.vectors.writer",
 }

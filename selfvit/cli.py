@@ -10,6 +10,10 @@ from .commands.audit import audit
 from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
+from .commands.exploration.cluster import cluster
+from .commands.exploration.label import label
+from .commands.exploration.outliers import outliers
+from .commands.exploration.select import select
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
 from .commands.publish import publish
@@ -57,6 +61,10 @@ app.command(cls=Command)(evaluate)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(search)
 app.command(cls=Command)(index)
+app.command(cls=Command)(cluster)
+app.command(cls=Command)(outliers)
+app.command(cls=Command)(select)
+app.command(cls=Command)(label)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

@@ -64,7 +64,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 FOLDERS = [name for name in MAY_IMPORT if (ROOT / name).is_dir()]
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
 PACKAGE_FILES = sorted(
-    file for folder in ("", "commands") for file in (ROOT / "selfvit" / folder).glob("*.py")
+    file
+    for folder in ("", "commands", "commands/exploration")
+    for file in (ROOT / "selfvit" / folder).glob("*.py")
 )
 REGISTRATION = ROOT / "selfvit" / "auto_registration.py"
 HEAVY = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "pyarrow", "typer", "tqdm"}

@@ -34,6 +34,36 @@ Checkpoint = Annotated[
     ),
 ]
 
+Count = Annotated[int, typer.Option("-n", min=1, help="Number of images to return.")]
+Sheet = Annotated[
+    Path | None,
+    typer.Option("--sheet", metavar="PNG", help="Contact sheet to draw.", show_default="none"),
+]
+Seed = Annotated[int, typer.Option("--seed", help=HELP["seed"])]
+
+
+def method(*names: str) -> Any:
+    """Return the option --method of a command.
+
+    Args:
+        names: Methods to choose from.
+    """
+    return typer.Option(
+        "--method",
+        metavar=" | ".join(names),
+        parser=_one_of(names),
+        help="Method to use.",
+    )
+
+
+def _one_of(names: tuple[str, ...]) -> Any:
+    def parse(name: str) -> str:
+        if name not in names:
+            raise typer.BadParameter(f"{name!r} must be {' or '.join(names)}.")
+        return name
+
+    return parse
+
 
 def check_new_file(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
     """Check that a file can be written, before any work is done.
@@ -64,4 +94,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-__all__ = ["Checkpoint", "Images", "Vectors", "check_new_file", "print_json"]
+__all__ = [
+    "Checkpoint",
+    "Count",
+    "Images",
+    "Seed",
+    "Sheet",
+    "Vectors",
+    "check_new_file",
+    "method",
+    "print_json",
+]

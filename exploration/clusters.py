@@ -1,0 +1,429 @@
+"""Divide a collection into clusters: k-means on directions, or HDBSCAN with noise."""
+
+# N rows · E embedding · K clusters
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..embedding.vectors.storage import is_remote
+from .collection import Collection, CollectionImages, check_rows, names_of
+from .selection import farthest_first
+from .sheets import SheetRow, Tile, draw_sheet
+
+Method = Literal["kmeans", "hdbscan"]
+NOISE = -1
+MAX_TRIED = 100  # clusters, when their number is chosen
+GROWTH = 1.25  # of the numbers that are tried
+STARTS = 10  # of k-means, of which the best is kept
+ALL_AT_ONCE = 5_000  # rows up to which k-means uses all of them in each step: better, more stable
+SAMPLE = {"kmeans": 10_000, "hdbscan": 1_000}  # rows to choose K and to measure the stability on
+DIMENSIONS = 12  # that HDBSCAN clusters in
+MIN_ROWS_OF_UMAP = 50  # with fewer rows, HDBSCAN clusters principal components
+UMAP_NEIGHBORS = 15
+NEAREST, DIVERSE = 5, 3  # exemplars of a cluster
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Cluster of a collection.
+
+    Args:
+        id: Number; 0 is the largest cluster.
+        size: Number of its images.
+        exemplars: Names of the images nearest to its center, then of images far from each other.
+        label: Most frequent label of its images; None without labels.
+        share: Fraction of its images with this label.
+    """
+
+    id: int
+    size: int
+    exemplars: list[str]
+    label: str | None = None
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of clusters with labels; noise counts as one cluster.
+
+    Args:
+        adjusted_rand: Adjusted Rand index (Hubert and Arabie 1985); 0 for random clusters.
+        mutual_information: Normalized mutual information, from 0 to 1.
+        num_labels: Number of different labels.
+    """
+
+    adjusted_rand: float
+    mutual_information: float
+    num_labels: int
+
+
+@dataclass(frozen=True)
+class ClusterResult:
+    """Result of `cluster`.
+
+    Args:
+        clusters: Clusters, the largest first.
+        assignments: Cluster of each row, (N,), int64; -1 for noise.
+        method: Description of the method, and of how the number of clusters was chosen.
+        stability: Mean adjusted Rand index between the clusters of several seeds; None if it was
+            not measured.
+        agreement: Agreement with the labels; None without labels.
+    """
+
+    clusters: list[Cluster]
+    assignments: np.ndarray
+    method: str
+    stability: float | None
+    agreement: Agreement | None
+
+    @property
+    def num_noise(self) -> int:
+        """Number of rows that belong to no cluster."""
+        return int((self.assignments == NOISE).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the clusters as values that JSON can represent."""
+        return {
+            "clusters": [
+                {"id": found.id, "size": found.size, "exemplars": found.exemplars}
+                for found in self.clusters
+            ],
+            "noise": self.num_noise,
+            "method": self.method,
+            "stability": self.stability,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+        }
+
+
+def cluster(
+    vectors: str | os.PathLike[str] | Collection,
+    *,
+    num_clusters: int | None = None,
+    method: Method = "kmeans",
+    min_cluster_size: int | None = None,
+    num_seeds: int = 5,
+    seed: int = 0,
+    write: bool = True,
+) -> ClusterResult:
+    """Divide the images into clusters, and write the column "cluster" beside the vectors.
+
+    "kmeans" is k-means on directions, with mini-batches (Sculley, WWW 2010) above 5,000 images.
+    "hdbscan" is HDBSCAN (Campello et al., PAKDD 2013) on 12 dimensions of UMAP, or on principal
+    components if umap-learn is not installed or there are fewer than 50 images; images in no dense
+    region are noise, null in the column. Clusters are numbered by size. Same seed, same clusters.
+
+    Args:
+        vectors: Folder of vectors, or the collection that was opened.
+        num_clusters: Number of clusters of k-means; None for the elbow, see `choose_num_clusters`.
+        method: "kmeans" or "hdbscan".
+        min_cluster_size: Smallest cluster of HDBSCAN in images; None for 1 % of the images, at
+            least 5.
+        num_seeds: Number of seeds to measure the stability with; below 2, it is not measured.
+        seed: Random seed.
+        write: Whether to write the column.
+
+    Raises:
+        FileNotFoundError: If there are no vectors.
+        ImportError: If scikit-learn is not installed.
+        ValueError: If there are no vectors, an argument does not fit, or the column is to be
+            written to object storage.
+    """
+    collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
+    check_rows(collection, 1, "clustering")
+    _check_arguments(collection, num_clusters, method, min_cluster_size, write)
+    directions = collection.directions
+    how = f"HDBSCAN on {_reduction(len(directions))}"
+    if method == "kmeans":
+        how = f"k-means, {num_clusters} clusters as given"
+        if num_clusters is None:
+            num_clusters, most = choose_num_clusters(directions, seed)
+            how = f"k-means, number of clusters at the elbow of the inertia (1 to {most} tried)"
+    assignments = partition(directions, method, num_clusters, min_cluster_size, seed)
+    result = ClusterResult(
+        _describe(collection, assignments),
+        assignments,
+        how,
+        _stability(directions, method, num_clusters, min_cluster_size, num_seeds, seed),
+        _agreement(collection.labels, assignments),
+    )
+    if write:
+        column = [None if number == NOISE else int(number) for number in assignments]
+        collection.write_columns("cluster", {"cluster": column})
+    return result
+
+
+def _check_arguments(
+    collection: Collection,
+    num_clusters: int | None,
+    method: str,
+    min_cluster_size: int | None,
+    write: bool,
+) -> None:
+    try:
+        import sklearn.cluster  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'clusters need scikit-learn; install it with pip install "selfvit[explore]".'
+        ) from error
+    if method not in ("kmeans", "hdbscan"):
+        raise ValueError(f"method ({method!r}) must be kmeans or hdbscan.")
+    if method == "hdbscan" and num_clusters is not None:
+        raise ValueError(
+            f"HDBSCAN finds the number of clusters itself, but num_clusters is {num_clusters}; "
+            "leave it out, or use the method kmeans."
+        )
+    if method == "kmeans" and min_cluster_size is not None:
+        raise ValueError(
+            f"min_cluster_size ({min_cluster_size}) is for the method hdbscan; leave it out."
+        )
+    if min_cluster_size is not None and min_cluster_size < 2:
+        raise ValueError(f"min_cluster_size ({min_cluster_size}) must be at least 2.")
+    if num_clusters is not None:
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters ({num_clusters}) must be at least 1.")
+        num_distinct = len(farthest_first(collection.directions, num_clusters)[0])
+        if num_distinct < num_clusters:
+            raise ValueError(
+                f"num_clusters ({num_clusters}) must be at most the number of different vectors "
+                f"({num_distinct}); use {num_distinct} or fewer."
+            )
+    if write and is_remote(collection.folder):
+        raise ValueError(
+            f"the column is written beside the vectors, but {str(collection.folder)!r} is in "
+            "object storage; copy the folder to this machine."
+        )
+
+
+def choose_num_clusters(directions: np.ndarray, seed: int = 0) -> tuple[int, int]:
+    """Choose a number of clusters: the elbow of the inertia of k-means over 1 to sqrt(N) clusters.
+
+    Both axes are scaled to 0 to 1; the elbow is the point that is farthest above the diagonal
+    (Satopaa et al., Kneedle, ICDCSW 2011, Sec. 3). The elbow finds separate groups, and still
+    gives a middle number where groups blend into each other, where the silhouette gives 2.
+
+    Args:
+        directions: Vectors of length 1, (N, E), of which at most 10,000 are used.
+        seed: Random seed of sample and k-means.
+
+    Returns:
+        Number of clusters, and the largest number that was tried, at most 100.
+    """
+    sample = _sample(directions, SAMPLE["kmeans"])
+    largest = max(1, min(math.isqrt(len(sample)), MAX_TRIED))
+    most = len(farthest_first(sample, largest)[0])  # fewer if there are fewer different vectors
+    inertias: dict[int, float] = {}
+
+    def best_of(numbers: Sequence[int]) -> int:
+        for number in numbers:
+            if number not in inertias:
+                inertias[number] = float(_fit_kmeans(sample, number, seed).inertia_)
+        tried = sorted(inertias)
+        # more clusters never fit worse; where they seem to, a start was unlucky
+        values = np.minimum.accumulate([inertias[number] for number in tried])
+        fall = values[0] - values[-1]
+        if fall <= 0 or most == 1:
+            return 1
+        above = (values[0] - values) / fall - (np.array(tried) - 1) / (largest - 1)
+        return tried[int(np.argmax(above))]
+
+    grid = [1]
+    while grid[-1] < most:
+        grid.append(min(most, max(grid[-1] + 1, round(grid[-1] * GROWTH))))
+    place = grid.index(best_of(grid))
+    low, high = grid[max(0, place - 1)], grid[min(len(grid) - 1, place + 1)]
+    return best_of(range(low, high + 1)), most
+
+
+def _sample(directions: np.ndarray, limit: int) -> np.ndarray:
+    if len(directions) <= limit:
+        return directions
+    return directions[np.sort(np.random.default_rng(0).permutation(len(directions))[:limit])]
+
+
+def _fit_kmeans(
+    directions: np.ndarray, num_clusters: int, seed: int, all_at_once: bool = False
+) -> Any:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    algorithm = KMeans if all_at_once else MiniBatchKMeans
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on fewer distinct rows than clusters
+        return algorithm(num_clusters, random_state=seed, n_init=STARTS).fit(directions)
+
+
+def partition(
+    directions: np.ndarray,
+    method: Method,
+    num_clusters: int | None,
+    min_cluster_size: int | None,
+    seed: int,
+) -> np.ndarray:
+    """Return the cluster of each row, numbered by size.
+
+    Args:
+        directions: Vectors of length 1, (N, E); N at least 1.
+        method: "kmeans" or "hdbscan".
+        num_clusters: Number of clusters of k-means.
+        min_cluster_size: Smallest cluster of HDBSCAN, as in `cluster`.
+        seed: Random seed.
+
+    Returns:
+        Clusters, (N,), int64; -1 for noise.
+    """
+    if num_clusters == 1 or len(farthest_first(directions, 2)[0]) == 1:
+        return np.zeros(len(directions), dtype=np.int64)
+    if method == "kmeans":
+        assert num_clusters is not None
+        all_at_once = len(directions) <= ALL_AT_ONCE
+        return _by_size(_fit_kmeans(directions, num_clusters, seed, all_at_once).labels_)
+    from sklearn.cluster import HDBSCAN
+
+    size = min_cluster_size or max(5, len(directions) // 100)
+    size = max(2, min(size, len(directions)))
+    reduced = _reduce(directions, seed)
+    return _by_size(HDBSCAN(min_cluster_size=size, copy=True).fit_predict(reduced))
+
+
+def _reduction(num_rows: int) -> str:
+    """Return the name of the reduction that comes before HDBSCAN."""
+    if num_rows < MIN_ROWS_OF_UMAP:
+        return "principal components, as there are few images"
+    try:
+        import umap  # noqa: F401
+    except ImportError:
+        return "principal components, as umap-learn is not installed"
+    return f"{DIMENSIONS} dimensions of UMAP"
+
+
+def _reduce(directions: np.ndarray, seed: int) -> np.ndarray:
+    """Return rows in at most `DIMENSIONS` dimensions."""
+    if "UMAP" in _reduction(len(directions)):
+        from umap import UMAP
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on a seed, which needs one thread
+            return UMAP(
+                n_components=DIMENSIONS,
+                n_neighbors=UMAP_NEIGHBORS,
+                min_dist=0.0,
+                metric="cosine",
+                init="pca",
+                random_state=seed,
+            ).fit_transform(directions)
+    from sklearn.decomposition import PCA
+
+    num_dimensions = min(DIMENSIONS, *directions.shape)
+    return PCA(num_dimensions, svd_solver="full").fit_transform(directions)
+
+
+def _by_size(assignments: np.ndarray) -> np.ndarray:
+    """Number clusters by size; of clusters of the same size, the one of the first row is first."""
+    names, first, counts = np.unique(
+        assignments[assignments != NOISE], return_index=True, return_counts=True
+    )
+    numbers = dict(zip(names[np.lexsort((first, -counts))].tolist(), itertools.count()))
+    return np.array([numbers.get(name, NOISE) for name in assignments.tolist()], dtype=np.int64)
+
+
+def _stability(
+    directions: np.ndarray,
+    method: Method,
+    num_clusters: int | None,
+    min_cluster_size: int | None,
+    num_seeds: int,
+    seed: int,
+) -> float | None:
+    """Return the mean adjusted Rand index between the clusters of several seeds."""
+    from sklearn.metrics import adjusted_rand_score
+
+    sample = _sample(directions, SAMPLE[method])
+    if num_seeds < 2 or (method == "hdbscan" and "UMAP" not in _reduction(len(sample))):
+        return None  # principal components and HDBSCAN draw no random numbers
+    if min_cluster_size is not None:
+        min_cluster_size = max(2, round(min_cluster_size * len(sample) / len(directions)))
+    found = [
+        partition(sample, method, num_clusters, min_cluster_size, seed + number)
+        for number in range(num_seeds)
+    ]
+    pairs = itertools.combinations(found, 2)
+    return float(np.mean([adjusted_rand_score(first, second) for first, second in pairs]))
+
+
+def _agreement(labels: Sequence[str | None] | None, assignments: np.ndarray) -> Agreement | None:
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    labeled = [row for row, label in enumerate(labels or ()) if label is not None]
+    if not labels or not labeled:
+        return None
+    truth, found = [labels[row] for row in labeled], assignments[labeled]
+    return Agreement(
+        float(adjusted_rand_score(truth, found)),
+        float(normalized_mutual_info_score(truth, found)),
+        len(set(truth)),
+    )
+
+
+def _describe(collection: Collection, assignments: np.ndarray) -> list[Cluster]:
+    clusters = []
+    for number in range(int(assignments.max(initial=NOISE)) + 1):
+        members = np.flatnonzero(assignments == number)
+        labels = [collection.labels[row] for row in members] if collection.labels else []
+        most_frequent = Counter(filter(None, labels)).most_common(1)
+        label, count = most_frequent[0] if most_frequent else (None, 0)
+        exemplars = names_of(collection, _exemplars(collection.directions, members))
+        clusters.append(
+            Cluster(number, len(members), exemplars, label, round(count / len(members), 4))
+        )
+    return clusters
+
+
+def _exemplars(directions: np.ndarray, members: np.ndarray) -> list[int]:
+    """Return the rows nearest to the center of a cluster, then rows far from each other."""
+    own = directions[members]
+    nearest = np.argsort(-(own @ own.mean(axis=0)), kind="stable")[:NEAREST].tolist()
+    far = [place for place in farthest_first(own, DIVERSE + NEAREST)[0] if place not in nearest]
+    return [int(members[place]) for place in [*nearest, *far[:DIVERSE]]]
+
+
+def draw_clusters(
+    result: ClusterResult, collection: Collection, images: CollectionImages, path: Path
+) -> None:
+    """Draw the exemplars of each cluster as a row of a contact sheet.
+
+    Args:
+        result: Result of `cluster`.
+        collection: Vectors.
+        images: Images of the collection.
+        path: PNG file to write.
+    """
+    rows = []
+    for found in result.clusters:
+        label = "" if found.label is None else f", {found.share:.0%} {found.label}"
+        tiles = [
+            Tile(images.thumbnail(collection.row_of(name), 512), name, is_marked=place == 0)
+            for place, name in enumerate(found.exemplars)
+        ]
+        rows.append(SheetRow(tiles, f"cluster {found.id}: {found.size} images{label}"))
+    draw_sheet(rows, path)
+
+
+__all__ = [
+    "Agreement",
+    "Cluster",
+    "ClusterResult",
+    "choose_num_clusters",
+    "cluster",
+    "draw_clusters",
+    "partition",
+]
