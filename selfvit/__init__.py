@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.map_files import map_vectors as map_vectors
     from .exploration.search import search as search
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
@@ -84,6 +85,7 @@ MODULES = {
     "evaluate_embeddings": "evaluation.evaluate",
     "export": "conversion.exporters.export",
     "format_table": "evaluation.evaluate",
+    "map_vectors": "exploration.map_files",
     "open_checkpoint": "visualization.inputs",
     "open_images": "data.sources",
     "open_mae": "visualization.reconstructions",

@@ -12,6 +12,7 @@ from .commands.embed import embed
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
+from .commands.map import draw_map
 from .commands.publish import publish
 from .commands.search import index, search
 from .commands.stats import stats
@@ -57,6 +58,7 @@ app.command(cls=Command)(evaluate)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(search)
 app.command(cls=Command)(index)
+app.command("map", cls=Command)(draw_map)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)
