@@ -107,12 +107,8 @@ class TestGrammar:
         arguments = [p for p in COMMANDS[words].params if p.param_type_name == "argument"]
         # the training script reads the recipe of train, and stats has no checkpoint
         if words not in (("train",), ("stats",)):
-            others = {
-                "convert": "SOURCE",
-                "search": "VECTORS",
-                "index": "VECTORS",
-                "map": "VECTORS",
-            }
+            others = {"convert": "SOURCE"}
+            others |= dict.fromkeys(("search", "index", "map", "explore"), "VECTORS")
             assert arguments[0].metavar == others.get(words[0], "CHECKPOINT")
             assert COMMANDS[words].params[0] is arguments[0]
 

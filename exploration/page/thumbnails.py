@@ -78,7 +78,7 @@ def draw_thumbnails(
         limit: Number of bytes of all sheets.
     """
     tile, fitting = _choose(open_thumbnail, count, limit)
-    rows = np.unique(np.linspace(0, count - 1, fitting).round().astype(int)) if fitting else []
+    rows: np.ndarray = np.unique(np.linspace(0, count - 1, fitting).round().astype(int))
     slots = np.full(count, -1, dtype=np.int32)
     slots[rows] = np.arange(len(rows), dtype=np.int32)
     sizes = np.zeros((count, 2), dtype=np.uint8)
