@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -107,9 +107,10 @@ def map_vectors(
     layout = lay_out(collection, method=method, seed=seed, new=new)
     num_thumbnails = 0
     if output is not None and suffix == ".html":
-        num_thumbnails = write_map_page(
-            collection, layout, columns, color, images if thumbnails else None, output
-        )
+        thumbnail = images.thumbnail if images is not None and thumbnails else None
+        page, num_thumbnails = render_map_page(collection, layout, columns, color, thumbnail)
+        with atomic_output(output) as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
     elif output is not None:
         _draw_picture(collection, layout, columns, color, images if thumbnails else None, output)
     if atlas is not None and images is not None:
@@ -154,40 +155,34 @@ def choose_color(columns: dict[str, Sequence[Any]], wanted: str | None) -> str |
     return wanted
 
 
-def write_map_page(
+def render_map_page(
     collection: Collection,
     layout: Layout,
     columns: dict[str, Sequence[Any]],
     color: str | None,
-    images: CollectionImages | None,
-    path: str | os.PathLike[str],
-) -> int:
-    """Write the interactive page.
+    open_thumbnail: Callable[[int, int], Image.Image] | None,
+) -> tuple[str, int]:
+    """Return the interactive page, and the number of images that it shows.
 
     Args:
         collection: Vectors.
         layout: Positions and neighbors.
         columns: Columns to color by.
         color: Column of the first view; None for points of one color.
-        images: Images; None for a page without.
-        path: HTML file to write.
-
-    Returns:
-        Number of images that the page shows.
+        open_thumbnail: Function of row and size in pixels that returns the shrunk image; None for
+            a page without images.
     """
-    from .page.page import Page, write_page
+    from .page.page import Page, render_page
     from .page.thumbnails import draw_thumbnails
 
     count = len(collection)
-    pictures = None if images is None else draw_thumbnails(images.thumbnail, count)
+    pictures = None if open_thumbnail is None else draw_thumbnails(open_thumbnail, count)
     shown = 0 if pictures is None else pictures.count
-    method = TITLES[layout.method]
-    note = f"{method} of {count:,} vectors, seed {layout.seed}"
+    note = f"{TITLES[layout.method]} of {count:,} vectors, seed {layout.seed}"
     if shown < count:
         note += f"; thumbnails of {shown:,} images" if shown else "; no thumbnails"
-    title = f"{Path(str(collection.folder)).name}: {count:,} images"
     page = Page(
-        title=title,
+        title=f"{Path(str(collection.folder)).resolve().name}: {count:,} images",
         names=collection.ids,
         positions=layout.positions,
         neighbors=layout.neighbors,
@@ -197,8 +192,7 @@ def write_map_page(
         thumbnails=pictures,
         note=note,
     )
-    write_page(page, path)
-    return shown
+    return render_page(page), shown
 
 
 class _Pictures(Sequence):
@@ -324,6 +318,6 @@ __all__ = [
     "choose_color",
     "coloring_columns",
     "map_vectors",
+    "render_map_page",
     "write_atlas",
-    "write_map_page",
 ]

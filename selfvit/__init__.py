@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.app.server import explore as explore
     from .exploration.map_files import map_vectors as map_vectors
     from .exploration.search import search as search
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
@@ -83,6 +84,7 @@ MODULES = {
     "decode_image": "data.decoding",
     "evaluate_checkpoint": "evaluation.evaluate",
     "evaluate_embeddings": "evaluation.evaluate",
+    "explore": "exploration.app.server",
     "export": "conversion.exporters.export",
     "format_table": "evaluation.evaluate",
     "map_vectors": "exploration.map_files",

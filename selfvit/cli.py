@@ -10,6 +10,7 @@ from .commands.audit import audit
 from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
+from .commands.explore import explore
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
 from .commands.map import draw_map
@@ -59,6 +60,7 @@ app.command(cls=Command)(stats)
 app.command(cls=Command)(search)
 app.command(cls=Command)(index)
 app.command("map", cls=Command)(draw_map)
+app.command(cls=Command)(explore)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

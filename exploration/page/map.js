@@ -21,6 +21,9 @@
     column.values = column.kind === "numbers" ? new Float32Array(raw) : new Uint16Array(raw);
   }
 
+  // in `selfvit explore`, the map is a part of another page
+  const isEmbedded = parent !== window && location.protocol.startsWith("http");
+
   // ---- view: the center of the window in units of the map, and pixels per unit
   const canvas = $("map");
   const bounds = extent();
@@ -315,11 +318,18 @@
       for (const column of columns) facts.append(element("dt", column.name), element("dd", valueOf(column, row)));
       const list = element("ol");
       for (let at = row * perRow; at < (row + 1) * perRow; at++) list.append(neighbor(neighbors[at], similarities[at]));
-      detail.append(close, element("h2", names[row]), large, facts, element("h3", "Most similar images"), list);
+      detail.append(close, element("h2", names[row]), large, ...searchLink(row), facts, element("h3", "Most similar images"), list);
       detail.scrollTop = 0;
       if (bring) bringIntoView(row);
     }
     moved();
+  }
+  function searchLink(row) {
+    if (!isEmbedded) return [];
+    const link = element("a", "Search with this image");
+    link.href = `/?${new URLSearchParams({ tab: "search", image: names[row] })}`;
+    link.target = "_top";
+    return [link];
   }
   function neighbor(row, similarity) {
     const item = element("li"), button = element("button");
@@ -407,6 +417,7 @@
     if (state.row >= 0) parts.set("image", names[state.row]);
     written = `#${parts}`;
     history.replaceState(null, "", written);
+    if (isEmbedded) parent.postMessage({ selfvitMap: written }, location.origin);
   }
   function restore() {
     const parts = new URLSearchParams(location.hash.slice(1));

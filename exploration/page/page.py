@@ -1,4 +1,4 @@
-"""Write a map as one HTML file, which needs neither network nor server."""
+"""Render a map as one HTML file, which needs neither network nor server."""
 
 # N rows · k neighbors
 
@@ -8,7 +8,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ...atomic_output import atomic_output
 from .thumbnails import Thumbnails, encode
 
 MAX_CLASSES = 200  # names of a column that have their own color; the rarest are "other"
@@ -52,17 +50,6 @@ class Page:
     color: str | None = None
     thumbnails: Thumbnails | None = None
     note: str = ""
-
-
-def write_page(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write the page, completely or not at all.
-
-    Args:
-        page: Contents.
-        path: HTML file to write.
-    """
-    with atomic_output(path) as unfinished:
-        unfinished.write_text(render_page(page), encoding="utf-8")
 
 
 def render_page(page: Page) -> str:
@@ -164,4 +151,4 @@ def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-__all__ = ["Page", "describe_column", "render_page", "write_page"]
+__all__ = ["Page", "describe_column", "render_page"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.map_files import map_vectors
-from selfvit.exploration.page.page import MAX_CLASSES, Page, describe_column, write_page
+from selfvit.exploration.page.page import MAX_CLASSES, Page, describe_column, render_page
 from selfvit.exploration.page.thumbnails import draw_thumbnails
 from selfvit.exploration.search import search
 
@@ -27,6 +27,10 @@ HOSTILE = [
     "\u2028newline\u2029.png",
     "\udcff.png",  # a byte that is no UTF-8
 ]
+
+
+def write_page(page, path):
+    path.write_text(render_page(page), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
