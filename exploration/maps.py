@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -148,24 +149,44 @@ def load_positions(collection: Collection, method: str, seed: int) -> np.ndarray
     Raises:
         ValueError: If the file is damaged.
     """
+    stored = _read_stored(collection)
+    if stored is None or stored[0] != {"method": method, "seed": seed}:
+        return None
+    table = stored[1]
+    points = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1)
+    keys = zip(table["id"].to_pylist(), table["checksum"].to_pylist(), strict=True)
+    known = dict(zip(keys, points, strict=True))
+    positions = np.full((len(collection), 2), np.nan, dtype=np.float32)
+    for row, key in enumerate(zip(collection.ids, collection.checksums, strict=True)):
+        if key in known:
+            positions[row] = known[key]
+    return None if np.isnan(positions).all() else positions
+
+
+def last_settings(collection: Collection) -> dict[str, Any]:
+    """Return method and seed of the last map, as arguments of `lay_out`; {} if there is none.
+
+    Args:
+        collection: Vectors.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    stored = _read_stored(collection)
+    return {} if stored is None else stored[0]
+
+
+def _read_stored(collection: Collection) -> tuple[dict[str, Any], pa.Table] | None:
+    """Return settings and table of the last map; None if there is none."""
     path = collection.folder / STORED_MAP
     if is_remote(collection.folder) or not path.is_file():
         return None
     try:
         table = pyarrow.feather.read_table(str(path))
         settings = json.loads((table.schema.metadata or {})[SETTINGS])
-        names, checksums = table["id"].to_pylist(), table["checksum"].to_pylist()
-        points = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1)
+        return settings, table.select(["id", "checksum", "x", "y"])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is damaged: {error}; delete it.") from error
-    if settings != {"method": method, "seed": seed}:
-        return None
-    known = dict(zip(zip(names, checksums, strict=True), points, strict=True))
-    positions = np.full((len(collection), 2), np.nan, dtype=np.float32)
-    for row, key in enumerate(zip(collection.ids, collection.checksums, strict=True)):
-        if key in known:
-            positions[row] = known[key]
-    return None if np.isnan(positions).all() else positions
 
 
 def _store(collection: Collection, layout: Layout) -> Path:
@@ -231,4 +252,12 @@ def _umap(
         return np.asarray(model.fit_transform(directions), dtype=np.float32)
 
 
-__all__ = ["METHODS", "STORED_MAP", "Layout", "lay_out", "load_positions", "place"]
+__all__ = [
+    "METHODS",
+    "STORED_MAP",
+    "Layout",
+    "last_settings",
+    "lay_out",
+    "load_positions",
+    "place",
+]

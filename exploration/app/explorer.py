@@ -19,7 +19,7 @@ from PIL import Image
 from ...data.sources import Data
 from ..collection import Collection, check_rows, directions_of
 from ..map_files import choose_color, coloring_columns, render_map_page
-from ..maps import lay_out
+from ..maps import last_settings, lay_out
 from ..search import Match, SearchResult, search
 from .uploads import Uploads
 from .view import View
@@ -215,7 +215,7 @@ class Explorer:
     def map_page(self) -> bytes:
         """Page of the map: the last one that `selfvit map` has laid out, or a new one."""
         with self._lock:
-            layout = lay_out(self.collection)
+            layout = lay_out(self.collection, **last_settings(self.collection))
             color = choose_color(self.columns, None)
             text, _ = render_map_page(self.collection, layout, self.columns, color, self._thumbnail)
             return text.encode()

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from ...data.decoding import UnreadableImageError
 from . import markup
 from .explorer import EXEMPLARS, MAX_SHOWN, Explorer
+from .uploads import MAX_BYTES
 from .view import View
 
 TABLE_ROWS = 1000  # shown at once; the CSV has all
@@ -19,16 +20,28 @@ PARTS = (
     "status", "query", "results", "map", "cluster", "clusters", "duplicates", "text", "column",
     "value", "table", "download",
 )  # fmt: skip
-# The map reports its own view; it is kept in the address too.
+# The map reports its own view; it is kept in the address too. A file that is too large is refused
+# before it is sent, as Gradio would only say that there is an error.
 HEAD = """<script>
+for (const name of ['change', 'drop']) {
+  addEventListener(name, (event) => {
+    const files = event.target.closest?.('#upload') && (event.dataTransfer || event.target).files;
+    if (!files?.length || files[0].size <= MAX_BYTES) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    document.querySelector('#status p').textContent = `The file cannot be used: it has ` +
+      `${files[0].size.toLocaleString('en')} bytes, but at most MAX_TEXT are allowed.`;
+  }, true);
+}
 addEventListener('message', (event) => {
   if (event.origin !== location.origin || typeof event.data?.selfvitMap !== 'string') return;
   const query = new URLSearchParams(location.search);
   query.set('map', event.data.selfvitMap);
   history.replaceState(history.state, '', `?${query}`);
 });
-</script>"""
+</script>""".replace("MAX_BYTES", str(MAX_BYTES)).replace("MAX_TEXT", f"{MAX_BYTES:,}")
 SAVE = """(address) => {
+  if (!address) return;
   const query = new URLSearchParams(address);
   const map = new URLSearchParams(location.search).get('map');
   if (map) query.set('map', map);
@@ -255,7 +268,12 @@ def _connect(
         return [gr.Tabs(selected=view.tab), *shown(view)]
 
     def open_tab(name: str) -> Any:
-        return lambda query: shown(replace(current(query), tab=name))
+        def render_tab(query: str) -> list[Any]:
+            if not query:  # the first tab selects itself before the address is read
+                return [gr.skip()] * len(outputs)
+            return shown(replace(current(query), tab=name))
+
+        return render_tab
 
     def open_image(query: str, event: gr.EventData) -> list[Any]:
         row = int(event._data["row"])

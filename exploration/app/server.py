@@ -14,6 +14,25 @@ from .view import View
 
 HOST = "127.0.0.1"
 PORT = 7860
+# Paths that the app needs; the other routes of Gradio, for example for files, are closed.
+OPEN_PATHS = {
+    "/",
+    "/config",
+    "/favicon.ico",
+    "/manifest.json",
+    "/map.html",
+    "/selection.csv",
+    "/theme.css",
+    "/gradio_api/app_id",
+    "/gradio_api/info",
+    "/gradio_api/queue/data",
+    "/gradio_api/queue/join",
+    "/gradio_api/startup-events",
+    "/gradio_api/theme.css",
+    "/gradio_api/upload",
+    "/gradio_api/upload_progress",
+}
+OPEN_FOLDERS = ("/assets/", "/gradio_api/heartbeat/", "/images/", "/static/", "/svelte/")
 NAMES = [HOST, "localhost"]  # other names of this machine are refused (DNS rebinding)
 
 
@@ -72,6 +91,31 @@ def check_port(port: int) -> None:
             ) from error
 
 
+class OpenPaths:
+    """ASGI middleware that answers requests for other paths than those of the app with 404.
+
+    Args:
+        app: App that gets the other requests.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
+            from starlette.responses import Response
+
+            await Response("there is no such page", status_code=404)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    if ".." in path or "//" in path or "\\" in path:
+        return False
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
 def create_app(explorer: Explorer) -> Any:
     """Return the app for an ASGI server.
 
@@ -95,6 +139,7 @@ def create_app(explorer: Explorer) -> Any:
     from .markup import STYLE
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(OpenPaths)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=NAMES)
     _add_routes(app, explorer)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
