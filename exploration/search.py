@@ -100,7 +100,7 @@ def search(
         given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
         queries.append(directions_of(embedder(given)))
     query = directions_of(np.concatenate(queries).mean(axis=0, keepdims=True))  # (1, E)
-    found, similarities, note = _find(collection, query, k + len(rows))
+    found, similarities, note = find_rows(collection, query, k + len(rows))
     matches = [
         Match(collection.ids[row], float(similarity), int(row))
         for row, similarity in zip(found, similarities, strict=True)
@@ -114,8 +114,16 @@ def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
     return "image" if isinstance(image, Image.Image) else str(image)
 
 
-def _find(collection: Collection, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return rows and similarities of the nearest rows, and a remark."""
+def find_rows(
+    collection: Collection, query: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return rows and similarities of the nearest rows, and a remark.
+
+    Args:
+        collection: Vectors.
+        query: Vector of length 1, (1, E).
+        k: Number of rows.
+    """
     if len(collection) <= EXACT_UP_TO:
         rows, similarities = nearest(query, collection.directions, k)
         return rows[0], similarities[0], ""
@@ -252,6 +260,7 @@ __all__ = [
     "SearchResult",
     "draw_patch_matches",
     "draw_results",
+    "find_rows",
     "overlay",
     "patch_similarities",
     "query_pictures",

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.app.server import explore as explore
     from .exploration.clusters import cluster as cluster
     from .exploration.labeling import label as label
+    from .exploration.map_files import map_vectors as map_vectors
     from .exploration.outliers import outliers as outliers
     from .exploration.search import search as search
     from .exploration.selection import select as select
@@ -87,9 +89,11 @@ MODULES = {
     "decode_image": "data.decoding",
     "evaluate_checkpoint": "evaluation.evaluate",
     "evaluate_embeddings": "evaluation.evaluate",
+    "explore": "exploration.app.server",
     "export": "conversion.exporters.export",
     "format_table": "evaluation.evaluate",
     "label": "exploration.labeling",
+    "map_vectors": "exploration.map_files",
     "open_checkpoint": "visualization.inputs",
     "open_images": "data.sources",
     "open_mae": "visualization.reconstructions",

@@ -11,13 +11,15 @@ from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
 from .commands.exploration.cluster import cluster
+from .commands.exploration.explore import explore
 from .commands.exploration.label import label
+from .commands.exploration.map import draw_map
 from .commands.exploration.outliers import outliers
+from .commands.exploration.search import index, search
 from .commands.exploration.select import select
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
 from .commands.publish import publish
-from .commands.search import index, search
 from .commands.stats import stats
 from .commands.train import train
 from .commands.visualize import attention, pca, reconstruct
@@ -65,6 +67,8 @@ app.command(cls=Command)(cluster)
 app.command(cls=Command)(outliers)
 app.command(cls=Command)(select)
 app.command(cls=Command)(label)
+app.command("map", cls=Command)(draw_map)
+app.command(cls=Command)(explore)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

@@ -108,7 +108,8 @@ class TestGrammar:
         # the training script reads the recipe of train, and stats has no checkpoint
         if words not in (("train",), ("stats",)):
             others = {"convert": "SOURCE"} | dict.fromkeys(
-                ("search", "index", "cluster", "outliers", "select", "label"), "VECTORS"
+                ("search", "index", "cluster", "outliers", "select", "label", "map", "explore"),
+                "VECTORS",
             )
             assert arguments[0].metavar == others.get(words[0], "CHECKPOINT")
             assert COMMANDS[words].params[0] is arguments[0]

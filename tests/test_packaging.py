@@ -52,6 +52,8 @@ def test_the_wheel_holds_every_module_and_nothing_else_of_the_checkout(wheel):
     package = {f"selfvit/{path.name}" for path in (ROOT / "selfvit").glob("*.py")}
     command_files = (ROOT / "selfvit/commands").rglob("*.py")
     commands = {path.relative_to(ROOT).as_posix() for path in command_files}
+    page = {f"selfvit/exploration/page/map.{ending}" for ending in ("html", "css", "js")}
+    assert page <= names
     assert {"selfvit/cli.py", "selfvit/py.typed", "selfvit/model_card.md"} <= names
     assert "selfvit/commands/embed.py" in commands and package | commands <= names
     top = {name.split("/")[0] for name in names}

@@ -114,19 +114,45 @@ def plot_embedding_map(
         ValueError: If `project_to_plane` rejects the vectors, or the number of images or labels is
             not the number of vectors.
     """
-    for name, given in (("images", images), ("labels", labels)):
-        if given is not None and len(given) != len(vectors):
-            raise ValueError(
-                f"the numbers of {name} ({len(given)}) and vectors ({len(vectors)}) must be equal."
-            )
+    _check_lengths(vectors, images, labels)
+    if title is None:
+        title = _title("t-SNE", vectors, labels)
+    positions = project_to_plane(vectors, seed=seed, perplexity=perplexity)
+    draw_embedding_map(positions, images, labels, label_names, path, seed=seed, title=title)
+
+
+def draw_embedding_map(
+    positions: np.ndarray,
+    images: Sequence[Image.Image] | None,
+    labels: np.ndarray | None,
+    label_names: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    title: str | None = None,
+) -> None:
+    """Draw a map whose positions are known, as `plot_embedding_map` does.
+
+    Args:
+        positions: Positions, (N, 2).
+        images: N images or None, as in `plot_embedding_map`.
+        labels: Class indices, (N,), or None for points of one color.
+        label_names: Name of each class, by index, or None to show the indices.
+        path: PNG file to write.
+        seed: Random seed of the selection of thumbnails.
+        title: Title of the map; by default, it describes the map.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If the number of images or labels is not the number of positions.
+    """
+    _check_lengths(positions, images, labels)
     figure = new_figure(WIDTH, HEIGHT)
     right = MARGIN if labels is None else LEGEND_WIDTH
     width, height = WIDTH - MARGIN - right, HEIGHT - MARGIN - TITLE_HEIGHT
     axes = figure.add_axes((MARGIN / WIDTH, MARGIN / HEIGHT, width / WIDTH, height / HEIGHT))
     # The unit of the axes is one pixel, as for the distance between thumbnails.
-    positions = _scale_to(
-        project_to_plane(vectors, seed=seed, perplexity=perplexity), width, height
-    )
+    positions = _scale_to(positions, width, height)
     axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[])
     axes.spines[:].set_color("0.85")
     colors = _draw_points(axes, positions, labels, label_names)
@@ -135,10 +161,24 @@ def plot_embedding_map(
         for index in order[select_thumbnails(positions[order], THUMBNAIL_DISTANCE)]:
             _draw_thumbnail(axes, positions[index], images[int(index)], colors[index])
     if title is None:
-        coloring = "" if labels is None else ", colored by class"
-        title = f"t-SNE of {len(vectors):,} embeddings{coloring}"
+        title = _title("map", positions, labels)
     axes.set_title(title, fontsize=16, loc="left", pad=12)
     save_png(figure, path)
+
+
+def _title(method: str, rows: np.ndarray, labels: np.ndarray | None) -> str:
+    coloring = "" if labels is None else ", colored by class"
+    return f"{method} of {len(rows):,} embeddings{coloring}"
+
+
+def _check_lengths(
+    vectors: np.ndarray, images: Sequence[Image.Image] | None, labels: np.ndarray | None
+) -> None:
+    for name, given in (("images", images), ("labels", labels)):
+        if given is not None and len(given) != len(vectors):
+            raise ValueError(
+                f"the numbers of {name} ({len(given)}) and vectors ({len(vectors)}) must be equal."
+            )
 
 
 def _scale_to(positions: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import collection_options, options
+from .. import options
+from . import collection_options
 
 if TYPE_CHECKING:
     from ...exploration.labeling import LabelResult

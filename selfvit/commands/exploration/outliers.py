@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import collection_options, options
+from .. import options
+from . import collection_options
 
 
 def outliers(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..option_help import HELP
+from ...option_help import HELP
 
 Vectors = Annotated[
     str,

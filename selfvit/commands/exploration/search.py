@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import collection_options, options
+from .. import options
+from . import collection_options
 
 if TYPE_CHECKING:
-    from ..exploration.collection import Collection
-    from ..exploration.search import SearchResult
+    from ...exploration.collection import Collection
+    from ...exploration.search import SearchResult
 
 
 def search(
@@ -50,8 +51,8 @@ def search(
     The query is embedded with the checkpoint, preprocessing and pooling of VECTORS. The search is
     exact up to a million images; above, `selfvit index` makes it fast.
     """
-    from ..exploration.collection import Collection
-    from ..exploration.search import search as find
+    from ...exploration.collection import Collection
+    from ...exploration.search import search as find
 
     if output is not None:
         collection_options.check_new_file(output, overwrite, (".png",))
@@ -84,7 +85,7 @@ def _draw(
     data: list[str] | None,
     checkpoint: str | None,
 ) -> None:
-    from ..exploration.search import draw_patch_matches, draw_results, query_pictures
+    from ...exploration.search import draw_patch_matches, draw_results, query_pictures
 
     images = collection.images(data)
     queries = query_pictures(collection, images, like, given)
@@ -101,8 +102,8 @@ def index(vectors: collection_options.Vectors, as_json: options.Json = False) ->
 
     The recall against exact search is measured on a sample, and printed.
     """
-    from ..exploration.collection import Collection
-    from ..exploration.index import INDEX, build_index
+    from ...exploration.collection import Collection
+    from ...exploration.index import INDEX, build_index
 
     collection = Collection(vectors)
     description = build_index(collection)

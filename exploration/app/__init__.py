@@ -1,0 +1,1 @@
+"""The app of `selfvit explore`, which shows a collection in the browser."""
