@@ -10,10 +10,9 @@ from .commands.audit import audit
 from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
-from .commands.explore import explore
 from .commands.export import export
 from .commands.grammar import Command, Group, RawCommand, kebab_case
-from .commands.map import draw_map
+from .commands.maps import draw_map, explore
 from .commands.publish import publish
 from .commands.search import index, search
 from .commands.stats import stats
