@@ -97,7 +97,7 @@ class TestEveryOption:
 
     def test_the_shared_options_are_found(self):
         names = [option.opts[0] for _, option in OPTIONS]
-        assert names.count("--device") == 7 and names.count("--pooling") == 4
+        assert names.count("--device") == 8 and names.count("--pooling") == 4
         assert len(OPTIONS) > 60
 
 
