@@ -11,9 +11,8 @@ from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
 from .commands.exploration.cluster import cluster
-from .commands.exploration.explore import explore
 from .commands.exploration.label import label
-from .commands.exploration.map import draw_map
+from .commands.exploration.maps import draw_map, explore
 from .commands.exploration.outliers import outliers
 from .commands.exploration.search import index, search
 from .commands.exploration.select import select

@@ -1,4 +1,4 @@
-"""`selfvit map`."""
+"""`selfvit map` and `selfvit explore`."""
 
 from __future__ import annotations
 
@@ -88,3 +88,21 @@ def draw_map(
         typer.echo(f"map: {result.output}")
     if result.atlas is not None:
         typer.echo(f"atlas: {atlas_command(result.atlas)}")
+
+
+def explore(
+    vectors: collection_options.Vectors,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")
+    ] = 7860,
+    data: collection_options.Images = None,
+    checkpoint: collection_options.Checkpoint = None,
+    device: options.Device = None,
+) -> None:
+    """Show VECTORS in the browser: search, map, clusters, duplicates and a table.
+
+    The app is for this machine only, and serves no file but the images of VECTORS.
+    """
+    from ...exploration.app.server import explore as serve
+
+    serve(vectors, port=port, data=data, checkpoint=checkpoint, device=device)
