@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate_embeddings as evaluate_embeddings
     from .evaluation.evaluate import format_table as format_table
     from .evaluation.evaluate import save_metrics as save_metrics
+    from .exploration.duplicates import duplicates as duplicates
     from .exploration.search import search as search
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
@@ -80,6 +81,7 @@ MODULES = {
     "build_processor": "embedding.preprocessing",
     "convert": "conversion.convert",
     "decode_image": "data.decoding",
+    "duplicates": "exploration.duplicates",
     "evaluate_checkpoint": "evaluation.evaluate",
     "evaluate_embeddings": "evaluation.evaluate",
     "export": "conversion.exporters.export",

@@ -8,6 +8,7 @@ import typer
 
 from .commands.audit import audit
 from .commands.convert import convert
+from .commands.duplicates import duplicates
 from .commands.embed import embed
 from .commands.evaluate import evaluate
 from .commands.export import export
@@ -57,6 +58,7 @@ app.command(cls=Command)(evaluate)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(search)
 app.command(cls=Command)(index)
+app.command(cls=Command)(duplicates)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

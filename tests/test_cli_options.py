@@ -97,7 +97,7 @@ class TestEveryOption:
 
     def test_the_shared_options_are_found(self):
         names = [option.opts[0] for _, option in OPTIONS]
-        assert names.count("--device") == 7 and names.count("--pooling") == 4
+        assert names.count("--device") == 8 and names.count("--pooling") == 4
         assert len(OPTIONS) > 60
 
 
@@ -107,7 +107,12 @@ class TestGrammar:
         arguments = [p for p in COMMANDS[words].params if p.param_type_name == "argument"]
         # the training script reads the recipe of train, and stats has no checkpoint
         if words not in (("train",), ("stats",)):
-            others = {"convert": "SOURCE", "search": "VECTORS", "index": "VECTORS"}
+            others = {
+                "convert": "SOURCE",
+                "search": "VECTORS",
+                "index": "VECTORS",
+                "duplicates": "VECTORS",
+            }
             assert arguments[0].metavar == others.get(words[0], "CHECKPOINT")
             assert COMMANDS[words].params[0] is arguments[0]
 

@@ -33,6 +33,7 @@ Checkpoint = Annotated[
         show_default="that of VECTORS",
     ),
 ]
+Seed = Annotated[int, typer.Option("--seed", min=0, help=HELP["seed"])]
 
 
 def check_new_file(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
@@ -64,4 +65,4 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-__all__ = ["Checkpoint", "Images", "Vectors", "check_new_file", "print_json"]
+__all__ = ["Checkpoint", "Images", "Seed", "Vectors", "check_new_file", "print_json"]
