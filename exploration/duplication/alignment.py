@@ -18,7 +18,7 @@ MAX_SCALE, MAX_SHIFT = 0.08, 0.05 * SIDE  # of the alignment: fraction, pixels
 MAX_MEAN_RATIO = 1.4  # of the mean colors; brightness that varies by 15 % both ways is 1.35
 MEAN_OFFSET = 0.05  # keeps the ratio of dark colors finite
 NOISE = 1 / 255  # contrast below which an image is uniform
-WHOLE_SHARE = 0.3  # of the contrast of the whole image, in the reference of a part
+WHOLE_SHARE = 1.0  # of the contrast of the whole image, in the reference of a part
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 GRID = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
 
@@ -56,7 +56,7 @@ def _aligned_agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     warped = _standardized(np.stack(channels, axis=-1), mask)
     target = _standardized(second, mask)
     energy = (_of_parts(warped**2) + _of_parts(target**2)) / 2  # (P, G G)
-    reference = energy + WHOLE_SHARE * energy.mean(axis=1, keepdims=True) + 1e-9
+    reference = energy + WHOLE_SHARE * energy.mean(axis=1, keepdims=True) + 1e-6
     return 1 - (_of_parts((warped - target) ** 2) / reference).max(axis=1)
 
 

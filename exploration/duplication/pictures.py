@@ -91,8 +91,8 @@ def is_alike_in_shape(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         Whether the aspect ratios are close enough, (P,).
     """
     differences = np.log(first[:, 0] / first[:, 1]) - np.log(second[:, 0] / second[:, 1])
-    # half a pixel is lost in rounding
-    rounding = 0.5 / first.min(axis=1) + 0.5 / second.min(axis=1)
+    smaller = np.where((first.prod(axis=1) < second.prod(axis=1))[:, None], first, second)
+    rounding = (0.5 / smaller).sum(axis=1)  # half a pixel of each side of the image that was made
     return np.abs(differences) <= -np.log(LEAST_SHARE) + rounding
 
 

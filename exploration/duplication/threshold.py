@@ -22,6 +22,7 @@ from .variants import VARIANTS
 
 NUM_SAMPLED = 200  # images that variants are made of
 CANDIDATE_RECALL = 0.99  # share of the variants whose vectors are similar enough
+CLEAN_RECALLS = (0.98, 0.95, 0.9, 0.8)  # share of the variants above what other images reach
 MAX_RECALL = 0.95  # share of the variants that are found; more would be bought with false ones
 DUPLICATE_SHARE = 0.1  # assumed share of the images that have a near duplicate
 LEAST_TAIL = 20  # rows that the tail of the other images is measured on
@@ -114,12 +115,14 @@ def make_variants(
 def choose_threshold(variants: Variants, others: np.ndarray, precision: float) -> Threshold:
     """Choose the lowest agreement of the wanted precision.
 
-    Precision is estimated as s R / (s R + F): s is the assumed share of images with a duplicate, R
-    the share of the variants that is found, F the share of the images that another image is taken
-    for a duplicate of. Rows whose best agreement is below that of 95 % of the variants count as
-    images without a duplicate. Above, duplicates of the collection itself would be counted as false
-    ones, so the tail of F is extrapolated (exponential excesses over a threshold: Pickands, Annals
-    of Statistics 3, 1975).
+    Precision is estimated as 1 - F / H: H is the share of the images that have a duplicate at this
+    agreement, F the share of the images that have one though none of their neighbors is. H is at
+    least what it is if one image in ten has a duplicate. Rows whose best agreement is below that of
+    98 % of the variants count as images without a duplicate. Above, duplicates of the collection
+    itself would be counted as false ones, so that F is extrapolated (exponential excesses over a
+    threshold: Pickands, Annals of Statistics 3, 1975). If no threshold is precise enough, as other
+    images are as close as the weakest variants, the limit is raised to 95, 90 and 80 %. Duplicates
+    below the limit are subtracted, in the number that the pairs of high agreement let expect.
 
     Args:
         variants: Variants of a sample of images.
@@ -132,11 +135,17 @@ def choose_threshold(variants: Variants, others: np.ndarray, precision: float) -
     agreements = 1 - np.exp(-np.linspace(0.5, -np.log(FINEST), 400))
     agreements = np.unique(np.append(agreements, least))
     recalls = (found[None] >= agreements[:, None]).mean(axis=1)
-    false = _false_share(others, agreements, least)
-    true = DUPLICATE_SHARE * recalls
-    precisions = true / np.maximum(true + false, 1e-12)
-    good = (precisions >= precision) & (agreements >= least) & (recalls > 0)
-    place = int(np.argmax(good)) if good.any() else None
+    seen = (others[None] >= agreements[:, None]).mean(axis=1)
+    place = None
+    for recall in CLEAN_RECALLS:
+        clean = float(np.quantile(found, 1 - recall, method="lower"))
+        false = _false_share(others, found, agreements, clean)
+        found_share = np.maximum(seen, DUPLICATE_SHARE * recalls + false)
+        precisions = np.maximum(1 - false / np.maximum(found_share, 1e-12), 0)
+        good = (precisions >= precision) & (agreements >= max(least, clean)) & (recalls > 0)
+        if good.any():
+            place = int(np.argmax(good))
+            break
     return Threshold(
         variants.similarity,
         None if place is None else float(agreements[place]),
@@ -150,35 +159,49 @@ def choose_threshold(variants: Variants, others: np.ndarray, precision: float) -
     )
 
 
-def _false_share(others: np.ndarray, agreements: np.ndarray, least: float) -> np.ndarray:
+def _false_share(
+    others: np.ndarray, found: np.ndarray, agreements: np.ndarray, limit_agreement: float
+) -> np.ndarray:
     """Return the share of images that another one is taken for a duplicate of, by agreement."""
     values = np.sort(_stretched(others))
-    limit = _stretched(least)
-    below = values[values < limit]
-    size = min(len(below), max(LEAST_TAIL, int(TAIL_SHARE * len(below))))
-    if size < LEAST_TAIL:
-        return np.ones_like(agreements)
-    start = below[-size]
-    rate = _rate(below[-size:] - start, limit - start)
-    # number of rows above the limit that are expected if excesses are exponential
-    above = size / np.expm1(min(rate * (limit - start), 700))
+    limit = _stretched(limit_agreement)
+    below = values[(values > 0) & (values < limit)]
     places = _stretched(agreements)
-    tail = above * np.exp(-rate * np.maximum(places - limit, 0))
     counted = len(below) - np.searchsorted(below, places)
-    return np.minimum((counted + tail) / max(1, len(below)), 1)
+    size = min(len(below), max(LEAST_TAIL, int(TAIL_SHARE * len(values))))
+    if size < LEAST_TAIL:  # hardly any image has a neighbor that is like it
+        above = float(len(below)) / 2
+        rate = 1.0
+    else:
+        start = below[-size]
+        excesses = below[-size:] - start
+        own = _stretched(found)
+        own = own[(own >= start) & (own < limit)] - start
+        # duplicates among them: as many as there are for the upper half of the variants
+        share = float((others >= np.median(found)).mean()) * 2
+        duplicates = min(share * len(others) * len(own) / len(found), size - LEAST_TAIL)
+        clean = size - duplicates
+        mean = (excesses.sum() - duplicates * (own.mean() if len(own) else 0)) / clean
+        rate = _rate(float(np.clip(mean, 0, limit)), limit - start)
+        # number of rows above the limit that are expected if excesses are exponential
+        above = clean / np.expm1(min(rate * (limit - start), 700))
+    tail = above * np.exp(-rate * np.maximum(places - limit, 0))
+    return np.minimum((counted + tail) / max(1, len(values)), 1)
 
 
-def _rate(excesses: np.ndarray, limit: float) -> float:
-    """Return the rate of an exponential distribution that is cut off at a limit (likelihood)."""
+def _rate(mean: float, limit: float) -> float:
+    """Return the rate of an exponential distribution that is cut off at a limit.
+
+    It is the estimate of maximum likelihood, from the mean.
+    """
     from scipy.optimize import brentq
 
-    mean = float(excesses.mean())
+    low, high = 1e-3 / limit, 500 / limit
 
     def difference(rate: float) -> float:
-        return 1 / rate - limit / float(np.expm1(min(rate * limit, 700))) - mean
+        return 1 / rate - limit / float(np.expm1(rate * limit)) - mean
 
-    low, high = 1e-3 / max(limit, 1e-6), 1e6
-    if difference(low) <= 0:  # does not fall towards the limit
+    if difference(low) <= 0:  # the density does not fall towards the limit
         return low
     return float(brentq(difference, low, high)) if difference(high) < 0 else high
 
