@@ -242,6 +242,10 @@ class CollectionImages:
         names = (self._source.name_of(position) for position in range(len(self._source)))
         return {name: position for position, name in enumerate(names)}
 
+    def name_of(self, row: int) -> str:
+        """Return the name of the image of a row, as in `Collection.ids`."""
+        return self._ids[row]
+
     def record(self, row: int) -> ImageRecord:
         """Return the image of a row, not decoded.
 

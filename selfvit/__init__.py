@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import save_metrics as save_metrics
     from .exploration.app.server import explore as explore
     from .exploration.clusters import cluster as cluster
+    from .exploration.duplicates import duplicates as duplicates
     from .exploration.labeling import label as label
     from .exploration.map_files import map_vectors as map_vectors
     from .exploration.outliers import outliers as outliers
@@ -87,6 +88,7 @@ MODULES = {
     "cluster": "exploration.clusters",
     "convert": "conversion.convert",
     "decode_image": "data.decoding",
+    "duplicates": "exploration.duplicates",
     "evaluate_checkpoint": "evaluation.evaluate",
     "evaluate_embeddings": "evaluation.evaluate",
     "explore": "exploration.app.server",

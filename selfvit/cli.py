@@ -11,6 +11,7 @@ from .commands.convert import convert
 from .commands.embed import embed
 from .commands.evaluate import evaluate
 from .commands.exploration.cluster import cluster
+from .commands.exploration.duplicates import duplicates
 from .commands.exploration.label import label
 from .commands.exploration.maps import draw_map, explore
 from .commands.exploration.outliers import outliers
@@ -68,6 +69,7 @@ app.command(cls=Command)(select)
 app.command(cls=Command)(label)
 app.command("map", cls=Command)(draw_map)
 app.command(cls=Command)(explore)
+app.command(cls=Command)(duplicates)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(export)
 app.command(cls=Command)(audit)

@@ -101,17 +101,19 @@ class TestEveryOption:
         assert len(OPTIONS) > 60
 
 
+OTHER_ARGUMENTS = {"convert": "SOURCE"} | dict.fromkeys(
+    ("search", "index", "duplicates", "outliers", "select", "cluster", "label", "map", "explore"),
+    "VECTORS",
+)
+
+
 class TestGrammar:
     @pytest.mark.parametrize("words", RUNNABLE, ids=" ".join)
     def test_the_checkpoint_is_the_first_argument(self, words):
         arguments = [p for p in COMMANDS[words].params if p.param_type_name == "argument"]
         # the training script reads the recipe of train, and stats has no checkpoint
         if words not in (("train",), ("stats",)):
-            others = {"convert": "SOURCE"} | dict.fromkeys(
-                ("search", "index", "cluster", "outliers", "select", "label", "map", "explore"),
-                "VECTORS",
-            )
-            assert arguments[0].metavar == others.get(words[0], "CHECKPOINT")
+            assert arguments[0].metavar == OTHER_ARGUMENTS.get(words[0], "CHECKPOINT")
             assert COMMANDS[words].params[0] is arguments[0]
 
     @pytest.mark.parametrize(

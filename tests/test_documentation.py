@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import boto3
 import nbclient
 import nbformat
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from markdown_it import MarkdownIt
+from moto.server import ThreadedMotoServer
 from timm.models import VisionTransformer
 
 from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
@@ -30,6 +32,7 @@ from selfvit.training.preflight.dry_run import memory_without_activations
 from selfvit.training.recipes import RECIPES
 
 from .cases.inputs_channels import write_bands
+from .data.videos import write_video
 from .documentation import RUN, SHOWN, read_page
 from .hub_requests import PAGES_TOKEN
 from .local_hub import LocalHub
@@ -178,6 +181,39 @@ def weights(page_folder):
 def satellite(page_folder):
     """Write images of four bands with 12 bits into satellite."""
     write_bands(page_folder / "satellite", 4, count=24, high=4096)
+
+
+@pytest.fixture
+def videos(page_folder):
+    """Write two short videos into VIDEOS."""
+    for name in ("a.mp4", "b.mp4"):
+        write_video(page_folder / "VIDEOS" / name)
+
+
+@pytest.fixture
+def bucket(images):
+    """Start an S3 server with images in my-bucket/photos, and return the client's environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    )
+    client.create_bucket(Bucket="my-bucket")
+    for path in (images / "FOLDER").iterdir():
+        client.upload_file(str(path), "my-bucket", f"photos/{path.name}")
+    yield {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    server.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""`selfvit duplicates`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import options
+from . import collection_options
+
+if TYPE_CHECKING:
+    from ...exploration.collection import Collection
+    from ...exploration.duplicates import DuplicatesResult
+
+_TABLES, _PICTURES = (".csv", ".parquet"), (".png",)
+
+
+def duplicates(
+    vectors: collection_options.Vectors,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="OTHER",
+            help="Vectors of other images: find the images of VECTORS that duplicate one of them.",
+            show_default="none",
+        ),
+    ] = None,
+    precision: Annotated[
+        float,
+        typer.Option(
+            "--precision",
+            help="Share of true duplicates that the threshold is chosen for, above 0 and below 1.",
+        ),
+    ] = 0.99,
+    output: Annotated[Path | None, options.output("GROUPS", "none")] = None,
+    sheet: collection_options.Sheet = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="PNG",
+            help="Plot of precision and recall by threshold.",
+            show_default="none",
+        ),
+    ] = None,
+    link_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--link-to",
+            metavar="FOLDER",
+            help="New folder for hard links to the images of VECTORS to keep.",
+            show_default="none",
+        ),
+    ] = None,
+    checkpoint: collection_options.Checkpoint = None,
+    data: collection_options.Images = None,
+    against_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against-data",
+            metavar="IMAGES",
+            help="Images of OTHER.",
+            show_default="those of OTHER",
+        ),
+    ] = None,
+    device: options.Device = None,
+    seed: collection_options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Find exact copies and near duplicates in VECTORS, and choose one image of each to keep.
+
+    The threshold of near duplicates is measured on the images: on re-encoded, resized, cropped and
+    brightened variants of a sample. No image is changed or deleted.
+    """
+    from ...exploration.collection import Collection
+    from ...exploration.duplicates import duplicates as find
+    from ...exploration.duplication.outputs import check_link_folder
+
+    for path, suffixes in ((output, _TABLES), (sheet, _PICTURES), (plot, _PICTURES)):
+        if path is not None:
+            collection_options.check_new_file(path, overwrite, suffixes)
+    if link_to is not None:
+        check_link_folder(link_to)
+    collection = Collection(vectors)
+    other = None if against is None else Collection(against)
+    result = find(
+        collection,
+        against=other,
+        precision=precision,
+        data=data,
+        against_data=against_data,
+        checkpoint=checkpoint,
+        device=device,
+        seed=seed,
+    )
+    written = _write(
+        result, collection, other, (data, against_data), (output, sheet, plot, link_to)
+    )
+    if as_json:
+        collection_options.print_json(result.to_dict())
+        return
+    _print(result, collection, other)
+    for line in written:
+        typer.echo(line)
+
+
+def _write(
+    result: DuplicatesResult,
+    collection: Collection,
+    other: Collection | None,
+    places: tuple[list[str] | None, list[str] | None],
+    files: tuple[Path | None, Path | None, Path | None, Path | None],
+) -> list[str]:
+    """Write the files that are wanted, and return a line for each."""
+    from ...exploration.duplication.outputs import draw_groups, link_images, write_groups
+    from ...exploration.duplication.threshold import draw_threshold
+
+    output, sheet, plot, link_to = files
+    lines = []
+    if output is not None:
+        keeper_ids = (collection if other is None else other).ids
+        write_groups(result.rows, collection.ids, keeper_ids, output)
+        lines.append(f"groups: {output}")
+    if plot is not None:
+        if result.calibration is None:
+            lines.append("plot: not drawn, as no threshold was measured")
+        else:
+            draw_threshold(result.calibration, plot)
+            lines.append(f"plot: {plot}")
+    if sheet is None and link_to is None:
+        return lines
+    images = collection.images(places[0])
+    if sheet is not None:
+        keeper_images = images if other is None else other.images(places[1])
+        draw_groups(result.rows, images, keeper_images, sheet)
+        lines.append(f"sheet: {sheet}")
+    if link_to is not None:
+        count = link_images(images, result.kept_rows, link_to)
+        lines.append(f"linked: {count} images in {link_to}")
+    return lines
+
+
+def _print(result: DuplicatesResult, collection: Collection, other: Collection | None) -> None:
+    calibration = result.calibration
+    if result.threshold is not None and calibration is not None:
+        typer.echo(
+            f"threshold: agreement {result.threshold:.4f}, similarity {calibration.similarity:.4f} "
+            f"(estimated: precision {calibration.precision:.3f}, recall {calibration.recall:.3f})"
+        )
+    if result.note:
+        typer.echo(f"note: {result.note}")
+    members = [member for members in result.rows.values() for member in members]
+    exact = sum(member.is_exact for member in members)
+    where = "" if other is None else f" of images in {other.folder}"
+    typer.echo(
+        f"{len(members):,} of {len(collection):,} images are duplicates{where}: {exact:,} exact, "
+        f"{len(members) - exact:,} near, in {len(result.groups):,} groups"
+    )
+    for group in result.groups:
+        typer.echo(f"keep {group.keep}")
+        for name in group.members:
+            typer.echo(f"     {name}")
