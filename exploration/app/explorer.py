@@ -9,7 +9,6 @@ import functools
 import io
 import threading
 from collections.abc import Sequence
-from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ EXEMPLARS = 12  # of a cluster
 MAX_SHOWN = 200  # images of one cluster
 SIZES = (160, 640)  # pixels, longer side of the images that are served
 QUALITY = 85  # of JPEG
-DUPLICATES = ("selfvit.exploration.duplicates", "duplicates")  # module and function
 
 
 class Explorer:
@@ -188,11 +186,6 @@ class Explorer:
 
     # ------------------------------------------------------------------ duplicates
 
-    @property
-    def has_duplicates(self) -> bool:
-        """Whether this version can find duplicates."""
-        return util.find_spec(DUPLICATES[0]) is not None
-
     @functools.cached_property
     def duplicates(self) -> dict[str, Any]:
         """Groups of duplicates, as `selfvit duplicates --json` prints them.
@@ -200,7 +193,8 @@ class Explorer:
         Raises:
             ValueError: If they cannot be found.
         """
-        find = getattr(import_module(DUPLICATES[0]), DUPLICATES[1])
+        from ..duplicates import duplicates as find
+
         with self._lock:
             return find(
                 self.collection,

@@ -223,8 +223,7 @@ def _add_tabs(explorer: Explorer, parts: dict[str, Any]) -> tuple[dict[str, Any]
             choices=[("all", "")], value="", label="Cluster", elem_id="cluster"
         )
         parts["clusters"] = new_grid("clusters")
-    is_shown = explorer.has_duplicates
-    with gr.Tab("Duplicates", id="duplicates", visible=is_shown) as tab_of["duplicates"]:
+    with gr.Tab("Duplicates", id="duplicates") as tab_of["duplicates"]:
         parts["duplicates"] = new_grid("duplicates")
     with gr.Tab("Table", id="table") as tab_of["table"]:
         with gr.Row():
@@ -263,8 +262,6 @@ def _connect(
 
     def open_address(request: gr.Request) -> list[Any]:
         view = View.from_query(dict(request.query_params))
-        if view.tab == "duplicates" and not explorer.has_duplicates:
-            view = replace(view, tab="search")
         return [gr.Tabs(selected=view.tab), *shown(view)]
 
     def open_tab(name: str) -> Any:

@@ -22,7 +22,7 @@
   }
 
   // in `selfvit explore`, the map is a part of another page
-  const isEmbedded = parent !== window && location.protocol.startsWith("http");
+  const isEmbedded = parent !== window && location.protocol !== "file:";
 
   // ---- view: the center of the window in units of the map, and pixels per unit
   const canvas = $("map");

@@ -49,16 +49,17 @@ def bomb() -> bytes:
 
 @pytest.fixture(scope="module")
 def vectors(tiny_checkpoint, collection_images, tmp_path_factory):
-    """41 images, one with a hostile name, one a link to a file outside; clusters and a map."""
+    """42 images: one with a hostile name, one a copy, one a link to a file outside; a map."""
     folder = tmp_path_factory.mktemp("app")
     images = shutil.copytree(collection_images, folder / "images")
     image_files.noise(24, 24, seed=50).save(images / "a" / HOSTILE)
     image_files.noise(24, 24, seed=51).save(folder / "secret.png")
+    shutil.copy(images / "b" / "03.png", images / "b" / "copy.png")
     found = embed(tiny_checkpoint, images, folder / "v")
     (images / "b" / "39.png").unlink()
     (images / "b" / "39.png").symlink_to(folder / "secret.png")
     collection = Collection(found)
-    collection.write_columns("cluster", {"cluster": np.arange(41) % 3})
+    collection.write_columns("cluster", {"cluster": np.arange(42) % 3})
     lay_out(collection, method="tsne")
     return found
 
@@ -134,6 +135,11 @@ class TestBrowser:
         wait_for(page, "most similar to the image that you dropped")
         assert names(page) == expected
 
+    def test_duplicates_are_side_by_side_with_the_image_to_keep(self, page, address):
+        visit(page, address, "tab=duplicates")
+        wait_for(page, "1 groups of duplicates, exact copies only; nothing is deleted")
+        assert names(page, "#duplicates") == ["b/03.png", "b/copy.png"]
+
     def test_a_click_searches_and_the_address_shows_the_same(self, page, address, vectors):
         visit(page, address)
         page.click("#results button[data-row='7']")
@@ -158,7 +164,7 @@ class TestBrowser:
         page.wait_for_function("location.search.includes('tab=clusters')")
         visit(page, address, "tab=clusters&cluster=2")
         wait_for(page, "cluster 2")
-        assert len(names(page, "#clusters")) == 13
+        assert len(names(page, "#clusters")) == 14
         first = names(page, "#clusters")[0]
         page.click("#clusters button[data-row]")
         wait_for(page, f"most similar to {first}")
@@ -171,25 +177,25 @@ class TestBrowser:
         page.wait_for_function("decodeURIComponent(location.search).includes('search=a')")
         visit(page, address, page.url.partition("?")[2])
         assert frame.locator("#search").input_value() == "a/0"
-        assert "5 of 41 images" in frame.locator("#status").inner_text()
+        assert "5 of 42 images" in frame.locator("#status").inner_text()
 
     def test_the_table_is_filtered_and_saved_as_csv(self, page, address):
         visit(page, address, "tab=table&column=cluster&value=1&text=a/")
-        wait_for(page, "7 of 41 rows")
+        wait_for(page, "7 of 42 rows")
         assert page.inner_text("#download a") == "CSV of 7 rows"
         link = page.get_attribute("#download a", "href")
         lines = httpx.get(address + link).text.splitlines()
         assert lines[0] == "row,path,label,cluster" and len(lines) == 8
         page.fill("#text input, #text textarea", "a/0")
         page.press("#text input, #text textarea", "Enter")
-        wait_for(page, "2 of 41 rows")
+        wait_for(page, "2 of 42 rows")
         page.wait_for_function("location.search.includes('text=a%2F0')")
 
     def test_hostile_names_are_text_everywhere(self, page, address):
         visit(page, address, f"image={quote('a/' + HOSTILE)}")
         assert HOSTILE in page.inner_text("#query")
         visit(page, address, f"tab=table&text={quote('onerror')}")
-        wait_for(page, "1 of 41 rows")
+        wait_for(page, "1 of 42 rows")
         page.wait_for_timeout(300)
         assert HOSTILE in page.inner_text("#table")
         visit(page, address, f"image={quote('<script>alert(1)</script>')}&tab={quote('<b>')}")
@@ -277,7 +283,7 @@ class TestSecurity:
         assert httpx.get(f"{address}/images/{row}").status_code == 404
         other = httpx.get(f"{address}/images/0?size=640")
         assert other.status_code == 200 and other.headers["content-type"] == "image/jpeg"
-        for path in ("41", "-1", "0?size=100000", "0?size=x", "x", "0/../../x"):
+        for path in ("42", "-1", "0?size=100000", "0?size=x", "x", "0/../../x"):
             assert httpx.get(f"{address}/images/{path}").status_code == 404
         explorer = Explorer(vectors)
         gray = explorer._thumbnail(row, 32)
