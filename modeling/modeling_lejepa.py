@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_lejepa import LeJEPAConfig
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
-from .distributed import all_gather, all_reduce_sum, mean_over_processes
+from .distributed import all_gather, all_reduce_sum, mean_over_processes, several_processes
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 
 STD_EPS = 1e-4  # VISReg, added to the std that the shape term divides by
@@ -320,10 +320,15 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
             Loss and its terms.
 
         Raises:
-            ValueError: If there are fewer than two views, or the batch has a single image in
-                training, for which batch norm is undefined.
+            ValueError: If there are fewer than two views, or all processes together have a single
+                image in training.
         """
         num_global_views, batch_size = global_views.shape[:2]
+        if self.training and batch_size < 2 and not several_processes():
+            raise ValueError(
+                f"the regularizer needs at least 2 images in each micro-batch and got {batch_size};"
+                " use a larger --batch-size or fewer --gradient-accumulation-steps."
+            )
         crops = [global_views]
         if local_views is not None and len(local_views):
             crops.append(local_views)
