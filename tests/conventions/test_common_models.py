@@ -167,7 +167,7 @@ class LossTests(ModelTests):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).train()
-            block = model.student.vit.layers[-1].layernorm_before  # this part is recomputed
+            block = model.trained_encoder.layers[-1].layernorm_before  # this part is recomputed
             runs: list[int] = []
             block.register_forward_hook(lambda *_, runs=runs: runs.append(1))
             gradients = gradients_of(model, inputs)

@@ -151,7 +151,7 @@ def lejepa_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
             resize="square",
         ),
         schedule=ScheduleConfig(
-            epochs=15,
+            epochs=12,
             batch_size=64,
             base_learning_rate=4e-3,
             warmup_ratio=0.1,
