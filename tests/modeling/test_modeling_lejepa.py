@@ -54,7 +54,7 @@ def normal_projections(*shape: int, seed: int = 0) -> Tensor:
 
 def golden_projections(golden: dict[str, Tensor], step: str) -> tuple[Tensor, Tensor]:
     """Return the projections of global and local views, which require gradients."""
-    return tuple(golden[f"{step}.{kind}"].requires_grad_() for kind in ("global", "local"))
+    return golden[f"{step}.global"].requires_grad_(), golden[f"{step}.local"].requires_grad_()
 
 
 def assert_matches(golden: dict[str, Tensor], name: str, value: Tensor, views: Any, grad: str):

@@ -116,6 +116,23 @@ def lejepa_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Pretrain a tiny LeJEPA model on 28 x 28 gray images in minutes, on two CPU cores.
 
     Command: `make demo OBJECTIVE=lejepa`, or `selfvit train lejepa_demo --data IMAGES --output RUN`
+    Time: about four minutes of one CPU core for the 8,000 images of
+    `examples/fashion_mnist_sample`; the run of these numbers took 20 minutes on two busy cores.
+    Quality: 78.7 % k-NN and 81.3 % linear probe on the test images of the sample; 71.0 and 76.9 for
+    the untrained encoder.
+    Status: measured here, one run.
+
+    Differences from the paper, needed for a few thousand steps and images:
+
+    - Encoder and initialization: as in `dino_demo`, for the same reasons.
+    - Head: small, with 32 outputs, and 256 slices, as a batch has 64 images.
+    - Crops: mild and without local views, as the garments are centered and differ in their outline.
+    - Color: strong changes of brightness and contrast; gray images have no other color cue.
+
+    After 300 steps, on 1,500 images held out of the training part (one run each; an untrained
+    encoder has 71.1 and 77.5): 75.8 and 80.5 with SIGReg, 76.1 and 79.5 with VISReg
+    (`--regularizer visreg --regularization-weight 0.6 --head-activation gelu`). The other settings
+    were not tuned.
     """
     return RunConfig(
         recipe="lejepa_demo",
