@@ -8,6 +8,7 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .modeling_dino import SelfViTForDINO
+from .modeling_lejepa import SelfViTForLeJEPA
 from .modeling_mae import SelfViTForMAE
 from .modeling_pmsn import SelfViTForPMSN
 from .modeling_selfvit import SelfViTBackbone, SelfViTForImageClassification, SelfViTModel
@@ -15,7 +16,12 @@ from .modeling_selfvit import SelfViTBackbone, SelfViTForImageClassification, Se
 ModelClass = type[PreTrainedModel]
 
 # One class per objective; transformers selects one by `config.architectures`.
-PRETRAINING_CLASSES: tuple[ModelClass, ...] = (SelfViTForDINO, SelfViTForMAE, SelfViTForPMSN)
+PRETRAINING_CLASSES: tuple[ModelClass, ...] = (
+    SelfViTForDINO,
+    SelfViTForLeJEPA,
+    SelfViTForMAE,
+    SelfViTForPMSN,
+)
 
 TRAINABLE_CLASSES: dict[str, ModelClass] = {
     model_class.__name__: model_class

@@ -14,6 +14,7 @@ from .auto_registration import register_once_transformers_is_imported
 
 if TYPE_CHECKING:
     from .configuration.configuration_dino import DINOConfig as DINOConfig
+    from .configuration.configuration_lejepa import LeJEPAConfig as LeJEPAConfig
     from .configuration.configuration_mae import MAEConfig as MAEConfig
     from .configuration.configuration_pmsn import PMSNConfig as PMSNConfig
     from .configuration.configuration_selfvit import SelfViTConfig as SelfViTConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .exploration.search import search as search
     from .exploration.selection import select as select
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
+    from .modeling.modeling_lejepa import SelfViTForLeJEPA as SelfViTForLeJEPA
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
     from .modeling.modeling_selfvit import SelfViTBackbone as SelfViTBackbone
@@ -71,6 +73,7 @@ MODULES = {
     "DINOConfig": "configuration.configuration_dino",
     "EmbeddedImages": "embedding.embedder",
     "Embedder": "embedding.embedder",
+    "LeJEPAConfig": "configuration.configuration_lejepa",
     "MAEConfig": "configuration.configuration_mae",
     "PMSNConfig": "configuration.configuration_pmsn",
     "RECIPES": "training.recipes",
@@ -78,6 +81,7 @@ MODULES = {
     "SelfViTConfig": "configuration.configuration_selfvit",
     "SelfViTForDINO": "modeling.modeling_dino",
     "SelfViTForImageClassification": "modeling.modeling_selfvit",
+    "SelfViTForLeJEPA": "modeling.modeling_lejepa",
     "SelfViTForMAE": "modeling.modeling_mae",
     "SelfViTForPMSN": "modeling.modeling_pmsn",
     "SelfViTModel": "modeling.modeling_selfvit",

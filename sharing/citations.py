@@ -18,6 +18,20 @@ DINO = r"""@inproceedings{caron2021emerging,
   note = {arXiv 2104.14294}
 }"""
 
+LEJEPA = """@misc{balestriero2025lejepa,
+  title = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
+  author = {Balestriero, Randall and LeCun, Yann},
+  year = {2025},
+  note = {arXiv 2511.08544}
+}"""
+
+VISREG = """@misc{wu2026visreg,
+  title = {VISReg: Variance-Invariance-Sketching Regularization for JEPA training},
+  author = {Wu, Haiyu and Balestriero, Randall and Levine, Morgan},
+  year = {2026},
+  note = {arXiv 2606.02572}
+}"""
+
 MAE = r"""@inproceedings{he2022masked,
   title = {Masked Autoencoders Are Scalable Vision Learners},
   author = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll\'ar, Piotr and
@@ -48,11 +62,18 @@ PMSN = """@inproceedings{assran2023hidden,
 }"""
 
 
-PAPERS = {"DINO": [DINO], "MAE": [MAE], "MSN": [MSN], "PMSN": [MSN, PMSN]}
+PAPERS = {
+    "DINO": [DINO],
+    "LeJEPA": [LEJEPA],
+    "VISReg": [LEJEPA, VISREG],
+    "MAE": [MAE],
+    "MSN": [MSN],
+    "PMSN": [MSN, PMSN],
+}
 
 
 def objective_of(config: SelfViTConfig) -> str | None:
-    """Return the name of the training objective (DINO, MAE, MSN or PMSN), or None.
+    """Return the name of the training objective (a key of `PAPERS`), or None.
 
     Args:
         config: Configuration of the model.
@@ -60,8 +81,11 @@ def objective_of(config: SelfViTConfig) -> str | None:
     for field in SelfViTConfig.sub_configs_defaults:
         part = getattr(config, field)
         if part is not None:
-            is_msn = getattr(part, "prior", None) == "uniform"
-            return "MSN" if is_msn else field.removesuffix("_config").upper()
+            if field == "pmsn_config" and part.prior == "uniform":
+                return "MSN"
+            if field == "lejepa_config":
+                return "VISReg" if part.regularizer == "visreg" else "LeJEPA"
+            return field.removesuffix("_config").upper()
     return None
 
 

@@ -106,7 +106,7 @@ class CardContents:
         image_std: Std per channel, for pixel values in [0, 1].
         provenance: License and base model.
         pixel_range: Values of black and white in images of more than eight bits, or None.
-        objective: Objective of the encoder (DINO, MAE, MSN or PMSN); None for that of `config`.
+        objective: Objective of the encoder (DINO, LeJEPA, MAE, ...); None for that of `config`.
         has_teacher: Whether `network="student"` loads another network.
         has_code: Whether the folder contains the model code for environments without selfvit.
         training: Facts about the training run, or None.

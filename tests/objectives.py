@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 
 from selfvit import (
     DINOConfig,
+    LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTConfig,
     SelfViTForDINO,
+    SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
 )
@@ -39,6 +41,12 @@ def tiny_dino_config(**overrides: Any) -> DINOConfig:
     """Return the configuration of a small head."""
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     return DINOConfig(**{**sizes, **overrides})
+
+
+def tiny_lejepa_config(**overrides: Any) -> LeJEPAConfig:
+    """Return the configuration of a small head and a few slices."""
+    sizes = {"num_slices": 32, "head_hidden_size": 32, "head_output_size": 16}
+    return LeJEPAConfig(**{**sizes, **overrides})
 
 
 def tiny_pmsn_config(**overrides: Any) -> PMSNConfig:
@@ -122,6 +130,14 @@ OBJECTIVES = [
         # 0.005 before their normalization, and gradients in the hundreds
         config=lambda **overrides: tiny_config(
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
+        ),
+        inputs=random_views,
+    ),
+    Objective(
+        name="lejepa",
+        model_class=SelfViTForLeJEPA,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2, lejepa_config=tiny_lejepa_config(), **overrides
         ),
         inputs=random_views,
     ),

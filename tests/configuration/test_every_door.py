@@ -80,6 +80,8 @@ INVALID = [
     ("temperature is not a field of", {"dino_config": {"temperature": 0.1}}),
     ("koleo_weight (nan)", {"dino_config": {"koleo_weight": math.nan}}),
     ("teacher_temperature (0)", {"dino_config": {"teacher_temperature": 0}}),
+    ("lejepa_config (3)", {"lejepa_config": 3}),
+    ("num_slices (0)", {"lejepa_config": {"num_slices": 0}}),
     ("mae_config (3)", {"mae_config": 3}),
     ("mask_ratio (1)", {"mae_config": {"mask_ratio": 1}}),
     ("decoder_mlp_ratio (inf)", {"mae_config": {"decoder_mlp_ratio": math.inf}}),

@@ -21,12 +21,14 @@ from transformers.models.auto import modeling_auto
 import selfvit
 from selfvit import (
     DINOConfig,
+    LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTBackbone,
     SelfViTConfig,
     SelfViTForDINO,
     SelfViTForImageClassification,
+    SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
     SelfViTModel,
@@ -67,8 +69,8 @@ LEFT_OUT = {
     "weight of an embedding layer": ("enable_input_require_grads_with_gradient_checkpointing",),
 }
 
-# SelfViTForDINO and SelfViTForPMSN return a loss over pairs of views and no features; the tests of
-# the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers attention.
+# SelfViTForDINO, SelfViTForLeJEPA and SelfViTForPMSN return a loss over views and no features; the
+# tests of the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers attention.
 LEFT_OUT_WHERE_A_LOSS_IS_ALL = {
     "features": (
         "hidden_states_output",
@@ -165,7 +167,7 @@ class LossTests(ModelTests):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).train()
-            block = model.student.vit.layers[-1].layernorm_before  # this part is recomputed
+            block = model.trained_encoder.layers[-1].layernorm_before  # this part is recomputed
             runs: list[int] = []
             block.register_forward_hook(lambda *_, runs=runs: runs.append(1))
             gradients = gradients_of(model, inputs)
@@ -211,6 +213,13 @@ class TestDINO(LossTests, unittest.TestCase):
         self.model_tester = objective_tester("dino")
 
 
+class TestLeJEPA(LossTests, unittest.TestCase):
+    all_model_classes = (SelfViTForLeJEPA,)
+
+    def setUp(self):
+        self.model_tester = objective_tester("lejepa")
+
+
 class TestPMSN(LossTests, unittest.TestCase):
     all_model_classes = (SelfViTForPMSN,)
 
@@ -247,12 +256,16 @@ class TestConfigurations(unittest.TestCase):
         self.check(
             SelfViTConfig,
             dino_config=nested(DINOConfig(num_prototypes=7)),
+            lejepa_config=nested(LeJEPAConfig(num_slices=8)),
             mae_config=nested(MAEConfig(mask_ratio=0.5)),
             pmsn_config=nested(PMSNConfig(num_prototypes=9)),
         )
 
     def test_dino(self):
         self.check(DINOConfig, num_prototypes=7)
+
+    def test_lejepa(self):
+        self.check(LeJEPAConfig, num_slices=8)
 
     def test_mae(self):
         self.check(MAEConfig, mask_ratio=0.5)
@@ -266,5 +279,5 @@ def test_every_public_class_is_tested():
     classes = {item for item in public if isinstance(item, type)}
     models = {item for item in classes if issubclass(item, PreTrainedModel)}
     models.remove(SelfViTPreTrainedModel)  # their base
-    tests = (TestEncoder, TestEncoderWithEveryOption, TestMAE, TestDINO, TestPMSN)
+    tests = (TestEncoder, TestEncoderWithEveryOption, TestMAE, TestDINO, TestLeJEPA, TestPMSN)
     assert {model for test in tests for model in test.all_model_classes} == models

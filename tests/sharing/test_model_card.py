@@ -40,11 +40,19 @@ fresh_accelerate_state = training.fresh_accelerate_state
 CARDS = [*OBJECTIVES, "classifier", "converted_dino", "converted_mae"]
 PAPERS = {
     "dino": ["2104.14294"],
+    "lejepa": ["2511.08544"],
     "mae": ["2111.06377"],
     "pmsn": ["2204.07141", "2210.07277"],
     "classifier": ["2104.14294"],  # the objective of its encoder
     "converted_dino": ["2104.14294"],
     "converted_mae": ["2111.06377"],
+}
+# Title of each objective in the table of a run, and one of its fields there.
+SETTINGS = {
+    "dino": ("DINO", "teacher_momentum"),
+    "lejepa": ("LeJEPA", "regularization_weight"),
+    "mae": ("MAE", "mask_ratio"),
+    "pmsn": ("PMSN", "teacher_momentum"),
 }
 
 
@@ -138,7 +146,8 @@ def test_the_card_of_a_run_describes_its_training_and_results(name, checkpoints,
     assert rows["Hardware"].startswith("CPU (") and rows["Precision"] == "float32"
     assert float(rows["Time"].split()[0]) > 0
     if name != "classifier":
-        assert "teacher_momentum " in rows[name.upper()] or "mask_ratio " in rows[name.upper()]
+        title, field = SETTINGS[name]
+        assert f"{field} " in rows[title]
 
     logged = (checkpoints / name / "log.jsonl").read_text().splitlines()[-1]
     metrics = json.loads(logged)
@@ -398,6 +407,12 @@ def test_msn_and_pmsn_are_distinguished_by_the_prior():
     config = SelfViTConfig.from_name("vits16", pmsn_config={"prior": "uniform"})
     card = render_model_card(contents(config=config, architecture="SelfViTForPMSN"))
     assert "trained with MSN" in card and "2204.07141" in card and "2210.07277" not in card
+
+
+def test_lejepa_and_visreg_are_distinguished_by_the_regularizer():
+    config = SelfViTConfig.from_name("vits16", lejepa_config={"regularizer": "visreg"})
+    card = render_model_card(contents(config=config, architecture="SelfViTForLeJEPA"))
+    assert "trained with VISReg" in card and "2606.02572" in card and "2511.08544" in card
 
 
 def test_a_card_without_model_code_does_not_mention_trust_remote_code():

@@ -18,7 +18,12 @@ from selfvit.visualization.figures import TILE, tile_panels
 
 from .tiny_runs import OBJECTIVES, arguments, log_of
 
-PICTURE = {"dino": "attention", "mae": "reconstructions", "pmsn": "attention"}
+PICTURE = {
+    "dino": "attention",
+    "lejepa": "attention",
+    "mae": "reconstructions",
+    "pmsn": "attention",
+}
 
 
 def logger_with(tracker, folder):

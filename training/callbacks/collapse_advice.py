@@ -16,6 +16,7 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig
 
 from ...configuration.configuration_dino import DINOConfig
+from ...configuration.configuration_lejepa import LeJEPAConfig
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_pmsn import PMSNConfig
 from ..config.run_config import RunConfig
@@ -85,6 +86,22 @@ def dino_suggestions(config: DINOConfig, kind: str) -> list[Suggestion]:
             f"raise --warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
         ),
         Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1 or more"),
+    ]
+
+
+@collapse_suggestions.register
+def lejepa_suggestions(config: LeJEPAConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestion for LeJEPA and VISReg: the regularizer keeps projections apart."""
+    if kind != "constant":
+        return []
+    usual = "0.02 and 0.1" if config.regularizer == "sigreg" else "0.6 and 0.9"
+    return [
+        Suggestion(
+            f"raise --regularization-weight (now {config.regularization_weight}) to between "
+            f"{usual}",
+            # without it, equal projections of all images have the lowest loss
+            suspect=config.regularization_weight == 0,
+        ),
     ]
 
 

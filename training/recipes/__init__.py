@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..config.run_config import Recipe, RunConfig
 from .dino import dino_demo, dino_finetune, dino_lora, dino_vits16_in1k
+from .lejepa import lejepa_demo, lejepa_finetune, lejepa_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
 from .supervised import classify, linear_probe, mae_classify
@@ -20,6 +21,9 @@ RECIPES: dict[str, Recipe] = {
         dino_finetune,
         dino_lora,
         dino_demo,
+        lejepa_vits16_in1k,
+        lejepa_finetune,
+        lejepa_demo,
         mae_vitb16_in1k,
         mae_finetune,
         mae_demo,
@@ -38,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
 FROM_CHECKPOINT = {
     "dino_finetune": "dino_vits16_in1k or dino_demo",
     "dino_lora": "dino_vits16_in1k or dino_demo",
+    "lejepa_finetune": "lejepa_vits16_in1k or lejepa_demo",
     "mae_finetune": "mae_vitb16_in1k or mae_demo",
     "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn_demo",
     "linear_probe": "classify, which also trains the encoder",
