@@ -23,7 +23,7 @@ class LeJEPAConfig(ObjectiveConfig):
         regularizer: Regularizer of the projections. "sigreg" compares their characteristic function
             with that of a standard normal distribution; "visreg" their center, scale and sorted
             values.
-        regularization_weight: Weight of the regularizer in the loss (lambda), from 0 to 1.
+        regularization_weight: Weight of the regularizer in the loss (lambda).
         num_slices: Number of random directions (K) that projections are compared along. They are
             drawn for each step.
         sigreg_num_knots: Number of frequencies, from 0 to `sigreg_max_frequency`, at which SIGReg
@@ -35,7 +35,7 @@ class LeJEPAConfig(ObjectiveConfig):
         head_input: Features that the head projects: "cls" is the class token, "pooled" the
             embedding, as defined by `pooling`.
         head_hidden_size: Width of the head's hidden layers.
-        head_output_size: Width of the projections (E).
+        head_output_size: Width of the output of the head (E).
         head_activation: Activation function of the head.
     """
 

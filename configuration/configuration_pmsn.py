@@ -30,13 +30,13 @@ class PMSNConfig(ObjectiveConfig):
             prior. "mean_to_prior" is KL(mean || prior); with a uniform prior it equals MSN's
             ln K - H(mean). "prior_to_mean" is KL(prior || mean), as Lightly computes it for a power
             law.
-        regularization_weight: Weight of that divergence in the loss (lambda).
+        regularization_weight: Weight of the regularizer in the loss (lambda).
         entropy_weight: Weight of the mean entropy of the individual predictions in the loss; 0
             disables the term.
         num_prototypes: Number of prototypes (K), which an image is assigned to.
         freeze_prototypes: Whether to keep the prototypes at their initial values.
         head_hidden_size: Width of the head's hidden layers.
-        head_output_size: Width of the head's output and of the prototypes.
+        head_output_size: Width of the output of the head (E).
         student_temperature: Temperature of the student's softmax; unitless.
         teacher_temperature: Temperature of the teacher's softmax; unitless.
         sinkhorn_iterations: Number of Sinkhorn iterations that balance the targets of a batch over

@@ -104,7 +104,11 @@ def warm_python(
     finally:
         server.stdin.close()
         server.stdout.close()
-        server.wait(timeout=60)
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # a process that was forked here holds its input open
+            server.kill()
+            server.wait()
 
 
 def serve(address: str) -> None:

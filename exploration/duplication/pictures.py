@@ -1,4 +1,4 @@
-"""What the search for duplicates keeps of each image: hash of the pixels, size and thumbnail."""
+"""Hash of the pixels, size and thumbnail of each image, for the search of duplicates."""
 
 # N rows · S side of a thumbnail
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 
 import av
@@ -20,7 +23,6 @@ from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.vectors.manifest import Manifest
 from selfvit.embedding.vectors.reader import read_vectors
-from selfvit.embedding.vectors.shared_work import Group, write_in_group
 from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
 
@@ -144,21 +146,12 @@ def test_other_videos_or_rates_are_refused(embedder, videos, whole, tmp_path):
         update_embeddings(embedder, open_images(videos, video_fps=FPS), folder)
 
 
-def test_two_processes_share_the_videos(embedder, videos, whole, tmp_path):
-    source, folder = open_images(videos, video_fps=FPS), tmp_path / "v"
-    start = multiprocessing.get_context("fork").Process
-    processes = [
-        start(
-            target=write_in_group,
-            args=(embedder, source, folder, Group(rank, 2, rank, "1", has_supervisor=False)),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert_equal(folder, whole)
+def test_two_processes_share_the_videos(tiny_checkpoint, videos, whole, tmp_path):
+    words = ["embed", tiny_checkpoint, "--data", videos, "--video-fps", FPS, "-o", tmp_path / "v"]
+    words += ["--batch-size", BATCH, "--num-workers", 0, "--devices", 2, "--device", "cpu"]
+    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert_equal(tmp_path / "v", whole)
 
 
 def test_frames_that_cannot_be_preprocessed_are_named_with_their_time(embedder, videos, tmp_path):

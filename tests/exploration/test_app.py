@@ -101,7 +101,7 @@ def visit(page, address, query=""):
 
 def wait_for(page, words):
     page.wait_for_function(
-        "words => document.querySelector('#status').textContent.includes(words)", arg=words
+        "words => document.querySelector('#status')?.textContent.includes(words)", arg=words
     )
 
 

@@ -39,6 +39,9 @@ Sheet = Annotated[
     Path | None,
     typer.Option("--sheet", metavar="PNG", help="Contact sheet to draw.", show_default="none"),
 ]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="PNG", help="Curve to draw.", show_default="none")
+]
 Seed = Annotated[int, typer.Option("--seed", help=HELP["seed"])]
 
 
@@ -98,6 +101,7 @@ __all__ = [
     "Checkpoint",
     "Count",
     "Images",
+    "Plot",
     "Seed",
     "Sheet",
     "Vectors",

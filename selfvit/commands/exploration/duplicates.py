@@ -17,6 +17,26 @@ if TYPE_CHECKING:
 _TABLES, _PICTURES = (".csv", ".parquet"), (".png",)
 
 
+LinkTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--link-to",
+        metavar="FOLDER",
+        help="New folder for hard links to the images of VECTORS to keep.",
+        show_default="none",
+    ),
+]
+AgainstData = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against-data",
+        metavar="IMAGES",
+        help="Images of OTHER.",
+        show_default="those of OTHER",
+    ),
+]
+
+
 def duplicates(
     vectors: collection_options.Vectors,
     against: Annotated[
@@ -37,35 +57,11 @@ def duplicates(
     ] = 0.99,
     output: Annotated[Path | None, options.output("GROUPS", "none")] = None,
     sheet: collection_options.Sheet = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="PNG",
-            help="Plot of precision and recall by threshold.",
-            show_default="none",
-        ),
-    ] = None,
-    link_to: Annotated[
-        Path | None,
-        typer.Option(
-            "--link-to",
-            metavar="FOLDER",
-            help="New folder for hard links to the images of VECTORS to keep.",
-            show_default="none",
-        ),
-    ] = None,
+    plot: collection_options.Plot = None,
+    link_to: LinkTo = None,
     checkpoint: collection_options.Checkpoint = None,
     data: collection_options.Images = None,
-    against_data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against-data",
-            metavar="IMAGES",
-            help="Images of OTHER.",
-            show_default="those of OTHER",
-        ),
-    ] = None,
+    against_data: AgainstData = None,
     device: options.Device = None,
     seed: collection_options.Seed = 0,
     overwrite: options.Overwrite = False,

@@ -23,10 +23,7 @@ def select(
         ),
     ] = False,
     output: Annotated[Path | None, options.output("LIST", "none")] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="PNG", help="Coverage curve to draw.", show_default="none"),
-    ] = None,
+    plot: collection_options.Plot = None,
     data: collection_options.Images = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
