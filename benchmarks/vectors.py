@@ -305,15 +305,14 @@ class Table:
         self._path = path
         text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
         lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line[:1] == "|"]
-        self._rows = {measure: value for measure, value in lines[2:]}
+        self._rows = {measure: (value, machine) for measure, value, machine in lines[2:]}
 
     def add(self, measure: str, value: str) -> None:
         """Print a row, and write the table."""
-        self._rows[measure] = value
+        self._rows[measure] = (value, f"{processor_name()}, torch {torch.__version__}")
         print(f"| {measure} | {value} |", flush=True)
-        lines = [f"CPU: {processor_name()}, torch {torch.__version__}", ""]
-        lines += ["| measure | value |", "| --- | --- |"]
-        lines += [f"| {name} | {found} |" for name, found in self._rows.items()]
+        lines = ["| measure | value | machine |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {found} | {where} |" for name, (found, where) in self._rows.items()]
         if self._path is not None:
             self._path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
