@@ -21,7 +21,14 @@ from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
+from ..sharing.provenance import (
+    CARD,
+    CONVERSION,
+    OTHER,
+    Provenance,
+    display_name,
+    read_provenance,
+)
 from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
@@ -138,7 +145,14 @@ def _find_provenance(draft: Draft) -> Provenance:
         name = display_name(file.repository or file.description)
         return replace(stored, base_model=base_model, origin=f"the card of {name}")
     origin = "" if draft.license_id is None else f"the detected weight format, {draft.kind}"
-    return Provenance(draft.license_id, base_model=base_model, origin=origin)
+    is_named = draft.license_id == OTHER
+    return Provenance(
+        license=draft.license_id,
+        license_name=draft.format.license_name if is_named else None,
+        license_link=draft.format.license_link if is_named else None,
+        base_model=base_model,
+        origin=origin,
+    )
 
 
 def _check_options(options: Options) -> None:

@@ -42,6 +42,7 @@ LICENSES = PERMISSIVE | {
     "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mpl-2.0", "odbl", "ofl-1.1",
     "openrail", "openrail++", "osl-3.0", "other", "unknown",
 }  # fmt: skip
+OTHER = "other"  # a license that is identified by its name
 TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same license"}
 
 
@@ -96,14 +97,16 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
     opened = resolve_checkpoint(checkpoint)
     card = _card_of(opened)
     license, where = _one_license(card.license), f"the card of {display_name(checkpoint)}"
+    name, link = card.license_name, card.license_link
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
-        license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {display_name(checkpoint)}"
+        stored = json.loads(conversion.read_text(encoding="utf-8"))
+        license, where = stored.get("license"), f"{CONVERSION} of {display_name(checkpoint)}"
+        name, link = stored.get("license_name"), stored.get("license_link")
     return Provenance(
         license=license,
-        license_name=card.license_name,
-        license_link=card.license_link,
+        license_name=name,
+        license_link=link,
         base_model=hub_id(checkpoint) or _one_name(card.base_model),
         origin=where if license else "",
     )
@@ -188,4 +191,14 @@ def _one_name(stored: Any) -> str | None:
     return next((name for name in names if name and HUB_ID.fullmatch(str(name))), None)
 
 
-__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "display_name"]
+__all__ = [
+    "CARD",
+    "CONVERSION",
+    "LICENSES",
+    "OTHER",
+    "Provenance",
+    "derived_provenance",
+    "display_name",
+    "hub_id",
+    "read_provenance",
+]
