@@ -140,6 +140,8 @@ def export(
             **_describe(report, normalize),
             "checkpoint": str(checkpoint),
             "license": provenance.license,
+            "license_name": provenance.license_name,
+            "license_link": provenance.license_link,
             "base_model": provenance.base_model,
             "network": network,
             "to": to,
