@@ -146,7 +146,7 @@ class SelfViTEmbeddings(nn.Module):
             if ids_keep is not None:
                 masked = masked.gather(1, ids_keep)
             patches = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        class_token = self.cls_token
+        class_token: Tensor = self.cls_token
         if self.position_embeddings is not None:
             positions = interpolate_position_embeddings(
                 self.position_embeddings, self.grid_size, grid, self.interpolate_antialias

@@ -91,11 +91,12 @@ class SelfViTPreTrainedModel(Trainable, CheckpointModel):
                 init.trunc_normal_(module.register_tokens, std=std, a=-2, b=2)
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
-            if module.position_embedding_type == "learned":
-                init.trunc_normal_(module.position_embeddings, std=std, a=-2, b=2)
-            elif module.position_embedding_type == "sincos":
+            positions = module.position_embeddings  # None with rotary positions
+            if positions is not None and module.position_embedding_type == "learned":
+                init.trunc_normal_(positions, std=std, a=-2, b=2)
+            elif positions is not None:
                 fixed = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
-                init.copy_(module.position_embeddings, fixed)
+                init.copy_(positions, fixed)
 
     @classmethod
     def auto_classes(cls) -> dict[str, type]:

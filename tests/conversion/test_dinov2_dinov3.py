@@ -142,11 +142,9 @@ def test_onnx_gives_the_same_vectors_at_other_sizes(name, tmp_path):
 def build_stock(name: str) -> Any:
     """Return a stock ViT-S with random weights."""
     size = {"hidden_size": 384, "num_attention_heads": 6, "num_register_tokens": 4}
-    if name == "DINOv3ViT":
-        config = transformers.DINOv3ViTConfig(**size, image_size=224)
-        return random_weights(transformers.DINOv3ViTModel(config))
-    config = transformers.Dinov2WithRegistersConfig(**size, use_swiglu_ffn=True, image_size=224)
-    return random_weights(transformers.Dinov2WithRegistersModel(config))
+    options = {} if name == "DINOv3ViT" else {"use_swiglu_ffn": True}
+    config = getattr(transformers, f"{name}Config")(**size, **options)
+    return random_weights(getattr(transformers, f"{name}Model")(config))
 
 
 @pytest.mark.parametrize("name", ["DINOv3ViT", "Dinov2WithRegisters"])
