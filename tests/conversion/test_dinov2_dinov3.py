@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from selfvit import SelfViTModel
+from selfvit.conversion.audit.audit import audit
 from selfvit.conversion.convert import convert
 from selfvit.conversion.exporters.export import export
+from selfvit.embedding.embedder import Embedder
 from selfvit.sharing.provenance import derived_provenance
 from tests.conversion.source_files import save_weights
 from tests.conversion.test_convert_libraries import random_weights
 from tests.golden import load_golden, weights_of
+from tests.image_files import noise
 from tests.objectives import DINOV3
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -419,3 +423,19 @@ def test_the_license_of_dinov3_travels(converted, tmp_path):
     export(output, tmp_path / "out", to="transformers")
     stored = json.loads((tmp_path / "out" / "selfvit_export.json").read_text())
     assert (stored["license"], stored["license_name"]) == ("other", "dinov3-license")
+
+
+def test_the_processor_of_dinov3_is_kept_and_the_vectors_are_those_of_a_pipeline(tmp_path):
+    source = write_folder("dinov3_vit", tmp_path / "source")
+    sides = {"height": 32, "width": 32}
+    stored = transformers.DINOv3ViTImageProcessor(size=sides, image_mean=[0.1, 0.2, 0.3])
+    stored.save_pretrained(source)
+    conversion = convert(source, tmp_path / "out")
+    assert conversion.preprocessing == "preprocessor_config.json of the source"
+    assert not conversion.guesses
+    noise(70, 50, 1).save(tmp_path / "photo.png")
+    extract = transformers.pipeline("image-feature-extraction", model=str(source), device="cpu")
+    theirs = extract(str(tmp_path / "photo.png"), pool=True)[0]
+    ours = Embedder.from_pretrained(tmp_path / "out", device="cpu")(str(tmp_path / "photo.png"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert not audit(tmp_path / "out").findings
