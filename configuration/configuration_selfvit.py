@@ -78,11 +78,12 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         interpolate_antialias: Whether stored positions are resized to smaller grids with
             antialiasing, as in DINOv2 with registers.
         rope_theta: Base of the periods of rotary positions.
-        pos_embed_shift: In training, rotary coordinates are shifted by up to this value along each
-            axis; the image spans -1 to 1. None for no shift.
-        pos_embed_jitter: In training, rotary coordinates of each axis are scaled by a factor
-            between 1 / `pos_embed_jitter` and `pos_embed_jitter`. None for no jitter.
-        pos_embed_rescale: The same, with one factor for both axes. DINOv3 has 2. None for no
+        pos_embed_shift: Largest shift of rotary coordinates along each axis in training, in half
+            images. None for no shift.
+        pos_embed_jitter: Largest factor by which rotary coordinates of an axis are scaled in
+            training, at least 1; the smallest is its inverse. None for no jitter.
+        pos_embed_rescale: Largest factor by which rotary coordinates of both axes are scaled
+            together in training, at least 1; the smallest is its inverse. DINOv3 has 2. None for no
             rescaling.
         use_mask_token: Whether the encoder has a learned token that replaces masked patches.
         pooling: Definition of `pooler_output`. "cls": class token; "mean": mean of the patch

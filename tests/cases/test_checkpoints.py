@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -510,12 +509,12 @@ UNSUPPORTED = {
     "BEiT": ("relative positions", lambda: vit_weights("beit_base_patch16_224")),
     "SigLIP": ("attention pooling", lambda: vit_weights("vit_base_patch16_siglip_224")),
     "DINOv3 with learned positions": (
-        "pos_embed",
+        "storage_tokens",
         lambda: {**vit_weights(init_values=1), "storage_tokens": torch.zeros(1, 4, 64)},
     ),
     "a norm in the gated MLP": (
         "a norm inside the MLP",
-        lambda: vit_weights(mlp_layer=partial(timm.layers.SwiGLU, norm_layer=torch.nn.LayerNorm)),
+        lambda: vit_weights(mlp_layer=timm.layers.SwiGLU, scale_mlp_norm=True),
     ),
     "relative": (
         "relative positions",
