@@ -24,9 +24,11 @@ from ..sharing.model_card import render_model_card
 from ..sharing.provenance import (
     CARD,
     CONVERSION,
+    EXPORT_FILE,
     OTHER,
     Provenance,
     display_name,
+    read_exported_provenance,
     read_provenance,
 )
 from .choose_processor import choose_processor
@@ -137,13 +139,19 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
 
 
 def _find_provenance(draft: Draft) -> Provenance:
-    """Return license and base model; the card of the source takes precedence over its format."""
+    """Return license and base model; what the source states takes precedence over its format.
+
+    An export of selfvit states the license of its weights, which may be under none.
+    """
     file = draft.file
     stored = Provenance() if file.folder is None else read_provenance(file.folder)
     base_model = file.repository or stored.base_model
     if stored.license is not None:
         name = display_name(file.repository or file.description)
         return replace(stored, base_model=base_model, origin=f"the card of {name}")
+    if file.folder is not None and (file.folder / EXPORT_FILE).is_file():
+        exported = read_exported_provenance(file.folder / EXPORT_FILE)
+        return replace(exported, base_model=base_model or exported.base_model)
     origin = "" if draft.license_id is None else f"the detected weight format, {draft.kind}"
     is_named = draft.license_id == OTHER
     return Provenance(

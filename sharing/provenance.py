@@ -22,6 +22,7 @@ from ..data.sources import HUB_ID
 from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revision
 
 CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
+EXPORT_FILE = "selfvit_export.json"  # in every export
 
 # Licenses that allow other terms for derived works. At most they require to keep the notice.
 PERMISSIVE = {
@@ -112,6 +113,32 @@ def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
     )
 
 
+def read_exported_provenance(file: Path) -> Provenance:
+    """Read license and base model from the file that an export records them in.
+
+    Args:
+        file: `EXPORT_FILE` of a folder.
+
+    Raises:
+        ValueError: If it is not valid JSON, since a license could be lost.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must be valid JSON, since it states the license of the weights ({error}); "
+            "correct the file, or remove it."
+        ) from error
+    license = stored.get("license")
+    return Provenance(
+        license=license,
+        license_name=stored.get("license_name"),
+        license_link=stored.get("license_link"),
+        base_model=stored.get("base_model"),
+        origin=f"{file.name} of {display_name(file.parent)}" if license else "",
+    )
+
+
 def derived_provenance(
     started_from: str | os.PathLike[str] | None, license: str | None = None
 ) -> Provenance:
@@ -194,11 +221,13 @@ def _one_name(stored: Any) -> str | None:
 __all__ = [
     "CARD",
     "CONVERSION",
+    "EXPORT_FILE",
     "LICENSES",
     "OTHER",
     "Provenance",
     "derived_provenance",
     "display_name",
     "hub_id",
+    "read_exported_provenance",
     "read_provenance",
 ]

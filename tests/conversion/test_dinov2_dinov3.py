@@ -401,6 +401,7 @@ def test_other_encoders_survive_the_export_to_transformers(overrides, make_check
     report = export(checkpoint, tmp_path / "out", to="transformers")
     assert report.fidelity.max_difference < 1e-5
     convert(tmp_path / "out", tmp_path / "again")
+    assert derived_provenance(tmp_path / "again").license is None  # not DINOv3's weights
 
 
 # License and preprocessing
@@ -423,6 +424,8 @@ def test_the_license_of_dinov3_travels(converted, tmp_path):
     export(output, tmp_path / "out", to="transformers")
     stored = json.loads((tmp_path / "out" / "selfvit_export.json").read_text())
     assert (stored["license"], stored["license_name"]) == ("other", "dinov3-license")
+    convert(tmp_path / "out", tmp_path / "again")
+    assert derived_provenance(tmp_path / "again").license_name == "dinov3-license"
 
 
 def test_the_processor_of_dinov3_is_kept_and_the_vectors_are_those_of_a_pipeline(tmp_path):
