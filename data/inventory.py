@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import printable_line
+
 MAX_REASONS = 4  # different reasons that one line names
 
 
@@ -90,7 +92,7 @@ def opening_lines(inventory: Inventory, label_rule: str | None) -> list[str]:
         label_rule: Rule that the labels were derived by, or None.
     """
     rule = [] if label_rule is None else [f"labels: {label_rule}"]
-    return [*rule, *(f"note: {note}" for note in inventory.notes)]
+    return [*rule, *(f"note: {printable_line(note)}" for note in inventory.notes)]
 
 
 def group_reasons(reasons: Sequence[str]) -> str:

@@ -55,6 +55,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable_line(text: str) -> str:
+    r"""Return a text in one line that can be printed: names of files can hold any byte.
+
+    Args:
+        text: Text, in which other bytes than UTF-8 are surrogates; they become `\xe9`.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    try:
+        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        line = line.encode("utf-8", "backslashreplace").decode()
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(escaped)
+
+
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """Join names into one line, at most `limit` of them: "a, b and 3 more"."""
     names = list(names)
@@ -62,4 +79,4 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["one_line", "one_line_errors", "shorten"]
+__all__ = ["one_line", "one_line_errors", "printable_line", "shorten"]
