@@ -328,11 +328,25 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
         raise ValueError(
             f"{where} has no column {repr(name) if name else 'of paths'}; its columns are "
             f"{_names_of(table)}; choose the one with the paths with --image-column."
+            f"{separator_hint(table)}"
         )
     values = column_of(table, name, where)
     if None in values:
         raise ValueError(f"row {values.index(None) + 1} of {where} has no path in column {name!r}.")
     return [str(value) for value in values]
+
+
+def separator_hint(table: pa.Table) -> str:
+    """Return a sentence if the cells of a table seem to have another separator; "" otherwise.
+
+    Args:
+        table: Table from `read_list`.
+    """
+    names = table.column_names
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            return f" Its cells seem to be separated by {word}: save it with commas."
+    return ""
 
 
 def _names_of(table: pa.Table) -> str:
@@ -412,4 +426,5 @@ __all__ = [
     "path_column",
     "read_label_column",
     "read_list",
+    "separator_hint",
 ]
