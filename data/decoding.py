@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
 from .files.deep_pixels import check_memory, raw_pillow, read_deep
+from .files.image_formats import SIGNATURE_BYTES, format_of, missing_support
 from .files.image_plugins import register_plugins
 from .files.raw_pixels import (
     NPY_START,
@@ -66,6 +67,7 @@ UPRIGHT = {
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 START_LENGTH = 32  # bytes that tell the format
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
 LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
 GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
@@ -151,9 +153,7 @@ def decode_pixels(
         except Image.DecompressionBombError as error:
             raise UnreadableImageError(too_many_pixels()) from error
         except UnidentifiedImageError as error:
-            raise UnreadableImageError(
-                "not an image, or a format that Pillow does not support"
-            ) from error
+            raise UnreadableImageError(_unknown_reason(image)) from error
         except MemoryError as error:
             raise UnreadableImageError("not enough memory to decode it") from error
         except DECODER_ERRORS as error:
@@ -348,6 +348,23 @@ def _start(image: bytes | str | Path) -> bytes:
     if not start:
         raise UnreadableImageError("empty file (0 bytes)")
     return start.ljust(START_LENGTH, b"\0")
+
+
+def _unknown_reason(image: Content) -> str:
+    """Return why no decoder knows a file, by its first bytes."""
+    reason = "not an image, or a format that Pillow does not support"
+    if not isinstance(image, bytes | str | Path):
+        return reason
+    start = image[:SIGNATURE_BYTES] if isinstance(image, bytes) else _first_bytes(image)
+    if start.startswith(LFS_POINTER):
+        return "not an image but a pointer of Git LFS; fetch the file with git lfs pull"
+    kind = format_of(start)
+    return (kind and missing_support(kind)) or reason
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(SIGNATURE_BYTES)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import printable_line
+from ..errors import printable, printable_line
 
 MAX_REASONS = 4  # different reasons that one line names
 
@@ -123,12 +123,11 @@ def write_left_out(path: Path, left_out: Iterable[LeftOut]) -> None:
         path: File to write, for example skipped.csv; a new file gets a header.
         left_out: Files or rows that are left out.
     """
-    # A name may hold bytes that are not UTF-8, as surrogates.
-    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["path", "reason"])
-        writer.writerows((entry.name, entry.reason) for entry in left_out)
+        writer.writerows((printable(entry.name), printable(entry.reason)) for entry in left_out)
 
 
 def read_left_out(path: Path) -> list[LeftOut]:

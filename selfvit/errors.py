@@ -5,6 +5,7 @@ Every folder of the package may import this module; it needs the standard librar
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,21 +56,26 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(path: str) -> str:
+    """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
+    if path.isascii():
+        return path
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return path.encode("utf-8", "backslashreplace").decode()
+
+
 def printable_line(text: str) -> str:
-    r"""Return a text in one line that can be printed: names of files can hold any byte.
+    """Return a text in one line that can be printed, as names of files can hold any byte.
 
     Args:
-        text: Text, in which other bytes than UTF-8 are surrogates; they become `\xe9`.
+        text: Text.
     """
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     if line.isprintable():
         return line
-    try:
-        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        line = line.encode("utf-8", "backslashreplace").decode()
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return "".join(escaped)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def shorten(names: Iterable[str], limit: int = 8) -> str:
@@ -79,4 +85,4 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["one_line", "one_line_errors", "printable_line", "shorten"]
+__all__ = ["one_line", "one_line_errors", "printable", "printable_line", "shorten"]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from ...errors import printable
 from ..columns import (
     LABEL_COLUMNS,
     LABEL_WORDS,
@@ -23,10 +24,10 @@ from ..columns import (
     note_on_labels,
 )
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
-from ..folder_source import printable
 from ..image_source import ImageSource, short_hash
 from ..labels import labels_of_texts
 from ..remote.remote_file import RemoteFile
+from .image_formats import extension_of, image_extensions
 
 if TYPE_CHECKING:
     import datasets
@@ -328,7 +329,7 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
         raise ValueError(
             f"{where} has no column {repr(name) if name else 'of paths'}; its columns are "
             f"{_names_of(table)}; choose the one with the paths with --image-column."
-            f"{separator_hint(table)}"
+            f"{layout_hint(table)}"
         )
     values = column_of(table, name, where)
     if None in values:
@@ -336,8 +337,8 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def separator_hint(table: pa.Table) -> str:
-    """Return a sentence if the cells of a table seem to have another separator; "" otherwise.
+def layout_hint(table: pa.Table) -> str:
+    """Return a sentence if a table seems to have another separator or no header; "" otherwise.
 
     Args:
         table: Table from `read_list`.
@@ -346,6 +347,8 @@ def separator_hint(table: pa.Table) -> str:
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(names) == 1 and separator in names[0]:
             return f" Its cells seem to be separated by {word}: save it with commas."
+    if any(extension_of(name) in image_extensions() for name in names):
+        return " The first line seems to be a row: add a line of column names before it."
     return ""
 
 
@@ -426,5 +429,5 @@ __all__ = [
     "path_column",
     "read_label_column",
     "read_list",
-    "separator_hint",
+    "layout_hint",
 ]
