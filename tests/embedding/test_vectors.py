@@ -432,7 +432,7 @@ class TestUpdate:
             os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
         (folder / "b" / "0301.png").unlink()
         (folder / "b" / "0300_text.png").unlink()
-        (folder / "b" / "0476.png").write_bytes(b"")  # its vector was dropped and not counted
+        (folder / "a" / "0476.png").write_bytes(b"")  # its vector was dropped and not counted
         report = self.update(embedder, folder, output)
         assert (report.num_new, report.num_changed, report.num_removed) == (3, 2, 2)
         assert report.num_kept == NUM_IMAGES - 4
