@@ -28,7 +28,7 @@ UNREAD = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What the file of an image holds besides the pixels that are read.
+    """Content of an image file besides the pixels that are read.
 
     Args:
         ranges: Values in the file and the range that was applied; None for at most eight bits.
@@ -88,7 +88,7 @@ class DecodedPixels:
 
     @property
     def findings(self) -> Findings | None:
-        """What the file holds besides the pixels; None for nothing."""
+        """Content of the file besides the pixels; None for nothing."""
         ranges = self.ranges
         return None if ranges is None and not self.unread else Findings(ranges, self.unread)
 
@@ -161,7 +161,7 @@ class PixelCheck:
 
         Args:
             name: Name of the image.
-            findings: What its file holds; None for nothing.
+            findings: Content of its file; None for nothing.
         """
         if findings is None:
             return

@@ -55,8 +55,8 @@ class TrainState:
         inputs: Model inputs of the last micro-batch.
         metrics: Metrics of the last step, by name.
         skipped: Unreadable images of the last step: (name, reason).
-        findings: What files of the last step hold besides the pixels, as `PixelCheck.add` takes it:
-            (name, findings).
+        findings: Content of files of the last step besides the pixels, as `PixelCheck.add` takes
+            it: (name, findings).
         evaluation: Metrics of an evaluation of exactly these weights, or empty.
         checkpoint: Checkpoint that was saved after the last step, or None.
         collapse_onset: Step since which a collapse monitor reads low, or None.
