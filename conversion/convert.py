@@ -28,8 +28,8 @@ from ..sharing.provenance import (
     OTHER,
     Provenance,
     display_name,
+    provenance_of,
     read_exported_provenance,
-    read_provenance,
 )
 from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
@@ -144,7 +144,8 @@ def _find_provenance(draft: Draft) -> Provenance:
     An export of selfvit states the license of its weights, which may be under none.
     """
     file = draft.file
-    stored = Provenance() if file.folder is None else read_provenance(file.folder)
+    folder = file.folder
+    stored = Provenance() if folder is None else provenance_of(folder, folder)
     base_model = file.repository or stored.base_model
     if stored.license is not None:
         name = display_name(file.repository or file.description)

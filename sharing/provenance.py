@@ -19,7 +19,8 @@ from huggingface_hub.constants import REPOCARD_NAME
 from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revision
+from ..modeling.checkpoints.hub_revision import split_revision
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 
 CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
 EXPORT_FILE = "selfvit_export.json"  # in every export
@@ -87,28 +88,41 @@ def display_name(name: str | os.PathLike[str]) -> str:
 
 
 def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
-    """Read license and base model from the card of a checkpoint or of a folder of weights.
+    """Read license and base model from the card of a checkpoint.
 
     Args:
-        checkpoint: Folder, Hub id or USER/NAME@REVISION. A Hub checkpoint is its own base model.
+        checkpoint: Folder, Hub id or USER/NAME@REVISION, also of other weights, as in
+            `resolve_checkpoint`. A Hub checkpoint is its own base model.
 
     Raises:
         ValueError: If the metadata of the card cannot be read, since a license could be lost.
     """
-    opened = resolve_checkpoint(checkpoint)
-    card = _card_of(opened)
-    license, where = _one_license(card.license), f"the card of {display_name(checkpoint)}"
-    name, link = card.license_name, card.license_link
+    return provenance_of(resolve_checkpoint(checkpoint), checkpoint)
+
+
+def provenance_of(opened: str | os.PathLike[str], name: str | os.PathLike[str]) -> Provenance:
+    """Read license and base model from the card of a folder of weights or of a Hub repository.
+
+    Args:
+        opened: Folder, or Hub id.
+        name: What the user calls it: the same, USER/NAME@REVISION, or the source of a conversion.
+
+    Raises:
+        ValueError: As in `read_provenance`.
+    """
+    card = _card_of(str(opened))
+    license, where = _one_license(card.license), f"the card of {display_name(name)}"
+    license_name, license_link = card.license_name, card.license_link
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
         stored = json.loads(conversion.read_text(encoding="utf-8"))
-        license, where = stored.get("license"), f"{CONVERSION} of {display_name(checkpoint)}"
-        name, link = stored.get("license_name"), stored.get("license_link")
+        license, where = stored.get("license"), f"{CONVERSION} of {display_name(name)}"
+        license_name, license_link = stored.get("license_name"), stored.get("license_link")
     return Provenance(
         license=license,
-        license_name=name,
-        license_link=link,
-        base_model=hub_id(checkpoint) or _one_name(card.base_model),
+        license_name=license_name,
+        license_link=license_link,
+        base_model=hub_id(name) or _one_name(card.base_model),
         origin=where if license else "",
     )
 
@@ -228,6 +242,7 @@ __all__ = [
     "derived_provenance",
     "display_name",
     "hub_id",
+    "provenance_of",
     "read_exported_provenance",
     "read_provenance",
 ]
