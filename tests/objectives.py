@@ -24,6 +24,16 @@ from selfvit import (
     SelfViTForPMSN,
 )
 
+# Options of DINOv3's encoder
+DINOV3: dict[str, Any] = {
+    "position_embedding_type": "rotary",
+    "num_register_tokens": 2,
+    "use_gated_mlp": True,
+    "hidden_act": "silu",
+    "key_bias": False,
+    "layerscale_value": 0.5,
+}
+
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
     """Return the configuration of a tiny encoder with 4 x 4 patches and 3 blocks."""
