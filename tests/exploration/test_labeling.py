@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from selfvit.evaluation.knn import weighted_knn
-from selfvit.exploration import labeling
+from selfvit.exploration.classifier import (
+    Classifier,
+    assign_folds,
+    estimate_accuracy,
+    softmax,
+)
 from selfvit.exploration.collection import Collection, directions_of
-from selfvit.exploration.labeling import assign_folds, label
+from selfvit.exploration.labeling import label
 
 from .conftest import selfvit
 
@@ -87,15 +92,15 @@ class TestPredictions:
         """Both are near those of thousands of other images."""
         vectors, numbers = two_groups(4200, 0.6, seed=0)
         train, test = slice(0, 200), slice(200, None)
-        classifier = labeling._Classifier(method, 2, seed=0)
+        classifier = Classifier(method, 2, seed=0)
         folds = assign_folds(vectors[train], numbers[train], seed=0)
-        estimate, temperature = labeling._evaluate(
+        estimate, temperature = estimate_accuracy(
             classifier, vectors[train], numbers[train], folds
         )
         scores = classifier.scores(vectors[train], numbers[train], vectors[test])
         accuracy = (scores.argmax(axis=1) == numbers[test]).mean()
         assert 0.7 < accuracy < 0.95 and estimate.low < accuracy < estimate.high
-        probability = labeling._softmax(scores / temperature).max(axis=1)
+        probability = softmax(scores / temperature).max(axis=1)
         assert probability.mean() == pytest.approx(accuracy, abs=0.05)
         assert estimate.mean_probability == pytest.approx(estimate.accuracy, abs=0.06)
         for low in (0.5, 0.7, 0.9):
@@ -106,7 +111,7 @@ class TestPredictions:
 
 def test_knn_is_that_of_the_evaluation():
     vectors, numbers = two_groups(300, 0.5, seed=1)
-    scores = labeling._Classifier("knn", 2, 0).scores(vectors[:100], numbers[:100], vectors[100:])
+    scores = Classifier("knn", 2, 0).scores(vectors[:100], numbers[:100], vectors[100:])
     expected = weighted_knn(vectors[:100], numbers[:100], vectors[100:], k=20).numpy()
     assert np.array_equal(scores.argmax(axis=1), expected)
 
