@@ -16,6 +16,7 @@ from .outliers import IS_COPY
 Method = Literal["knn", "linear"]
 NUM_NEIGHBORS = 20  # DINO, arXiv 2104.14294, App. F.1
 VOTE_TEMPERATURE = 0.07  # of a neighbor's vote, as in evaluation/knn.py
+TIE = 1e-6  # difference up to which two similarities count as equal, in float32
 PRIOR_VOTES = 1.0  # votes shared by all classes, so that no probability is 0
 NUM_FOLDS, NO_FOLD = 5, -1
 LEAST_PROBABILITY = 1e-9  # so that logarithms are finite
@@ -91,6 +92,8 @@ class Classifier:
         neighbors, similarities = nearest(test, train, NUM_NEIGHBORS)  # (M, k)
         # relative to the nearest neighbor, as in evaluation/knn.py
         weights = np.exp((similarities - similarities[:, :1]) / VOTE_TEMPERATURE)
+        last = min(count_neighbors(labels), weights.shape[1]) - 1
+        weights[similarities < similarities[:, last : last + 1] - TIE] = 0  # equal ones vote, too
         votes = np.full((len(test), self._num_classes), PRIOR_VOTES / self._num_classes)
         np.add.at(votes, (np.arange(len(test))[:, None], labels[neighbors]), weights)
         return np.log(votes / votes.sum(axis=1, keepdims=True))
@@ -113,6 +116,19 @@ class Classifier:
             own = folds == fold
             found[own] = self.scores(inputs[~own], labels[~own], inputs[own])
         return found
+
+
+def count_neighbors(labels: np.ndarray) -> int:
+    """Return the number of neighbors that vote: that of the images of a class, at most 20.
+
+    With more, images of other classes outvote the few of the right one, as the similarities of all
+    of them are alike.
+
+    Args:
+        labels: Classes of the labeled rows, (N,).
+    """
+    counts = np.bincount(labels)
+    return int(np.clip(np.median(counts[counts > 0]), 1, NUM_NEIGHBORS))
 
 
 def assign_folds(directions: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -220,6 +236,7 @@ __all__ = [
     "HeldOutEstimate",
     "Method",
     "assign_folds",
+    "count_neighbors",
     "estimate_accuracy",
     "softmax",
 ]

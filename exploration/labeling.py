@@ -101,12 +101,12 @@ def label(
 ) -> LabelResult:
     """Classify all images from a few labels; write the columns "prediction" and "probability".
 
-    "knn" is the weighted k-NN of DINO with at most 20 neighbors, "linear" the linear probe of
-    `selfvit evaluate`. The accuracy is that of a stratified cross-validation with two to five
-    folds, in which images with equal vectors are in the same fold. Probabilities are calibrated by
-    a temperature (Guo et al., arXiv 1706.04599, Sec. 4.2) on the held-out folds. A class with one
-    labeled image is never held out; if all classes have one, there is no estimate, and the
-    probabilities are not calibrated.
+    "knn" is the weighted k-NN of DINO, with as many neighbors as a class has labels (median, at
+    most 20), "linear" the linear probe of `selfvit evaluate`. The accuracy is that of a stratified
+    cross-validation with two to five folds, in which images with equal vectors are in the same
+    fold. Probabilities are calibrated by a temperature (Guo et al., arXiv 1706.04599, Sec. 4.2) on
+    the held-out folds. A class with one labeled image is never held out; if all classes have one,
+    there is no estimate, and the probabilities are not calibrated.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
