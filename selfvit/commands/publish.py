@@ -40,17 +40,19 @@ SpaceVectors = Annotated[
         show_default="none",
     ),
 ]
+MaxImages = Annotated[
+    int, typer.Option("--max-images", min=1, help="Maximum number of images in the Space.")
+]
+Private = Annotated[
+    bool,
+    typer.Option("--private", help="Require a private repository; a new one is created private."),
+]
 
 
 def publish(
     checkpoint: options.CheckpointFolder,
     repo_id: RepoId = None,
-    private: Annotated[
-        bool,
-        typer.Option(
-            "--private", help="Require a private repository; a new one is created private."
-        ),
-    ] = False,
+    private: Private = False,
     revision: Annotated[
         str | None,
         typer.Option(help="Branch; created if it does not exist.", show_default="main"),
@@ -79,10 +81,7 @@ def publish(
     space: Space = None,
     vectors: SpaceVectors = None,
     data: collection_options.Images = None,
-    max_images: Annotated[
-        int,
-        typer.Option("--max-images", min=1, help="Maximum number of images in the Space."),
-    ] = 1000,
+    max_images: MaxImages = 1000,
     output: Annotated[Path | None, options.output("FOLDER", "the Space is sent")] = None,
 ) -> None:
     """Publish a checkpoint on the Hub in one commit, or a Space that shows a collection.

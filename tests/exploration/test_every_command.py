@@ -24,7 +24,7 @@ COMMANDS = {
     "select": (1, ["--json"]),
     "cluster": (1, ["--json"]),
     "label": (2, ["--labels", "FOLDER/labels.csv", "--json"]),
-    "map": (1, ["-o", "FOLDER/map.html", "--layout", "tsne", "--json"]),
+    "map": (1, ["-o", "FOLDER/map.html", "--layout", "tsne", "--overwrite", "--json"]),
 }
 
 
