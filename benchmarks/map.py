@@ -134,8 +134,8 @@ def main() -> None:
         f"{arguments.points:,} points, {written['thumbnails']:,} thumbnails of {written['pixels']} "
         f"pixels, {written['MB']:.1f} MB, written in {seconds:.0f} s. CPU: {processor_name()}, "
         f"{os.cpu_count()} cores; chromium {runs[0]['version']} without a GPU "
-        f"({runs[0]['renderer']} in software), {len(runs)} runs. No run requested anything but the "
-        "file itself.",
+        f"({runs[0]['renderer']} in software), {len(runs)} runs, load average "
+        f"{os.getloadavg()[0]:.0f}. No run requested anything but the file itself.",
         "",
         "| measure | median | largest |",
         "| --- | --- | --- |",

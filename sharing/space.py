@@ -105,7 +105,7 @@ def _command(
     folder = vectors.folder if isinstance(vectors, Collection) else vectors
     words = ["selfvit", "publish", str(checkpoint), "--space", target.repo_id]
     words += ["--vectors", str(folder)]
-    words += [] if max_images == MAX_IMAGES else ["--max-images", str(max_images)]
+    words += [] if max_images == MAX_IMAGES else ["--space-images", str(max_images)]
     return shlex.join([*words, *target.options()])
 
 

@@ -256,7 +256,7 @@ def _check_size(num_bytes: int, folder: Path) -> None:
     raise ValueError(
         f"a Space may have {MAX_BYTES / 1e6:,.0f} MB, but this one would have "
         f"{num_bytes / 1e6:,.0f} MB ({parts[CHECKPOINT] / 1e6:,.0f} MB of them the checkpoint, "
-        f"{parts[IMAGES] / 1e6:,.0f} MB images); use fewer images (--max-images) or a smaller "
+        f"{parts[IMAGES] / 1e6:,.0f} MB images); use fewer images (--space-images) or a smaller "
         "checkpoint."
     )
 

@@ -40,8 +40,8 @@ SpaceVectors = Annotated[
         show_default="none",
     ),
 ]
-MaxImages = Annotated[
-    int, typer.Option("--max-images", min=1, help="Maximum number of images in the Space.")
+SpaceImages = Annotated[
+    int, typer.Option("--space-images", min=1, help="Maximum number of images in the Space.")
 ]
 Private = Annotated[
     bool,
@@ -81,7 +81,7 @@ def publish(
     space: Space = None,
     vectors: SpaceVectors = None,
     data: collection_options.Images = None,
-    max_images: MaxImages = 1000,
+    space_images: SpaceImages = 1000,
     output: Annotated[Path | None, options.output("FOLDER", "the Space is sent")] = None,
 ) -> None:
     """Publish a checkpoint on the Hub in one commit, or a Space that shows a collection.
@@ -114,7 +114,7 @@ def publish(
         raise ValueError("--include adds files of a checkpoint; leave it out with --space.")
     if vectors is None:
         raise ValueError("--space shows a collection; choose it with --vectors.")
-    content: dict[str, Any] = {"data": data, "max_images": max_images}
+    content: dict[str, Any] = {"data": data, "max_images": space_images}
     if output is not None:
         _write_space(checkpoint, vectors, space, output, content)
         return

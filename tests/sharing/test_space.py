@@ -144,7 +144,7 @@ class TestSpace:
         repository = hub.repositories[f"spaces/{NAME}"]
         repository.main.files["vectors/old.feather"] = repository.main.files["app.py"]
         repository.main.files["notes.txt"] = repository.main.files["app.py"]
-        code, printed = client.run(*words, "--max-images", 5)
+        code, printed = client.run(*words, "--space-images", 5)
         assert code == 0 and "content: 5 of 13 images" in printed
         stored = repository.main.files
         assert "vectors/old.feather" not in stored and "notes.txt" in stored
@@ -157,7 +157,7 @@ class TestFolder:
         folder = tmp_path_factory.mktemp("written") / "stamps"
         code, printed = selfvit(
             *("publish", checkpoints["dino"], "--space", NAME, "--vectors", vectors),
-            *("--max-images", 7, "--output", folder),
+            *("--space-images", 7, "--output", folder),
         )
         assert code == 0, printed
         return folder, printed
@@ -240,7 +240,7 @@ class TestErrors:
             ((checkpoints["mae"], *space, *local), "are of another checkpoint than"),
             ((checkpoint, "--space", NAME, "--vectors", tmp_path, *local), "must be a folder that"),
             ((tmp_path / "none", *space, *local), "none"),
-            ((checkpoint, *space, *local, "--max-images", 0), "0"),
+            ((checkpoint, *space, *local, "--space-images", 0), "0"),
             ((checkpoint, *space, *local, "--data", tmp_path / "full"), "full"),
         ]:
             code, printed = selfvit("publish", *words)
@@ -248,7 +248,7 @@ class TestErrors:
         assert (tmp_path / "full" / "app.py").read_text() == "mine"
         monkeypatch.setattr(space_folder, "MAX_BYTES", 100_000)
         code, printed = selfvit("publish", checkpoint, *space, *local)
-        assert code == 2 and "use fewer images (--max-images) or a smaller checkpoint" in printed
+        assert code == 2 and "use fewer images (--space-images) or a smaller checkpoint" in printed
         assert not (tmp_path / "space").exists()
 
 
