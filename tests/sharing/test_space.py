@@ -35,6 +35,7 @@ from ..image_files import noise
 from .hub_client import download_space
 
 NAME = f"{USER}/stamps"
+SECONDS = 300  # to start on a busy machine; usually 10
 
 
 def selfvit(*words):
@@ -73,12 +74,13 @@ def running(folder):
         process = subprocess.Popen(
             [sys.executable, "app.py"], cwd=folder, env=environment, stdout=output, stderr=output
         )
+    deadline = time.monotonic() + SECONDS
     try:
         address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             try:
-                httpx.get(f"{address}/images/0", timeout=30)
+                httpx.get(f"{address}/images/0", timeout=60)
                 break
             except httpx.TransportError:
                 time.sleep(0.1)
