@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .modeling.registry import register_objective as register_objective
     from .sharing.model_card import add_results as add_results
     from .sharing.publish import publish as publish
+    from .sharing.space import publish_space as publish_space
+    from .sharing.space_folder import write_space as write_space
     from .training.recipes import RECIPES as RECIPES
     from .training.recipes import register_recipe as register_recipe
     from .training.train import train_recipe
@@ -110,6 +112,7 @@ MODULES = {
     "plot_reconstructions": "visualization.reconstructions",
     "preprocess": "embedding.embedder",
     "publish": "sharing.publish",
+    "publish_space": "sharing.space",
     "read_vectors": "embedding.vectors.reader",
     "register_objective": "modeling.registry",
     "register_recipe": "training.recipes",
@@ -118,6 +121,7 @@ MODULES = {
     "select": "exploration.selection",
     "train": "training.train:train_recipe",
     "write_embeddings": "embedding.vectors.writer",
+    "write_space": "sharing.space_folder",
 }
 
 __all__ = [*MODULES, "__version__"]
