@@ -96,12 +96,8 @@ SETS = {
         "Stamps of Tux Paint, copies of other kinds", read_stamps, SEEDS, OTHER_KINDS
     ),
     "photographs": ImageSet("Tiles of photographs", read_tiles, SEEDS, VARIANTS),
-    "fashion": ImageSet(
-        "Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS
-    ),
-    "stamps_tuning": ImageSet(
-        "Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS
-    ),
+    "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
+    "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
     "fashion_tuning": ImageSet(
         "Tuning: Fashion-MNIST sample, training images",
         read_other_fashion,
@@ -111,9 +107,7 @@ SETS = {
 }
 
 
-def find_selfvit(
-    pictures: Pictures, encoder: Path, work: Path
-) -> tuple[Outcome, DuplicatesResult]:
+def find_selfvit(pictures: Pictures, encoder: Path, work: Path) -> tuple[Outcome, DuplicatesResult]:
     """Find duplicates with `selfvit.duplicates`, at its own threshold."""
     folder, vectors = work / "images", work / "vectors"
     shutil.rmtree(work, ignore_errors=True)

@@ -24,6 +24,7 @@ from benchmarks.side_by_side import (
     step_at_equal_time,
     train_side_by_side,
 )
+from selfvit.exploration.duplication.alignment import SIDE, agreement
 
 OBJECTIVES = list(objectives_runs.CHANGES)
 
@@ -184,9 +185,11 @@ def test_planted_duplicates_are_counted():
     assert set(pictures) < set(planted)
     found = {*list(true)[:3], ("00", "01")}
     planted["99"] = pictures["00"].copy()
-    entry = Measured()
+    entry = Measured()  # pairs of equal pixels are left out
     duplicates._count(entry, duplicates.Outcome({*found, ("00", "99")}, "any"), planted, true)
-    assert entry.recalls == [0.5] and entry.precisions == [0.75]  # pairs of equal pixels are left out
+    assert entry.recalls == [0.5] and entry.precisions == [
+        0.75
+    ]
     assert entry.false == {("00", "01"): 1} and entry.by_kind.total() == 3
     line = table({"selfvit": entry}, 6, duplicates_images.VARIANTS)[2]
     assert line.startswith("| selfvit | any | 0.750 (0.750 to 0.750) | 0.500")
