@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.duplicates_images import (
     COPY,
@@ -55,6 +56,7 @@ TUNING_SEEDS = [0, 1, 2, 3, 4]
 SEEDS = [5, 6, 7, 8, 9]
 PHASH_DISTANCE = 10  # bits of 64, the default of the package imagededup
 RAW_SIDE = 32  # pixels
+TRAINING_SIDE = 96  # pixels, longer side of the images that --write writes
 METHODS = ("selfvit", "phash", "raw pixels")
 
 
@@ -207,7 +209,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", choices=sorted(SETS), required=True)
-    parser.add_argument("--write", type=Path, help="Folder to write the images to; then stop.")
+    parser.add_argument("--write", type=Path, help="Folder to write images for training to.")
     parser.add_argument("--encoder", type=Path, help="Run of selfvit train.")
     parser.add_argument("--work", type=Path, help="Folder for images, vectors and sections.")
     parser.add_argument("--seeds", type=int, nargs="+", help="Seeds of the copies.")
@@ -215,7 +217,8 @@ def main() -> None:
     images = SETS[arguments.images]
     pictures = images.read()
     if arguments.write is not None:
-        write_pictures(pictures, arguments.write)
+        small = {name: _shrink(picture) for name, picture in pictures.items()}
+        write_pictures(small, arguments.write)
         return
     if arguments.encoder is None or arguments.work is None:
         parser.error("--encoder and --work are required; or choose --write.")
@@ -225,6 +228,12 @@ def main() -> None:
         lines = section(images.title, measured, estimates, len(pictures), done, images.kinds)
         (arguments.work / f"{arguments.images}.md").write_text("\n".join(lines))
     write_results(arguments.work)
+
+
+def _shrink(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((TRAINING_SIDE, TRAINING_SIDE))
+    return small
 
 
 def write_results(work: Path) -> None:

@@ -187,9 +187,7 @@ def test_planted_duplicates_are_counted():
     planted["99"] = pictures["00"].copy()
     entry = Measured()  # pairs of equal pixels are left out
     duplicates._count(entry, duplicates.Outcome({*found, ("00", "99")}, "any"), planted, true)
-    assert entry.recalls == [0.5] and entry.precisions == [
-        0.75
-    ]
+    assert entry.recalls == [0.5] and entry.precisions == [0.75]
     assert entry.false == {("00", "01"): 1} and entry.by_kind.total() == 3
     line = table({"selfvit": entry}, 6, duplicates_images.VARIANTS)[2]
     assert line.startswith("| selfvit | any | 0.750 (0.750 to 0.750) | 0.500")

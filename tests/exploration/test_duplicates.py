@@ -115,7 +115,7 @@ class TestThreshold:
     def choose(self, others, precision=0.99):
         agreements = 1 - np.exp(-np.linspace(2, 7, 400))
         variants = Variants(["cropped"] * 400, np.ones(400), agreements)
-        return choose_threshold(variants, np.asarray(others), precision)
+        return choose_threshold(variants, np.asarray(others)[:, None], precision)
 
     def test_it_finds_95_percent_if_other_images_are_far(self):
         others = np.random.default_rng(0).uniform(0, 0.3, 1000)
