@@ -4,7 +4,7 @@ The number of other images within a small squared distance x of an image is mode
 variable with a mean proportional to x^r; 2 r is the intrinsic dimension of the images (Levina and
 Bickel, NIPS 2004). 1 - agreement is the squared distance. The third nearest image gives the
 density around an image, and the ratio of the distances of the second and the third one gives r, so
-a duplicate of the image changes neither of them.
+a duplicate of the image changes neither of them. Duplicates of its neighbors raise the estimate.
 """
 
 # N rows · K neighbors · A agreements
