@@ -145,10 +145,11 @@ class TestThreshold:
 class TestDensity:
     """Images are points in a cube; 1 - agreement is their squared distance."""
 
-    def ranked(self, num_copies=0):
+    def ranked(self, num_copies=0, times=1):
         rng = np.random.default_rng(0)
         points = rng.uniform(0, 1, (1200, 6))
-        copies = points[:num_copies] + rng.normal(0, 0.01, (num_copies, 6))
+        copies = np.repeat(points[:num_copies], times, axis=0)
+        copies = copies + rng.normal(0, 0.01, copies.shape)
         points = np.concatenate([points, copies])
         squares = (points**2).sum(axis=1)
         distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
@@ -162,8 +163,9 @@ class TestDensity:
         true = (ranked[:, :1] >= agreements).mean(axis=0)
         np.testing.assert_allclose(share, true, rtol=0.3, atol=0.003)
 
-    def test_threshold_is_precise_among_alike_images_with_duplicates(self):
-        ranked, rng = self.ranked(300), np.random.default_rng(1)
+    @pytest.mark.parametrize(("num_copies", "times"), [(300, 1), (60, 5)])
+    def test_threshold_is_precise_among_alike_images_with_duplicates(self, num_copies, times):
+        ranked, rng = self.ranked(num_copies, times), np.random.default_rng(1)
         variants = 1 - (rng.normal(0, 0.01, (400, 6)) ** 2).sum(axis=1)
         found = choose_threshold(Variants(["cropped"] * 400, np.ones(400), variants), ranked, 0.99)
         clean = self.ranked()[:, 0]
