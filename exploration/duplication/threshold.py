@@ -129,6 +129,9 @@ def choose_threshold(variants: Variants, ranked: np.ndarray, precision: float) -
       limit is raised to 95, 90 and 80 %. Duplicates below the limit are subtracted, in the number
       that the pairs of high agreement let expect.
 
+    Both parts are rather too large. If all rows in the second part, without the first one, give
+    less, as on images that are hardly alike, that is F.
+
     Args:
         variants: Variants of a sample of images.
         ranked: Agreements of each row with its neighbors, the highest first, (N, K); 0 where there
@@ -150,7 +153,8 @@ def choose_threshold(variants: Variants, ranked: np.ndarray, precision: float) -
     place = None
     for recall in CLEAN_RECALLS:
         clean = float(np.quantile(found, 1 - recall, method="lower"))
-        false = by_chance + _false_share(unexplained, found, agreements, clean)
+        series = _false_share(unexplained, found, agreements, clean)
+        false = np.minimum(by_chance + series, _false_share(others, found, agreements, clean))
         found_share = np.maximum(seen, DUPLICATE_SHARE * recalls + false)
         precisions = np.maximum(1 - false / np.maximum(found_share, 1e-12), 0)
         good = (precisions >= precision) & (agreements >= max(least, clean)) & (recalls > 0)

@@ -145,11 +145,10 @@ class TestThreshold:
 class TestDensity:
     """Images are points in a cube; 1 - agreement is their squared distance."""
 
-    def ranked(self, num_copies=0, times=1):
+    def ranked(self, num_copies=0):
         rng = np.random.default_rng(0)
         points = rng.uniform(0, 1, (1200, 6))
-        copies = np.repeat(points[:num_copies], times, axis=0)
-        copies = copies + rng.normal(0, 0.01, copies.shape)
+        copies = points[:num_copies] + rng.normal(0, 0.01, (num_copies, 6))
         points = np.concatenate([points, copies])
         squares = (points**2).sum(axis=1)
         distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
@@ -163,14 +162,11 @@ class TestDensity:
         true = (ranked[:, :1] >= agreements).mean(axis=0)
         np.testing.assert_allclose(share, true, rtol=0.3, atol=0.003)
 
-    @pytest.mark.parametrize(("num_copies", "times"), [(300, 1), (60, 5)])
-    def test_threshold_is_precise_among_alike_images_with_duplicates(self, num_copies, times):
-        ranked, rng = self.ranked(num_copies, times), np.random.default_rng(1)
-        variants = 1 - (rng.normal(0, 0.01, (400, 6)) ** 2).sum(axis=1)
-        found = choose_threshold(Variants(["cropped"] * 400, np.ones(400), variants), ranked, 0.99)
-        clean = self.ranked()[:, 0]
-        assert found.agreement is not None and found.recall > 0.9
-        assert (clean >= found.agreement).mean() <= 0.004
+    def test_duplicates_raise_it_a_little(self):
+        agreements = np.array([0.97, 0.98, 0.99])
+        share = measure_density(self.ranked(), 0.9994).share(agreements)
+        density = measure_density(self.ranked(300), 0.9994)
+        assert (density.share(agreements) < 3 * share + 0.01).all()
 
 
 class TestGroups:
