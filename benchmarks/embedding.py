@@ -208,7 +208,9 @@ def files_table(num_images: int, num_rounds: int, num_threads: int) -> str:
                     engine=selection.engine,
                     dtype=selection.dtype,
                 )
-                label = f"selfvit, {selection.engine}, {selection.dtype_name}, {num_workers} workers"
+                label = (
+                    f"selfvit, {selection.engine}, {selection.dtype_name}, {num_workers} workers"
+                )
                 programs[label] = lambda embedder=embedder: embedder.embed(source)  # type: ignore[misc]
         times: dict[str, Times] = measure(programs, num_rounds)
     return format_times(times, "transformers pipeline, batch 8", "images/s", num_images)
@@ -232,9 +234,9 @@ def main(arguments: list[str] | None = None) -> None:
         cases += [(name, size, 1) for name, size in SIZES.items()]
         cases += [(name, size, 8) for name, size in MORE_SIZES.items()]
     lines = [
-        f"{options.threads} threads; {versions(PACKAGES)}; {num_rounds} rounds of {num_calls} calls. "
-        "Ratios are times of the first row divided by those of the row, within a round: median, "
-        "smallest and largest. Cosines are the smallest to selfvit in torch and float32.",
+        f"{options.threads} threads; {versions(PACKAGES)}; {num_rounds} rounds of {num_calls} "
+        "calls. Ratios are the time of the first row divided by that of the row, within a round: "
+        "median, smallest and largest. Cosines are the smallest to selfvit in torch and float32.",
     ]
     for name, size, batch_size in cases:
         table = encoder_table(size, batch_size, num_rounds, num_calls)

@@ -103,12 +103,13 @@ def format_times(times: Mapping[str, Times], baseline: str, unit: str, per_call:
         unit: What is counted: "images/s".
         per_call: Number of them in a call.
     """
-    lines = [f"| | {unit} | ratio | smallest to largest | cosine |", "| --- | --- | --- | --- | --- |"]
+    header = ("", unit, "ratio", "smallest to largest", "cosine")
+    rows: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     for name, found in times.items():
         median, low, high = found.ratio_to(times[baseline])
-        rate = per_call / found.median
-        lines.append(f"| {name} | {rate:.1f} | {median:.2f} | {low:.2f} to {high:.2f} | {found.note} |")
-    return "\n".join(lines)
+        rate = f"{per_call / found.median:.1f}"
+        rows.append((name, rate, f"{median:.2f}", f"{low:.2f} to {high:.2f}", found.note))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def write_section(path: Path, title: str, text: str) -> None:
@@ -126,4 +127,12 @@ def write_section(path: Path, title: str, text: str) -> None:
     path.write_text("\n\n## ".join(parts) + "\n", encoding="utf-8")
 
 
-__all__ = ["Times", "format_times", "machine", "measure", "pin_threads", "versions", "write_section"]
+__all__ = [
+    "Times",
+    "format_times",
+    "machine",
+    "measure",
+    "pin_threads",
+    "versions",
+    "write_section",
+]

@@ -286,9 +286,7 @@ class Embedder:
         device = best_device(device)
         checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
-        model = load_strictly(
-            SelfViTModel, checkpoint, network=network, dtype=loaded, **overrides
-        )
+        model = load_strictly(SelfViTModel, checkpoint, network=network, dtype=loaded, **overrides)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         return cls(
             model,

@@ -112,11 +112,12 @@ class FusedBlock(nn.Module):
         """(B, T, D) -> (B, T, D), or (B, Q, D)."""
         normalized = self.norm1(hidden_states)
         if self.num_queries is None:
-            query, key, value = self._split(self.qkv(normalized), 3)
+            query, key, value = self._split(self.qkv(normalized), 3).unbind()
         else:
             hidden_states = hidden_states[:, : self.num_queries]
-            (query,) = self._split(self.query(normalized[:, : self.num_queries].contiguous()), 1)
-            key, value = self._split(self.key_value(normalized), 2)
+            first = normalized[:, : self.num_queries].contiguous()
+            query = self._split(self.query(first), 1)[0]
+            key, value = self._split(self.key_value(normalized), 2).unbind()
         attended = self.attend(query, key, value).transpose(1, 2).flatten(2)  # (B, Q, D)
         hidden_states = self.out.add_to(hidden_states, attended)
         transformed = self.fc1.activated(self.norm2(hidden_states), self.activation)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...modeling.modeling_selfvit import SelfViTModel
 from .encoder import FusedEncoder
 from .interface import CopyingEngine, Selection
+from .onnx_graph import silence_logging
 
 NAME = "openvino"
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -57,7 +58,8 @@ def _compile(encoder: FusedEncoder, model: SelfViTModel, precision: str) -> Any:
         torch.zeros(1, rows * columns, config.hidden_size),
     )
     shapes = [[-1, config.num_channels, -1, -1], [1, -1, config.hidden_size]]
-    converted = openvino.convert_model(encoder, example_input=example, input=shapes)
+    with silence_logging():  # torch warns of the tracing that OpenVINO does
+        converted = openvino.convert_model(encoder, example_input=example, input=shapes)
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.activations import GELUActivation
 
 from ...modeling.modeling_selfvit import SelfViTModel
-from .encoder import FusedEncoder, PlainLinear
+from .cpu import cpu_flags
+from .encoder import FusedEncoder, PlainLinear, fused_attention
 from .interface import CopyingEngine, Engine, Selection
 
 NAME = "torch"
@@ -74,7 +75,10 @@ class PackedEngine(CopyingEngine):
     def __init__(self, model: SelfViTModel, selection: Selection):
         super().__init__(model, selection)
         self._embeddings = model.embeddings.patch_embeddings
-        self._encoder = FusedEncoder(model, selection.dtype, PackedLinear, unfused_attention).eval()
+        # Measured in bfloat16: with AMX one call is faster (S/16: by 1.09 in all), without AMX two
+        # products are (2.2 times the attention).
+        attend = fused_attention if "amx_bf16" in cpu_flags() else unfused_attention
+        self._encoder = FusedEncoder(model, selection.dtype, PackedLinear, attend).eval()
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
@@ -118,8 +122,6 @@ class PackedLinear(PlainLinear):
 
 def unfused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return attention by two matrix products and a softmax; the scale is part of the query.
-
-    On a CPU this is faster in bfloat16 than `scaled_dot_product_attention`.
 
     Args:
         query: (B, A, Q, D/A).

@@ -169,7 +169,7 @@ class TestAuto:
             "torch in float32",
         ]
         assert len(request.candidates(model, None, "patches")) == 1
-        assert not is_long(model, 7) and is_long(model, 10**9)
+        assert not is_long(model, torch.float32, 7) and is_long(model, torch.float32, 10**9)
 
     def test_the_precision_is_that_of_the_cpu(self, tiny_checkpoint, image_folder):
         embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", dtype="auto")
