@@ -120,7 +120,7 @@ def write_section(path: Path, title: str, text: str) -> None:
         title: Title of the section, without the marks before it.
         text: New content.
     """
-    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    page = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
     head, *sections = page.split("\n## ")
     kept = [section for section in sections if section.partition("\n")[0] != title]
     parts = [head.rstrip("\n"), *(s.strip("\n") for s in [*kept, f"{title}\n\n{text}"])]

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import objectives_runs
 from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
+from benchmarks.interleaved import Times, measure, write_section
 from benchmarks.objectives import Benchmark, main
 from benchmarks.side_by_side import (
     Side,
@@ -172,3 +173,19 @@ def test_batches_hold_the_views_and_no_skipped_images(data_folder):
     batch = next(batches_of(run, load_splits(data_folder).train, 2))
     assert batch["skipped"] == []
     assert batch["global_views"].shape == (2, 8, 3, 28, 28)
+
+
+def test_programs_take_turns_and_ratios_are_those_within_a_round():
+    calls: list[str] = []
+    times = measure({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=2)
+    assert "".join(calls) == "ab" + "ab" + "ba"
+    assert [len(found.seconds) for found in times.values()] == [2, 2]
+    slow, fast = Times([2.0, 8.0, 3.0]), Times([1.0, 2.0, 3.0])  # a neighbor slowed down round 2
+    assert fast.ratio_to(slow) == (2.0, 1.0, 4.0)
+
+
+def test_a_section_of_results_is_replaced_and_others_stay(tmp_path):
+    page = tmp_path / "results.md"
+    for title, text in (("A", "old"), ("B", "kept"), ("A", "new")):
+        write_section(page, title, text)
+    assert page.read_text().split("## ")[1:] == ["B\n\nkept\n\n", "A\n\nnew\n"]

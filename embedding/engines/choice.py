@@ -217,24 +217,21 @@ def choose(
         tokens: "pooled" or "patches".
     """
     *preferred, last = candidates
-    if preferred and pixel_values is not None:
-        images = pixel_values[:CHECKED_IMAGES]
-        own = Selection(pytorch.NAME, model.dtype)
-        expected = pytorch.TorchEngine(model, own)(images)
-        reasons = []
-        for selection in candidates:
-            reason = None
-            if selection is not last:
-                engine, reason = _try(selection, model, images, expected, tokens)
-            else:
-                engine = build(last, model, tokens)
-            if engine is None:
-                reasons.append(f"{selection} {reason}")
-                continue
-            if reasons:
-                logger.warning("The engine is %s: %s.", selection, "; ".join(reasons))
-            return engine
-    return build(last, model, tokens)
+    if not preferred or pixel_values is None:
+        return build(last, model, tokens)
+    images = pixel_values[:CHECKED_IMAGES]
+    expected = pytorch.TorchEngine(model, Selection(pytorch.NAME, model.dtype))(images)
+    reasons = []
+    for selection in preferred:
+        engine, reason = _try(selection, model, images, expected, tokens)
+        if engine is not None:
+            break
+        reasons.append(f"{selection} {reason}")
+    else:
+        engine = build(last, model, tokens)
+    if reasons:
+        logger.warning("The engine is %s: %s.", engine.selection, "; ".join(reasons))
+    return engine
 
 
 def _try(
@@ -250,8 +247,8 @@ def _try(
     if cosine >= MIN_COSINE:
         return engine, ""
     return None, (
-        f"has vectors whose smallest cosine to those of torch in float32 is {cosine:.4f}, below "
-        f"{MIN_COSINE}"
+        f"has vectors whose smallest cosine to those of torch in {name_of(model.dtype)} is "
+        f"{cosine:.4f}, below {MIN_COSINE}"
     )
 
 
