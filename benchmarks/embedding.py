@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel, pipeline
 
 from benchmarks.interleaved import (
-    Times,
     format_times,
     machine,
     measure,
@@ -41,8 +41,11 @@ from selfvit.embedding.engines.interface import Selection
 
 BASELINE = "transformers ViTModel, sdpa, float32"
 PACKAGES = ("torch", "transformers", "openvino", "onnxruntime", "timm")
-SIZES = {"S/16": ("vits16", "vit_small_patch16_224"), "B/32": ("vitb32", "vit_base_patch32_224")}
-MORE_SIZES = {"B/16": ("vitb16", "vit_base_patch16_224")}
+SIZES = {  # names of selfvit and timm
+    "S/16": ("vits16", "vit_small_patch16_224"),
+    "B/32": ("vitb32", "vit_base_patch32_224"),
+    "B/16": ("vitb16", "vit_base_patch16_224"),
+}
 SEED = 0
 Program = Callable[[], Any]
 
@@ -74,11 +77,13 @@ def precisions() -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16] if multiplies_bfloat16() else [torch.float32]
 
 
-def stock_programs(config: SelfViTConfig, pixels: Tensor) -> dict[str, Program]:
+def stock_programs(
+    config: SelfViTConfig, pixels: Tensor, attentions: tuple[str, ...]
+) -> dict[str, Program]:
     """Return the programs of transformers by name, the baseline first."""
     programs: dict[str, Program] = {}
     for dtype in precisions():
-        for attention in ("sdpa", "eager"):
+        for attention in attentions:
             model = stock_model(config, attention, dtype)
             images = pixels.to(dtype)
 
@@ -146,18 +151,60 @@ def openvino_programs(name: str, pixels: Tensor) -> dict[str, Program]:
     return programs
 
 
-def encoder_table(size: tuple[str, str], batch_size: int, num_rounds: int, num_calls: int) -> str:
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure.
+
+    Args:
+        attentions: Attention of transformers.
+        cases: Sizes of the encoders, each with a batch size.
+        num_rounds: Number of rounds.
+        num_calls: Number of calls per round.
+        num_files: Number of JPEG files.
+        num_file_rounds: Number of rounds with these files.
+        workers: Numbers of processes that decode.
+        clock: Clock in seconds.
+    """
+
+    attentions: tuple[str, ...]
+    cases: tuple[tuple[str, int], ...]
+    num_rounds: int
+    num_calls: int
+    num_files: int
+    num_file_rounds: int
+    workers: tuple[int, ...]
+    clock: Callable[[], float]
+
+
+def plan_of(is_quick: bool, num_threads: int, cpu_time: bool) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        is_quick: Whether it takes less than two minutes.
+        num_threads: Number of cores.
+        cpu_time: Whether to measure CPU time, which does not include that of workers.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    cases = (("S/16", 8), ("B/32", 8))
+    if is_quick:
+        return Plan(("sdpa",), cases, 5, 1, 16, 3, (0,), clock)
+    workers = (0,) if cpu_time else (0, num_threads)
+    cases += (("S/16", 1), ("B/32", 1), ("B/16", 8))
+    return Plan(("sdpa", "eager"), cases, 30, 3, 128, 9, workers, clock)
+
+
+def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
     """Measure all encoders on preprocessed images, and return a table."""
     config = size_of(size[0])
     generator = torch.Generator().manual_seed(SEED)
     pixels = torch.randn(batch_size, 3, *config.image_height_width, generator=generator)
     own = own_programs(config, pixels)
     programs = {
-        **stock_programs(config, pixels),
+        **stock_programs(config, pixels, plan.attentions),
         **own,
         **openvino_programs(size[1], pixels),
     }
-    times = measure(programs, num_rounds, num_calls)
+    times = measure(programs, plan.num_rounds, plan.num_calls, plan.clock)
     expected = own["selfvit, torch, float32"]()
     for name, program in own.items():
         cosine = smallest_cosine(program(), expected)
@@ -181,7 +228,7 @@ def write_photos(folder: Path, count: int) -> None:
         image.save(folder / f"{index:04}.jpg", quality=90)
 
 
-def files_table(num_images: int, num_rounds: int, num_threads: int) -> str:
+def files_table(plan: Plan) -> str:
     """Measure JPEG files to vectors with S/16, and return a table."""
     config = size_of("vits16")
     torch.manual_seed(SEED)
@@ -192,14 +239,14 @@ def files_table(num_images: int, num_rounds: int, num_threads: int) -> str:
         task, model=stock, image_processor=processor, device="cpu", batch_size=8
     )
     with tempfile.TemporaryDirectory() as place:
-        write_photos(Path(place), num_images)
+        write_photos(Path(place), plan.num_files)
         files = sorted(str(path) for path in Path(place).glob("*.jpg"))
         source = open_images(place)
         programs: dict[str, Program] = {
             "transformers pipeline, batch 8": lambda: list(extract(files, return_tensors=True))
         }
         for selection in selections():
-            for num_workers in (0, num_threads):
+            for num_workers in plan.workers:
                 embedder = Embedder(
                     copy.deepcopy(model),
                     processor,
@@ -212,8 +259,8 @@ def files_table(num_images: int, num_rounds: int, num_threads: int) -> str:
                     f"selfvit, {selection.engine}, {selection.dtype_name}, {num_workers} workers"
                 )
                 programs[label] = lambda embedder=embedder: embedder.embed(source)  # type: ignore[misc]
-        times: dict[str, Times] = measure(programs, num_rounds)
-    return format_times(times, "transformers pipeline, batch 8", "images/s", num_images)
+        times = measure(programs, plan.num_file_rounds, clock=plan.clock)
+    return format_times(times, "transformers pipeline, batch 8", "images/s", plan.num_files)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -226,25 +273,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="Fewer rounds: under two minutes.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="Measure CPU seconds instead of seconds, for a busy machine; with --threads 1.",
+    )
     options = parser.parse_args(arguments)
     pin_threads(options.threads)
-    num_rounds, num_calls = (5, 1) if options.quick else (30, 3)
-    cases = [(name, size, 8) for name, size in SIZES.items()]
-    if not options.quick:
-        cases += [(name, size, 1) for name, size in SIZES.items()]
-        cases += [(name, size, 8) for name, size in MORE_SIZES.items()]
+    plan = plan_of(options.quick, options.threads, options.cpu_time)
     lines = [
-        f"{options.threads} threads; {versions(PACKAGES)}; {num_rounds} rounds of {num_calls} "
-        "calls. Ratios are the time of the first row divided by that of the row, within a round: "
-        "median, smallest and largest. Cosines are the smallest to selfvit in torch and float32.",
+        f"{options.threads} threads; {versions(PACKAGES)}; {plan.num_rounds} rounds of "
+        f"{plan.num_calls} calls; {'CPU time' if options.cpu_time else 'wall-clock time'}. Ratios "
+        "are the time of the first row divided by that of the row, within a round: median, "
+        "smallest and largest. Cosines are the smallest to selfvit in torch and float32.",
     ]
-    for name, size, batch_size in cases:
-        table = encoder_table(size, batch_size, num_rounds, num_calls)
+    for name, batch_size in plan.cases:
+        table = encoder_table(SIZES[name], batch_size, plan)
         lines += [f"### {name}, batch {batch_size}", table]
         print(f"\n{name}, batch {batch_size}\n{table}", flush=True)
-    num_images, num_rounds = (16, 3) if options.quick else (128, 9)
-    table = files_table(num_images, num_rounds, options.threads)
-    lines += [f"### S/16, {num_images} JPEG files of 500 x 375 pixels to vectors", table]
+    table = files_table(plan)
+    lines += [f"### S/16, {plan.num_files} JPEG files of 500 x 375 pixels to vectors", table]
     print(f"\nJPEG files\n{table}", flush=True)
     if options.output is not None:
         write_section(options.output, machine(), "\n\n".join(lines))

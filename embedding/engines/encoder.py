@@ -221,6 +221,7 @@ def check_linear_layers(model: SelfViTModel) -> None:
         ValueError: If a layer is of another class, as with adapters and quantized weights.
     """
     for index, layer in enumerate(model.layers):
+        assert isinstance(layer, SelfViTLayer)
         attention, mlp = layer.attention, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         for linear in (*projections, mlp.fc1, mlp.fc2):

@@ -53,7 +53,7 @@ class CastEngine(CopyingEngine):
 
     def __init__(self, model: SelfViTModel, selection: Selection):
         super().__init__(model, selection)
-        self.model = copy.deepcopy(model).to(selection.dtype)
+        self.model = copy.deepcopy(model).to(dtype=selection.dtype)
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), float32, see `Engine`."""
