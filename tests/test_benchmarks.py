@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,7 @@ def test_batches_hold_the_views_and_no_skipped_images(data_folder):
 
 def test_programs_take_turns_and_ratios_are_those_within_a_round():
     calls: list[str] = []
-    times = measure({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=2)
+    times = measure({name: partial(calls.append, name) for name in "ab"}, num_rounds=2)
     assert "".join(calls) == "ab" + "ab" + "ba"
     assert [len(found.seconds) for found in times.values()] == [2, 2]
     slow, fast = Times([2.0, 8.0, 3.0]), Times([1.0, 2.0, 3.0])  # a neighbor slowed down round 2

@@ -53,7 +53,8 @@ class CastEngine(CopyingEngine):
 
     def __init__(self, model: SelfViTModel, selection: Selection):
         super().__init__(model, selection)
-        self.model = copy.deepcopy(model).to(dtype=selection.dtype)
+        copied: Any = copy.deepcopy(model)
+        self.model: SelfViTModel = copied.to(selection.dtype)
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), float32, see `Engine`."""
