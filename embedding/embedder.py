@@ -24,7 +24,7 @@ from ..data.dataset_source import AnySource, StreamingImageSource
 from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
+from ..data.pixel_format import Findings, PixelCheck, PixelFormat
 from ..data.reading import (
     Batches,
     ReadBatch,
@@ -35,8 +35,8 @@ from ..data.reading import (
     unreadable_reason,
 )
 from ..data.reading_ahead import read_ahead
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 from .engines.choice import CHECKED_IMAGES, Request, build, choose
@@ -117,14 +117,14 @@ class Preparation:
     processor: BaseImageProcessor
     pixel_format: PixelFormat
 
-    def __call__(self, record: ImageRecord) -> tuple[Tensor, ValueRanges, str | None]:
-        """Return the pixels (C, H, W) of an image, their ranges, and the checksum of the file.
+    def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
+        """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
 
         Raises:
             UnreadableImageError: If the image cannot be decoded.
         """
-        pixels, ranges = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
-        return pixels, ranges, checksum_of(record.image)
+        pixels, findings = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
+        return pixels, findings, checksum_of(record.image)
 
     def read(
         self,
@@ -160,11 +160,11 @@ class Preparation:
 
     @staticmethod
     def stack(
-        items: list[tuple[Tensor, ValueRanges, str | None]],
-    ) -> tuple[Tensor, list[ValueRanges], list[str | None]]:
-        """Return pixels (B, C, H, W), ranges and checksums of a batch."""
-        pixels, ranges, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(ranges), list(checksums)
+        items: list[tuple[Tensor, Findings | None, str | None]],
+    ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
+        """Return pixels (B, C, H, W), findings and checksums of a batch."""
+        pixels, findings, checksums = zip(*items, strict=True)
+        return torch.stack(pixels), list(findings), list(checksums)
 
 
 class Embedder:
@@ -236,7 +236,7 @@ class Embedder:
         self.request = Request(engine, dtype)
         self.request.check(self.model, tokens)
         self._engine: Engine | None = None
-        self._range_check = RangeCheck()
+        self._pixel_check = PixelCheck()
 
     @classmethod
     def from_pretrained(
@@ -257,7 +257,8 @@ class Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
         Args:
-            checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
+            checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION; or weights that
+                `selfvit convert` knows, which are converted first.
             network: "teacher" or "student", as in `SelfViTModel.from_pretrained`.
             pooling: Pooling of the vectors, as in `SelfViTConfig`; None for the one stored in the
                 checkpoint.
@@ -416,17 +417,16 @@ class Embedder:
             stacked = torch.stack(pixels)
             self._current_engine(stacked, len(images))
             vectors.append(self.embed_pixels(stacked))
-        self._warn_of_ranges()
+        self._warn_of_findings()
         return np.concatenate(vectors)
 
     def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, ranges = _decode_and_preprocess(image, self.processor, self.pixel_format)
-        self._range_check.add(name, ranges)
+        pixel_values, findings = _decode_and_preprocess(image, self.processor, self.pixel_format)
+        self._pixel_check.add(name, findings)
         return pixel_values
 
-    def _warn_of_ranges(self) -> None:
-        warning = self._range_check.warning_once()
-        if warning is not None:
+    def _warn_of_findings(self) -> None:
+        for warning in self._pixel_check.warnings_once():
             logger.warning(warning)
 
     def embed(self, source: AnySource, *, progress: bool = False) -> EmbeddedImages:
@@ -488,22 +488,22 @@ class Embedder:
         ):
             for batch, found in batches:
                 for name, values in zip(batch.ids, found, strict=True):
-                    self._range_check.add(name, values)
+                    self._pixel_check.add(name, values)
                 num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
                 bar.update(batch.num_images)
                 yield batch
-        self._warn_of_ranges()
+        self._warn_of_findings()
 
     def _embedded(
         self, source: AnySource, ranges: Sequence[range]
-    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
-        """Yield the results of batches, and the ranges of the images that can be read."""
+    ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
+        """Yield the results of batches, and the findings in the images that can be read."""
         read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
         with closing(read) as batches:
             for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
-                found: list[ValueRanges] = []
+                found: list[Findings | None] = []
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
@@ -622,34 +622,34 @@ def preprocess_spread_images(
     pixel_format = pixel_format_of(processor, pixel_range)
     prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
     images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
-    warn_of_ranges({name: ranges for name, _, ranges in images})
+    warn_of_findings({name: findings for name, _, findings in images})
     return [pixel_values for _, pixel_values, _ in images], skipped
 
 
-def warn_of_ranges(ranges: Mapping[str, ValueRanges]) -> None:
-    """Log one warning if images have values that do not fit their range, see `RangeCheck`.
+def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
+    """Log one warning of each kind if files hold more than what is read, see `PixelCheck`.
 
     Args:
-        ranges: Ranges by the name of the image.
+        findings: Findings by the name of the image.
     """
-    check = RangeCheck()
-    for name, found in ranges.items():
+    check = PixelCheck()
+    for name, found in findings.items():
         check.add(name, found)
-    if (warning := check.warning()) is not None:
+    for warning in check.warnings():
         logger.warning(warning)
 
 
 def _preprocess_named(
     record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[str, Tensor, ValueRanges]:
+) -> tuple[str, Tensor, Findings | None]:
     return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
 
 
 def _decode_and_preprocess(
     image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, ValueRanges]:
+) -> tuple[Tensor, Findings | None]:
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
-    return pixel_values_of(decoded, processor), decoded.ranges
+    return pixel_values_of(decoded, processor), decoded.findings
 
 
 @contextmanager
@@ -703,5 +703,5 @@ __all__ = [
     "eval_mode",
     "preprocess",
     "preprocess_spread_images",
-    "warn_of_ranges",
+    "warn_of_findings",
 ]

@@ -19,7 +19,7 @@ import torch
 
 from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shards
 from ..data.image_source import ImageRecord, RecordSource
-from ..data.pixel_format import ValueRanges
+from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
 from .embedder import EmbeddedBatch, Embedder, Preparation
 from .engines.interface import AUTO
@@ -66,7 +66,7 @@ class RayEmbedder(Embedder):
 
     def _embedded(
         self, source: AnySource, ranges: Sequence[range]
-    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
+    ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
         """Yield the results of batches in the order of the source, computed by tasks and actors.
 
         The nodes must be able to open the files of the source.
@@ -119,8 +119,8 @@ class RayEmbedder(Embedder):
             **self.fixed_engine(self),
         }
 
-    def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[ValueRanges]]:
-        positions, batch, ranges, checksums, patches = pickle.loads(row["described"])
+    def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[Findings | None]]:
+        positions, batch, findings, checksums, patches = pickle.loads(row["described"])
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
         embedded = EmbeddedBatch(
             batch.ids,
@@ -132,7 +132,7 @@ class RayEmbedder(Embedder):
             batch.seconds,
             patches,
         )
-        return embedded, ranges
+        return embedded, findings
 
 
 def embed_dataset(
@@ -239,16 +239,16 @@ class _Actor:
         batch: ReadBatch
         positions, batch = pickle.loads(rows["pixels"][0])
         vectors = np.empty((0, self.embedder.embedding_size), dtype=np.float32)
-        ranges: list[Any] = []
+        findings: list[Any] = []
         checksums: list[str | None] = []
         patches = None
         if batch.pixels is not None:
-            pixel_values, ranges, checksums = batch.pixels
+            pixel_values, findings, checksums = batch.pixels
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             positions,
             replace(batch, pixels=None),
-            ranges,
+            findings,
             checksums,
             patches,
         )

@@ -258,7 +258,7 @@ def _match(
             unknown.append(name)
             continue
         check_repeated_label(name, given.get(row, value), value, where, "label")
-        given[row] = value
+        given |= dict.fromkeys(collection.rows_of(name), value)
     if not given:
         example = f", for example {unknown[0]!r}" if unknown else ""
         raise ValueError(

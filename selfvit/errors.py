@@ -5,6 +5,7 @@ Every folder of the package may import this module; it needs the standard librar
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,28 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(path: str) -> str:
+    """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
+    if path.isascii():
+        return path
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return path.encode("utf-8", "backslashreplace").decode()
+
+
+def printable_line(text: str) -> str:
+    """Return a text in one line that can be printed, as names of files can hold any byte.
+
+    Args:
+        text: Text.
+    """
+    line = " ".join(printable(text).split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """Join names into one line, at most `limit` of them: "a, b and 3 more"."""
     names = list(names)
@@ -62,4 +85,4 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["one_line", "one_line_errors", "shorten"]
+__all__ = ["one_line", "one_line_errors", "printable", "printable_line", "shorten"]
