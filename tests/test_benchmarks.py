@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from benchmarks import duplicates, duplicates_images, objectives_runs
 from benchmarks.duplicates_report import Measured, table
 from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
+from benchmarks.interleaved import Times, measure, write_section
 from benchmarks.objectives import Benchmark, main
 from benchmarks.side_by_side import (
     Side,
@@ -205,3 +207,19 @@ def test_copies_of_other_kinds_show_the_same_picture(kind):
 def noise_picture(seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((90, 80), Image.Resampling.BICUBIC)
+
+
+def test_programs_take_turns_and_ratios_are_those_within_a_round():
+    calls: list[str] = []
+    times = measure({name: partial(calls.append, name) for name in "ab"}, num_rounds=2)
+    assert "".join(calls) == "ab" + "ab" + "ba"
+    assert [len(found.seconds) for found in times.values()] == [2, 2]
+    slow, fast = Times([2.0, 8.0, 3.0]), Times([1.0, 2.0, 3.0])  # a neighbor slowed down round 2
+    assert fast.ratio_to(slow) == (2.0, 1.0, 4.0)
+
+
+def test_a_section_of_results_is_replaced_and_others_stay(tmp_path):
+    page = tmp_path / "results.md"
+    for title, text in (("A", "old"), ("B", "kept"), ("A", "new")):
+        write_section(page, title, text)
+    assert page.read_text().split("## ")[1:] == ["B\n\nkept\n\n", "A\n\nnew\n"]
