@@ -20,6 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dino import DINOConfig
+from ..configuration.configuration_dinov2 import DINOv2Config
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
@@ -75,7 +76,7 @@ class DINOLastLayer(nn.Module):
 class DINOHead(nn.Module):
     """Projection head: MLP with GELU, L2 normalization, weight-normalized layer (Appendix C)."""
 
-    def __init__(self, in_features: int, config: DINOConfig):
+    def __init__(self, in_features: int, config: DINOConfig | DINOv2Config):
         super().__init__()
         widths = (
             [in_features]
