@@ -1,4 +1,4 @@
-"""Gram anchoring: keep the similarities of an image's patches (DINOv3, arXiv 2508.10104, Sec. 4)."""
+"""Gram anchoring: keep the similarities of patches (DINOv3, arXiv 2508.10104, Sec. 4)."""
 
 # B images · N patches of the student · M patches of the teacher · D, E hidden
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -148,8 +149,9 @@ class PatchLoss(TeacherTargets):
             teacher_logits = teacher_logits.detach().float()
             self.accumulate_for_center(teacher_logits)
             targets = self.teacher_log_probabilities(teacher_logits, teacher_temperature).exp()
-            agreement = (targets * student_logits).sum(dim=-1)  # (M,)
-            return (weights * (student_logits.logsumexp(dim=-1) - agreement)).sum()
+            # log_softmax, since logsumexp does not compile for a number of rows that varies
+            cross_entropy = -(targets * F.log_softmax(student_logits, dim=-1)).sum(dim=-1)  # (M,)
+            return (weights * cross_entropy).sum()
 
 
 class DINOv2Loss(nn.Module):
@@ -262,7 +264,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         self.init_gram_teacher()
 
     def train(self, mode: bool = True) -> SelfViTForDINOv2:
-        """Set the mode of the student. Both teachers stay in evaluation mode, without gradients."""
+        """Set the mode of the student; teachers stay in evaluation mode, without gradients."""
         super().train(mode)
         for teacher in (self.vit, self.head, self.gram_teacher):
             if teacher is not None:

@@ -103,7 +103,7 @@ def random_views(
 def masked_views(
     generator: torch.Generator, batch_size: int, num_local_views: int = 2
 ) -> dict[str, Tensor]:
-    """Return the views of `random_views`; in each second global view, 6 of 16 patches are masked."""
+    """Return the views of `random_views`; in half of the global ones, 6 patches are masked."""
     views = random_views(generator, batch_size, num_local_views)
     order = torch.rand(2, batch_size, 16, generator=generator).argsort(dim=-1)
     masked = order < 6

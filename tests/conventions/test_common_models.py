@@ -71,8 +71,9 @@ LEFT_OUT = {
     "weight of an embedding layer": ("enable_input_require_grads_with_gradient_checkpointing",),
 }
 
-# SelfViTForDINO, SelfViTForDINOv2, SelfViTForLeJEPA and SelfViTForPMSN return a loss over views and no features; the
-# tests of the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers attention.
+# SelfViTForDINO, SelfViTForDINOv2, SelfViTForLeJEPA and SelfViTForPMSN return a loss over views and
+# no features; the tests of the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers
+# attention.
 LEFT_OUT_WHERE_A_LOSS_IS_ALL = {
     "features": (
         "hidden_states_output",
