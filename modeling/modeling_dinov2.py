@@ -183,6 +183,14 @@ class DINOv2Network(nn.Module):
         self.head = DINOv2Head(config.hidden_size, config.dinov2_config)
 
 
+class GramTeacher(nn.Module):
+    """Frozen encoder whose patch similarities the student keeps."""
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.vit = SelfViTModel(config)
+
+
 class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
     """DINOv2 with a teacher and a student, and with Gram anchoring also a frozen Gram teacher.
 
@@ -212,7 +220,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         self.vit = SelfViTModel(config)
         self.head = DINOv2Head(config.hidden_size, config.dinov2_config)
         self.student = DINOv2Network(config)
-        self.gram_teacher = SelfViTModel(config) if config.dinov2_config.gram_weight else None
+        self.gram_teacher = GramTeacher(config) if config.dinov2_config.gram_weight else None
         self.loss = DINOv2Loss(config.dinov2_config)
         self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
         self.post_init()
@@ -245,18 +253,17 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
-        missing = [name for name in info["missing_keys"] if name.startswith("gram_teacher.")]
-        if missing:
+        missing = {name for name in info["missing_keys"] if name.startswith("gram_teacher.")}
+        has_encoder = not any(name.startswith("vit.") for name in info["missing_keys"])
+        if missing and has_encoder:
             model.init_gram_teacher()
-            info["missing_keys"] = type(info["missing_keys"])(
-                name for name in info["missing_keys"] if name not in missing
-            )
+            info["missing_keys"] = set(info["missing_keys"]) - missing
         return (model, info) if with_loading_info else model
 
     def init_gram_teacher(self) -> None:
         """Copy the teacher's encoder to the Gram teacher, if there is one."""
         if self.gram_teacher is not None:
-            copy_student(self.vit, self.gram_teacher)
+            copy_student(self.vit, self.gram_teacher.vit)
 
     def init_student_from_teacher(self) -> None:
         """Copy the encoder that the run starts from to the student and to the Gram teacher."""
@@ -378,7 +385,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
             return None
         views = images if gram_views is None else gram_views.flatten(0, 1)
         with torch.no_grad():
-            anchors = self._tokens(self.gram_teacher, views)[1]
+            anchors = self._tokens(self.gram_teacher.vit, views)[1]
         grid_of = self.vit.embeddings.patch_embeddings.grid_of
         return gram_loss(patches, anchors, grid_of(images), grid_of(views))
 

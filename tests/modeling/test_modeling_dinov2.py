@@ -319,7 +319,7 @@ def test_every_parameter_and_buffer_is_initialized_as_documented():
         elif name.endswith("magnitude"):
             assert torch.equal(value, torch.ones(100, 1))
         else:
-            assert name.startswith(("vit.", "student.vit.", "gram_teacher.")), name
+            assert name.startswith(("vit.", "student.vit.", "gram_teacher.vit.")), name
             encoder.add(name)
     names = [pattern for pattern, _ in INITIALIZATION.values()]
     assert all(any(re.search(pattern, name) for pattern in names) for name in encoder)
@@ -328,7 +328,7 @@ def test_every_parameter_and_buffer_is_initialized_as_documented():
         if name.startswith(("vit.", "head.")):
             assert torch.equal(state[name], state[f"student.{name}"]), name
         if name.startswith("vit."):
-            assert torch.equal(state[name], state[f"gram_teacher.{name[4:]}"]), name
+            assert torch.equal(state[name], state[f"gram_teacher.{name}"]), name
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -386,7 +386,7 @@ def test_the_forward_pass_is_the_weighted_sum_of_its_losses(num_local_views, sep
     patch_loss = patch_loss / len(masks)
     koleo = sum(koleo_loss(tokens[None]) for tokens in student[:, 0].unflatten(0, (2, 3)))
     gram = gram_loss(
-        student[:, 3:], model.gram_teacher(images).last_hidden_state[:, 3:], (4, 4), (4, 4)
+        student[:, 3:], model.gram_teacher.vit(images).last_hidden_state[:, 3:], (4, 4), (4, 4)
     )
     output = model(**views, teacher_temperature=0.05)
     expected = {"class_loss": class_loss, "patch_loss": patch_loss, "koleo": koleo, "gram": gram}
@@ -410,7 +410,7 @@ def test_only_the_student_sees_masks():
     before = model(**views)
     with torch.no_grad():
         model.vit.embeddings.mask_token.add_(1)
-        model.gram_teacher.embeddings.mask_token.add_(1)
+        model.gram_teacher.vit.embeddings.mask_token.add_(1)
         assert torch.equal(model(**views).loss, before.loss)
         model.student.vit.embeddings.mask_token.add_(1)
         assert not torch.equal(model(**views).loss, before.loss)
@@ -443,7 +443,7 @@ def test_gram_views_may_have_another_resolution():
 def test_training_keeps_teachers_in_evaluation_mode_and_the_gram_teacher_frozen():
     model = make_model(drop_path_rate=0.5)
     teachers = (model.vit, model.head, model.gram_teacher)
-    start = {name: value.clone() for name, value in model.gram_teacher.state_dict().items()}
+    start = {name: value.clone() for name, value in model.gram_teacher.vit.state_dict().items()}
     optimizer = torch.optim.SGD([value for _, value in model.trained_parameters()], lr=0.1)
     for step in range(2):
         model.train()
@@ -452,7 +452,7 @@ def test_training_keeps_teachers_in_evaluation_mode_and_the_gram_teacher_frozen(
         assert all(value.grad is None for part in teachers for value in part.parameters())
         optimizer.step()
         model.after_optimizer_step(step, 10)
-    for name, value in model.gram_teacher.state_dict().items():
+    for name, value in model.gram_teacher.vit.state_dict().items():
         assert torch.equal(value, start[name]), name
     assert not torch.equal(model.vit.layers[0].mlp.fc1.weight, start["layers.0.mlp.fc1.weight"])
 
@@ -463,7 +463,7 @@ def test_the_encoder_that_a_run_starts_from_is_the_gram_teacher(tmp_path):
     model = make_model()
     model.vit.load_state_dict(encoder.state_dict())
     model.init_student_from_teacher()
-    for network in (model.vit, model.student.vit, model.gram_teacher):
+    for network in (model.vit, model.student.vit, model.gram_teacher.vit):
         for name, value in encoder.state_dict().items():
             assert torch.equal(network.state_dict()[name], value), name
 
@@ -476,14 +476,14 @@ def test_a_checkpoint_without_a_gram_teacher_becomes_its_own(tmp_path):
     config = make_model().config
     model = load_strictly(SelfViTForDINOv2, tmp_path / "plain", config=config)
     for name, value in plain.vit.state_dict().items():
-        assert torch.equal(model.gram_teacher.state_dict()[name], value), name
+        assert torch.equal(model.gram_teacher.vit.state_dict()[name], value), name
     # a Gram teacher that is saved is kept, and a run without Gram anchoring leaves it out
     with torch.no_grad():
-        model.gram_teacher.embeddings.cls_token.add_(1)
+        model.gram_teacher.vit.embeddings.cls_token.add_(1)
     model.save_pretrained(tmp_path / "anchored")
     again = load_strictly(SelfViTForDINOv2, tmp_path / "anchored")
     assert torch.equal(
-        again.gram_teacher.embeddings.cls_token, model.gram_teacher.embeddings.cls_token
+        again.gram_teacher.vit.embeddings.cls_token, model.gram_teacher.vit.embeddings.cls_token
     )
     without = load_strictly(SelfViTForDINOv2, tmp_path / "anchored", config=plain.config)
     assert without.gram_teacher is None
