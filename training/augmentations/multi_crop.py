@@ -247,12 +247,12 @@ class MaskedMultiCrop(MultiCrop):
             (V - 2, C, h, w), and with a factor above 1 "gram_views", which are the global views in
             a higher resolution.
         """
-        before = copy.deepcopy(rng)
-        views = super().__call__(image, rng, image_size, patch_size)
+        larger = {}
         if self.gram_resolution_factor > 1:
-            views["gram_views"] = self._gram_views(image, before, image_size, patch_size)
-        views["bool_masked_pos"] = self._masks(image_size, patch_size, rng)
-        return views
+            same = copy.deepcopy(rng)  # the same crops, flips and colors
+            larger["gram_views"] = self._gram_views(image, same, image_size, patch_size)
+        views = super().__call__(image, rng, image_size, patch_size)
+        return {**views, **larger, "bool_masked_pos": self._masks(image_size, patch_size, rng)}
 
     def _masks(
         self, image_size: tuple[int, int], patch_size: int, rng: np.random.Generator
