@@ -220,7 +220,8 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         self.vit = SelfViTModel(config)
         self.head = DINOv2Head(config.hidden_size, config.dinov2_config)
         self.student = DINOv2Network(config)
-        self.gram_teacher = GramTeacher(config) if config.dinov2_config.gram_weight else None
+        has_anchor = config.dinov2_config.gram_weight > 0
+        self.gram_teacher = GramTeacher(config) if has_anchor else None
         self.loss = DINOv2Loss(config.dinov2_config)
         self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
         self.post_init()
