@@ -214,8 +214,8 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         super().__init__(config)
         if not config.use_mask_token:
             raise ValueError(
-                f"use_mask_token ({config.use_mask_token}) must be True for SelfViTForDINOv2, which "
-                "replaces masked patches by a mask token; pass use_mask_token=True."
+                f"use_mask_token ({config.use_mask_token}) must be True for SelfViTForDINOv2, "
+                "which replaces masked patches by a mask token; pass use_mask_token=True."
             )
         self.vit = SelfViTModel(config)
         self.head = DINOv2Head(config.hidden_size, config.dinov2_config)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.position_embeddings import interpolate_position_embeddings
 from ..modeling.registry import TRAINABLE_CLASSES
