@@ -30,7 +30,8 @@ def multi_crop(**fields):
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: "x".join(map(str, case["grid"])))
 def test_masks_have_the_properties_of_the_reference(case):
     rng, observed = np.random.default_rng(1), case["observed"]["dinov2"]
-    edges = np.linspace(*case["mask_ratio"], case["crops_masked"] + 1)
+    least, most = case["mask_ratio"]
+    edges = np.linspace(least, most, case["crops_masked"] + 1)
     means, total, num_draws = [], np.zeros(case["grid"]), 300
     for rank, bounds in enumerate(case["target_bounds_by_rank"]):
         ratios = rng.uniform(edges[rank], edges[rank + 1], num_draws)

@@ -261,8 +261,9 @@ class MaskedMultiCrop(MultiCrop):
         grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         masks = np.zeros((2, count_patches(image_size, patch_size)), dtype=bool)
         num_masked_views = int(2 * self.masked_view_ratio + rng.random())
+        least, most = self.masked_patch_ratio
         for index in rng.permutation(2)[:num_masked_views]:
-            num_masked = int(masks.shape[1] * rng.uniform(*self.masked_patch_ratio))
+            num_masked = int(masks.shape[1] * rng.uniform(least, most))
             masks[index] = random_block_mask(grid, num_masked, rng).ravel()
         return masks
 
