@@ -41,7 +41,9 @@ SAMPLE = Path(__file__).resolve().parent / "fashion_mnist_sample"
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objective", choices=["dino", "lejepa", "mae", "pmsn"], default="dino")
+    parser.add_argument(
+        "--objective", choices=["dino", "dinov2", "lejepa", "mae", "pmsn"], default="dino"
+    )
     parser.add_argument("--output", "-o", type=Path, default=Path("demo"), help="Folder to write.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the run.")
     parser.add_argument(
