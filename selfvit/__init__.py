@@ -14,6 +14,7 @@ from .auto_registration import register_once_transformers_is_imported
 
 if TYPE_CHECKING:
     from .configuration.configuration_dino import DINOConfig as DINOConfig
+    from .configuration.configuration_distill import DistillConfig as DistillConfig
     from .configuration.configuration_lejepa import LeJEPAConfig as LeJEPAConfig
     from .configuration.configuration_mae import MAEConfig as MAEConfig
     from .configuration.configuration_pmsn import PMSNConfig as PMSNConfig
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .exploration.search import search as search
     from .exploration.selection import select as select
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
+    from .modeling.modeling_distill import SelfViTForDistill as SelfViTForDistill
     from .modeling.modeling_lejepa import SelfViTForLeJEPA as SelfViTForLeJEPA
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
 # the imports above.
 MODULES = {
     "DINOConfig": "configuration.configuration_dino",
+    "DistillConfig": "configuration.configuration_distill",
     "EmbeddedImages": "embedding.embedder",
     "Embedder": "embedding.embedder",
     "LeJEPAConfig": "configuration.configuration_lejepa",
@@ -80,6 +83,7 @@ MODULES = {
     "SelfViTBackbone": "modeling.modeling_selfvit",
     "SelfViTConfig": "configuration.configuration_selfvit",
     "SelfViTForDINO": "modeling.modeling_dino",
+    "SelfViTForDistill": "modeling.modeling_distill",
     "SelfViTForImageClassification": "modeling.modeling_selfvit",
     "SelfViTForLeJEPA": "modeling.modeling_lejepa",
     "SelfViTForMAE": "modeling.modeling_mae",

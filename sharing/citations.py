@@ -18,6 +18,24 @@ DINO = r"""@inproceedings{caron2021emerging,
   note = {arXiv 2104.14294}
 }"""
 
+SEED = """@inproceedings{fang2021seed,
+  title = {SEED: Self-supervised Distillation For Visual Representation},
+  author = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and
+            Liu, Zicheng},
+  booktitle = {ICLR},
+  year = {2021},
+  note = {arXiv 2101.04731}
+}"""
+
+PATIENT = r"""@inproceedings{beyer2022knowledge,
+  title = {Knowledge Distillation: A Good Teacher is Patient and Consistent},
+  author = {Beyer, Lucas and Zhai, Xiaohua and Royer, Am\'elie and Markeeva, Larisa and
+            Anil, Rohan and Kolesnikov, Alexander},
+  booktitle = {CVPR},
+  year = {2022},
+  note = {arXiv 2106.05237}
+}"""
+
 LEJEPA = """@misc{balestriero2025lejepa,
   title = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
   author = {Balestriero, Randall and LeCun, Yann},
@@ -64,6 +82,7 @@ PMSN = """@inproceedings{assran2023hidden,
 
 PAPERS = {
     "DINO": [DINO],
+    "distillation": [SEED, PATIENT],
     "LeJEPA": [LEJEPA],
     "VISReg": [LEJEPA, VISREG],
     "MAE": [MAE],
@@ -83,6 +102,8 @@ def objective_of(config: SelfViTConfig) -> str | None:
         if part is not None:
             if field == "pmsn_config" and part.prior == "uniform":
                 return "MSN"
+            if field == "distill_config":
+                return "distillation"
             if field == "lejepa_config":
                 return "VISReg" if part.regularizer == "visreg" else "LeJEPA"
             return field.removesuffix("_config").upper()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,22 @@ from transformers import PreTrainedModel
 
 from selfvit import (
     DINOConfig,
+    DistillConfig,
     LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTConfig,
     SelfViTForDINO,
+    SelfViTForDistill,
     SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
 )
+
+
+# Dinov2 with registers of transformers, one block, random weights, width 24, patches of 16 pixels
+# (those of the students have 8); `python -m tests.fixtures.write_tiny_teacher` wrote it.
+TINY_TEACHER = str(Path(__file__).parent / "fixtures" / "tiny_teacher")
 
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
@@ -41,6 +49,12 @@ def tiny_dino_config(**overrides: Any) -> DINOConfig:
     """Return the configuration of a small head."""
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     return DINOConfig(**{**sizes, **overrides})
+
+
+def tiny_distill_config(**overrides: Any) -> DistillConfig:
+    """Return the configuration of a small queue with the tiny teacher."""
+    sizes = {"teacher": TINY_TEACHER, "teacher_hidden_size": 24, "queue_size": 12}
+    return DistillConfig(**{**sizes, **overrides})
 
 
 def tiny_lejepa_config(**overrides: Any) -> LeJEPAConfig:
@@ -105,6 +119,14 @@ def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict
     }
 
 
+def random_images_to_mix(generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
+    """Return images of 32 pixels and random numbers for mixup."""
+    return {
+        "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
+        "mixing": torch.rand(batch_size, 2, generator=generator),
+    }
+
+
 @dataclass(frozen=True)
 class Objective:
     """Model class, configuration and inputs of an objective for the contract tests.
@@ -132,6 +154,14 @@ OBJECTIVES = [
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
         ),
         inputs=random_views,
+    ),
+    Objective(
+        name="distill",
+        model_class=SelfViTForDistill,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2, distill_config=tiny_distill_config(), **overrides
+        ),
+        inputs=random_images_to_mix,
     ),
     Objective(
         name="lejepa",

@@ -15,6 +15,7 @@ from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
 from .config.run_config import RunConfig
+from .depth import spaced_blocks, weights_of_blocks
 from .lora import add_adapters
 
 MAE = "SelfViTForMAE"
@@ -63,13 +64,37 @@ def _starting_model(run: RunConfig) -> Any:
         adapted.load_state_dict(adapted_weights(stored.state_dict(), num_channels))
         return adapted
     model: Any = model_class(run.model)
+    num_blocks, num_wanted = _deeper_start(run), config.num_hidden_layers
+    if num_blocks is not None:
+        config = deepcopy(config)
+        config.num_hidden_layers = num_blocks
     encoder = load_strictly(SelfViTModel, checkpoint, config=config, dtype=torch.float32)
-    weights = encoder.state_dict()
+    weights: Any = encoder.state_dict()
+    if num_blocks is not None:
+        weights = weights_of_blocks(weights, spaced_blocks(num_blocks, num_wanted))
     if stored_channels != num_channels:
         weights = adapted_weights(weights, num_channels)
     model.vit.load_state_dict(weights)
     model.init_student_from_teacher()
     return model
+
+
+def _deeper_start(run: RunConfig) -> int | None:
+    """Return the number of blocks of a checkpoint of which a student takes only some, or None.
+
+    Raises:
+        ValueError: If the student trains adapters, which need all blocks of their base.
+    """
+    num_blocks = read_config(str(run.start.init_from)).num_hidden_layers
+    if run.model.distill_config is None or num_blocks <= run.model.num_hidden_layers:
+        return None
+    if run.lora.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank ({run.lora.lora_rank}) adapts the encoder of --init-from with all its "
+            f"{num_blocks} blocks, but the student has {run.model.num_hidden_layers}; leave out "
+            "--lora-rank, or name another teacher with --teacher."
+        )
+    return num_blocks
 
 
 def check_start_channels(run: RunConfig) -> None:
