@@ -254,8 +254,8 @@ class _Upload:
         """Return a file to upload, or the adapted text of card, training.yaml and config.json.
 
         The card names the repository instead of the local folder, so that its code works for a
-        reader on the Hub. Local paths in training.yaml and config.json are shortened, since they are
-        private.
+        reader on the Hub. Local paths in training.yaml and config.json are private, so they are
+        shortened.
         """
         if path == RUN_FILE:
             return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()

@@ -27,7 +27,6 @@ from selfvit import (
     SelfViTForPMSN,
 )
 
-
 # Dinov2 with registers of transformers, one block, random weights, width 24, patches of 16 pixels
 # (those of the students have 8); `python -m tests.fixtures.write_tiny_teacher` wrote it.
 TINY_TEACHER = str(Path(__file__).parent / "fixtures" / "tiny_teacher")

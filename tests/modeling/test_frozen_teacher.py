@@ -58,9 +58,8 @@ def test_class_token_and_patches_of_a_vision_transformer(name, settings, num_pre
     assert features.patches.shape == (2, 4 * size[1] // 8, 24)
     vision: Any = getattr(model, "vision_model", model)
     with torch.no_grad():
-        options = (
-            {} if size == (32, 32) or not teacher._resizes else {"interpolate_pos_encoding": True}
-        )
+        resizes = teacher._resizes and size != (32, 32)
+        options = {"interpolate_pos_encoding": True} if resizes else {}
         outputs = vision(pixel_values=images(*size), **options)
     tokens = outputs.last_hidden_state
     assert tokens.shape[1] - features.patches.shape[1] == num_prefix

@@ -13,6 +13,7 @@ from selfvit.training.callbacks.collapse_advice import (
 )
 from selfvit.training.recipes import RECIPES
 
+CONFIGURATIONS = [DINOConfig, DistillConfig, LeJEPAConfig, MAEConfig, PMSNConfig]
 BAD_SETTINGS = [
     (DINOConfig(warmup_teacher_temperature=0.07), "uniform", "--warmup-teacher-temperature"),
     (DINOConfig(center_momentum=1), "constant", "--center-momentum (now 1)"),
@@ -33,9 +34,7 @@ def test_a_setting_known_to_cause_the_collapse_is_a_suspect(config, kind, settin
 
 
 @pytest.mark.parametrize("kind", WHAT_HAPPENS)
-@pytest.mark.parametrize(
-    "config_class", [DINOConfig, DistillConfig, LeJEPAConfig, MAEConfig, PMSNConfig]
-)
+@pytest.mark.parametrize("config_class", CONFIGURATIONS)
 def test_no_default_setting_is_a_suspect(config_class, kind):
     assert not any(entry.suspect for entry in collapse_suggestions(config_class(), kind))
 

@@ -186,7 +186,8 @@ def describe_plan(
         f"views         {views}",
         f"memory        {_mebibytes(memory.total + activations)} per process: weights "
         f"{_mebibytes(memory.weights)}, gradients {_mebibytes(memory.gradients)}, AdamW "
-        f"{_mebibytes(memory.optimizer)}{outside}{gathered} (exact); activations {_mebibytes(activations)}",
+        f"{_mebibytes(memory.optimizer)}{outside}{gathered} (exact); activations "
+        f"{_mebibytes(activations)}",
         f"              (activations are measured on the CPU with at most {MORE} images and mixed "
         f"precision {precision}, and scaled to {plan.micro_batch_size}{recomputed})",
         f"checkpoints   {num_checkpoints}, one every {run.checkpoints.save_steps} steps, the last "

@@ -140,18 +140,17 @@ def _statistics(name: str, teacher: FrozenTeacher, run: RunConfig) -> dict[str, 
         ) from error
     factor = getattr(processor, "rescale_factor", None) if processor.do_rescale else 1
     scale = 255 * (1 / 255 if factor is None else factor)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0, 1)
+    normalizes, num_channels = processor.do_normalize, run.model.num_channels
     return {
-        option: [
-            value / scale
-            for value in ([values] * run.model.num_channels if _is_number(values) else values)
-        ]
-        for option, values in zip(STATISTICS, (mean, std), strict=True)
+        "image_mean": _per_channel(processor.image_mean if normalizes else 0, num_channels, scale),
+        "image_std": _per_channel(processor.image_std if normalizes else 1, num_channels, scale),
     }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _per_channel(values: Any, num_channels: int, scale: float) -> list[float]:
+    """Return a value for each channel, divided by the scale of the pixels."""
+    values = [values] * num_channels if isinstance(values, int | float) else values
+    return [value / scale for value in values]
 
 
 def _options(statistics: dict[str, list[float]]) -> str:
