@@ -93,10 +93,10 @@ def test_a_resumed_run_refuses_a_teacher_with_other_weights(teacher, two_classes
         main([*command(teacher, two_classes, out), "--resume"])
 
 
-def tiny_start(folder, num_blocks=4):
-    """Write an encoder with its own mean and std."""
+def tiny_start(folder, image_size=28):
+    """Write an encoder of four blocks, with its own mean and std."""
     torch.manual_seed(0)
-    config = tiny_config(num_hidden_layers=num_blocks, image_size=28, patch_size=7)
+    config = tiny_config(num_hidden_layers=4, image_size=image_size, patch_size=7)
     SelfViTModel(config).save_pretrained(folder)
     build_processor(config, mean=[0.2] * 3, std=[0.6] * 3).save_pretrained(folder)
     return folder
@@ -125,12 +125,12 @@ def test_without_teacher_the_student_starts_from_half_of_the_blocks_of_its_teach
 def test_a_student_with_another_teacher_keeps_its_blocks_and_takes_the_teachers_statistics(
     two_classes, tmp_path, capsys
 ):
-    start, out = tiny_start(tmp_path / "start"), tmp_path / "out"
-    command = ["distill_finetune", *LOOP, "--init-from", str(start), "--data", str(two_classes)]
-    options = ("--teacher", TINY_TEACHER, "--max-steps", "1", "--batch-size", "6")
-    with pytest.raises(ValueError, match=r"28 x 28\) must be a multiple of the teacher's patch"):
-        main([*command, *options, "--output", str(out)])
-    main([*command, *options, "--output", str(out), "--image-size", "112"])
+    start, out = tiny_start(tmp_path / "start", image_size=112), tmp_path / "out"
+    main([
+        "distill_finetune", *LOOP, "--init-from", str(start), "--data", str(two_classes),
+        *("--teacher", TINY_TEACHER, "--max-steps", "1", "--batch-size", "6"),
+        *("--output", str(out)),
+    ])  # fmt: skip
     assert "they replace --image-mean 0.2 0.2 0.2" in capsys.readouterr().out
     assert AutoModel.from_pretrained(out).config.num_hidden_layers == 4
     assert statistics_of(out) == [(0.4, 0.5, 0.6), (0.3, 0.2, 0.1)]
@@ -151,6 +151,8 @@ def test_errors_of_the_teacher_come_before_anything_is_written(two_classes, tmp_
         main([*plain, *options, "--teacher", str(tmp_path / "mae")])
     with pytest.raises(ValueError, match=r"cannot embed images of 1 channels"):
         main([*plain, *options, "--teacher", TINY_TEACHER, "--num-channels", "1"])
+    with pytest.raises(ValueError, match=r"24 x 24\) must be a multiple of the teacher's patch"):
+        main([*plain, *options, "--teacher", TINY_TEACHER, "--image-size", "24"])
     assert not out.exists()
 
 
