@@ -21,7 +21,7 @@ from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, read_provenance
+from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, provenance_of
 from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
@@ -132,7 +132,8 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
 def _find_provenance(draft: Draft) -> Provenance:
     """Return license and base model; the card of the source takes precedence over its format."""
     file = draft.file
-    stored = Provenance() if file.folder is None else read_provenance(file.folder)
+    folder = file.folder
+    stored = Provenance() if folder is None else provenance_of(folder, folder)
     base_model = file.repository or stored.base_model
     if stored.license is not None:
         name = display_name(file.repository or file.description)

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..errors import one_line, shorten
+from ..modeling.checkpoints.hub_revision import split_revision
 from ..modeling.checkpoints.weight_files import INDEXES, SINGLE_FILES, shard_names
 from ..sharing.provenance import CARD
 from .file_contents import find_problem
@@ -83,17 +84,15 @@ def read_source(source: str | Path) -> SourceFile:
     Args:
         source: File (`.safetensors`, or any file that `torch.save` wrote); folder with
             `model.safetensors` or `pytorch_model.bin`, in one piece or in shards, and optionally
-            `config.json`; Hub id; or name of a timm model. Files from the Hub are taken from the
-            cache or downloaded.
+            `config.json`; Hub id or USER/NAME@REVISION; or name of a timm model. Files from the Hub
+            are taken from the cache or downloaded.
 
     Raises:
         FileNotFoundError: If the source does not exist or has no weights.
         ValueError: If the source cannot be read, or holds objects other than tensors and plain
             values.
     """
-    path, repository = Path(source).expanduser(), None
-    if not path.exists():
-        path, repository = _download(str(source))
+    path, repository = find_source(source)
     file = _find_weights(path) if path.is_dir() else path
     content, arguments = _read_weights(file)
     # The config.json next to a single file may belong to another model.
@@ -124,11 +123,37 @@ def read_source(source: str | Path) -> SourceFile:
         folder=path if path.is_dir() else None,
         description=str(source),
         repository=repository,
-        sha256=_sha256(file),
+        sha256=sha256_of(file),
     )
 
 
-def _sha256(file: Path) -> str:
+def find_source(source: str | Path) -> tuple[Path, str | None]:
+    """Return the local file or folder of a source, and the Hub repository that it is from.
+
+    Raises:
+        FileNotFoundError: If the source does not exist.
+    """
+    path = Path(source).expanduser()
+    return (path, None) if path.exists() else _download(str(source))
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return the files that the conversion of a local file or folder depends on.
+
+    Raises:
+        FileNotFoundError: If a folder has no weights.
+        ValueError: If its index of shards cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    weights = _find_weights(path)
+    shards = _shards_of(weights) if weights.name.endswith(".index.json") else []
+    beside = [path / name for name in SIDE_FILES if (path / name).is_file()]
+    return [weights, *(path / shard for shard in shards), *beside]
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of the content of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(file, "rb") as opened:
         while block := opened.read(2**20):
@@ -151,10 +176,11 @@ def _download(name: str) -> tuple[Path, str]:
     """Return the local folder of a Hub repository, and its id."""
     if name.startswith((".", "/", "~")) or re.search(r"\.(pth|pt|bin|ckpt|tar|safetensors)$", name):
         raise FileNotFoundError(f"there is no file or folder {name!r}.")
-    repository = name if "/" in name else _timm_repository(name)
+    repository, revision = split_revision(name if "/" in name else _timm_repository(name))
     try:
         patterns = [*WEIGHTS, *SIDE_FILES, "*-of-*"]
-        return Path(snapshot_download(repository, allow_patterns=patterns)), repository
+        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns)
+        return Path(folder), repository
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"{name!r} is not a local file or folder, and the Hub repository {repository!r} is "
@@ -222,19 +248,25 @@ def _read_weights(file: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for shard in _shards_of(index):
+        content.update(_read_weights(index.parent / shard)[0])
+    return content
+
+
+def _shards_of(index: Path) -> list[str]:
+    """Return the names of the files that an index lists, which are all in its folder."""
     try:
         shards = shard_names(index)
     except ValueError as error:
         raise ValueError(f"{str(index)!r} cannot be read: {error}.") from error
-    content: dict[str, Any] = {}
     for shard in shards:
         if Path(shard).name != shard or not (index.parent / shard).is_file():
             raise FileNotFoundError(
                 f"{str(index)!r} lists {shard!r}, which is not in its folder. Copy or download the "
                 "missing file."
             )
-        content.update(_read_weights(index.parent / shard)[0])
-    return content
+    return shards
 
 
 def _unpickle(file: Path) -> Any:
@@ -330,4 +362,4 @@ def _unwrap(
     return plain, names, wrappers, training_state
 
 
-__all__ = ["SourceFile", "read_source"]
+__all__ = ["SourceFile", "find_source", "read_source", "sha256_of", "source_files"]

@@ -35,8 +35,8 @@ from ..data.reading import (
     unreadable_reason,
 )
 from ..data.reading_ahead import read_ahead
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 from .preprocessing import needed_size, pixel_format_of, pixel_values_of
@@ -239,7 +239,8 @@ class Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
         Args:
-            checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION.
+            checkpoint: Checkpoint folder, Hub id, or USER/NAME@REVISION; or weights that
+                `selfvit convert` knows, which are converted first.
             network: "teacher" or "student", as in `SelfViTModel.from_pretrained`.
             pooling: Pooling of the vectors, as in `SelfViTConfig`; None for the one stored in the
                 checkpoint.

@@ -18,7 +18,10 @@ from typing import Any
 
 
 def register_auto_classes() -> None:
-    """Register configuration, models and image processor; repeating it changes nothing."""
+    """Register configuration, models, image processor and the converter of other weights.
+
+    Repeating it changes nothing.
+    """
     from transformers import (
         AutoBackbone,
         AutoConfig,
@@ -29,6 +32,7 @@ def register_auto_classes() -> None:
     )
 
     from .configuration.configuration_selfvit import SelfViTConfig
+    from .modeling.checkpoints.resolve import set_converter
     from .modeling.image_processing_selfvit import SelfViTImageProcessor
     from .modeling.modeling_selfvit import (
         SelfViTBackbone,
@@ -51,6 +55,13 @@ def register_auto_classes() -> None:
     AutoImageProcessor.register(SelfViTConfig, image_processor_classes=processors, exist_ok=True)
     pretraining: Any = AutoModelForPreTraining._model_mapping
     pretraining.register(SelfViTConfig, PRETRAINING_CLASSES, exist_ok=True)
+    set_converter(_convert)
+
+
+def _convert(source: str) -> str:
+    from .conversion.cache import converted_checkpoint
+
+    return converted_checkpoint(source)
 
 
 def register_once_transformers_is_imported() -> None:

@@ -19,7 +19,8 @@ from huggingface_hub.constants import REPOCARD_NAME
 from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint, split_revision
+from ..modeling.checkpoints.hub_revision import split_revision
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 
 CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
 
@@ -85,26 +86,39 @@ def display_name(name: str | os.PathLike[str]) -> str:
 
 
 def read_provenance(checkpoint: str | os.PathLike[str]) -> Provenance:
-    """Read license and base model from the card of a checkpoint or of a folder of weights.
+    """Read license and base model from the card of a checkpoint.
 
     Args:
-        checkpoint: Folder, Hub id or USER/NAME@REVISION. A Hub checkpoint is its own base model.
+        checkpoint: Folder, Hub id or USER/NAME@REVISION, also of other weights, as in
+            `resolve_checkpoint`. A Hub checkpoint is its own base model.
 
     Raises:
         ValueError: If the metadata of the card cannot be read, since a license could be lost.
     """
-    opened = resolve_checkpoint(checkpoint)
-    card = _card_of(opened)
-    license, where = _one_license(card.license), f"the card of {display_name(checkpoint)}"
+    return provenance_of(resolve_checkpoint(checkpoint), checkpoint)
+
+
+def provenance_of(opened: str | os.PathLike[str], name: str | os.PathLike[str]) -> Provenance:
+    """Read license and base model from the card of a folder of weights or of a Hub repository.
+
+    Args:
+        opened: Folder, or Hub id.
+        name: What the user calls it: the same, USER/NAME@REVISION, or the source of a conversion.
+
+    Raises:
+        ValueError: As in `read_provenance`.
+    """
+    card = _card_of(str(opened))
+    license, where = _one_license(card.license), f"the card of {display_name(name)}"
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
         license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {display_name(checkpoint)}"
+        where = f"{CONVERSION} of {display_name(name)}"
     return Provenance(
         license=license,
         license_name=card.license_name,
         license_link=card.license_link,
-        base_model=hub_id(checkpoint) or _one_name(card.base_model),
+        base_model=hub_id(name) or _one_name(card.base_model),
         origin=where if license else "",
     )
 
@@ -229,4 +243,12 @@ def _one_name(stored: Any) -> str | None:
     return next((name for name in names if name and HUB_ID.fullmatch(str(name))), None)
 
 
-__all__ = ["CARD", "Provenance", "derived_provenance", "hub_id", "read_provenance", "display_name"]
+__all__ = [
+    "CARD",
+    "Provenance",
+    "derived_provenance",
+    "display_name",
+    "hub_id",
+    "provenance_of",
+    "read_provenance",
+]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable

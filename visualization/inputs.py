@@ -24,8 +24,8 @@ from ..embedding.preprocessing import (
     pixel_values_of,
     resized_processor,
 )
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import load_strictly
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 
 # B images · C channels · H, W pixels
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..embedding.embedder import eval_mode
-from ..modeling.checkpoints.hub_revision import resolve_checkpoint
 from ..modeling.checkpoints.loading import stored_config
+from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_mae import SelfViTForMAE
 from .figures import draw_panels
 from .inputs import Picture, denormalize, open_checkpoint, preprocess_images

@@ -16,9 +16,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ...atomic_output import atomic_output, check_output
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...embedding.embedder import best_device
-from ...modeling.checkpoints.hub_revision import resolve_checkpoint
 from ...modeling.checkpoints.loading import load_strictly
 from ...modeling.checkpoints.processor_code import PROCESSING
+from ...modeling.checkpoints.resolve import resolve_checkpoint
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.modeling_selfvit import SelfViTModel
 from ...sharing.provenance import read_provenance

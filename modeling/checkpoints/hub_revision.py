@@ -23,25 +23,14 @@ def split_revision(checkpoint: str | os.PathLike[str]) -> tuple[str, str | None]
     return match["repo_id"], match["revision"]
 
 
-def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
-    """Return a folder or Hub id that `from_pretrained` opens, and download a named revision.
+def download_revision(repo_id: str, revision: str) -> str:
+    """Download the files of a checkpoint at a revision, and return their folder in the cache.
 
-    transformers takes the revision as a separate argument of each call. An option of a command or a
-    line of training.yaml is one value, so it contains the revision.
-
-    Args:
-        checkpoint: Folder, Hub id, or USER/NAME@REVISION.
-
-    Returns:
-        For USER/NAME@REVISION, the folder in the cache with the downloaded files. With
-        HF_HUB_OFFLINE set, it must already be in the cache. Other names are returned unchanged.
+    With HF_HUB_OFFLINE set, they must already be in the cache.
 
     Raises:
         FileNotFoundError: If the repository or the revision does not exist.
     """
-    repo_id, revision = split_revision(checkpoint)
-    if revision is None:
-        return repo_id
     try:
         return snapshot_download(repo_id, revision=revision, allow_patterns=list(DOWNLOADED))
     except RevisionNotFoundError as error:
@@ -56,4 +45,4 @@ def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
         ) from error
 
 
-__all__ = ["resolve_checkpoint", "split_revision"]
+__all__ = ["download_revision", "split_revision"]

@@ -123,7 +123,7 @@ def _load_pixels(
     from transformers import AutoImageProcessor
 
     from ..embedding.embedder import preprocess_spread_images
-    from ..modeling.checkpoints.hub_revision import resolve_checkpoint
+    from ..modeling.checkpoints.resolve import resolve_checkpoint
 
     processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
     pixels, skipped = preprocess_spread_images(

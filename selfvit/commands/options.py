@@ -124,7 +124,7 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         show_default=False,
-        help="Checkpoint: a folder, Hub id or USER/NAME@REVISION.",
+        help="Checkpoint: a folder, Hub id or USER/NAME@REVISION; or weights to convert.",
     ),
 ]
 CheckpointFolder = Annotated[

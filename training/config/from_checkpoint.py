@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...embedding.preprocessing import pixel_format_of
-from ...modeling.checkpoints.hub_revision import resolve_checkpoint
+from ...modeling.checkpoints.resolve import resolve_checkpoint
 
 
 def read_config(checkpoint: str) -> SelfViTConfig:

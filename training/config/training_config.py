@@ -111,7 +111,8 @@ class StartConfig(Section):
 
     output: str = option("", HELP["output"], resumable=True)
     init_from: str | None = option(
-        None, "Checkpoint to start from: a folder, a Hub id or USER/NAME@REVISION"
+        None,
+        "Checkpoint to start from: a folder, Hub id or USER/NAME@REVISION; or weights to convert",
     )
     init_scope: Literal["encoder", "all"] = option(
         "encoder",
