@@ -146,11 +146,12 @@ def derived_provenance(
             f"did you mean {', '.join(close)}?" if close else "use 'other' for any other license."
         )
         raise ValueError(f"license ({license!r}) must be an identifier that the Hub knows; {hint}")
-    sources = {
-        f"{kind} {display_name(checkpoint)}": read_provenance(checkpoint)
-        for kind, checkpoint in (("the initial weights", started_from), ("the teacher", teacher))
-        if checkpoint is not None
-    }
+    sources = {}
+    if started_from is not None:
+        sources[f"the initial weights {display_name(started_from)}"] = read_provenance(started_from)
+    if teacher is not None:  # as it is: nothing is converted
+        opened, _ = split_revision(teacher)
+        sources[f"the teacher {display_name(teacher)}"] = provenance_of(opened, teacher)
     for kind, source in sources.items():
         if license is not None:
             _check_license(license, kind, source)

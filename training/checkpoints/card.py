@@ -36,7 +36,7 @@ from ..state import TrainState
 PICTURE, NUM_PICTURED = "attention.png", 4
 
 
-def provenance_of(run: RunConfig) -> Provenance:
+def run_provenance(run: RunConfig) -> Provenance:
     """Return the license and the base model of a run's checkpoints."""
     distill = run.model.distill_config
     return derived_provenance(
@@ -52,7 +52,7 @@ def check_card(run: RunConfig, source: ImageSource | StreamingImageSource) -> No
         ValueError: If the license is unknown or contradicts that of the initial weights, or if the
             card gets a picture and the images are a stream.
     """
-    provenance_of(run)
+    run_provenance(run)
     if run.card.card_picture:
         require_matplotlib()
         if not isinstance(source, ImageSource):
@@ -78,7 +78,7 @@ class RunCard:
         accelerator: Accelerator,
     ):
         self.run, self.source = run, source
-        self.provenance = provenance_of(run)
+        self.provenance = run_provenance(run)
         self.objective = objective_of(run.model)
         if self.objective is None and run.start.init_from is not None:
             self.objective = objective_of(read_config(run.start.init_from))

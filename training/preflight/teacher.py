@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from transformers import AutoImageProcessor
+from transformers.utils import CONFIG_NAME
 
 from ...configuration.configuration_distill import DistillConfig
 from ...errors import one_line
 from ...modeling.checkpoints.hub_revision import split_revision
+from ...modeling.checkpoints.resolve import resolve_checkpoint
 from ...modeling.frozen_teacher import FrozenTeacher, TeacherFeatures, open_teacher
-from ...sharing.provenance import read_provenance
+from ...sharing.provenance import provenance_of
 from ...sharing.published_files import RUN_FILE
 from ..config.from_checkpoint import read_config
 from ..config.run_config import STATISTICS, RunConfig
@@ -44,7 +46,7 @@ def with_teacher(run: RunConfig, say: Callable[[str], None]) -> RunConfig:
     name, revision = _teacher_of(run)
     teacher = open_teacher(name, revision)
     features = _features_of_an_image(name, teacher, run)
-    card = read_provenance(name)
+    card = provenance_of(split_revision(name)[0], name)
     license = card.license_name or card.license or run.model.distill_config.teacher_license
     width, (rows, columns) = features.class_tokens.shape[-1], features.grid
     size = sum(parameter.numel() for parameter in teacher.parameters())
@@ -74,9 +76,14 @@ def with_teacher(run: RunConfig, say: Callable[[str], None]) -> RunConfig:
 
 
 def _place(name: str) -> str:
-    """Return the absolute path of a folder, as the working directory may change; a Hub id as is."""
-    folder = Path(name).expanduser()
-    return os.path.abspath(folder) if folder.is_dir() else name
+    """Return the absolute path of a folder, as the working directory may change; a Hub id as is.
+
+    Files of weights and models of timm, which AutoModel does not open, are converted first.
+    """
+    path = Path(name).expanduser()
+    if (path / CONFIG_NAME).is_file():
+        return os.path.abspath(path)
+    return resolve_checkpoint(name) if path.exists() or "/" not in name else name
 
 
 def _teacher_of(run: RunConfig) -> tuple[str, str | None]:
