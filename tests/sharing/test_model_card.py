@@ -170,8 +170,8 @@ def test_the_card_of_a_run_describes_its_training_and_results(name, checkpoints,
     assert {(result.dataset_type, result.dataset_name) for result in found} == {
         ("imagefolder", two_classes.name)
     }
-    tag = {"classifier": "dino"}.get(name, name)
-    assert tag in metadata["tags"] and "license" not in metadata
+    assert {"classifier": "dino", "distill": "distillation"}.get(name, name) in metadata["tags"]
+    assert metadata.get("license") == {"distill": "apache-2.0"}.get(name)  # that of its teacher
 
 
 @pytest.mark.parametrize("name", ["converted_dino", "converted_mae"])
