@@ -40,7 +40,7 @@ class DistillOutput(ModelOutput):
     """Output of SelfViTForDistill. All values are float32 scalars.
 
     Args:
-        loss: global_loss + local_weight * local_loss.
+        loss: Sum of `global_loss` and `local_weight` times `local_loss`.
         global_loss: Divergence of the student's similarities to the queue, in nats, mean over
             images.
         local_loss: Divergence of its similarities between patches, in nats, mean over patches; None

@@ -35,8 +35,8 @@ STATE_FILE = "trainer_state.json"
 # Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
-# Keys in RUN_FILE, and in config.json the teacher of a distillation.
-LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test", "teacher")
+LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
+TEACHER = "teacher"  # key in RUN_FILE and config.json, of a distillation
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
 def strip_local_paths(run: str) -> str:
     """Return the text of a training.yaml with local paths reduced to their last part.
 
-    Hub ids are kept. The keys of `LOCAL_PATHS` are replaced in every section.
+    Hub ids are kept. The keys of `LOCAL_PATHS` are replaced in every section, and the teacher of a
+    distillation.
 
     Args:
         run: Text of training.yaml. Text without sections is returned unchanged.
@@ -130,7 +131,12 @@ def _strip(section: dict[str, Any]) -> None:
     for name, value in section.items():
         if isinstance(value, dict):
             _strip(value)
-        elif name in LOCAL_PATHS and isinstance(value, str) and value and hub_id(value) is None:
+        elif (
+            name in (*LOCAL_PATHS, TEACHER)
+            and isinstance(value, str)
+            and value
+            and hub_id(value) is None
+        ):
             section[name] = display_name(value)
 
 
