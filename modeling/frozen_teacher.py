@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import AutoModel
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..errors import one_line, shorten
 from .checkpoints.hub_revision import split_revision
@@ -160,20 +161,21 @@ def open_teacher(name: str, revision: str | None = None) -> FrozenTeacher:
         )
     source, tag = split_revision(name)
     folder = Path(source).expanduser()
-    location: dict[str, Any] = {}
-    if folder.is_dir():
+    is_folder = folder.is_dir()
+    if is_folder:
         source, revision = str(folder), _checked_digest(name, folder, revision)
-    elif revision or tag:
-        location["revision"] = revision or tag
-    # nested: transformers draws random numbers for weights that a checkpoint lacks
+    # transformers draws random numbers for weights that a checkpoint lacks
     with torch.random.fork_rng(devices=[]), quiet_loading():
         try:
+            if not is_folder:
+                revision = _commit_of(source, revision or tag or "main")
+            location = {} if is_folder else {"revision": revision}
             loaded: Any = AutoModel.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, **location
             )
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).partition("\n")[0] or one_line(error)
-            place = "" if folder.is_dir() else "it is no folder, and as a Hub id: "
+            place = "" if is_folder else "it is no folder, and as a Hub id: "
             raise FileNotFoundError(
                 f"the teacher {name!r} cannot be opened ({place}{reason.rstrip('.')}); restore it, "
                 "or name the place where it is now with --teacher."
@@ -187,7 +189,7 @@ def open_teacher(name: str, revision: str | None = None) -> FrozenTeacher:
             f"the teacher {name!r} lacks weights of {type(model).__name__}: {shorten(missing)}; "
             "download or convert it again."
         )
-    return FrozenTeacher(model, revision or _commit_of(model), has_pooler)
+    return FrozenTeacher(model, revision, has_pooler)
 
 
 def _checked_digest(name: str, folder: Path, expected: str | None) -> str:
@@ -206,9 +208,10 @@ def _checked_digest(name: str, folder: Path, expected: str | None) -> str:
     return found
 
 
-def _commit_of(model: Any) -> str | None:
-    """Return the commit of a model that was downloaded, or None if it is unknown."""
-    return getattr(model.config, "_commit_hash", None)
+def _commit_of(repo_id: str, revision: str) -> str:
+    """Return the commit of a branch, tag or commit on the Hub, or of what is in the cache."""
+    config = Path(str(cached_file(repo_id, CONFIG_NAME, revision=revision)))
+    return config.parent.name  # .../snapshots/COMMIT/config.json
 
 
 __all__ = ["FrozenTeacher", "TeacherFeatures", "open_teacher", "token_grid"]
