@@ -14,6 +14,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
+from .configuration_dinov2 import DINOv2Config
 from .configuration_lejepa import LeJEPAConfig
 from .configuration_mae import MAEConfig
 from .configuration_pmsn import PMSNConfig
@@ -96,6 +97,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         classifier_batch_norm: Whether the classifier standardizes the embedding first, by a batch
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: Configuration of DINO, or None.
+        dinov2_config: Configuration of DINOv2, or None.
         lejepa_config: Configuration of LeJEPA and VISReg, or None.
         mae_config: Configuration of MAE, or None.
         pmsn_config: Configuration of MSN and PMSN, or None.
@@ -112,6 +114,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "selfvit"
     sub_configs_defaults = {
         "dino_config": SubConfigSpec(DINOConfig, optional=True),
+        "dinov2_config": SubConfigSpec(DINOv2Config, optional=True),
         "lejepa_config": SubConfigSpec(LeJEPAConfig, optional=True),
         "mae_config": SubConfigSpec(MAEConfig, optional=True),
         "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
@@ -146,6 +149,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     reshape_hidden_states: bool = True
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
+    dinov2_config: Any = None  # DINOv2Config, or its fields as a dict, or None
     lejepa_config: Any = None  # LeJEPAConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
     pmsn_config: Any = None  # PMSNConfig, or its fields as a dict, or None

@@ -22,6 +22,7 @@ from ..data.image_source import ImageRecord, RecordSource
 from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
 from .embedder import EmbeddedBatch, Embedder, Preparation
+from .engines.interface import AUTO
 
 
 class RayEmbedder(Embedder):
@@ -46,9 +47,22 @@ class RayEmbedder(Embedder):
             batch_size=embedder.batch_size,
             pixel_range=embedder.pixel_format.pixel_range,
             tokens=embedder.tokens,
+            **self.fixed_engine(embedder),
         )
         self._num_actors = num_actors
         self._num_gpus = num_gpus
+
+    @staticmethod
+    def fixed_engine(embedder: Embedder) -> dict[str, Any]:
+        """Return the arguments `engine` and `dtype` for actors, whose devices may differ.
+
+        What is left to choose becomes torch, in the precision of the model.
+        """
+        request = embedder.request
+        return {
+            "engine": "torch" if request.engine == AUTO else request.engine,
+            "dtype": None if request.dtype == AUTO else request.dtype,
+        }
 
     def _embedded(
         self, source: AnySource, ranges: Sequence[range]
@@ -102,6 +116,7 @@ class RayEmbedder(Embedder):
             "processor": self.processor,
             "normalize": self.normalize,
             "tokens": self.tokens,
+            **self.fixed_engine(self),
         }
 
     def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[Findings | None]]:

@@ -124,7 +124,7 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
     # Checkpoints of all objectives open as an encoder, without their other weights.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(head|student|decoder|loss|classifier(_norm)?|unused)\.",
+        r"^(head|student|gram_teacher|decoder|loss|classifier(_norm)?|unused)\.",
         r"^prototypes$",
     ]
 
@@ -301,7 +301,10 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
     arXiv 2111.06377, Appendix A.1, "Linear probing").
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\.", r"^prototypes$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|gram_teacher|decoder|loss)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -376,7 +379,7 @@ class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """Encoder as a backbone: normalized feature maps of selected blocks, for dense heads."""
 
     _keys_to_ignore_on_load_unexpected = [
-        r"^(head|student|decoder|loss|classifier(_norm)?)\.",
+        r"^(head|student|gram_teacher|decoder|loss|classifier(_norm)?)\.",
         r"^prototypes$",
     ]
 

@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 
 from selfvit import (
     DINOConfig,
+    DINOv2Config,
     LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTConfig,
     SelfViTForDINO,
+    SelfViTForDINOv2,
     SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
@@ -51,6 +53,13 @@ def tiny_dino_config(**overrides: Any) -> DINOConfig:
     """Return the configuration of a small head."""
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     return DINOConfig(**{**sizes, **overrides})
+
+
+def tiny_dinov2_config(**overrides: Any) -> DINOv2Config:
+    """Return the configuration of two small heads, with every term of the loss."""
+    sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
+    terms = {"separate_patch_head": True, "gram_weight": 1.0, "koleo_weight": 0.1}
+    return DINOv2Config(**{**sizes, **terms, **overrides})
 
 
 def tiny_lejepa_config(**overrides: Any) -> LeJEPAConfig:
@@ -101,6 +110,17 @@ def random_views(
     return views
 
 
+def masked_views(
+    generator: torch.Generator, batch_size: int, num_local_views: int = 2
+) -> dict[str, Tensor]:
+    """Return the views of `random_views`; in half of the global ones, 6 patches are masked."""
+    views = random_views(generator, batch_size, num_local_views)
+    order = torch.rand(2, batch_size, 16, generator=generator).argsort(dim=-1)
+    masked = order < 6
+    masked[0, 1::2] = masked[1, ::2] = False
+    return {**views, "bool_masked_pos": masked}
+
+
 def tiny_mae_config(**overrides: Any) -> MAEConfig:
     """Return the configuration of a decoder with two small blocks."""
     sizes = {"decoder_hidden_size": 16, "decoder_num_layers": 2, "decoder_num_attention_heads": 2}
@@ -142,6 +162,17 @@ OBJECTIVES = [
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
         ),
         inputs=random_views,
+    ),
+    Objective(
+        name="dinov2",
+        model_class=SelfViTForDINOv2,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2,
+            use_mask_token=True,
+            dinov2_config=tiny_dinov2_config(),
+            **overrides,
+        ),
+        inputs=masked_views,
     ),
     Objective(
         name="lejepa",

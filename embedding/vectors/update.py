@@ -92,6 +92,7 @@ def update_embeddings(
         raise FileNotFoundError(
             f"{str(output)!r} holds no vectors to update; write them first, without --update."
         )
+    embedder.choose_engine(source, stored.checkpoint)
     folder = open_folder(
         embedder, source, output, resume=False, vector_dtype=vector_dtype, metadata=metadata
     )

@@ -95,6 +95,8 @@ INVALID = [
     ("temperature is not a field of", {"dino_config": {"temperature": 0.1}}),
     ("koleo_weight (nan)", {"dino_config": {"koleo_weight": math.nan}}),
     ("teacher_temperature (0)", {"dino_config": {"teacher_temperature": 0}}),
+    ("dinov2_config (3)", {"dinov2_config": 3}),
+    ("gram_weight (nan)", {"dinov2_config": {"gram_weight": math.nan}}),
     ("lejepa_config (3)", {"lejepa_config": 3}),
     ("num_slices (0)", {"lejepa_config": {"num_slices": 0}}),
     ("mae_config (3)", {"mae_config": 3}),

@@ -20,6 +20,7 @@ from .tiny_runs import OBJECTIVES, arguments, log_of
 
 PICTURE = {
     "dino": "attention",
+    "dinov2": "attention",
     "lejepa": "attention",
     "mae": "reconstructions",
     "pmsn": "attention",

@@ -27,6 +27,11 @@ OBJECTIVES = {
         *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
         *("--koleo-weight", "0"),  # KoLeo depends on the size of the micro-batch
     ],
+    "dinov2": [
+        *("dinov2_demo", "--local-view-size", "16", "--num-local-views", "2"),
+        *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
+        *("--koleo-weight", "0"),
+    ],
     "lejepa": [
         *("lejepa_demo", "--local-view-size", "16", "--num-local-views", "2"),
         *("--num-slices", "32", "--head-hidden-size", "32", "--head-output-size", "16"),
@@ -45,6 +50,7 @@ OBJECTIVES = {
 # a shift of all keys, and PMSN's batch norm to a shift of all features.
 WITHOUT_GRADIENT = {
     "dino": ("k_proj.bias",),
+    "dinov2": ("k_proj.bias",),
     "lejepa": ("k_proj.bias", "vit.layernorm.bias"),
     "mae": ("k_proj.bias",),
     "pmsn": ("k_proj.bias", "vit.layernorm.bias"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .multi_crop import FocalCrops, MultiCrop
+from .multi_crop import FocalCrops, MaskedMultiCrop, MultiCrop
 from .single_crop import CropAndFlip, MAECrop, MixedCrop
 
 AUGMENTATIONS = {
     "multi_crop": MultiCrop,
+    "masked_multi_crop": MaskedMultiCrop,
     "focal_crops": FocalCrops,
     "mae_crop": MAECrop,
     "crop_and_flip": CropAndFlip,
