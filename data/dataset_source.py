@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from ..errors import printable
 from .columns import Columns, choose_columns, keep_encoded, notes_on_columns
-from .folder_source import printable
 from .image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from .inventory import Inventory
 from .labels import Labels, check_class, labels_of_values
@@ -85,7 +85,8 @@ class DatasetSource(ImageSource):
         """Return the id of a row, or its number."""
         if self._columns.id is None:
             return str(position)
-        return str(self._dataset.select_columns([self._columns.id])[position][self._columns.id])
+        name = self._dataset.select_columns([self._columns.id])[position][self._columns.id]
+        return str(position) if name is None else str(name)
 
     def _number_labels(self, is_required: bool, where: str) -> Labels:
         column = self._columns.label
@@ -372,16 +373,17 @@ class DatasetStream(StreamingImageSource):
 def _record(
     row: dict, columns: Columns, name: str, label: int | None, folders: Sequence[Path]
 ) -> ImageRecord:
-    if columns.id is not None:
+    if columns.id is not None and row[columns.id] is not None:
         name = str(row[columns.id])
     image = row[columns.image]
     if isinstance(image, Mapping):
         content = image.get("bytes")
         image = content if content is not None else image.get("path")
+    if image is None or image == "":
+        image = UnreadableContent("the row has neither the content nor the path of an image")
     if isinstance(image, str):
         image = _resolved(image, folders)
-    # For a row without an image, the decoder reports the empty bytes.
-    return ImageRecord(name, b"" if image is None else image, label)
+    return ImageRecord(name, image, label)
 
 
 def _resolved(path: str, folders: Sequence[Path]) -> str | UnreadableContent:

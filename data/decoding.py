@@ -9,14 +9,17 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
 from .files.deep_pixels import check_memory, raw_pillow, read_deep
+from .files.image_formats import SIGNATURE_BYTES, format_of, missing_support
 from .files.image_plugins import register_plugins
 from .files.raw_pixels import (
     NPY_START,
@@ -29,9 +32,9 @@ from .files.raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
-from .files.tiff_pixels import read_tiff
+from .files.tiff_pixels import has_more_pages, read_tiff
 from .image_source import UnreadableContent
-from .pixel_format import DecodedPixels, PixelFormat
+from .pixel_format import FRAMES, TRANSPARENCY, DecodedPixels, PixelFormat
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.
@@ -64,13 +67,16 @@ UPRIGHT = {
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 START_LENGTH = 32  # bytes that tell the format
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGE = 40_000_000  # pixels; a larger image is reduced while it is decoded
 LARGE_VALUES = 60_000_000  # of more than eight bits, which take four bytes each
 GAP = 4  # an image is reduced to this multiple of the size that the output needs, and not further
 MAX_UNREDUCED = 80_000_000  # pixels; a larger image is reduced further, to MIN_GAP, or refused
 MIN_GAP = 2
+OPAQUE = 255  # alpha
 BLOCK_PIXELS = 1 << 20  # pixels that are reduced at a time
 BANDS = {"1": 1, "L": 1, "LA": 2, "La": 2, "RGBA": 4, "RGBa": 4, "RGBX": 4, "PA": 4}
+ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")  # formats whose frames are images of their own
 
 register_plugins()
 
@@ -147,9 +153,7 @@ def decode_pixels(
         except Image.DecompressionBombError as error:
             raise UnreadableImageError(too_many_pixels()) from error
         except UnidentifiedImageError as error:
-            raise UnreadableImageError(
-                "not an image, or a format that Pillow does not support"
-            ) from error
+            raise UnreadableImageError(_unknown_reason(image)) from error
         except MemoryError as error:
             raise UnreadableImageError("not enough memory to decode it") from error
         except DECODER_ERRORS as error:
@@ -170,14 +174,19 @@ def _decode(
         return _scaled(raw_array(image, pixel_format.num_channels), pixel_format, target)
     start = _start(image)
     raw: RawPixels | None = None
+    has_more = False
     if start.startswith(NPY_START):
         raw = read_npy(image, pixel_format.num_channels)
     elif start.startswith(TIFF_STARTS):
         raw = read_tiff(image, pixel_format.num_channels)
+        has_more = pixel_format.num_channels in (1, 3) and _has_more(has_more_pages, image)
     if raw is not None:
-        return _scaled(raw, pixel_format, target)
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        return _decode_pillow(opened, pixel_format, target, may_draft=True)
+        decoded = _scaled(raw, pixel_format, target)
+    else:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            has_more = has_more or _has_more(_is_animated, opened)
+            decoded = _decode_pillow(opened, pixel_format, target, may_draft=True)
+    return replace(decoded, unread=(*decoded.unread, FRAMES)) if has_more else decoded
 
 
 def _scaled(
@@ -188,7 +197,10 @@ def _scaled(
     if height * width * min(num_bands, pixel_format.num_channels) > LARGE_VALUES:
         factor = _factor((height, width), target, raw.orientation)
     decoded = scale_pixels(raw, pixel_format, factor)
-    return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation))
+    opaque = OPAQUE if raw.type_range is None else raw.type_range[1]
+    has_lost = raw.has_alpha and pixel_format.num_channels < num_bands
+    unread = (TRANSPARENCY,) if has_lost and raw.values[..., -1].min() < opaque else ()
+    return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation), unread=unread)
 
 
 def _content_of_tiff(image: Image.Image) -> bytes | None:
@@ -233,7 +245,33 @@ def _decode_pillow(
     converted = _convert(image, mode) if factor == 1 else _reduce(image, mode, factor)
     converted = converted if upright is None else converted.transpose(upright)
     pixels = np.array(converted)  # a copy, which may be changed
-    return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None])
+    has_lost = pixel_format.num_channels in (1, 3) and _is_transparent(image)
+    unread = (TRANSPARENCY,) if has_lost else ()
+    return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None], unread=unread)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Return whether an image has pixels that are not opaque."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa", "RGBX"):
+        return image.getextrema()[-1][0] < OPAQUE  # type: ignore[index]
+    if "transparency" not in image.info or image.mode not in ("L", "P", "RGB"):
+        return False
+    if image.width * image.height > LARGE:
+        return True  # most likely; a copy with alpha would take too much memory
+    return image.convert("RGBA").getextrema()[-1][0] < OPAQUE  # type: ignore[index]
+
+
+def _is_animated(opened: Image.Image) -> bool:
+    """Return whether a file that is not loaded has several frames."""
+    return opened.format in ANIMATIONS and bool(getattr(opened, "is_animated", False))
+
+
+def _has_more(check: Callable[[Any], bool], image: Any) -> bool:
+    """Return what a check for further frames says; False for a damaged second one."""
+    try:
+        return check(image)
+    except DECODER_ERRORS:
+        return False  # the first frame can be read nevertheless
 
 
 def _mode(image: Image.Image, num_channels: int) -> str:
@@ -310,6 +348,23 @@ def _start(image: bytes | str | Path) -> bytes:
     if not start:
         raise UnreadableImageError("empty file (0 bytes)")
     return start.ljust(START_LENGTH, b"\0")
+
+
+def _unknown_reason(image: Content) -> str:
+    """Return why no decoder knows a file, by its first bytes."""
+    reason = "not an image, or a format that Pillow does not support"
+    if not isinstance(image, bytes | str | Path):
+        return reason
+    start = image[:SIGNATURE_BYTES] if isinstance(image, bytes) else _first_bytes(image)
+    if start.startswith(LFS_POINTER):
+        return "not an image but a pointer of Git LFS; fetch the file with git lfs pull"
+    kind = format_of(start)
+    return (kind and missing_support(kind)) or reason
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(SIGNATURE_BYTES)
 
 
 def _orientation(image: Image.Image) -> int:

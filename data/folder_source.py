@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import printable
 from .files.image_formats import (
     NOT_IMAGES,
     SIGNATURE_BYTES,
@@ -167,14 +168,4 @@ def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
         return extension
 
 
-def printable(path: str) -> str:
-    """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
-    if path.isascii():
-        return path
-    try:
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return path.encode("utf-8", "backslashreplace").decode()
-
-
-__all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip", "printable"]
+__all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip"]

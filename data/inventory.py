@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import printable, printable_line
+
 MAX_REASONS = 4  # different reasons that one line names
 
 
@@ -90,7 +92,7 @@ def opening_lines(inventory: Inventory, label_rule: str | None) -> list[str]:
         label_rule: Rule that the labels were derived by, or None.
     """
     rule = [] if label_rule is None else [f"labels: {label_rule}"]
-    return [*rule, *(f"note: {note}" for note in inventory.notes)]
+    return [*rule, *(f"note: {printable_line(note)}" for note in inventory.notes)]
 
 
 def group_reasons(reasons: Sequence[str]) -> str:
@@ -121,12 +123,11 @@ def write_left_out(path: Path, left_out: Iterable[LeftOut]) -> None:
         path: File to write, for example skipped.csv; a new file gets a header.
         left_out: Files or rows that are left out.
     """
-    # A name may hold bytes that are not UTF-8, as surrogates.
-    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(["path", "reason"])
-        writer.writerows((entry.name, entry.reason) for entry in left_out)
+        writer.writerows((printable(entry.name), printable(entry.reason)) for entry in left_out)
 
 
 def read_left_out(path: Path) -> list[LeftOut]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import shorten
+from ..errors import printable, shorten
 from .image_source import NO_LABEL
 
 MAX_DIGITS = 1000  # of an integer; longer texts of digits are texts
@@ -71,7 +71,7 @@ def labels_of_folders(
     known = sorted(set(folders) - {""}, key=lambda folder: name_of[folder])
     num_beside = folders.count("")
     if len(known) < 2:
-        return Labels()
+        return Labels(notes=_note_on_one_folder(known, name_of, num_beside, paths))
     if num_beside * 2 >= len(folders):
         note = (
             f"the folders {shorten(map(name_of.__getitem__, known), 3)} are no classes, as "
@@ -92,6 +92,22 @@ def labels_of_folders(
                 f"{first}"
             )
     return Labels(values, names, f"folder names, {_classes(names)}", tuple(notes))
+
+
+def _note_on_one_folder(
+    known: Sequence[str], name_of: Mapping[str, str], num_beside: int, paths: Sequence[str]
+) -> tuple[str, ...]:
+    """Return a sentence if all images lie in one folder, which has folders of its own."""
+    if not known or num_beside:
+        return ()
+    below = sorted({path.split("/", 2)[1] for path in paths if path.count("/") > 1})
+    if len(below) < 2:
+        return ()
+    name = name_of[known[0]]
+    return (
+        f"there are no labels, as all images lie in the folder {name}; give that folder as the "
+        f"data if its folders ({shorten(map(printable, below), 3)}) are classes or splits",
+    )
 
 
 def label_of_text(text: str) -> int | str | None:

@@ -7,12 +7,36 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import printable_line
 from ..pixel_scale import check_pixel_range
 
 SMALL_PART = 1 / 8  # of the range; 13 bits in a file of 16 bits use exactly this part
 
 # Smallest and largest value in a file, and the values that became black and white.
 ValueRanges = tuple[tuple[float, float], tuple[float, float]] | None
+
+TRANSPARENCY, FRAMES = "transparency", "frames"
+# Warning of each part of a file that is not read.
+UNREAD = {
+    TRANSPARENCY: "{name} has transparent pixels{others}. Transparency is not read: the colors "
+    "stored in these pixels are visible, often black. Save such images on a background if that "
+    "matters.",
+    FRAMES: "{name} has several frames or pages{others}. Only the first one is read; save each one "
+    "as a file of its own if that matters.",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Content of an image file besides the pixels that are read.
+
+    Args:
+        ranges: Values in the file and the range that was applied; None for at most eight bits.
+        unread: Parts of the file that are not read: `TRANSPARENCY` or `FRAMES`.
+    """
+
+    ranges: ValueRanges = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,11 +71,13 @@ class DecodedPixels:
         pixels: (H, W, C): uint8, or float32 from 0 to 255 for files of more than eight bits.
         value_range: Smallest and largest value in the file; None for at most eight bits.
         full_range: Values that became 0 and 255; None for at most eight bits.
+        unread: Parts of the file that are not read, as in `Findings`.
     """
 
     pixels: np.ndarray
     value_range: tuple[float, float] | None = None
     full_range: tuple[float, float] | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def ranges(self) -> ValueRanges:
@@ -59,6 +85,12 @@ class DecodedPixels:
         if self.value_range is None or self.full_range is None:
             return None
         return self.value_range, self.full_range
+
+    @property
+    def findings(self) -> Findings | None:
+        """Content of the file besides the pixels; None for nothing."""
+        ranges = self.ranges
+        return None if ranges is None and not self.unread else Findings(ranges, self.unread)
 
 
 class RangeCheck:
@@ -87,7 +119,7 @@ class RangeCheck:
         self.num_images += 1
         self.largest = max(self.largest, ranges[0][1])
         if self._first is None:
-            self._first = name, *ranges
+            self._first = printable_line(name), *ranges
 
     def warning_once(self) -> str | None:
         """Return the warning in one line the first time that there is one, otherwise None."""
@@ -102,15 +134,63 @@ class RangeCheck:
         name, (low, high), (start, end) = self._first
         is_outside = low < start or high > end
         fault = "some of which lie outside of" if is_outside else "which is less than 1/8 of"
-        others = self.num_images - 1
-        more = f", as do {others} other images" if others > 1 else ", as does 1 other image"
+        others = _others(self.num_images - 1)
         bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "
         return (
             f"{name} has values from {_number(low)} to {_number(high)}, {fault} the range "
-            f"{_number(start)} to {_number(end)}{more if others else ''}; the largest value is "
+            f"{_number(start)} to {_number(end)}{others}; the largest value is "
             f"{_number(self.largest)}. Declare the scale of the data: "
             f"{bits if low >= 0 and self.largest > 1 else ''}--pixel-range LOW HIGH."
         )
+
+
+class PixelCheck:
+    """Find the images whose files hold more than the pixels that are read.
+
+    There is one warning of each kind for all images, which names the first one: values that do not
+    fit their range (`RangeCheck`), transparency, and further frames.
+    """
+
+    def __init__(self) -> None:
+        self._ranges = RangeCheck()
+        self._unread: dict[str, tuple[str, int]] = {}  # first image, and number of images
+        self._warned: set[str] = set()
+
+    def add(self, name: str, findings: Findings | None) -> None:
+        """Check one image.
+
+        Args:
+            name: Name of the image.
+            findings: Content of its file; None for nothing.
+        """
+        if findings is None:
+            return
+        self._ranges.add(name, findings.ranges)
+        for part in findings.unread:
+            first, count = self._unread.get(part, (printable_line(name), 0))
+            self._unread[part] = first, count + 1
+
+    def warnings(self) -> list[str]:
+        """Return the warnings, one line each."""
+        return list(self.warnings_by_kind().values())
+
+    def warnings_once(self) -> list[str]:
+        """Return the warnings of the kinds that it did not return before."""
+        new = {k: text for k, text in self.warnings_by_kind().items() if k not in self._warned}
+        self._warned.update(new)
+        return list(new.values())
+
+    def warnings_by_kind(self) -> dict[str, str]:
+        """Return the warnings by their kind."""
+        found = {} if (ranges := self._ranges.warning()) is None else {"ranges": ranges}
+        for part, (first, count) in self._unread.items():
+            found[part] = UNREAD[part].format(name=first, others=_others(count - 1))
+        return found
+
+
+def _others(count: int) -> str:
+    """Return words for further images that a warning holds for; "" for none."""
+    return ("", ", as does 1 other image")[count] if count < 2 else f", as do {count} other images"
 
 
 def _bits_for(value: float) -> int:
@@ -135,4 +215,14 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.6g}"
 
 
-__all__ = ["DecodedPixels", "PixelFormat", "RangeCheck", "ValueRanges", "fits"]
+__all__ = [
+    "FRAMES",
+    "TRANSPARENCY",
+    "DecodedPixels",
+    "Findings",
+    "PixelCheck",
+    "PixelFormat",
+    "RangeCheck",
+    "ValueRanges",
+    "fits",
+]

@@ -20,6 +20,7 @@ from transformers.utils.chat_template_utils import parse_google_format_docstring
 
 from selfvit import (
     DINOConfig,
+    DINOv2Config,
     DistillConfig,
     LeJEPAConfig,
     MAEConfig,
@@ -83,8 +84,8 @@ Numbers from papers have their source next to them in [configuration/](../config
 def reference() -> str:
     """Return the text of the page."""
     parts = [INTRODUCTION, "## Model\n"]
-    configs = (SelfViTConfig, DINOConfig, DistillConfig, LeJEPAConfig, MAEConfig, PMSNConfig)
-    for config in configs:
+    configs = (SelfViTConfig, DINOConfig, DINOv2Config, DistillConfig, LeJEPAConfig)
+    for config in (*configs, MAEConfig, PMSNConfig):
         summary, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
         parts.append(f"### {config.__name__}\n\n{paragraph(summary)}\n")
         parts.append(table(config, own_fields(config), meanings or {}))

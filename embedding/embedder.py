@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from ..data.dataset_source import AnySource, StreamingImageSource
 from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
 from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import PixelFormat, RangeCheck, ValueRanges
+from ..data.pixel_format import Findings, PixelCheck, PixelFormat
 from ..data.reading import (
     Batches,
     ReadBatch,
@@ -39,6 +39,9 @@ from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
+from .engines.choice import CHECKED_IMAGES, Request, build, choose
+from .engines.interface import AUTO, Engine, Selection
+from .engines.torch import CastEngine, TorchEngine
 from .preprocessing import needed_size, pixel_format_of, pixel_values_of
 
 logger = logging.getLogger(__name__)
@@ -114,14 +117,14 @@ class Preparation:
     processor: BaseImageProcessor
     pixel_format: PixelFormat
 
-    def __call__(self, record: ImageRecord) -> tuple[Tensor, ValueRanges, str | None]:
-        """Return the pixels (C, H, W) of an image, their ranges, and the checksum of the file.
+    def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
+        """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
 
         Raises:
             UnreadableImageError: If the image cannot be decoded.
         """
-        pixels, ranges = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
-        return pixels, ranges, checksum_of(record.image)
+        pixels, findings = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
+        return pixels, findings, checksum_of(record.image)
 
     def read(
         self,
@@ -157,11 +160,11 @@ class Preparation:
 
     @staticmethod
     def stack(
-        items: list[tuple[Tensor, ValueRanges, str | None]],
-    ) -> tuple[Tensor, list[ValueRanges], list[str | None]]:
-        """Return pixels (B, C, H, W), ranges and checksums of a batch."""
-        pixels, ranges, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(ranges), list(checksums)
+        items: list[tuple[Tensor, Findings | None, str | None]],
+    ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
+        """Return pixels (B, C, H, W), findings and checksums of a batch."""
+        pixels, findings, checksums = zip(*items, strict=True)
+        return torch.stack(pixels), list(findings), list(checksums)
 
 
 class Embedder:
@@ -178,15 +181,23 @@ class Embedder:
         num_workers: Number of processes that decode and preprocess images; 0 uses the current
             process.
         device: Device to compute on; None for the current device of the model.
-        dtype: Precision to compute in; None for the current one of the model. The vectors are
+        dtype: Precision to compute in; "auto" for bfloat16 where the device has instructions for it
+            and the vectors stay faithful; None for the current one of the model. The vectors are
             always float32.
         pixel_range: Values of black and white in files of more than eight bits, as in
             `PixelFormat`; None for the range of the processor, if it has one.
         tokens: "pooled" for the vectors alone, "patches" for the patch tokens in addition, which
             `stream` returns.
+        engine: Library that computes: "torch" runs the model itself, except in bfloat16 on a CPU,
+            where a copy with packed weights is faster; "openvino" and "onnxruntime" convert the
+            encoder in memory; "auto" takes the fastest that is installed, if the run is long enough
+            to repay the conversion. Whatever "auto" takes must have a cosine of at least 0.999 to
+            the vectors of torch in float32 on the first images, and does not change later.
 
     Raises:
-        ValueError: If `tokens`, `batch_size` or `num_workers` has no valid value.
+        ImportError: If a package of the engine is not installed.
+        ValueError: If `tokens`, `batch_size`, `num_workers` or `engine` has no valid value, or the
+            engine does not have the device or the precision.
 
     Example:
         >>> embedder = Embedder.from_pretrained("OUT")
@@ -202,9 +213,10 @@ class Embedder:
         batch_size: int = 64,
         num_workers: int = 0,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = None,
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
+        engine: str = "torch",
     ):
         if tokens not in TOKENS:
             raise ValueError(f"tokens ({tokens!r}) must be one of {', '.join(TOKENS)}.")
@@ -212,14 +224,19 @@ class Embedder:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers ({num_workers}) must be 0 or more.")
-        self.model = model if device is None and dtype is None else model.to(device, dtype)  # type: ignore[arg-type]
+        # other engines convert the weights as they are, and have the precision themselves
+        own = dtype if engine == "torch" and dtype != AUTO else None
+        self.model = model if device is None and own is None else model.to(device, own)  # type: ignore[arg-type]
         self.processor = processor
         self.normalize = normalize
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pixel_format = pixel_format_of(processor, pixel_range)
         self.tokens = tokens
-        self._range_check = RangeCheck()
+        self.request = Request(engine, dtype)
+        self.request.check(self.model, tokens)
+        self._engine: Engine | None = None
+        self._pixel_check = PixelCheck()
 
     @classmethod
     def from_pretrained(
@@ -235,6 +252,7 @@ class Embedder:
         dtype: str = "float32",
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
+        engine: str = "torch",
     ) -> Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
@@ -250,23 +268,26 @@ class Embedder:
                 process.
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
                 first.
-            dtype: Precision to compute in: "float32", "bfloat16" or "float16".
+            dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" as in
+                `Embedder`.
             pixel_range: Values of black and white in files of more than eight bits, as in
                 `PixelFormat`; None for the range stored in the checkpoint, if there is one.
             tokens: "pooled" or "patches", as in `Embedder`.
+            engine: "torch", "openvino", "onnxruntime" or "auto", as in `Embedder`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
+            ImportError: If a package of the engine is not installed.
             ValueError: If the weights do not match the model, or an argument has no valid value.
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}.")
+        if dtype not in (*DTYPES, AUTO):
+            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join((*DTYPES, AUTO))}.")
+        precision: Any = DTYPES.get(dtype, dtype)
+        loaded = precision if engine == "torch" and dtype != AUTO else torch.float32
         device = best_device(device)
         checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
-        model = load_strictly(
-            SelfViTModel, checkpoint, network=network, dtype=DTYPES[dtype], **overrides
-        )
+        model = load_strictly(SelfViTModel, checkpoint, network=network, dtype=loaded, **overrides)
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         return cls(
             model,
@@ -275,8 +296,10 @@ class Embedder:
             batch_size=batch_size,
             num_workers=num_workers,
             device=device,
+            dtype=None if loaded == precision else precision,
             pixel_range=pixel_range,
             tokens=tokens,
+            engine=engine,
         )
 
     @property
@@ -288,6 +311,70 @@ class Embedder:
     def embedding_size(self) -> int:
         """Number of values per vector (E)."""
         return self.model.config.embedding_size
+
+    @property
+    def selection(self) -> Selection:
+        """Engine and precision of the vectors.
+
+        Raises:
+            ValueError: If they are left to choose, and no image has been seen yet.
+        """
+        if not self.request.is_open:
+            return self.request.fixed(self.model)
+        if self._engine is None:
+            raise ValueError(
+                "engine or dtype is 'auto' and not chosen yet; call choose_engine with the images."
+            )
+        return self._engine.selection
+
+    def choose_engine(self, source: AnySource, earlier: Mapping[str, Any] | None = None) -> None:
+        """Choose engine and precision, where they are "auto", for the images of a source.
+
+        Without effect if they are chosen already.
+
+        Args:
+            source: Images to embed; the first ones are read where a choice must be checked.
+            earlier: Fingerprint of vectors that the new ones must equal, whose engine and precision
+                are taken; None to choose.
+
+        Raises:
+            ImportError: If a package of the earlier engine is not installed.
+        """
+        if self._engine is not None or not self.request.is_open:
+            return
+        if earlier is not None:
+            self.request = self.request.like(earlier)
+            self.request.check(self.model, self.tokens)
+            return
+        candidates = self.request.candidates(self.model, source.num_images, self.tokens)
+        pixel_values = self._first_images(source) if len(candidates) > 1 else None
+        self._choose(candidates, pixel_values)
+
+    def _choose(self, candidates: list[Selection], pixel_values: Tensor | None) -> Engine:
+        with torch.inference_mode(), eval_mode(self.model):
+            self._engine = choose(candidates, self.model, pixel_values, self.tokens)
+        return self._engine
+
+    def _first_images(self, source: AnySource) -> Tensor | None:
+        """Return the pixels of the first images that can be read; None if there are none."""
+        size = min(self.batch_size, CHECKED_IMAGES)
+        num_workers = min(self.num_workers, 1)  # an image that ends a worker does not end this one
+        ranges = [range(source.num_positions)]
+        with closing(self.preparation.read(source, ranges, size, num_workers)) as batches:
+            for _, batch in batches:
+                if batch.pixels is not None:
+                    return batch.pixels[0]
+        return None
+
+    def _current_engine(self, pixel_values: Tensor, num_images: int) -> Engine:
+        """Return the engine, which is chosen at the first call, and built again for new weights."""
+        if self._engine is None and self.request.is_open:
+            candidates = self.request.candidates(self.model, num_images, self.tokens)
+            return self._choose(candidates, pixel_values)
+        if self._engine is None or not self._engine.is_current(self.model):
+            with eval_mode(self.model):
+                self._engine = build(self.selection, self.model, self.tokens)
+        return self._engine
 
     @property
     def patch_grid(self) -> tuple[int, int, int] | None:
@@ -327,18 +414,19 @@ class Embedder:
                     if reason is None:
                         raise
                     raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
-            vectors.append(self.embed_pixels(torch.stack(pixels)))
-        self._warn_of_ranges()
+            stacked = torch.stack(pixels)
+            self._current_engine(stacked, len(images))
+            vectors.append(self.embed_pixels(stacked))
+        self._warn_of_findings()
         return np.concatenate(vectors)
 
     def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, ranges = _decode_and_preprocess(image, self.processor, self.pixel_format)
-        self._range_check.add(name, ranges)
+        pixel_values, findings = _decode_and_preprocess(image, self.processor, self.pixel_format)
+        self._pixel_check.add(name, findings)
         return pixel_values
 
-    def _warn_of_ranges(self) -> None:
-        warning = self._range_check.warning_once()
-        if warning is not None:
+    def _warn_of_findings(self) -> None:
+        for warning in self._pixel_check.warnings_once():
             logger.warning(warning)
 
     def embed(self, source: AnySource, *, progress: bool = False) -> EmbeddedImages:
@@ -387,6 +475,7 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
+        self.choose_engine(source)
         ranges = [range(source.num_positions)] if ranges is None else ranges
         total = source.num_images
         done = 0 if total is None else total - sum(len(positions) for positions in ranges)
@@ -399,22 +488,22 @@ class Embedder:
         ):
             for batch, found in batches:
                 for name, values in zip(batch.ids, found, strict=True):
-                    self._range_check.add(name, values)
+                    self._pixel_check.add(name, values)
                 num_skipped += len(batch.skipped)
                 bar.set_postfix(skipped=num_skipped, refresh=False)
                 bar.update(batch.num_images)
                 yield batch
-        self._warn_of_ranges()
+        self._warn_of_findings()
 
     def _embedded(
         self, source: AnySource, ranges: Sequence[range]
-    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
-        """Yield the results of batches, and the ranges of the images that can be read."""
+    ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
+        """Yield the results of batches, and the findings in the images that can be read."""
         read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
         with closing(read) as batches:
             for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
-                found: list[ValueRanges] = []
+                found: list[Findings | None] = []
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
@@ -462,12 +551,13 @@ class Embedder:
             ValueError: If vectors are not finite.
         """
         patches = None
+        engine = self._current_engine(pixel_values, len(pixel_values))
         with torch.inference_mode(), eval_mode(self.model):
-            pixel_values = pixel_values.to(self.model.device, non_blocking=True)
             if self.tokens == "pooled":
-                vectors = self.model.embed(pixel_values).float()  # (B, E)
+                vectors = engine(pixel_values)  # (B, E)
             else:
-                output = self.model(pixel_values)
+                assert isinstance(engine, (TorchEngine, CastEngine))
+                output = engine.model(pixel_values.to(self.model.device, non_blocking=True))
                 vectors = output.pooler_output.float()
                 config = self.model.config
                 grid = [size // config.patch_size for size in pixel_values.shape[-2:]]
@@ -476,8 +566,8 @@ class Embedder:
             if not vectors.isfinite().all():
                 raise ValueError(
                     "vectors must be finite, but the model computes NaN or infinity in "
-                    f"{self.model.dtype}; use dtype float32. If the vectors are still not finite, "
-                    "the weights are damaged."
+                    f"{engine.selection.dtype}; use dtype float32. If the vectors are still not "
+                    "finite, the weights are damaged."
                 )
             if self.normalize:
                 vectors = nn.functional.normalize(vectors, dim=-1)
@@ -532,34 +622,34 @@ def preprocess_spread_images(
     pixel_format = pixel_format_of(processor, pixel_range)
     prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
     images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
-    warn_of_ranges({name: ranges for name, _, ranges in images})
+    warn_of_findings({name: findings for name, _, findings in images})
     return [pixel_values for _, pixel_values, _ in images], skipped
 
 
-def warn_of_ranges(ranges: Mapping[str, ValueRanges]) -> None:
-    """Log one warning if images have values that do not fit their range, see `RangeCheck`.
+def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
+    """Log one warning of each kind if files hold more than what is read, see `PixelCheck`.
 
     Args:
-        ranges: Ranges by the name of the image.
+        findings: Findings by the name of the image.
     """
-    check = RangeCheck()
-    for name, found in ranges.items():
+    check = PixelCheck()
+    for name, found in findings.items():
         check.add(name, found)
-    if (warning := check.warning()) is not None:
+    for warning in check.warnings():
         logger.warning(warning)
 
 
 def _preprocess_named(
     record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[str, Tensor, ValueRanges]:
+) -> tuple[str, Tensor, Findings | None]:
     return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
 
 
 def _decode_and_preprocess(
     image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, ValueRanges]:
+) -> tuple[Tensor, Findings | None]:
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
-    return pixel_values_of(decoded, processor), decoded.ranges
+    return pixel_values_of(decoded, processor), decoded.findings
 
 
 @contextmanager
@@ -613,5 +703,5 @@ __all__ = [
     "eval_mode",
     "preprocess",
     "preprocess_spread_images",
-    "warn_of_ranges",
+    "warn_of_findings",
 ]

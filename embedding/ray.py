@@ -19,9 +19,10 @@ import torch
 
 from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shards
 from ..data.image_source import ImageRecord, RecordSource
-from ..data.pixel_format import ValueRanges
+from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
 from .embedder import EmbeddedBatch, Embedder, Preparation
+from .engines.interface import AUTO
 
 
 class RayEmbedder(Embedder):
@@ -46,13 +47,26 @@ class RayEmbedder(Embedder):
             batch_size=embedder.batch_size,
             pixel_range=embedder.pixel_format.pixel_range,
             tokens=embedder.tokens,
+            **self.fixed_engine(embedder),
         )
         self._num_actors = num_actors
         self._num_gpus = num_gpus
 
+    @staticmethod
+    def fixed_engine(embedder: Embedder) -> dict[str, Any]:
+        """Return the arguments `engine` and `dtype` for actors, whose devices may differ.
+
+        What is left to choose becomes torch, in the precision of the model.
+        """
+        request = embedder.request
+        return {
+            "engine": "torch" if request.engine == AUTO else request.engine,
+            "dtype": None if request.dtype == AUTO else request.dtype,
+        }
+
     def _embedded(
         self, source: AnySource, ranges: Sequence[range]
-    ) -> Generator[tuple[EmbeddedBatch, list[ValueRanges]], None, None]:
+    ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
         """Yield the results of batches in the order of the source, computed by tasks and actors.
 
         The nodes must be able to open the files of the source.
@@ -102,10 +116,11 @@ class RayEmbedder(Embedder):
             "processor": self.processor,
             "normalize": self.normalize,
             "tokens": self.tokens,
+            **self.fixed_engine(self),
         }
 
-    def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[ValueRanges]]:
-        positions, batch, ranges, checksums, patches = pickle.loads(row["described"])
+    def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[Findings | None]]:
+        positions, batch, findings, checksums, patches = pickle.loads(row["described"])
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
         embedded = EmbeddedBatch(
             batch.ids,
@@ -117,7 +132,7 @@ class RayEmbedder(Embedder):
             batch.seconds,
             patches,
         )
-        return embedded, ranges
+        return embedded, findings
 
 
 def embed_dataset(
@@ -224,16 +239,16 @@ class _Actor:
         batch: ReadBatch
         positions, batch = pickle.loads(rows["pixels"][0])
         vectors = np.empty((0, self.embedder.embedding_size), dtype=np.float32)
-        ranges: list[Any] = []
+        findings: list[Any] = []
         checksums: list[str | None] = []
         patches = None
         if batch.pixels is not None:
-            pixel_values, ranges, checksums = batch.pixels
+            pixel_values, findings, checksums = batch.pixels
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             positions,
             replace(batch, pixels=None),
-            ranges,
+            findings,
             checksums,
             patches,
         )

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..data.dataset_source import StreamingImageSource
 from ..data.decoding import UnreadableImageError, decode_pixels
 from ..data.image_source import ImageSource
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import PixelFormat, RangeCheck
+from ..data.pixel_format import PixelCheck, PixelFormat
 from ..data.stream_reader import first_images
 from ..progress import progress_bar
 
@@ -33,14 +33,14 @@ class ChannelStatistics:
         std: Std of each channel.
         num_images: Number of images that were measured.
         skipped: Images that could not be read.
-        warning: Warning about values that do not fit the range of the data, or None.
+        warnings: Warnings about the files, see `PixelCheck`.
     """
 
     mean: list[float]
     std: list[float]
     num_images: int
     skipped: list[SkippedImage]
-    warning: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measured values as JSON can represent them."""
@@ -87,7 +87,7 @@ def channel_statistics(
         ValueError: If no image can be read, or a channel has the same value everywhere.
     """
     total = np.zeros((2, pixel_format.num_channels), dtype=np.float64)
-    num_images, ranges = 0, RangeCheck()
+    num_images, check = 0, PixelCheck()
     skipped: list[SkippedImage] = []
     places = range(len(images))
     for place in progress_bar(places, description="measuring", disable=not progress):
@@ -97,7 +97,7 @@ def channel_statistics(
         except UnreadableImageError as error:
             skipped.append(SkippedImage(record.id, str(error)))
             continue
-        ranges.add(record.id, decoded)
+        check.add(record.id, decoded.findings)
         total += _moments(decoded.pixels)
         num_images += 1
     if num_images == 0:
@@ -112,7 +112,7 @@ def channel_statistics(
             "to divide by; leave the channel out of the files, or give both --image-mean and "
             "--image-std."
         )
-    return ChannelStatistics(_rounded(mean), _rounded(std), num_images, skipped, ranges.warning())
+    return ChannelStatistics(_rounded(mean), _rounded(std), num_images, skipped, check.warnings())
 
 
 def _moments(pixels: np.ndarray) -> np.ndarray:

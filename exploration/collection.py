@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +125,27 @@ class Collection:
         """
         return write_columns(self.folder, self.fingerprint, name, columns)
 
+    def rows_of(self, name: str) -> list[int]:
+        """Return the row of an image, or the rows of the frames of a video.
+
+        Args:
+            name: Name of the image, as for `row_of`.
+
+        Raises:
+            ValueError: If there is no such row, or several images have the name.
+        """
+        row = self.row_of(name)
+        if (count := self._counts[self.ids[row]]) == 1:
+            return [row]
+        if self.manifest is None or not self.manifest.data.get("is_video"):
+            raise ValueError(
+                f"{name!r} must be one image, but {count} rows of {str(self.folder)!r} have this "
+                "name; embed the images with names (a column id) that are unique."
+            )
+        return [place for place, other in enumerate(self.ids) if other == self.ids[row]]
+
     def row_of(self, name: str) -> int:
-        """Return the row of an image.
+        """Return the row of an image, the first one of several.
 
         Args:
             name: Name of the image, as in `ids`, or the path of its file.
@@ -144,6 +164,10 @@ class Collection:
             f"{str(self.folder)!r} has no image {name!r}; its names are like "
             f"{self.ids[0] if self.ids else '-'!r}."
         )
+
+    @functools.cached_property
+    def _counts(self) -> Counter[str]:
+        return Counter(self.ids)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
@@ -216,7 +240,8 @@ class Collection:
         if self.manifest is not None and self.manifest.data.get("is_video"):
             raise ValueError(
                 f"the vectors in {str(self.folder)!r} are of frames of videos, which cannot be "
-                "shown yet; leave out the picture."
+                "shown yet; leave out the sheet, or use --no-thumbnails for a map. Duplicates and "
+                "the app need images."
             )
         source = open_images(place, **stored)
         return CollectionImages(self, source)
@@ -238,9 +263,19 @@ class CollectionImages:
         )
 
     @functools.cached_property
-    def _positions(self) -> dict[str, int]:
-        names = (self._source.name_of(position) for position in range(len(self._source)))
-        return {name: position for position, name in enumerate(names)}
+    def _positions(self) -> list[int | None]:
+        """Position of the image of each row; None if there is none, or it is not clear which."""
+        places: dict[str, list[int]] = {}
+        for position in range(len(self._source)):
+            places.setdefault(self._source.name_of(position), []).append(position)
+        counts, seen = Counter(self._ids), Counter[str]()
+        positions: list[int | None] = []
+        for name in self._ids:
+            found = places.get(name, [])
+            # images of one name are in the order of their rows, unless one could not be embedded
+            positions.append(found[seen[name]] if len(found) == counts[name] else None)
+            seen[name] += 1
+        return positions
 
     def name_of(self, row: int) -> str:
         """Return the name of the image of a row, as in `Collection.ids`."""
@@ -252,13 +287,14 @@ class CollectionImages:
         Raises:
             FileNotFoundError: If the images no longer hold it.
         """
-        name = self._ids[row]
-        if name not in self._positions:
+        name, position = self._ids[row], self._positions[row]
+        if position is None:
             raise FileNotFoundError(
-                f"there is no image {name!r} in the {self._source.description}; restore it, or "
-                "update the vectors with selfvit embed --update."
+                f"there is no image {name!r}, or another number of them, in the "
+                f"{self._source.description}; restore it, or update the vectors with selfvit embed "
+                "--update."
             )
-        return self._source[self._positions[name]]
+        return self._source[position]
 
     def picture(self, row: int) -> Image.Image:
         """Return the image of a row as eight-bit RGB.

@@ -93,7 +93,7 @@ def search(
         raise ValueError(f"k ({k}) must be at least 1.")
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 1, "a search")
-    rows = [collection.row_of(name) for name in like]
+    rows = [collection.rows_of(name)[0] for name in like]
     queries = [collection.directions[rows]] if rows else []
     if images:
         embedder = collection.embedder(checkpoint, device=device)

@@ -5,26 +5,52 @@ Every folder of the package may import this module; it needs the standard librar
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+SIGPIPE_CODE = 128 + 13
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error that the user can fix as `error: ...` on standard error, without a traceback.
 
+    If the program that reads the output ends early, as in `selfvit ... | head`, nothing is printed.
+
     Raises:
-        SystemExit: With code 2, after such an error.
+        SystemExit: With code 2 after such an error, and with code 141, as shells report SIGPIPE, if
+            the output has no reader anymore.
     """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            raise SystemExit(SIGPIPE_CODE) from None
         if not isinstance(error, _user_errors()):
             raise
         # The line and its end are one write: other processes write to the same terminal.
         _print_error(f"error: {one_line(error)}\n")
         raise SystemExit(2) from error
+
+
+def _has_no_reader() -> bool:
+    """Return whether standard output is a pipe without a reader; it is discarded from then on."""
+    try:
+        descriptor = sys.stdout.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError, ValueError):  # no file, or Windows
+        return False
+    poll.register(descriptor, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # otherwise the interpreter prints an error when it flushes the output at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -55,6 +81,28 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(path: str) -> str:
+    """Replace bytes of a file name that are not UTF-8, as tables and JSON require UTF-8."""
+    if path.isascii():
+        return path
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return path.encode("utf-8", "backslashreplace").decode()
+
+
+def printable_line(text: str) -> str:
+    """Return a text in one line that can be printed, as names of files can hold any byte.
+
+    Args:
+        text: Text.
+    """
+    line = " ".join(printable(text).split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """Join names into one line, at most `limit` of them: "a, b and 3 more"."""
     names = list(names)
@@ -62,4 +110,4 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["one_line", "one_line_errors", "shorten"]
+__all__ = ["one_line", "one_line_errors", "printable", "printable_line", "shorten"]

@@ -23,6 +23,7 @@ from ..modeling.checkpoints.hub_revision import split_revision
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 
 CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
+EXPORT_FILE = "selfvit_export.json"  # in every export
 
 # Licenses that allow other terms for derived works. At most they require to keep the notice.
 PERMISSIVE = {
@@ -43,6 +44,7 @@ LICENSES = PERMISSIVE | {
     "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mpl-2.0", "odbl", "ofl-1.1",
     "openrail", "openrail++", "osl-3.0", "other", "unknown",
 }  # fmt: skip
+OTHER = "other"  # a license that is identified by its name
 TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same license"}
 
 
@@ -110,16 +112,44 @@ def provenance_of(opened: str | os.PathLike[str], name: str | os.PathLike[str]) 
     """
     card = _card_of(str(opened))
     license, where = _one_license(card.license), f"the card of {display_name(name)}"
+    license_name, license_link = card.license_name, card.license_link
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
-        license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {display_name(name)}"
+        stored = json.loads(conversion.read_text(encoding="utf-8"))
+        license, where = stored.get("license"), f"{CONVERSION} of {display_name(name)}"
+        license_name, license_link = stored.get("license_name"), stored.get("license_link")
     return Provenance(
         license=license,
-        license_name=card.license_name,
-        license_link=card.license_link,
+        license_name=license_name,
+        license_link=license_link,
         base_model=hub_id(name) or _one_name(card.base_model),
         origin=where if license else "",
+    )
+
+
+def read_exported_provenance(file: Path) -> Provenance:
+    """Read license and base model from the file that an export records them in.
+
+    Args:
+        file: `EXPORT_FILE` of a folder.
+
+    Raises:
+        ValueError: If it is not valid JSON, since a license could be lost.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must be valid JSON, since it states the license of the weights ({error}); "
+            "correct the file, or remove it."
+        ) from error
+    license = stored.get("license")
+    return Provenance(
+        license=license,
+        license_name=stored.get("license_name"),
+        license_link=stored.get("license_link"),
+        base_model=stored.get("base_model"),
+        origin=f"{file.name} of {display_name(file.parent)}" if license else "",
     )
 
 
@@ -246,10 +276,15 @@ def _one_name(stored: Any) -> str | None:
 
 __all__ = [
     "CARD",
+    "CONVERSION",
+    "EXPORT_FILE",
+    "LICENSES",
+    "OTHER",
     "Provenance",
     "derived_provenance",
     "display_name",
     "hub_id",
     "provenance_of",
+    "read_exported_provenance",
     "read_provenance",
 ]

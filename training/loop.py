@@ -85,11 +85,11 @@ def forward_backward(
         Mean loss of this process, a detached scalar.
     """
     accelerator, losses = state.accelerator, []
-    state.skipped, state.ranges = [], []
+    state.skipped, state.findings = [], []
     for _ in range(state.run.runtime.gradient_accumulation_steps):
         batch = next(batches)
         state.skipped += batch["skipped"]
-        state.ranges += batch["ranges"]
+        state.findings += batch["findings"]
         state.inputs = to_model_inputs(batch, state.run.preprocessing, accelerator.device)
         with accelerator.accumulate(state.wrapped):
             with accelerator.autocast():  # Accelerate does not apply it to sharded models

@@ -55,8 +55,8 @@ class TrainState:
         inputs: Model inputs of the last micro-batch.
         metrics: Metrics of the last step, by name.
         skipped: Unreadable images of the last step: (name, reason).
-        ranges: Images of the last step of more than eight bits, as `RangeCheck.add` takes them:
-            (name, ranges).
+        findings: Content of files of the last step besides the pixels, as `PixelCheck.add` takes
+            it: (name, findings).
         evaluation: Metrics of an evaluation of exactly these weights, or empty.
         checkpoint: Checkpoint that was saved after the last step, or None.
         collapse_onset: Step since which a collapse monitor reads low, or None.
@@ -74,7 +74,7 @@ class TrainState:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    ranges: list[tuple[str, Any]] = field(default_factory=list)
+    findings: list[tuple[str, Any]] = field(default_factory=list)
     evaluation: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
     collapse_onset: int | None = None

@@ -17,7 +17,7 @@ from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import DecodedPixels, PixelFormat
 from ..data.reading import read_spread_images
-from ..embedding.embedder import preprocess, warn_of_ranges
+from ..embedding.embedder import preprocess, warn_of_findings
 from ..embedding.preprocessing import (
     needed_size,
     pixel_format_of,
@@ -93,7 +93,7 @@ def choose_images(
         target=needed_size(processor) or TARGET,
     )
     images, skipped = read_spread_images(source, decode, num_images, num_workers=num_workers)
-    warn_of_ranges({name: decoded.ranges for name, decoded in images})
+    warn_of_findings({name: decoded.findings for name, decoded in images})
     return [decoded for _, decoded in images], skipped
 
 

@@ -4,20 +4,17 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import BaseImageProcessor
 
+from ...embedding.engines.onnx_graph import silence_logging, to_onnx
 from ...modeling.modeling_selfvit import SelfViTModel
 from .fidelity import Fidelity, centered_cosines, measure_difference
 
@@ -107,28 +104,9 @@ def check_onnx() -> None:
 
 
 def _write_graph(encoder: SelfViTModel, path: Path, normalize: bool) -> None:
-    config = encoder.config
-    patch = config.patch_size
-    # Unusual sizes, so that the exporter takes none of them for a constant of the model.
-    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch, device=encoder.device)
-    sizes = {
-        0: torch.export.Dim("batch", min=1),
-        2: patch * torch.export.Dim("rows", min=1),
-        3: patch * torch.export.Dim("columns", min=1),
-    }
     num_bytes = sum(weight.numel() * 4 for weight in encoder.state_dict().values())
-    with _silence_logging():
-        program: Any = torch.onnx.export(
-            _EmbeddingModule(encoder, normalize).eval(),
-            (example,),
-            dynamo=True,
-            dynamic_shapes={"pixel_values": sizes},
-            input_names=["pixel_values"],
-            output_names=["embedding"],
-            verbose=False,
-        )
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces, which contain local paths
+    program = to_onnx(_EmbeddingModule(encoder, normalize), encoder.config, encoder.device)
+    with silence_logging():
         program.save(path, external_data=num_bytes > LARGEST_GRAPH)
 
 
@@ -136,7 +114,7 @@ def _write_int8(encoder: SelfViTModel, folder: Path, int8: Int8) -> str:
     """Write the 8-bit graph and return a note with its measured quality."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _silence_logging():
+    with silence_logging():
         quantize_dynamic(
             folder / MODEL,
             folder / INT8_MODEL,
@@ -186,19 +164,6 @@ def _open_graph(path: Path) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(embedding)
 
     return run
-
-
-@contextmanager
-def _silence_logging() -> Iterator[None]:
-    """Silence the exporter and the quantizer; the comparison detects failures."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 __all__ = ["INT8_MODEL", "MODEL", "Int8", "check_onnx", "write_onnx"]

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import shorten
-from ..folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip, printable
+from ...errors import printable, shorten
+from ..folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip
 from ..inventory import Inventory, LeftOut
 from ..labels import Labels, first_folders, labels_of_folders, labels_of_values
+from ..remote.file_system import is_url
 from .image_formats import (
     NOT_IMAGES,
     VIDEOS,
@@ -40,6 +41,8 @@ from .tables import (
     read_label_column,
     read_list,
 )
+
+ONLY_FILES = "a URL, but a list names files; download it"
 
 
 def open_folder(
@@ -200,7 +203,9 @@ def choose_split(
                 f"the split of a folder of {noun} files must be a subfolder, but {where!r} is "
                 f"without a subfolder {split!r}; omit --split to use all {noun}s."
             )
-        return Split(f"{splits[0]}/", (f"split {splits[0]}",)) if splits else Split()
+        if splits:
+            return Split(f"{splits[0]}/", (f"split {splits[0]}",))
+        return Split("", tuple(_note_on_splits_among_classes(with_images, noun)))
     chosen = choose_split_folder(splits, split, where)
     others = [name for name in splits if name != chosen]
     notes = []
@@ -210,6 +215,19 @@ def choose_split(
     if num_stray:
         notes.append(f"{num_stray} {noun}s beside the split folders are not read")
     return Split(f"{chosen}/", tuple(notes), tuple(f"{name}/" for name in others))
+
+
+def _note_on_splits_among_classes(folders: Sequence[str], noun: str) -> list[str]:
+    """Return a sentence on folders that are named like splits beside others that are not."""
+    alike = split_names(folders)
+    if not alike or len(folders) < 2:
+        return []
+    others = [printable(name) for name in folders if name not in alike]
+    verb = "is a class and no split" if len(alike) == 1 else "are classes and no splits"
+    return [
+        f"{', '.join(alike)} {verb} here, as {noun}s lie in {shorten(others, 3)}, too; --split "
+        f"{alike[0]} reads one folder alone"
+    ]
 
 
 def labels_below(
@@ -331,8 +349,11 @@ def open_list(
     seen: dict[str, int] = {}
     num_repeated = 0
     for row, path in enumerate(paths):
+        if not path:
+            left_out.append(LeftOut(f"row {row + 1} of {file.name}", "the row has no path"))
+            continue
         full = os.path.join(file.parent, path)
-        reason = _why_not_taken(full)
+        reason = ONLY_FILES if is_url(path) else _why_not_taken(full)
         place = _real_path(full)
         if place in seen:
             num_repeated += 1
@@ -450,12 +471,14 @@ def _without_images(
 def _list_contents(folder: Path) -> str:
     if not folder.is_dir():
         return "no image files"
-    found = sorted(
+    entries = sorted(folder.iterdir())
+    found = [
         printable(entry.name) + ("/" if entry.is_dir() else "")
-        for entry in folder.iterdir()
+        for entry in entries
         if not entry.name.startswith(".")
-    )
-    return shorten(found, 5) if found else "nothing"
+    ]
+    nothing = "nothing but hidden files" if entries else "nothing"
+    return shorten(found, 5) if found else nothing
 
 
 __all__ = [

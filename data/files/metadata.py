@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..folder_source import printable
+from ...errors import printable
 from ..inventory import LeftOut
-from .tables import check_repeated_label, column_of, read_label_column, read_list
+from .tables import check_repeated_label, column_of, layout_hint, read_label_column, read_list
 
 
 def values_of_metadata(
@@ -74,6 +74,7 @@ def _read(path: Path, label_column: str | None) -> tuple[list[Any], str | None, 
         raise ValueError(
             f"{path} must have a column file_name, but its columns are "
             f"{', '.join(table.column_names)}; rename the column with the paths."
+            f"{layout_hint(table)}"
         )
     files = column_of(table, "file_name", str(path))
     column, labels = read_label_column(table, label_column, str(path))

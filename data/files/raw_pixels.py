@@ -124,7 +124,7 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
         factor: Number of pixels per side of the file whose mean is one pixel of the result.
 
     Raises:
-        PixelsError: If the file has another number of channels.
+        PixelsError: If the file has another number of channels, or no finite value.
     """
     bands = _bands(raw, pixel_format.num_channels)
     height, width, _ = raw.values.shape
@@ -155,8 +155,9 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
         pixels[first : first + len(scaled)] = np.rint(scaled) if is_eight_bit else scaled
     if is_eight_bit:
         return DecodedPixels(pixels)
-    value_range = (low, high) if low <= high else pixel_range  # nothing is finite
-    return DecodedPixels(pixels, value_range, pixel_range)
+    if low > high:
+        raise PixelsError("without a finite value: all are NaN or infinite")
+    return DecodedPixels(pixels, (low, high), pixel_range)
 
 
 def _in_file(block: np.ndarray, raw: RawPixels) -> np.ndarray:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from ...errors import printable
 from ..columns import (
     LABEL_COLUMNS,
     LABEL_WORDS,
@@ -23,10 +24,10 @@ from ..columns import (
     note_on_labels,
 )
 from ..dataset_source import DatasetSource, DatasetStream, StreamingImageSource
-from ..folder_source import printable
 from ..image_source import ImageSource, short_hash
 from ..labels import labels_of_texts
 from ..remote.remote_file import RemoteFile
+from .image_formats import extension_of, image_extensions
 
 if TYPE_CHECKING:
     import datasets
@@ -328,11 +329,27 @@ def path_column(table: pa.Table, name: str | None, where: str) -> list[str]:
         raise ValueError(
             f"{where} has no column {repr(name) if name else 'of paths'}; its columns are "
             f"{_names_of(table)}; choose the one with the paths with --image-column."
+            f"{layout_hint(table)}"
         )
     values = column_of(table, name, where)
     if None in values:
         raise ValueError(f"row {values.index(None) + 1} of {where} has no path in column {name!r}.")
     return [str(value) for value in values]
+
+
+def layout_hint(table: pa.Table) -> str:
+    """Return a sentence if a table seems to have another separator or no header; "" otherwise.
+
+    Args:
+        table: Table from `read_list`.
+    """
+    names = table.column_names
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            return f" Its cells seem to be separated by {word}: save it with commas."
+    if any(extension_of(name) in image_extensions() for name in names):
+        return " The first line seems to be a row: add a line of column names before it."
+    return ""
 
 
 def _names_of(table: pa.Table) -> str:
@@ -412,4 +429,5 @@ __all__ = [
     "path_column",
     "read_label_column",
     "read_list",
+    "layout_hint",
 ]

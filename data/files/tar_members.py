@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ...errors import shorten
-from ..folder_source import printable
+from ...errors import printable, shorten
 from ..inventory import LeftOut
 from .image_formats import (
     NOT_IMAGES,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import printable
 from ..columns import JSON_COLUMNS, LABEL_COLUMNS
 from ..dataset_source import StreamingImageSource
-from ..folder_source import printable
 from ..image_source import NO_LABEL, ImageRecord, ImageSource, UnreadableContent, short_hash
 from ..inventory import Inventory, LeftOut, group_reasons
 from ..remote.remote_file import RemoteFile, local_copy

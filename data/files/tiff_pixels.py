@@ -18,6 +18,7 @@ from .deep_pixels import high_and_low_bytes
 from .raw_pixels import MAX_RAW_BYTES, PixelsError, RawPixels, check_size, numbers, range_of
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretation (TIFF 6.0, Sec. 8)
+REDUCED, MASK = 1, 4  # bits of the tag NewSubfileType (TIFF 6.0, Sec. 8)
 STRIP_COPIES = 2  # of the values of a compressed strip or tile, beside the whole image
 
 
@@ -66,6 +67,23 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
             white_is_zero=page.photometric == WHITE_IS_ZERO,
             orientation=1 if tag is None else tag.value,
         )
+
+
+def has_more_pages(image: bytes | str | Path) -> bool:
+    """Return whether a TIFF file has a second page that is no smaller version of the first one.
+
+    Args:
+        image: File that `read_tiff` can open.
+    """
+    import tifffile
+
+    source: Any = io.BytesIO(image) if isinstance(image, bytes) else image
+    with tifffile.TiffFile(source) as file:
+        try:
+            second: Any = file.pages[1]
+        except IndexError:
+            return False
+        return not second.subfiletype & (REDUCED | MASK)
 
 
 def _pillow_decodes(image: bytes | str | Path, page: Any, is_deep: bool) -> bool:
@@ -147,4 +165,4 @@ def _tiff_colors(image: bytes | str | Path) -> np.ndarray | None:
     return high_and_low_bytes(content, (f"{bands};16{order[0]}", f"{bands};16{order[1]}"))
 
 
-__all__ = ["read_tiff"]
+__all__ = ["has_more_pages", "read_tiff"]

@@ -11,13 +11,12 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from ...errors import shorten
+from ...errors import printable, shorten
 from ..dataset_source import StreamingImageSource
 from ..files.image_files import choose_split, labels_below
 from ..files.image_formats import VIDEOS, extension_of
 from ..files.listing import CLOSED_FOLDER, Listing, list_images
 from ..files.splits import ALL
-from ..folder_source import printable
 from ..image_source import NO_LABEL, ImageRecord, UnreadableContent
 from ..inventory import Inventory, LeftOut
 from ..labels import Labels, first_folders

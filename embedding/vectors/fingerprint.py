@@ -19,28 +19,35 @@ def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, A
     The batch size and the device are not among them: they change the last bits at most.
 
     Args:
-        embedder: Embedder that computes the vectors.
+        embedder: Embedder that computes the vectors, whose engine is chosen.
         vector_dtype: Type of the stored values, "float32" or "float16".
     """
     pixel_range = embedder.pixel_format.pixel_range
+    selection = embedder.selection
     return {
-        "weights": hash_of_weights(embedder.model),
+        "weights": hash_of_weights(embedder.model, selection.dtype),
         "processor": _hash_of_processor(embedder.processor),
         "pixel_range": None if pixel_range is None else [float(value) for value in pixel_range],
         "pooling": embedder.model.config.pooling,
         "normalize": embedder.normalize,
-        "dtype": str(embedder.model.dtype).removeprefix("torch."),
-        "engine": "torch",
+        "dtype": selection.dtype_name,
+        "engine": selection.engine,
         "vector_dtype": vector_dtype,
         "embedding_size": embedder.embedding_size,
         "patch_grid": None if embedder.patch_grid is None else list(embedder.patch_grid),
     }
 
 
-def hash_of_weights(model: nn.Module) -> str:
-    """Return a hash of the names and values of all weights, 16 hexadecimal digits."""
+def hash_of_weights(model: nn.Module, dtype: torch.dtype) -> str:
+    """Return a hash of the names and values of all weights, 16 hexadecimal digits.
+
+    Args:
+        model: Model.
+        dtype: Precision that the weights are computed with, and rounded to before.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(values.view(torch.uint8).numpy()))

@@ -115,26 +115,36 @@ def start_group(folder: VectorFolder, token: str, size: int) -> None:
     unfinished.replace(started)
 
 
-def join_group(folder: VectorFolder, token: str) -> VectorFolder:
-    """Wait until a group has started, and return its folder.
+def wait_for_group(output: Path, token: str) -> None:
+    """Wait until the leader of a group has begun its folder.
 
     Args:
-        folder: Folder of the vectors, with what this process would write.
+        output: Folder of the vectors.
         token: Token of the group.
 
     Raises:
         TimeoutError: If the group does not start.
-        ValueError: If this process has another checkpoint, other options or other data.
     """
     deadline = time.monotonic() + SECONDS_TO_START
-    path = folder.path / LOCKS / STARTED
+    path = output / LOCKS / STARTED
     while not (path.is_file() and json.loads(path.read_text())["token"] == token):
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"the first process has not started {str(folder.path)!r} after "
+                f"the first process has not started {str(output)!r} after "
                 f"{SECONDS_TO_START:.0f} seconds; see its output."
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def join_group(folder: VectorFolder) -> VectorFolder:
+    """Return the folder that a group has begun.
+
+    Args:
+        folder: Folder of the vectors, with what this process would write.
+
+    Raises:
+        ValueError: If this process has another checkpoint, other options or other data.
+    """
     stored = Manifest.load(folder.path)
     differences = ["manifest"] if stored is None else stored.differences(folder.manifest)
     if stored is None or differences:
@@ -256,6 +266,10 @@ def write_in_group(
     is_leader = group.is_leader
     if is_leader:
         check_output(output, overwrite, resume)
+    else:
+        wait_for_group(output, group.token)
+        if (begun := Manifest.load(output)) is not None:
+            embedder.choose_engine(source, begun.checkpoint)  # that of the leader
     folder = open_folder(
         embedder,
         source,
@@ -265,7 +279,7 @@ def write_in_group(
         metadata=metadata,
     )
     if not is_leader:
-        folder = join_group(folder, group.token)
+        folder = join_group(folder)
         _embed_as_member(embedder, source, folder, group, part_options)
         return None
 
@@ -337,5 +351,6 @@ __all__ = [
     "share_work",
     "start_group",
     "units_of",
+    "wait_for_group",
     "write_in_group",
 ]

@@ -35,7 +35,7 @@ class UpdateReport:
         num_kept: Number of vectors that were kept.
         num_new: Number of images that had no vector, without those that cannot be read.
         num_changed: Number of images whose content or label has changed, likewise.
-        num_removed: Number of vectors whose image is gone.
+        num_removed: Number of vectors whose image is gone, or can no longer be read.
         skipped: Images that cannot be read.
         seconds: Wall-clock time in seconds.
     """
@@ -92,6 +92,7 @@ def update_embeddings(
         raise FileNotFoundError(
             f"{str(output)!r} holds no vectors to update; write them first, without --update."
         )
+    embedder.choose_engine(source, stored.checkpoint)
     folder = open_folder(
         embedder, source, output, resume=False, vector_dtype=vector_dtype, metadata=metadata
     )
@@ -119,7 +120,7 @@ def update_embeddings(
     names = {image.id for image in skipped}
     num_changed = len(changes.changed - names)
     num_new = len(changes.positions) - len(skipped) - num_changed
-    num_removed = changes.num_rows - num_kept - len(changes.changed)
+    num_removed = changes.num_rows - num_kept - num_changed
     seconds = time.perf_counter() - started
     return UpdateReport(num_kept, num_new, num_changed, num_removed, skipped, seconds)
 

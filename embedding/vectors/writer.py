@@ -159,6 +159,8 @@ def open_folder(
 ) -> VectorFolder:
     """Return the folder of a run, with the parts that it has if it is resumed.
 
+    An engine that is left to choose is chosen; a resumed run goes on with that of the earlier one.
+
     Raises:
         ValueError: If the earlier run had another checkpoint, other options or other data.
     """
@@ -170,8 +172,9 @@ def open_folder(
         "is_labeled": source.label_names is not None,
         "is_video": source.is_video,
     }
-    manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     stored = Manifest.load(output) if resume else None
+    embedder.choose_engine(source, None if stored is None else stored.checkpoint)
+    manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     if stored is not None:
         if differences := stored.differences(manifest):
             raise ValueError(
@@ -300,7 +303,8 @@ def _embedder_metadata(embedder: Embedder) -> dict[str, Any]:
         "created_by": CREATED_BY,
         "pooling": embedder.model.config.pooling,
         "normalize": embedder.normalize,
-        "dtype": str(embedder.model.dtype).removeprefix("torch."),
+        "engine": embedder.selection.engine,
+        "dtype": embedder.selection.dtype_name,
         "embedding_size": embedder.embedding_size,
         "selfvit_version": __version__,
         "transformers_version": transformers.__version__,

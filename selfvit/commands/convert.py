@@ -88,7 +88,7 @@ def convert(
         statistics=None if statistics is None else statistics.value,
         image_mean=image_mean,
         image_std=image_std,
-        dtype=None if dtype is None else dtype.value,
+        dtype=None if dtype in (None, options.DTypeName.auto) else dtype.value,
         save_code=not no_save_code,
         overwrite=overwrite,
     )

@@ -36,6 +36,15 @@ class TokensName(str, Enum):
     patches = "patches"
 
 
+class EngineName(str, Enum):
+    """Libraries that compute vectors."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+
+
 class VectorDType(str, Enum):
     """Type of the stored values."""
 
@@ -87,6 +96,14 @@ Tokens = Annotated[
         help="Tokens to write: the pooled vector, or the patches in addition (float16).",
     ),
 ]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Library that computes: auto takes OpenVINO for a long run on a CPU if it is "
+        "installed ([openvino]), else torch.",
+    ),
+]
 PartImages = Annotated[
     int,
     typer.Option(
@@ -115,6 +132,7 @@ def embed(
     network: options.Network = options.NetworkName.teacher,
     normalize: options.Normalize = False,
     tokens: Tokens = TokensName.pooled,
+    engine: Engine = EngineName.auto,
     dtype: options.DType = options.DTypeName.float32,
     device: options.Device = None,
     devices: Devices = None,
@@ -149,6 +167,7 @@ def embed(
         check_output(folder, overwrite, resume)
     columns = {"split": split, "image_column": image_column, "label_column": label_column}
     source = open_images(data, streaming=streaming, video_fps=video_fps, **columns)
+    engine_name, device = _choose_device(engine, dtype, device, group is None and size > 1)
     embedder = Embedder.from_pretrained(
         checkpoint,
         network=network.value,
@@ -156,19 +175,18 @@ def embed(
         normalize=normalize,
         batch_size=batch_size,
         num_workers=options.choose_num_workers(num_workers, size),
-        device="cpu" if group is None and size > 1 else device,
+        device=device,
         dtype=dtype.value,
         pixel_range=declared_range,
         tokens=tokens.value,
+        engine=engine_name,
     )
     if group is None or group.is_leader:
         report_source(source)
-    origin = {"model": _absolute(checkpoint), "network": network.value}
-    written: dict[str, Any] = {
-        "part_images": part_images,
-        "vector_dtype": vector_dtype.value,
-        "metadata": {**origin, "images": {"data": [_absolute(name) for name in data], **columns}},
-    }
+    images = {"data": [_absolute(name) for name in data], **columns}
+    origin = {"model": _absolute(checkpoint), "network": network.value, "images": images}
+    written: dict[str, Any] = {"part_images": part_images, "vector_dtype": vector_dtype.value}
+    written["metadata"] = origin
     skipped: list[SkippedImage] | None
     if update:
         skipped = _update(embedder, source, folder, written)
@@ -214,6 +232,23 @@ def _group_of(
     if group is not None and device is None:
         device = device_of(group.local_rank)
     return group, size, device
+
+
+def _choose_device(
+    engine: EngineName, dtype: options.DTypeName, device: str | None, is_parent: bool
+) -> tuple[str, str | None]:
+    """Return the engine to ask for, and the device of this process.
+
+    A process that only starts others computes on the CPU, unless it chooses a precision for the
+    GPUs of the others.
+    """
+    from ..embedding.vectors.processes import device_of
+
+    if not is_parent:
+        return engine.value, device
+    gpu = None if device == "cpu" else device or device_of(0)
+    name = "torch" if gpu is not None and engine is EngineName.auto else engine.value
+    return name, gpu if gpu is not None and dtype is options.DTypeName.auto else "cpu"
 
 
 def _on_ray(embedder: Embedder, address: str | None) -> Embedder:

@@ -24,6 +24,7 @@ class NetworkName(str, Enum):
 class DTypeName(str, Enum):
     """Data types by name."""
 
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -172,7 +173,10 @@ Network = Annotated[
     NetworkName, typer.Option("--network", help="Network to use if the checkpoint holds two.")
 ]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")]
-_DTYPE_HELP = "Data type of the model's weights."
+_DTYPE_HELP = (
+    "Data type of the model's weights; auto is bfloat16 where the device has instructions for it "
+    "(in convert, the source's)."
+)
 DType = Annotated[DTypeName, typer.Option("--dtype", help=_DTYPE_HELP)]
 OptionalDType = Annotated[
     DTypeName | None, typer.Option("--dtype", help=_DTYPE_HELP, show_default="the source's")

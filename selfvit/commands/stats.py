@@ -46,8 +46,8 @@ def stats(
     sample = sample_images(source, sample_size)
     report_source(sample)
     measured = channel_statistics(sample, pixel_format, progress=True)
-    if measured.warning:
-        typer.echo(f"warning: {measured.warning}", err=True)
+    for warning in measured.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{measured.num_images} images of {source.description} measured")
     typer.echo(measured.options())
     if output is not None:

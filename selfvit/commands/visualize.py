@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import printable_line
 from ..option_help import HELP
 from . import options
 from .reports import report_left_out, report_source
@@ -161,7 +162,7 @@ def _choose_images(
         pixel_range=pixel_range,
     )
     for image in skipped[:MAX_NAMED]:
-        typer.echo(f"skipped {image.id}: {image.reason}", err=True)
+        typer.echo(printable_line(f"skipped {image.id}: {image.reason}"), err=True)
     return source, images, skipped
 
 

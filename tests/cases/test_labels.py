@@ -39,6 +39,20 @@ class TestSplitFolders:
         write_classes(data, 2, ("cat", "dog", "test"))
         assert sorted(set(embed(data).labels)) == ["cat", "dog", "test"]
 
+    def test_split_folders_beside_others_are_named_as_classes(self, data, embed):
+        for name in ("train", "test", "unlabeled"):
+            write_pictures(data / name, 2)
+        result = embed(data)
+        assert set(result.labels) == {"train", "test", "unlabeled"}
+        assert "note: test, train are classes and no splits here" in result.text
+        assert len(embed(data, "--split", "train").rows) == 2
+
+    def test_splits_or_classes_in_one_folder_are_named(self, data, embed):
+        write_classes(data / "dataset", 1)
+        result = embed(data)
+        assert "label" not in result.rows[0] or result.labels == [None] * 3
+        assert "all images lie in the folder dataset" in result.text and "cat, dog" in result.text
+
     def test_splits_without_train_are_named(self, data, embed):
         for split in ("val", "test"):
             write_classes(data / split, 1)

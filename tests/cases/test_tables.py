@@ -117,6 +117,20 @@ class TestParquet:
         with pytest.raises(ValueError, match=rf"row 1 of .*a.parquet.*contains {value}"):
             list(open_images(path, streaming=True).read_shard(0))
 
+    def test_rows_without_an_image_or_an_id(self, data, embed):
+        rows = [
+            *({"bytes": content, "path": "a.png"} for content in ENCODED),
+            None,
+            {"bytes": None, "path": None},
+            {"bytes": None, "path": ""},
+        ]
+        ids = pa.array(["a", None, "c", "d", None])
+        path = write_table(data / "a.parquet", image=pa.array(rows, IMAGE_TYPE), id=ids)
+        result = embed(path)
+        assert [row["id"] for row in result.rows] == ["a", "1"]
+        assert set(result.skipped) == {"c", "d", "4"}
+        assert all("neither the content nor the path" in r for r in result.skipped.values())
+
     def test_base64_is_named(self, data, embed):
         path = write_table(data / "a.parquet", image=pa.array(["iVBORw0KGgo" * 100] * 2))
         result = embed(path)
@@ -223,6 +237,29 @@ class TestLists:
         (data / name).write_text("path\na.png\n", encoding="utf-16")
         result = embed(data / name)
         assert result.code == 2 and f"{name}' must be UTF-8, but is UTF-16" in result.text
+
+    @pytest.mark.parametrize(
+        "text, hint",
+        [
+            ("file_name;label\na.png;x\n", "separated by semicolons"),
+            ("file_name\tlabel\na.png\tx\n", "separated by tabs"),
+            ("a.png,x\nb.png,y\n", "add a line of column names"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["list.csv", "metadata.csv"])
+    def test_another_separator_or_no_header(self, name, text, hint, data, embed):
+        write_images(data, "a.png")
+        (data / name).write_text(text)
+        result = embed(data / name if name == "list.csv" else data)
+        assert result.code == 2 and hint in result.text
+
+    def test_rows_without_a_path_and_urls(self, data, embed):
+        write_images(data, "a.png")
+        (data / "list.csv").write_text("path,label\na.png,x\n,\nhttps://example.com/b.png,y\n")
+        result = embed(data / "list.csv")
+        assert len(result.rows) == 1
+        assert set(result.skipped) == {"row 2 of list.csv", "https://example.com/b.png"}
+        assert "download it" in result.skipped["https://example.com/b.png"]
 
     def test_deep_json(self, data, embed):
         (data / "list.jsonl").write_text('{"path": ' + "[" * 10**5 + "]" * 10**5 + "}\n")

@@ -5,6 +5,7 @@ import os
 import zipfile
 
 import pytest
+from PIL import Image
 
 from benchmarks.listing import ratios_to_walk, write_folder
 from selfvit.data.sources import open_images
@@ -15,6 +16,7 @@ from .inputs import (
     JXL,
     encoded,
     images,
+    picture,
     write_classes,
     write_pictures,
     write_table,
@@ -128,6 +130,25 @@ class TestFolders:
             (data / name).unlink()
         result = embed(data)
         assert result.code == 2 and "pillow-heif" in result.text
+
+    def test_what_an_unknown_file_is_stands_in_its_reason(self, data, embed):
+        write_pictures(data, 1)
+        (data / "phone.jpg").write_bytes(HEIC)
+        (data / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 9\n")
+        skipped = embed(data).skipped
+        assert "pillow-heif" in skipped["phone.jpg"] and "git lfs pull" in skipped["lfs.png"]
+
+    def test_any_bytes_in_names_are_one_line(self, data, embed, caplog):
+        write_pictures(data, 1)
+        picture(0).convert("RGBA").save(data / "line\nbreak.png")
+        Image.new("RGBA", (8, 8)).save(data / "a\nb.png")
+        for name in (b"caf\xe9.heic", b"caf\xe9.7z", b"line\nbreak.7z"):
+            (data / os.fsdecode(name)).write_bytes(HEIC)
+        result = embed(data)
+        assert len(result.rows) == 3 and list(result.skipped) == ["caf\\xe9.heic"]
+        assert "caf\\xe9.7z" in result.text and "line break.7z" in result.text
+        (warning,) = [line for line in caplog.messages if "transparent" in line]
+        assert warning.startswith("a b.png has transparent pixels. ") and "\n" not in warning
 
     def test_files_with_no_or_an_odd_extension_are_taken_by_their_content(self, data, embed):
         for name in ("photo", "photo.jpg_large", "photo.JPG.bak", "photo.dat"):

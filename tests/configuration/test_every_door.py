@@ -80,6 +80,8 @@ INVALID = [
     ("temperature is not a field of", {"dino_config": {"temperature": 0.1}}),
     ("koleo_weight (nan)", {"dino_config": {"koleo_weight": math.nan}}),
     ("teacher_temperature (0)", {"dino_config": {"teacher_temperature": 0}}),
+    ("dinov2_config (3)", {"dinov2_config": 3}),
+    ("gram_weight (nan)", {"dinov2_config": {"gram_weight": math.nan}}),
     ("distill_config (3)", {"distill_config": 3}),
     ("queue_size (0)", {"distill_config": {"queue_size": 0}}),
     ("temperature (0)", {"distill_config": {"temperature": 0}}),

@@ -5,13 +5,15 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from transformers.image_utils import load_image
 
-from selfvit.data.decoding import UnreadableImageError, decode_image
+from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
+from selfvit.data.pixel_format import FRAMES, TRANSPARENCY, PixelFormat
 
 from .. import image_files
-from ..image_files import DARK, LIGHT
+from ..image_files import DARK, LIGHT, light_left
 
 
 def halves(image):
@@ -53,6 +55,48 @@ def test_every_orientation_equals_that_of_transformers(orientation, tmp_path):
     image_files.exif_rotated_jpeg(tmp_path / "a.jpg", orientation)
     ours, theirs = decode_image(tmp_path / "a.jpg"), load_image(str(tmp_path / "a.jpg"))
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def write_pages(path, kind):
+    """Write two pages; the second one is a page, a smaller version of the first, or a mask."""
+    with tifffile.TiffWriter(path) as file:
+        for page in range(2):
+            pixels = np.zeros((16, 16, 3), np.uint8)
+            file.write(pixels, photometric="rgb", subfiletype=kind if page else 0)
+
+
+def write_16_bits(path, alpha):
+    pixels = np.full((8, 8, 4), 40_000, np.uint16)
+    pixels[..., 3] = alpha
+    tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
+
+
+UNREAD = {
+    "rgba.png": (image_files.rgba_png, (TRANSPARENCY,)),
+    "gray.png": (image_files.gray_alpha_png, (TRANSPARENCY,)),
+    "palette.png": (image_files.palette_png, (TRANSPARENCY,)),
+    "opaque.png": (lambda path: light_left().convert("RGBA").save(path), ()),
+    "unused.gif": (lambda path: light_left().quantize(4).save(path, transparency=9), ()),
+    "animated.gif": (image_files.animated_gif, (FRAMES,)),
+    "pages.tif": (lambda path: write_pages(path, 0), (FRAMES,)),
+    "thumbnail.tif": (lambda path: write_pages(path, 1), ()),
+    "deep.tif": (lambda path: write_16_bits(path, 9), (TRANSPARENCY,)),
+    "deep_opaque.tif": (lambda path: write_16_bits(path, 65_535), ()),
+    "gray.jpg": (image_files.gray_jpeg, ()),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_is_not_read_of_a_file_is_told(name, tmp_path):
+    write, unread = UNREAD[name]
+    write(tmp_path / name)
+    assert decode_pixels(tmp_path / name).unread == unread
+    assert decode_pixels((tmp_path / name).read_bytes()).unread == unread
+
+
+def test_a_model_of_four_channels_reads_alpha(tmp_path):
+    image_files.rgba_png(tmp_path / "a.png")
+    assert decode_pixels(tmp_path / "a.png", PixelFormat(4)).findings is None
 
 
 def test_a_rotated_photo_is_turned_upright(tmp_path):

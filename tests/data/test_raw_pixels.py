@@ -95,6 +95,10 @@ class TestTypes:
         expected = values * 255 if dtype is bool else values
         np.testing.assert_array_equal(decoded.pixels[..., 0], expected)
 
+    def test_an_image_of_nan_alone_is_no_image(self):
+        with pytest.raises(UnreadableImageError, match="without a finite value"):
+            decode_pixels(np.full((8, 8), np.nan, np.float32))
+
     def test_values_outside_of_the_range_are_clipped_and_nan_is_black(self):
         values = np.array([[-5.0, 0.5, 7.0, np.nan, np.inf, -np.inf]], np.float32)
         decoded = decode_pixels(values, GRAY)

@@ -26,7 +26,7 @@ def test_mean_and_std_are_those_of_all_pixels(num_channels):
     pixels = np.stack(images).reshape(-1, num_channels) / 255
     np.testing.assert_allclose(measured.mean, pixels.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(measured.std, pixels.std(axis=0), rtol=1e-5)
-    assert measured.num_images == 5 and measured.skipped == [] and measured.warning is None
+    assert measured.num_images == 5 and measured.skipped == [] and measured.warnings == []
 
 
 def test_the_declared_range_scales_the_values_and_a_small_part_of_it_is_a_warning():
@@ -34,7 +34,7 @@ def test_the_declared_range_scales_the_values_and_a_small_part_of_it_is_a_warnin
     twelve = channel_statistics(source_of(*images), PixelFormat(4, (0, 4095)))
     sixteen = channel_statistics(source_of(*images), PixelFormat(4))
     np.testing.assert_allclose(np.divide(sixteen.mean, twelve.mean), 4095 / 65535, rtol=1e-4)
-    assert twelve.warning is None and "--bits N" in sixteen.warning
+    assert twelve.warnings == [] and "--bits N" in sixteen.warnings[0]
 
 
 def test_each_image_has_the_same_weight_whatever_its_size():

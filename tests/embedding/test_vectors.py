@@ -432,11 +432,12 @@ class TestUpdate:
             os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
         (folder / "b" / "0301.png").unlink()
         (folder / "b" / "0300_text.png").unlink()
+        (folder / "a" / "0476.png").write_bytes(b"")  # its vector was dropped and not counted
         report = self.update(embedder, folder, output)
-        assert (report.num_new, report.num_changed, report.num_removed) == (3, 2, 1)
-        assert report.num_kept == NUM_IMAGES - 3
+        assert (report.num_new, report.num_changed, report.num_removed) == (3, 2, 2)
+        assert report.num_kept == NUM_IMAGES - 4
         after = {row["path"]: row for row in read_vectors(output).to_pylist()}
-        assert len(after) == NUM_IMAGES + 2 == read_vectors(output).num_rows
+        assert len(after) == NUM_IMAGES + 1 == read_vectors(output).num_rows
         write(embedder, open_images(folder), tmp_path / "fresh")
         fresh = {row["path"]: row for row in read_vectors(tmp_path / "fresh").to_pylist()}
         assert after.keys() == fresh.keys()
@@ -446,8 +447,8 @@ class TestUpdate:
             np.testing.assert_allclose(row["embedding"], after[name]["embedding"], atol=1e-5)
         assert sum(after[name] != before.get(name) for name in after) == 5
         skipped = (output / "skipped.csv").read_text().splitlines()
-        assert len(skipped) == 2 and skipped[1].startswith("a/0101_empty.png")
-        assert json.loads((output / "metadata.json").read_text())["num_embedded"] == NUM_IMAGES + 2
+        assert len(skipped) == 3 and skipped[1].startswith("a/0101_empty.png")
+        assert json.loads((output / "metadata.json").read_text())["num_embedded"] == NUM_IMAGES + 1
         again = self.update(embedder, folder, output)
         assert (again.num_new, again.num_changed, again.num_removed) == (0, 0, 0)
         with pytest.raises(ValueError, match="use --update"):

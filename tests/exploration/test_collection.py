@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from selfvit import read_vectors
@@ -14,6 +17,8 @@ from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
 from selfvit.exploration.collection import Collection, directions_of
+from selfvit.exploration.labeling import label
+from selfvit.exploration.search import search
 
 from .. import image_files
 
@@ -89,3 +94,27 @@ def test_a_folder_that_names_no_images_and_no_checkpoint(folder):
         collection.images()
     with pytest.raises(ValueError, match="choose it with --checkpoint"):
         collection.embedder()
+
+
+def test_rows_of_one_name_are_not_mixed_up(tiny_checkpoint, tmp_path):
+    """The picture was that of the last row, and a label or a query meant the first one."""
+    content = [image_files.noise(24, 24, seed=seed).tobytes() for seed in range(3)]
+    files = []
+    for seed in range(3):
+        buffer = io.BytesIO()
+        image_files.noise(24, 24, seed=seed).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    table = pa.table({"image": pa.array([{"bytes": f} for f in files]), "id": ["a", "a", "b"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu")
+    images = open_images(tmp_path / "t.parquet")
+    place = {"images": {"data": str(tmp_path / "t.parquet")}}
+    write_embeddings(embedder, images, tmp_path / "v", metadata=place, progress=False)
+    collection = Collection(tmp_path / "v")
+    assert collection.ids == ["a", "a", "b"]
+    shown = [collection.images().picture(row).tobytes() for row in range(3)]
+    assert shown == content
+    with pytest.raises(ValueError, match="'a' must be one image, but 2 rows of"):
+        search(collection, like=["a"])
+    with pytest.raises(ValueError, match="'a' must be one image, but 2 rows of"):
+        label(collection, {"a": "x", "b": "y"})

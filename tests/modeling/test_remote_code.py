@@ -34,7 +34,7 @@ from selfvit.modeling.checkpoints.remote_code import code_files
 from tests.hub_requests import USER
 from tests.image_files import noise
 from tests.local_hub import LocalHub
-from tests.objectives import OBJECTIVES, TINY_TEACHER, tiny_config, tiny_dino_config
+from tests.objectives import DINOV3, OBJECTIVES, TINY_TEACHER, tiny_config, tiny_dino_config
 from tests.python_without_selfvit import create_python_without_selfvit
 from tests.sharing.hub_client import HubClient
 
@@ -131,7 +131,7 @@ def build_checkpoints(folder: Path) -> dict[str, Any]:
     labeled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
     models["classifier"] = SelfViTForImageClassification(labeled)
     models["encoder"] = SelfViTModel(tiny_config(pooling="cls+mean", initializer_range=0.2))
-    models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2))
+    models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2, **DINOV3))
     for name, model in models.items():
         with torch.no_grad():
             for parameter in model.parameters():

@@ -40,6 +40,7 @@ fresh_accelerate_state = training.fresh_accelerate_state
 CARDS = [*OBJECTIVES, "classifier", "converted_dino", "converted_mae"]
 PAPERS = {
     "dino": ["2104.14294"],
+    "dinov2": ["2304.07193", "2111.07832"],
     "distill": ["2101.04731", "2106.05237"],
     "lejepa": ["2511.08544"],
     "mae": ["2111.06377"],
@@ -51,6 +52,7 @@ PAPERS = {
 # Title of each objective in the table of a run, and one of its fields there.
 SETTINGS = {
     "dino": ("DINO", "teacher_momentum"),
+    "dinov2": ("DINOv2", "patch_loss_weight"),
     "distill": ("distillation", "temperature"),
     "lejepa": ("LeJEPA", "regularization_weight"),
     "mae": ("MAE", "mask_ratio"),

@@ -3,7 +3,14 @@
 import pytest
 from transformers import PreTrainedConfig
 
-from selfvit import DINOConfig, DistillConfig, LeJEPAConfig, MAEConfig, PMSNConfig
+from selfvit import (
+    DINOConfig,
+    DINOv2Config,
+    DistillConfig,
+    LeJEPAConfig,
+    MAEConfig,
+    PMSNConfig,
+)
 from selfvit.training.callbacks.collapse_advice import (
     WHAT_HAPPENS,
     Suggestion,
@@ -18,6 +25,7 @@ BAD_SETTINGS = [
     (DINOConfig(warmup_teacher_temperature=0.07), "uniform", "--warmup-teacher-temperature"),
     (DINOConfig(center_momentum=1), "constant", "--center-momentum (now 1)"),
     (DINOConfig(teacher_momentum=0.5), "constant", "--teacher-momentum (now 0.5)"),
+    (DINOv2Config(center_momentum=1), "constant", "--center-momentum (now 1)"),
     (DistillConfig(temperature=1), "constant", "--temperature (now 1)"),
     (LeJEPAConfig(regularization_weight=0), "constant", "--regularization-weight (now 0)"),
     (MAEConfig(mask_ratio=0.97), "constant", "--mask-ratio (now 0.97)"),

@@ -29,6 +29,11 @@ OBJECTIVES = {
         *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
         *("--koleo-weight", "0"),  # KoLeo depends on the size of the micro-batch
     ],
+    "dinov2": [
+        *("dinov2_demo", "--local-view-size", "16", "--num-local-views", "2"),
+        *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
+        *("--koleo-weight", "0"),
+    ],
     "distill": [
         *("distill_demo", "--teacher", TINY_TEACHER, "--queue-size", "16"),
         "--no-mixup",  # it blends the images of a micro-batch
@@ -51,6 +56,7 @@ OBJECTIVES = {
 # a shift of all keys, and PMSN's batch norm to a shift of all features.
 WITHOUT_GRADIENT = {
     "dino": ("k_proj.bias",),
+    "dinov2": ("k_proj.bias",),
     "distill": ("k_proj.bias",),
     "lejepa": ("k_proj.bias", "vit.layernorm.bias"),
     "mae": ("k_proj.bias",),

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig
 
 from ...configuration.configuration_dino import DINOConfig
+from ...configuration.configuration_dinov2 import DINOv2Config
 from ...configuration.configuration_distill import DistillConfig
 from ...configuration.configuration_lejepa import LeJEPAConfig
 from ...configuration.configuration_mae import MAEConfig
@@ -55,9 +56,13 @@ def collapse_suggestions(config: PreTrainedConfig, kind: str) -> list[Suggestion
     return []
 
 
-@collapse_suggestions.register
-def dino_suggestions(config: DINOConfig, kind: str) -> list[Suggestion]:
-    """Return the suggestions for DINO: centering and sharpening balance each other (Sec. 5.3)."""
+@collapse_suggestions.register(DINOConfig)
+@collapse_suggestions.register(DINOv2Config)
+def dino_suggestions(config: DINOConfig | DINOv2Config, kind: str) -> list[Suggestion]:
+    """Return the suggestions for DINO and DINOv2.
+
+    Centering and sharpening balance each other (DINO, Sec. 5.3).
+    """
     first, last = config.warmup_teacher_temperature, config.teacher_temperature
     if kind == "uniform":
         return [

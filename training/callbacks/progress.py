@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from ...atomic_output import atomic_output
 from ...data.inventory import LeftOut, read_left_out, write_left_out
-from ...data.pixel_format import RangeCheck
+from ...data.pixel_format import PixelCheck
+from ...errors import printable_line
 from ...progress import progress_bar
 from ..checkpoints.run_folder import LOG_FILE, PICTURES
 from ..config.run_config import RunConfig
@@ -52,7 +53,7 @@ class ProgressLogger(Callback):
         self.batch_size = run.schedule.batch_size
         self.log_steps = run.monitoring.log_steps
         self.skipped: dict[str, str] = {}
-        self.ranges = RangeCheck()
+        self.pixel_check = PixelCheck()
         has_range = run.preprocessing.declared_range is not None
         self.has_stock_processor = not has_range and run.model.num_channels == 3
         self.started = time.perf_counter()
@@ -76,7 +77,7 @@ class ProgressLogger(Callback):
     def on_step_end(self, state: TrainState) -> None:
         """Advance the bar, and log the metrics if they are due."""
         self.log_skipped(state.skipped)
-        self._check_ranges(state.ranges)
+        self._check_findings(state.findings)
         if self.bar is None:
             return
         rate = (state.step - self.start_step) * self.batch_size / self.seconds
@@ -94,9 +95,10 @@ class ProgressLogger(Callback):
         """Close the bar, so that what follows is printed below it."""
         self.close()
         if self.accelerator.num_processes > 1:
-            warnings = gather_object([self.ranges.warning()])
-            if warnings[0] is None and any(warnings):  # the main process has warned of its own
-                self.warn(next(text for text in warnings if text))
+            own, *others = gather_object([self.pixel_check.warnings_by_kind()])
+            found = {kind: text for other in others for kind, text in other.items()}
+            for kind in found.keys() - own.keys():  # the main process has warned of its own
+                self.warn(found[kind])
 
     def close(self) -> None:
         """Close the bar."""
@@ -141,7 +143,7 @@ class ProgressLogger(Callback):
     def log_skipped(self, entries: list[tuple[str, str]]) -> None:
         """Print unreadable images and add them to skipped.csv, each once: (name, reason)."""
         for name, reason in self.list_skipped(entries).items():
-            tqdm.write(f"skipped {name}: {reason}")
+            tqdm.write(printable_line(f"skipped {name}: {reason}"))
 
     def list_skipped(self, entries: list[tuple[str, str]]) -> dict[str, str]:
         """Add images to skipped.csv, each once, and return those that were added.
@@ -156,14 +158,15 @@ class ProgressLogger(Callback):
         write_left_out(self.skipped_file, [LeftOut(name, reason) for name, reason in new.items()])
         return new
 
-    def _check_ranges(self, ranges: list[tuple[str, Any]]) -> None:
-        """Warn once of values that do not fit their range, and of bits that a pipeline lacks."""
-        for name, found in ranges:
-            self.ranges.add(name, found)
-        if warning := self.ranges.warning_once():
+    def _check_findings(self, findings: list[tuple[str, Any]]) -> None:
+        """Warn once of what files hold and is not read, and of bits that a pipeline lacks."""
+        for name, found in findings:
+            self.pixel_check.add(name, found)
+        for warning in self.pixel_check.warnings_once():
             self.warn(warning)
-        elif ranges and self.has_stock_processor:
-            self.warn(STOCK_PROCESSOR.format(name=ranges[0][0]))
+        deep = [name for name, found in findings if found.ranges is not None]
+        if deep and self.has_stock_processor:
+            self.warn(STOCK_PROCESSOR.format(name=deep[0]))
             self.has_stock_processor = False
 
     def warn(self, message: str) -> None:

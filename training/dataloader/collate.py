@@ -12,7 +12,7 @@ from torch import Tensor
 from ..augmentations.base import Augmentation
 from ..config.training_config import PreprocessingConfig
 
-REPORTS = ("skipped", "ranges")  # lists about single images, not inputs of the model
+REPORTS = ("skipped", "findings")  # lists about single images, not inputs of the model
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -23,9 +23,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     become (B, N). Views are uint8, or float32 if any image of the batch has more than eight bits.
 
     Returns:
-        Inputs by name, "skipped" with the unreadable images of all samples, "ranges" with the
-        images of more than eight bits, and for a stream "reader" with the state of its reader after
-        the last sample.
+        Inputs by name, "skipped" with the unreadable images of all samples, "findings" with what
+        the files hold besides the pixels, and for a stream "reader" with the state of its reader
+        after the last sample.
     """
     batch: dict[str, Any] = {
         name: [entry for sample in samples for entry in sample.get(name, [])] for name in REPORTS

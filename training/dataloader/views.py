@@ -63,8 +63,8 @@ class _ViewMaker:
     def make_views(self, image: DecodedPixels, record: ImageRecord, draw: int) -> dict[str, Any]:
         """Return the views and the label of one decoded image.
 
-        "draw" seeds them. "ranges" has the name and the ranges of the image if it has more than
-        eight bits (`RangeCheck`).
+        "draw" seeds them. "findings" has the name of the image and what its file holds besides the
+        pixels, if anything (`PixelCheck`).
         """
         # The 1 makes these random numbers independent of the permutations of the epochs.
         rng = np.random.default_rng([self.seed, draw, 1])
@@ -73,8 +73,8 @@ class _ViewMaker:
         )
         if self.with_labels:
             views["labels"] = record.label
-        ranges = [] if image.ranges is None else [(record.id, image.ranges)]
-        return {**views, "draw": draw, "ranges": ranges}
+        findings = [] if image.findings is None else [(record.id, image.findings)]
+        return {**views, "draw": draw, "findings": findings}
 
 
 class ViewDataset(_ViewMaker, Dataset):
@@ -94,7 +94,7 @@ class ViewDataset(_ViewMaker, Dataset):
         self.source = source
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Return views by name, "draw", "ranges", and "skipped", a list of (id, reason).
+        """Return views by name, "draw", "findings", and "skipped", a list of (id, reason).
 
         Raises:
             ValueError: If too many images in a row cannot be read.
@@ -142,7 +142,7 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         self.shuffle_buffer = shuffle_buffer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield views by name, "draw", "ranges", "skipped", and "reader": its number and new state.
+        """Yield views, "draw", "findings", "skipped", and "reader": its number and new state.
 
         Raises:
             ValueError: If too many images in a row cannot be read.

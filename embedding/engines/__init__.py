@@ -1,0 +1,1 @@
+"""Engines that compute vectors from pixels: PyTorch, OpenVINO and ONNX Runtime."""

@@ -1,0 +1,74 @@
+"""Engine that runs the encoder in OpenVINO, on a CPU (extra `openvino`)."""
+
+# B batch · N patches · D hidden · E embedding
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...modeling.modeling_selfvit import SelfViTModel
+from .encoder import FusedEncoder
+from .interface import CopyingEngine, Selection
+from .onnx_graph import silence_logging
+
+NAME = "openvino"
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class OpenVINOEngine(CopyingEngine):
+    """Engine that converts the encoder in memory, for any batch and image size.
+
+    Args:
+        model: Model on the CPU.
+        selection: Precision: float32 or bfloat16.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+    """
+
+    def __init__(self, model: SelfViTModel, selection: Selection):
+        super().__init__(model, selection)
+        self._embeddings = model.embeddings.patch_embeddings
+        self._encoder = FusedEncoder(model).eval()
+        self._positions: dict[tuple[int, int], Any] = {}
+        self._compiled = _compile(self._encoder, model, PRECISIONS[selection.dtype])
+
+    def __call__(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, E), float32, see `Engine`."""
+        grid = self._embeddings.grid_of(pixel_values)
+        if grid not in self._positions:
+            self._positions[grid] = self._encoder.patch_positions(grid).contiguous().numpy()
+        inputs = [pixel_values.float().contiguous().numpy(), self._positions[grid]]
+        (vectors,) = self._compiled(inputs, share_inputs=True).values()
+        return torch.from_numpy(vectors)
+
+
+def _compile(encoder: FusedEncoder, model: SelfViTModel, precision: str) -> Any:
+    """Convert an encoder, and compile it for this CPU."""
+    import openvino
+
+    config = model.config
+    rows, columns = 2, 3
+    size = (rows * config.patch_size, columns * config.patch_size)
+    example = (
+        torch.zeros(2, config.num_channels, *size),
+        torch.zeros(1, rows * columns, config.hidden_size),
+    )
+    shapes = [[-1, config.num_channels, -1, -1], [1, -1, config.hidden_size]]
+    with silence_logging():  # torch warns of the tracing that OpenVINO does
+        converted = openvino.convert_model(encoder, example_input=example, input=shapes)
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # processes of one machine would all be pinned to its first cores
+        "ENABLE_CPU_PINNING": False,
+    }
+    return openvino.Core().compile_model(converted, "CPU", options)
+
+
+__all__ = ["NAME", "PRECISIONS", "OpenVINOEngine"]
