@@ -67,7 +67,7 @@ def _is_foreign(location: str) -> bool:
         config = cached_file(location, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
     except OSError:
         return False
-    return config is None or not _is_selfvit(Path(config))
+    return config is not None and not _is_selfvit(Path(config))
 
 
 def _is_selfvit(config: Path) -> bool:
