@@ -15,6 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
 from .configuration_dinov2 import DINOv2Config
+from .configuration_distill import DistillConfig
 from .configuration_lejepa import LeJEPAConfig
 from .configuration_mae import MAEConfig
 from .configuration_pmsn import PMSNConfig
@@ -98,6 +99,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: Configuration of DINO, or None.
         dinov2_config: Configuration of DINOv2, or None.
+        distill_config: Configuration of distillation, or None.
         lejepa_config: Configuration of LeJEPA and VISReg, or None.
         mae_config: Configuration of MAE, or None.
         pmsn_config: Configuration of MSN and PMSN, or None.
@@ -115,6 +117,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     sub_configs_defaults = {
         "dino_config": SubConfigSpec(DINOConfig, optional=True),
         "dinov2_config": SubConfigSpec(DINOv2Config, optional=True),
+        "distill_config": SubConfigSpec(DistillConfig, optional=True),
         "lejepa_config": SubConfigSpec(LeJEPAConfig, optional=True),
         "mae_config": SubConfigSpec(MAEConfig, optional=True),
         "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
@@ -150,6 +153,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
     dinov2_config: Any = None  # DINOv2Config, or its fields as a dict, or None
+    distill_config: Any = None  # DistillConfig, or its fields as a dict, or None
     lejepa_config: Any = None  # LeJEPAConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
     pmsn_config: Any = None  # PMSNConfig, or its fields as a dict, or None

@@ -4,7 +4,8 @@
 
 Writes a checkpoint, the vectors of the test images, metrics.json (raw pixels, untrained encoder and
 trained encoder), a map of the vectors (page and picture) and attention maps. The metrics and the
-pictures are also added to the checkpoint's card.
+pictures are also added to the checkpoint's card. `--objective distill` needs a teacher:
+`--teacher demo/checkpoint`.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from selfvit import (
     write_embeddings,
 )
 
+OBJECTIVES = ("dino", "dinov2", "distill", "lejepa", "mae", "pmsn")
 SAMPLE = Path(__file__).resolve().parent / "fashion_mnist_sample"
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--objective", choices=["dino", "dinov2", "lejepa", "mae", "pmsn"], default="dino"
-    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
     parser.add_argument("--output", "-o", type=Path, default=Path("demo"), help="Folder to write.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the run.")
+    parser.add_argument("--teacher", help="Frozen teacher of distill: a checkpoint or Hub id.")
     parser.add_argument(
         "--max-steps", type=int, help="Number of optimizer steps; that of the recipe by default."
     )
@@ -58,7 +59,8 @@ def main() -> None:
     show(f"1 of 3: Training on {len(train_images):,} images, without their labels.")
     seconds = {}
     started = time.perf_counter()
-    options = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+    given = {"max_steps": arguments.max_steps, "teacher": arguments.teacher}
+    options = {name: value for name, value in given.items() if value is not None}
     train(
         recipe,
         data=SAMPLE / "train.parquet",

@@ -15,6 +15,7 @@ from .auto_registration import register_once_transformers_is_imported
 if TYPE_CHECKING:
     from .configuration.configuration_dino import DINOConfig as DINOConfig
     from .configuration.configuration_dinov2 import DINOv2Config as DINOv2Config
+    from .configuration.configuration_distill import DistillConfig as DistillConfig
     from .configuration.configuration_lejepa import LeJEPAConfig as LeJEPAConfig
     from .configuration.configuration_mae import MAEConfig as MAEConfig
     from .configuration.configuration_pmsn import PMSNConfig as PMSNConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .exploration.selection import select as select
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
     from .modeling.modeling_dinov2 import SelfViTForDINOv2 as SelfViTForDINOv2
+    from .modeling.modeling_distill import SelfViTForDistill as SelfViTForDistill
     from .modeling.modeling_lejepa import SelfViTForLeJEPA as SelfViTForLeJEPA
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
 MODULES = {
     "DINOConfig": "configuration.configuration_dino",
     "DINOv2Config": "configuration.configuration_dinov2",
+    "DistillConfig": "configuration.configuration_distill",
     "EmbeddedImages": "embedding.embedder",
     "Embedder": "embedding.embedder",
     "LeJEPAConfig": "configuration.configuration_lejepa",
@@ -86,6 +89,7 @@ MODULES = {
     "SelfViTConfig": "configuration.configuration_selfvit",
     "SelfViTForDINO": "modeling.modeling_dino",
     "SelfViTForDINOv2": "modeling.modeling_dinov2",
+    "SelfViTForDistill": "modeling.modeling_distill",
     "SelfViTForImageClassification": "modeling.modeling_selfvit",
     "SelfViTForLeJEPA": "modeling.modeling_lejepa",
     "SelfViTForMAE": "modeling.modeling_mae",

@@ -43,6 +43,24 @@ DINOV3 = r"""@misc{simeoni2025dinov3,
   note = {arXiv 2508.10104}
 }"""
 
+SEED = """@inproceedings{fang2021seed,
+  title = {SEED: Self-supervised Distillation For Visual Representation},
+  author = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and
+            Liu, Zicheng},
+  booktitle = {ICLR},
+  year = {2021},
+  note = {arXiv 2101.04731}
+}"""
+
+PATIENT = r"""@inproceedings{beyer2022knowledge,
+  title = {Knowledge Distillation: A Good Teacher is Patient and Consistent},
+  author = {Beyer, Lucas and Zhai, Xiaohua and Royer, Am\'elie and Markeeva, Larisa and
+            Anil, Rohan and Kolesnikov, Alexander},
+  booktitle = {CVPR},
+  year = {2022},
+  note = {arXiv 2106.05237}
+}"""
+
 LEJEPA = """@misc{balestriero2025lejepa,
   title = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
   author = {Balestriero, Randall and LeCun, Yann},
@@ -91,6 +109,7 @@ PAPERS = {
     "DINO": [DINO],
     "DINOv2": [DINOV2, IBOT],
     "DINOv2 with Gram anchoring": [DINOV2, IBOT, DINOV3],
+    "distillation": [SEED, PATIENT],
     "LeJEPA": [LEJEPA],
     "VISReg": [LEJEPA, VISREG],
     "MAE": [MAE],
@@ -112,6 +131,8 @@ def objective_of(config: SelfViTConfig) -> str | None:
                 return "MSN"
             if field == "dinov2_config":
                 return "DINOv2 with Gram anchoring" if part.gram_weight else "DINOv2"
+            if field == "distill_config":
+                return "distillation"
             if field == "lejepa_config":
                 return "VISReg" if part.regularizer == "visreg" else "LeJEPA"
             return field.removesuffix("_config").upper()

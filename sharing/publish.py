@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.utils import CONFIG_NAME
 
 from .hub_access import (
     RETRIES,
@@ -29,6 +30,7 @@ from .published_files import (
     choose_files,
     is_weight_file,
     strip_local_paths,
+    strip_teacher_path,
 )
 
 # Places where a card names its own folder: from_pretrained("my_model"), pipeline(model="my_model"),
@@ -264,15 +266,18 @@ class _Upload:
         return path.partition("/")[0] in folders
 
     def content(self, path: str) -> Path | bytes:
-        """Return a file to upload, or the adapted text of card and training.yaml.
+        """Return a file to upload, or the adapted text of card, training.yaml and config.json.
 
         The card names the repository instead of the local folder, so that its code works for a
-        reader on the Hub. Local paths in training.yaml are shortened, since they are private.
+        reader on the Hub. Local paths in training.yaml and config.json are private, so they are
+        shortened.
         """
         if self.target.repo_type == "space":  # whose writer has adapted them
             return self.folder / path
         if path == RUN_FILE:
             return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()
+        if path == CONFIG_NAME:
+            return strip_teacher_path((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
             return self.folder / path
         text = (self.folder / path).read_text(encoding="utf-8")

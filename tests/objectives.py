@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel
 from selfvit import (
     DINOConfig,
     DINOv2Config,
+    DistillConfig,
     LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTConfig,
     SelfViTForDINO,
     SelfViTForDINOv2,
+    SelfViTForDistill,
     SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
@@ -35,6 +38,9 @@ DINOV3: dict[str, Any] = {
     "key_bias": False,
     "layerscale_value": 0.5,
 }
+# Dinov2 with registers of transformers, one block, random weights, width 24, patches of 16 pixels
+# (those of the students have 8); `python -m tests.fixtures.write_tiny_teacher` wrote it.
+TINY_TEACHER = str(Path(__file__).parent / "fixtures" / "tiny_teacher")
 
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
@@ -60,6 +66,12 @@ def tiny_dinov2_config(**overrides: Any) -> DINOv2Config:
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     terms = {"separate_patch_head": True, "gram_weight": 1.0, "koleo_weight": 0.1}
     return DINOv2Config(**{**sizes, **terms, **overrides})
+
+
+def tiny_distill_config(**overrides: Any) -> DistillConfig:
+    """Return the configuration of a small queue with the tiny teacher."""
+    sizes = {"teacher": TINY_TEACHER, "teacher_hidden_size": 24, "queue_size": 12}
+    return DistillConfig(**{**sizes, **overrides})
 
 
 def tiny_lejepa_config(**overrides: Any) -> LeJEPAConfig:
@@ -135,6 +147,14 @@ def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict
     }
 
 
+def random_images_to_mix(generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
+    """Return images of 32 pixels and random numbers for mixup."""
+    return {
+        "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
+        "mixing": torch.rand(batch_size, 2, generator=generator),
+    }
+
+
 @dataclass(frozen=True)
 class Objective:
     """Model class, configuration and inputs of an objective for the contract tests.
@@ -173,6 +193,14 @@ OBJECTIVES = [
             **overrides,
         ),
         inputs=masked_views,
+    ),
+    Objective(
+        name="distill",
+        model_class=SelfViTForDistill,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2, distill_config=tiny_distill_config(), **overrides
+        ),
+        inputs=random_images_to_mix,
     ),
     Objective(
         name="lejepa",

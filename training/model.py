@@ -13,16 +13,21 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
-from ..modeling.position_embeddings import interpolate_position_embeddings
+from ..modeling.position_embeddings import (
+    interpolate_position_embeddings,
+    sincos_position_embeddings,
+)
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
 from .config.run_config import RunConfig
+from .depth import spaced_blocks, weights_of_blocks
 from .lora import add_adapters
 
 MAE = "SelfViTForMAE"
 MASK_TOKEN = r"mask_token$"
 POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
+DECODER = "decoder."  # MAE's, whose positions are fixed
 
 
 def build_trainable(run: RunConfig) -> Any:
@@ -72,15 +77,23 @@ def _starting_model(run: RunConfig) -> Any:
         adapted.load_state_dict(_fitted_weights(whole.state_dict(), config, run.model))
         return adapted
     model: Any = model_class(run.model)
+    num_blocks = _deeper_start(run)
+    to_load = config
+    if num_blocks is not None:
+        to_load = deepcopy(config)
+        to_load.num_hidden_layers = num_blocks
     has_new_token = run.model.use_mask_token and not stored.use_mask_token
     encoder = load_strictly(
         SelfViTModel,
         checkpoint,
         new=(MASK_TOKEN,) if has_new_token else (),
-        config=config,
+        config=to_load,
         dtype=torch.float32,
     )
-    model.vit.load_state_dict(_fitted_weights(encoder.state_dict(), config, run.model))
+    weights: Any = encoder.state_dict()
+    if num_blocks is not None:
+        weights = weights_of_blocks(weights, spaced_blocks(num_blocks, run.model.num_hidden_layers))
+    model.vit.load_state_dict(_fitted_weights(weights, config, run.model))
     model.init_student_from_teacher()
     return model
 
@@ -102,12 +115,37 @@ def _fitted_weights(
     """Return weights with patch embeddings and positions that fit the wanted configuration."""
     if config.num_channels != wanted.num_channels:
         weights = adapted_weights(weights, wanted.num_channels)
-    return {
-        name: interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
-        if name.endswith(POSITIONS)
-        else value
-        for name, value in weights.items()
-    }
+    if config.grid_size == wanted.grid_size:
+        return weights
+    fitted = {}
+    for name, value in weights.items():
+        if name.endswith(POSITIONS):
+            is_fixed = wanted.position_embedding_type == "sincos" or name.startswith(DECODER)
+            value = (
+                sincos_position_embeddings(value.shape[-1], wanted.grid_size).to(value)
+                if is_fixed
+                else interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
+            )
+        fitted[name] = value
+    return fitted
+
+
+def _deeper_start(run: RunConfig) -> int | None:
+    """Return the number of blocks of a checkpoint of which a student takes only some, or None.
+
+    Raises:
+        ValueError: If the student trains adapters, which need all blocks of their base.
+    """
+    num_blocks = read_config(str(run.start.init_from)).num_hidden_layers
+    if run.model.distill_config is None or num_blocks <= run.model.num_hidden_layers:
+        return None
+    if run.lora.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank ({run.lora.lora_rank}) adapts the encoder of --init-from with all its "
+            f"{num_blocks} blocks, but the student has {run.model.num_hidden_layers}; leave out "
+            "--lora-rank, or name another teacher with --teacher."
+        )
+    return num_blocks
 
 
 def check_start_channels(run: RunConfig) -> None:

@@ -296,6 +296,7 @@ def test_init_scope_all_adapts_student_and_teacher_but_not_the_decoder_of_mae(
     [
         ("dino_finetune", "dino_vits16_in1k or dino_demo"),
         ("dinov2_finetune", "dinov2_vits16_in1k or dinov2_demo"),
+        ("distill_finetune", "distill_vits16 or distill_demo"),
         ("lejepa_finetune", "lejepa_vits16_in1k or lejepa_demo"),
         ("mae_finetune", "mae_vitb16_in1k or mae_demo"),
         ("pmsn_finetune", "pmsn_demo"),

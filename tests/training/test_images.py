@@ -21,6 +21,7 @@ from .tiny_runs import OBJECTIVES, arguments, log_of
 PICTURE = {
     "dino": "attention",
     "dinov2": "attention",
+    "distill": "attention",
     "lejepa": "attention",
     "mae": "reconstructions",
     "pmsn": "attention",

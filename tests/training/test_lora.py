@@ -45,6 +45,7 @@ from .tiny_runs import LOOP, OBJECTIVES, log_of, weights_of
 KINDS = {
     "dino": ["dino_lora", *OBJECTIVES["dino"][1:]],
     "dinov2": [*OBJECTIVES["dinov2"], "--lora-rank", "4"],
+    "distill": [*OBJECTIVES["distill"], "--lora-rank", "4"],
     "lejepa": [*OBJECTIVES["lejepa"], "--lora-rank", "4"],
     "mae": [*OBJECTIVES["mae"], "--lora-rank", "4"],
     "pmsn": [*OBJECTIVES["pmsn"], "--lora-rank", "4"],

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from ...configuration.configuration_dino import DINOConfig
 from ...configuration.configuration_dinov2 import DINOv2Config
+from ...configuration.configuration_distill import DistillConfig
 from ...configuration.configuration_lejepa import LeJEPAConfig
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_pmsn import PMSNConfig
@@ -91,6 +92,24 @@ def dino_suggestions(config: DINOConfig | DINOv2Config, kind: str) -> list[Sugge
             f"raise --warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
         ),
         Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1 or more"),
+    ]
+
+
+@collapse_suggestions.register
+def distill_suggestions(config: DistillConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestions for distillation, in which the teacher keeps images apart."""
+    if kind != "constant":
+        return []
+    return [
+        Suggestion(
+            f"lower --temperature (now {config.temperature}) to 0.07",
+            # similarities of at most 1 then give almost the same probability to all images
+            suspect=config.temperature >= 1,
+        ),
+        Suggestion(
+            f"choose another --teacher (now {config.teacher}) if its vectors of these images are "
+            "alike, too"
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ from .dinov2 import (
     dinov2_high_resolution,
     dinov2_vits16_in1k,
 )
+from .distill import distill_demo, distill_finetune, distill_vits16
 from .lejepa import lejepa_demo, lejepa_finetune, lejepa_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
@@ -31,6 +32,9 @@ RECIPES: dict[str, Recipe] = {
         dinov2_high_resolution,
         dinov2_finetune,
         dinov2_demo,
+        distill_vits16,
+        distill_finetune,
+        distill_demo,
         lejepa_vits16_in1k,
         lejepa_finetune,
         lejepa_demo,
@@ -54,6 +58,7 @@ FROM_CHECKPOINT = {
     "dino_lora": "dino_vits16_in1k or dino_demo",
     "dinov2_finetune": "dinov2_vits16_in1k or dinov2_demo",
     "dinov2_high_resolution": "dinov2_vits16_in1k or dinov2_demo",
+    "distill_finetune": "distill_vits16 or distill_demo",
     "lejepa_finetune": "lejepa_vits16_in1k or lejepa_demo",
     "mae_finetune": "mae_vitb16_in1k or mae_demo",
     "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn_demo",
