@@ -17,10 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ...modeling.layers import SelfViTAttention, SelfViTLayer, SelfViTLayerScale
+from ...modeling.layers import (
+    SelfViTAttention,
+    SelfViTGatedMLP,
+    SelfViTLayer,
+    SelfViTLayerScale,
+)
 from ...modeling.modeling_selfvit import SelfViTModel
 from ...modeling.pooling import pool
-from ...modeling.position_embeddings import interpolate_position_embeddings
+from ...modeling.position_embeddings import (
+    RotaryPositions,
+    Rotation,
+    interpolate_position_embeddings,
+    rotate,
+)
 
 
 class PlainLinear(nn.Module):
@@ -100,16 +110,18 @@ class FusedBlock(nn.Module):
             self.query = linear(*_joined([query], dtype))
             self.key_value = linear(*_joined([key, value], dtype))
         self.out = linear(*_scaled(attention.o_proj, layer.layer_scale1, dtype))
-        self.fc1 = linear(*_joined([(layer.mlp.fc1.weight, layer.mlp.fc1.bias)], dtype))
-        self.activation = layer.mlp.activation
-        self.fc2 = linear(*_scaled(layer.mlp.fc2, layer.layer_scale2, dtype))
+        *first, last = _mlp_layers(layer)
+        self.is_gated = len(first) > 1
+        self.fc1 = linear(*_joined([(part.weight, part.bias) for part in first], dtype))
+        self.activation: Any = layer.mlp.activation
+        self.fc2 = linear(*_scaled(last, layer.layer_scale2, dtype))
 
     def _split(self, tokens: Tensor, count: int) -> Tensor:
         """(B, T, count D) -> (count, B, A, T, D/A), a view."""
         return tokens.unflatten(-1, (count, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, Q, D)."""
+    def forward(self, hidden_states: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (B, Q, D); `rotation` holds rotary positions."""
         normalized = self.norm1(hidden_states)
         if self.num_queries is None:
             query, key, value = self._split(self.qkv(normalized), 3).unbind()
@@ -118,9 +130,16 @@ class FusedBlock(nn.Module):
             first = normalized[:, : self.num_queries].contiguous()
             query = self._split(self.query(first), 1)[0]
             key, value = self._split(self.key_value(normalized), 2).unbind()
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         attended = self.attend(query, key, value).transpose(1, 2).flatten(2)  # (B, Q, D)
         hidden_states = self.out.add_to(hidden_states, attended)
-        transformed = self.fc1.activated(self.norm2(hidden_states), self.activation)
+        normalized = self.norm2(hidden_states)
+        if self.is_gated:
+            gate, hidden = self.fc1(normalized).chunk(2, dim=-1)
+            transformed = self.activation(gate) * hidden
+        else:
+            transformed = self.fc1.activated(normalized, self.activation)
         return self.fc2.add_to(hidden_states, transformed)
 
 
@@ -157,11 +176,18 @@ class FusedEncoder(nn.Module):
         projection = embeddings.patch_embeddings.projection
         self.register_buffer("patch_weight", _copy(projection.weight, dtype))
         self.register_buffer("patch_bias", _copy(projection.bias, dtype))
-        prefix = [embeddings.cls_token + embeddings.position_embeddings[:, :1]]
+        self.interpolate_antialias = config.interpolate_antialias
+        self.rotary_positions = None
+        prefix: list[Tensor] = [embeddings.cls_token]
+        stored = embeddings.position_embeddings
+        if stored is None:
+            self.rotary_positions = RotaryPositions(config).eval()
+        else:
+            prefix[0] = prefix[0] + stored[:, :1]
         if embeddings.register_tokens is not None:
             prefix.append(embeddings.register_tokens)
         self.register_buffer("prefix", _copy(torch.cat(prefix, dim=1), dtype))
-        self.register_buffer("positions", _copy(embeddings.position_embeddings, torch.float32))
+        self.register_buffer("positions", _copy(stored, torch.float32))
         last = len(model.layers) - 1
         self.blocks = nn.ModuleList(
             FusedBlock(
@@ -176,16 +202,24 @@ class FusedEncoder(nn.Module):
         self.norm = _norm_of(model.layernorm, dtype)
 
     def patch_positions(self, grid: tuple[int, int]) -> Tensor:
-        """Return the position embeddings of the patches of a grid, (1, N, D), float32."""
+        """Return the position embeddings of the patches of a grid, (1, N, D), float32.
+
+        Rotary positions are cosines and sines of all tokens, (2, T, D/A).
+        """
+        if self.rotary_positions is not None:
+            cosines, sines = self.rotary_positions(torch.zeros(1), grid)
+            return torch.cat([cosines[0], sines[0]])
         positions: Any = self.positions
-        return interpolate_position_embeddings(positions, self.grid_size, grid)[:, 1:]
+        return interpolate_position_embeddings(
+            positions, self.grid_size, grid, self.interpolate_antialias
+        )[:, 1:]
 
     def forward(self, pixel_values: Tensor, positions: Tensor) -> Tensor:
         """Compute vectors.
 
         Args:
             pixel_values: (B, C, H, W), of the encoder's data type.
-            positions: Position embeddings of the patches, (1, N, D), of the same data type.
+            positions: Result of `patch_positions`, of the same data type.
 
         Returns:
             (B, E), of the same data type.
@@ -196,13 +230,18 @@ class FusedEncoder(nn.Module):
             self.patch_bias,  # type: ignore[arg-type]
             stride=self.patch_size,
         )
-        patches = patches.flatten(2).transpose(1, 2) + positions  # (B, N, D)
+        patches = patches.flatten(2).transpose(1, 2)  # (B, N, D)
+        rotation = None
+        if self.rotary_positions is None:
+            patches = patches + positions
+        else:
+            rotation = positions[:1].unsqueeze(1), positions[1:].unsqueeze(1)
         prefix: Any = self.prefix
         hidden_states = torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
         class_tokens = []
         first = len(self.blocks) - self.num_class_blocks
         for index, block in enumerate(self.blocks):
-            hidden_states = block(hidden_states)
+            hidden_states = block(hidden_states, rotation)
             if index >= first:
                 class_tokens.append(self.norm(hidden_states[:, 0]))
         normalized = None
@@ -222,15 +261,23 @@ def check_linear_layers(model: SelfViTModel) -> None:
     """
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, SelfViTLayer)
-        attention, mlp = layer.attention, layer.mlp
+        attention = layer.attention
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        for linear in (*projections, mlp.fc1, mlp.fc2):
+        for linear in (*projections, *_mlp_layers(layer)):
             if type(linear) is not nn.Linear:
                 raise ValueError(
                     f"the engine needs plain linear layers, but block {index} has a "
                     f"{type(linear).__name__}; use engine torch with dtype float32, or merge the "
                     "adapters."
                 )
+
+
+def _mlp_layers(layer: SelfViTLayer) -> tuple[nn.Linear, ...]:
+    """Return the first layers of the MLP, of which a gated one has two, and the last one."""
+    mlp = layer.mlp
+    if isinstance(mlp, SelfViTGatedMLP):
+        return mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    return mlp.fc1, mlp.fc2
 
 
 def _copy(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -259,12 +306,13 @@ def _projections(attention: SelfViTAttention) -> list[Weights]:
 
 
 def _joined(parts: list[Weights], dtype: torch.dtype) -> Weights:
-    """Return several linear layers of one input as one."""
-    weight = torch.cat([weight for weight, _ in parts])
-    biases = [bias for _, bias in parts if bias is not None]
-    joined = _copy(weight, dtype)
+    """Return several linear layers of one input as one; a missing bias is zero among others."""
+    joined = _copy(torch.cat([weight for weight, _ in parts]), dtype)
     assert joined is not None
-    return joined, _copy(torch.cat(biases), dtype) if biases else None
+    if all(bias is None for _, bias in parts):
+        return joined, None
+    biases = [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in parts]
+    return joined, _copy(torch.cat(biases), dtype)
 
 
 def _scaled(layer: nn.Linear, scale: nn.Module, dtype: torch.dtype) -> Weights:

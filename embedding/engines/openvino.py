@@ -53,11 +53,9 @@ def _compile(encoder: FusedEncoder, model: SelfViTModel, precision: str) -> Any:
     config = model.config
     rows, columns = 2, 3
     size = (rows * config.patch_size, columns * config.patch_size)
-    example = (
-        torch.zeros(2, config.num_channels, *size),
-        torch.zeros(1, rows * columns, config.hidden_size),
-    )
-    shapes = [[-1, config.num_channels, -1, -1], [1, -1, config.hidden_size]]
+    positions = encoder.patch_positions((rows, columns))
+    example = (torch.zeros(2, config.num_channels, *size), positions)
+    shapes = [[-1, config.num_channels, -1, -1], [len(positions), -1, positions.shape[2]]]
     with silence_logging():  # torch warns of the tracing that OpenVINO does
         converted = openvino.convert_model(encoder, example_input=example, input=shapes)
     options = {

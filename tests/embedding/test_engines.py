@@ -25,6 +25,7 @@ from selfvit.embedding.engines.interface import Selection
 from selfvit.embedding.engines.torch import PackedEngine, PackedLinear, unfused_attention
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.embedding.vectors.reader import read_vectors
+from tests.objectives import DINOV3
 
 PACKAGES = {"openvino": ["openvino"], "onnxruntime": ["onnx", "onnxscript", "onnxruntime"]}
 POOLINGS = ["cls", "mean", "cls+mean", "gem", "concat:2"]
@@ -62,8 +63,18 @@ class TestFusedEncoder:
     @pytest.mark.parametrize("pooling", POOLINGS)
     @pytest.mark.parametrize(
         "fields",
-        [{}, {"num_register_tokens": 2, "layerscale_value": 0.5}, {"qkv_bias": False}],
-        ids=["plain", "registers and scale", "no bias"],
+        [
+            {},
+            {
+                "num_register_tokens": 2,
+                "layerscale_value": 0.5,
+                "interpolate_antialias": True,
+                "value_bias": False,
+            },
+            {"qkv_bias": False},
+            {**DINOV3, "pos_embed_rescale": 2.0},
+        ],
+        ids=["plain", "registers and scale", "no bias", "dinov3"],
     )
     @torch.inference_mode()
     def test_its_vectors_are_those_of_the_model(self, pooling, fields):
@@ -92,10 +103,16 @@ class TestFusedEncoder:
 
 
 class TestEngines:
-    @pytest.mark.parametrize("engine", PACKAGES)
-    def test_float32_vectors_are_those_of_torch_for_any_shape(self, engine):
+    @pytest.mark.parametrize(
+        ("engine", "position_embedding_type"),
+        [("openvino", "learned"), ("openvino", "rotary"), ("onnxruntime", "rotary")],
+    )
+    def test_float32_vectors_are_those_of_torch_for_any_shape(
+        self, engine, position_embedding_type
+    ):
         require(engine)
-        model = model_of("cls+mean", num_register_tokens=2, layerscale_value=0.5)
+        fields = {**DINOV3, "position_embedding_type": position_embedding_type}
+        model = model_of("cls+mean", **fields)
         embedders = [embedder_of(model, engine=name) for name in ("torch", engine)]
         for shape in SHAPES:
             expected, found = (embedder.embed_pixels(pixels_of(shape)) for embedder in embedders)
