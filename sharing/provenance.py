@@ -105,7 +105,7 @@ def provenance_of(opened: str | os.PathLike[str], name: str | os.PathLike[str]) 
 
     Args:
         opened: Folder, or Hub id.
-        name: What the user calls it: the same, USER/NAME@REVISION, or the source of a conversion.
+        name: Name that the user gave: the same, USER/NAME@REVISION, or the source of a conversion.
 
     Raises:
         ValueError: As in `read_provenance`.

@@ -123,9 +123,10 @@ def write_space(
     _check_new(folder)
     settings = _settings(title or folder.resolve().name, source)
     sent = choose_files(source).sent
-    explorer = Explorer(vectors, data, str(source))
-    explorer.collection.embedder(str(source), device="cpu")  # refuses another checkpoint
-    num_rows = len(explorer.collection)
+    collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
+    explorer = Explorer(collection, data, str(source))
+    collection.embedder(str(source), device="cpu")  # refuses another checkpoint
+    num_rows = len(collection)
     rows = choose_rows(num_rows, max_images)
     with atomic_output(folder) as unfinished:
         unfinished.mkdir()

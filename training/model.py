@@ -13,7 +13,10 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
-from ..modeling.position_embeddings import interpolate_position_embeddings
+from ..modeling.position_embeddings import (
+    interpolate_position_embeddings,
+    sincos_position_embeddings,
+)
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
@@ -24,6 +27,7 @@ from .lora import add_adapters
 MAE = "SelfViTForMAE"
 MASK_TOKEN = r"mask_token$"
 POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
+DECODER = "decoder."  # MAE's, whose positions are fixed
 
 
 def build_trainable(run: RunConfig) -> Any:
@@ -111,12 +115,19 @@ def _fitted_weights(
     """Return weights with patch embeddings and positions that fit the wanted configuration."""
     if config.num_channels != wanted.num_channels:
         weights = adapted_weights(weights, wanted.num_channels)
-    return {
-        name: interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
-        if name.endswith(POSITIONS)
-        else value
-        for name, value in weights.items()
-    }
+    if config.grid_size == wanted.grid_size:
+        return weights
+    fitted = {}
+    for name, value in weights.items():
+        if name.endswith(POSITIONS):
+            is_fixed = wanted.position_embedding_type == "sincos" or name.startswith(DECODER)
+            value = (
+                sincos_position_embeddings(value.shape[-1], wanted.grid_size).to(value)
+                if is_fixed
+                else interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
+            )
+        fitted[name] = value
+    return fitted
 
 
 def _deeper_start(run: RunConfig) -> int | None:

@@ -62,7 +62,22 @@ INVALID = [
     ("layerscale_value", {"layerscale_value": "small"}),
     ("drop_path_rate (1.0)", {"drop_path_rate": 1.0}),
     ("drop_path_rate (-0.1)", {"drop_path_rate": -0.1}),
-    ("position_embedding_type", {"position_embedding_type": "rotary"}),
+    ("query_bias", {"query_bias": "no"}),
+    ("key_bias", {"key_bias": 0}),
+    ("value_bias", {"value_bias": "no"}),
+    ("use_gated_mlp", {"use_gated_mlp": "silu"}),
+    ("position_embedding_type", {"position_embedding_type": "rotated"}),
+    ("interpolate_antialias", {"interpolate_antialias": None}),
+    ("rope_theta (-100.0)", {"rope_theta": -100.0}),
+    ("pos_embed_shift (0.1) is for rotary positions", {"pos_embed_shift": 0.1}),
+    (
+        "pos_embed_jitter (nan)",
+        {"pos_embed_jitter": math.nan, "position_embedding_type": "rotary"},
+    ),
+    (
+        "pos_embed_rescale (0.5)",
+        {"pos_embed_rescale": 0.5, "position_embedding_type": "rotary"},
+    ),
     ("multiple of 4 for sincos", {"hidden_size": 34, "position_embedding_type": "sincos"}),
     ("use_mask_token", {"use_mask_token": 1}),
     (

@@ -85,7 +85,9 @@ def test_an_index_of_identical_vectors_finds_them(embedded_copies, tmp_path):
     pytest.importorskip("faiss")
     collection = Collection(shutil.copytree(embedded_copies[12], tmp_path / "v"))
     build_index(collection)
-    index, _ = load_index(collection)
+    loaded = load_index(collection)
+    assert loaded is not None
+    index, _ = loaded
     similarities, rows = index.search(collection.directions[:1], 12)
     assert sorted(rows[0].tolist()) == list(range(12)) and similarities.min() > 0.999
 

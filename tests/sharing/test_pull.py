@@ -129,7 +129,7 @@ def test_a_resumed_run_keeps_the_commit_of_its_teacher(
     first, out = hub.repositories[NAME].at("main").sha, tmp_path / "run"
     command = [NAME if word == TINY_TEACHER else word for word in OBJECTIVES["distill"]]
     command = ["train", *command, *ENCODER, *LOOP, "--data", image_folder, "--output", out]
-    command += ["--max-steps", 2, "--save-steps", 1, "--batch-size", 4, "--cpu"]
+    command += ["--max-steps", "2", "--save-steps", "1", "--batch-size", "4", "--cpu"]
     code, printed = client.run(*command)
     assert code == 0, printed
     shutil.rmtree(out / "checkpoints" / "step-00000002")
