@@ -409,6 +409,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
     ) -> None:
         if self.observations is None:
             return
+        assert output.class_loss is not None and output.teacher_entropy is not None
         class_loss = self.loss.class_loss
         self.observations.record(
             teacher_tokens[: targets.shape[1]],  # one view per image

@@ -19,7 +19,7 @@ DINO = r"""@inproceedings{caron2021emerging,
 }"""
 
 DINOV2 = r"""@article{oquab2024dinov2,
-  title = {{DINO}v2: Learning Robust Visual Features without Supervision},
+  title = {DINOv2: Learning Robust Visual Features without Supervision},
   author = {Oquab, Maxime and Darcet, Timoth\'ee and Moutakanni, Th\'eo and Vo, Huy and others},
   journal = {Transactions on Machine Learning Research},
   year = {2024},
@@ -27,7 +27,7 @@ DINOV2 = r"""@article{oquab2024dinov2,
 }"""
 
 IBOT = """@inproceedings{zhou2022ibot,
-  title = {{iBOT}: Image {BERT} Pre-Training with Online Tokenizer},
+  title = {iBOT: Image BERT Pre-Training with Online Tokenizer},
   author = {Zhou, Jinghao and Wei, Chen and Wang, Huiyu and Shen, Wei and Xie, Cihang and
     Yuille, Alan and Kong, Tao},
   booktitle = {International Conference on Learning Representations},
@@ -36,7 +36,7 @@ IBOT = """@inproceedings{zhou2022ibot,
 }"""
 
 DINOV3 = r"""@misc{simeoni2025dinov3,
-  title = {{DINO}v3},
+  title = {DINOv3},
   author = {Sim\'eoni, Oriane and Vo, Huy V. and Seitzer, Maximilian and Baldassarre, Federico and
     Oquab, Maxime and others},
   year = {2025},
