@@ -2,11 +2,13 @@
 
 One image in ten gets a copy that is re-encoded, resized, cropped or brightened, in turns. A pair
 that is found counts as true if one image is the copy of the other one, and as false otherwise, even
-if it shows the same picture; pairs of equal pixels do not count. The results are written to
-`benchmarks/results/duplicates.md`.
+if it shows the same picture; pairs of equal pixels do not count. Score and threshold were tuned on
+the sets `stamps_tuning` and `fashion_tuning`; the other sets have seeds, and all but `stamps` have
+images, that were not used for it. The results are written to `benchmarks/results/duplicates.md`.
 
+    python -m benchmarks.duplicates --images stamps --write FOLDER
+    selfvit train dino_demo --data FOLDER --output RUN --image-size 56 --patch-size 14
     python -m benchmarks.duplicates --images stamps --encoder RUN --work FOLDER
-    python -m benchmarks.duplicates --images fashion --encoder RUN --work FOLDER
 """
 
 # N images
@@ -14,31 +16,48 @@ if it shows the same picture; pairs of equal pixels do not count. The results ar
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.duplicates_images import (
+    COPY,
+    OTHER_KINDS,
+    Kinds,
+    Pair,
+    Pictures,
+    equal_pairs,
+    pair_of,
+    plant,
+    read_fashion,
+    read_other_fashion,
+    read_stamps,
+    read_tiles,
+    true_pairs,
+    write_pictures,
+)
+from benchmarks.duplicates_report import Measured, section
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.vectors.writer import write_embeddings
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.duplicates import DuplicatesResult, duplicates
+from selfvit.exploration.duplication.threshold import Threshold
 from selfvit.exploration.duplication.variants import VARIANTS
 from selfvit.exploration.sheets import SheetRow, Tile, draw_sheet
 
-STAMPS = Path("/usr/share/tuxpaint/stamps")  # Debian package tuxpaint-stamps-default
-FASHION = Path("examples/fashion_mnist_sample/test.parquet")
 RESULTS = Path("benchmarks/results/duplicates.md")
-PLANTED = 0.1  # share of the images
+TUNING_SEEDS = [0, 1, 2, 3, 4]
+SEEDS = [10, 11, 12, 13, 14]  # 5 to 9 were looked at in between
 PHASH_DISTANCE = 10  # bits of 64, the default of the package imagededup
 RAW_SIDE = 32  # pixels
-COPY = ".copy."  # in the name of a copy, after that of its image
-
-Pair = tuple[str, str]
+TRAINING_SIDE = 96  # pixels, longer side of the images that --write writes
+METHODS = ("selfvit", "phash", "raw pixels")
 
 
 @dataclass(frozen=True)
@@ -54,91 +73,60 @@ class Outcome:
     setting: str
 
 
-def read_stamps() -> dict[str, Image.Image]:
-    """Return the stamps on a white background, by name."""
-    pictures = {}
-    for path in sorted(STAMPS.rglob("*.png")):
-        stamp = Image.open(path).convert("RGBA")
-        white = Image.new("RGBA", stamp.size, "white")
-        white.alpha_composite(stamp)
-        pictures[path.relative_to(STAMPS).with_suffix("").as_posix()] = white.convert("RGB")
-    return pictures
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and the copies that are planted in them.
+
+    Args:
+        title: Title of its section.
+        read: Function that returns the images.
+        seeds: Seeds of the copies.
+        kinds: Kinds of copies.
+        remark: What the false pairs are.
+    """
+
+    title: str
+    read: Callable[[], Pictures]
+    seeds: list[int]
+    kinds: Kinds
+    remark: str = ""
 
 
-def read_fashion() -> dict[str, Image.Image]:
-    """Return the test images of the Fashion-MNIST sample, by name."""
-    source = open_images(str(FASHION))
-    pictures = {}
-    for position in range(len(source)):
-        image = source[position].image
-        assert isinstance(image, Image.Image | bytes)
-        picture = image if isinstance(image, Image.Image) else Image.open(_buffer(image))
-        pictures[f"{position:05d}"] = picture.convert("RGB")
-    return pictures
+SETS = {
+    "stamps": ImageSet("Stamps of Tux Paint", read_stamps, SEEDS, VARIANTS),
+    "stamps_other_kinds": ImageSet(
+        "Stamps of Tux Paint, copies of other kinds", read_stamps, SEEDS, OTHER_KINDS
+    ),
+    "photographs": ImageSet("Tiles of photographs", read_tiles, SEEDS, VARIANTS),
+    "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
+    "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
+    "fashion_tuning": ImageSet(
+        "Tuning: Fashion-MNIST sample, training images",
+        read_other_fashion,
+        TUNING_SEEDS,
+        VARIANTS,
+    ),
+}
 
 
-def _buffer(content: bytes):
-    import io
-
-    return io.BytesIO(content)
-
-
-def plant(pictures: dict[str, Image.Image], seed: int) -> dict[str, Image.Image]:
-    """Return the images and the copies of one in ten."""
-    rng = np.random.default_rng(1000 + seed)
-    names = list(pictures)
-    chosen = rng.permutation(len(names))[: round(PLANTED * len(names))]
-    kinds = list(VARIANTS)
-    planted = dict(pictures)
-    for number, place in enumerate(chosen):
-        kind = kinds[number % len(kinds)]
-        name = names[place]
-        planted[f"{name}{COPY}{kind}"] = VARIANTS[kind](pictures[name], rng)
-    return planted
-
-
-def true_pairs(pictures: dict[str, Image.Image]) -> set[Pair]:
-    """Return the pairs of an image and its copy."""
-    return {_pair(name, name.split(COPY)[0]) for name in pictures if COPY in name}
-
-
-def _pair(first: str, second: str) -> Pair:
-    return (first, second) if first < second else (second, first)
-
-
-def equal_pairs(pictures: dict[str, Image.Image], pairs: set[Pair]) -> set[Pair]:
-    """Return the pairs of equal pixels."""
-    return {
-        (first, second)
-        for first, second in pairs
-        if pictures[first].size == pictures[second].size
-        and pictures[first].tobytes() == pictures[second].tobytes()
-    }
-
-
-def find_selfvit(
-    pictures: dict[str, Image.Image], encoder: Path, work: Path
-) -> tuple[Outcome, DuplicatesResult]:
+def find_selfvit(pictures: Pictures, encoder: Path, work: Path) -> tuple[Outcome, DuplicatesResult]:
     """Find duplicates with `selfvit.duplicates`, at its own threshold."""
-    folder = work / "images"
-    for name, picture in pictures.items():
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    vectors = work / "vectors"
+    folder, vectors = work / "images", work / "vectors"
+    shutil.rmtree(work, ignore_errors=True)
+    write_pictures(pictures, folder)
     embedder = Embedder.from_pretrained(str(encoder), device="cpu")
     metadata = {"model": str(encoder), "images": {"data": [str(folder)], "split": None}}
     write_embeddings(embedder, open_images(folder), vectors, metadata=metadata, progress=False)
     result = duplicates(Collection(vectors), device="cpu")
     pairs = {
-        _pair(group.keep[: -len(".png")], member[: -len(".png")])
+        pair_of(group.keep[: -len(".png")], member[: -len(".png")])
         for group in result.groups
         for member in group.members
     }
     return Outcome(pairs, f"measured: agreement {result.threshold or 1:.3f}"), result
 
 
-def find_phash(pictures: dict[str, Image.Image]) -> Outcome:
+def find_phash(pictures: Pictures) -> Outcome:
     """Find duplicates by the perceptual hash of the package imagehash."""
     import imagehash
 
@@ -149,7 +137,7 @@ def find_phash(pictures: dict[str, Image.Image]) -> Outcome:
     return Outcome(_pairs_of(names, distances <= PHASH_DISTANCE), f"<= {PHASH_DISTANCE} of 64 bits")
 
 
-def find_raw(pictures: dict[str, Image.Image], true: set[Pair]) -> Outcome:
+def find_raw(pictures: Pictures, true: set[Pair]) -> Outcome:
     """Find duplicates by the correlation of small gray images, at the best threshold."""
     names = list(pictures)
     pixels = np.stack(
@@ -173,113 +161,46 @@ def find_raw(pictures: dict[str, Image.Image], true: set[Pair]) -> Outcome:
 
 def _pairs_of(names: list[str], is_duplicate: np.ndarray) -> set[Pair]:
     rows, columns = np.nonzero(np.triu(is_duplicate, 1))
-    return {_pair(names[row], names[column]) for row, column in zip(rows, columns, strict=True)}
-
-
-@dataclass
-class Measured:
-    """Metrics of a method on one data set, a value per seed."""
-
-    precisions: list[float]
-    recalls: list[float]
-    by_kind: Counter[str]
-    false: Counter[Pair]
-    settings: list[str]
+    return {pair_of(names[row], names[column]) for row, column in zip(rows, columns, strict=True)}
 
 
 def measure(
-    pictures: dict[str, Image.Image], encoder: Path, seeds: int, work: Path
-) -> Iterator[tuple[dict[str, Measured], list[DuplicatesResult]]]:
-    """Yield what all methods reach on one data set, after each seed."""
-    methods = ("selfvit", "phash", "raw pixels")
-    measured = {name: Measured([], [], Counter(), Counter(), []) for name in methods}
-    results = []
-    for seed in range(seeds):
-        planted = plant(pictures, seed)
+    images: ImageSet, pictures: Pictures, encoder: Path, seeds: list[int], work: Path
+) -> Iterator[tuple[dict[str, Measured], list[Threshold]]]:
+    """Yield what all methods reach on one set of images, after each seed."""
+    measured = {name: Measured() for name in METHODS}
+    estimates: list[Threshold] = []
+    for seed in seeds:
+        planted = plant(pictures, seed, images.kinds)
         true = true_pairs(planted)
         found, result = find_selfvit(planted, encoder, work / str(seed))
-        results.append(result)
+        if result.calibration is not None:
+            estimates.append(result.calibration)
         outcomes = (found, find_phash(planted), find_raw(planted, true))
-        for name, outcome in zip(methods, outcomes, strict=True):
-            equal = equal_pairs(planted, outcome.pairs - true)
-            pairs = outcome.pairs - equal
-            hits = pairs & true
-            entry = measured[name]
-            entry.precisions.append(len(hits) / max(1, len(pairs)))
-            entry.recalls.append(len(hits) / len(true))
-            entry.by_kind.update(max(pair, key=len).split(COPY)[1] for pair in hits)
-            entry.false.update(pairs - hits)
-            entry.settings.append(outcome.setting)
-        if seed == 0:
-            _draw_false(planted, measured["selfvit"].false, work / "false.png")
+        for name, outcome in zip(METHODS, outcomes, strict=True):
+            _count(measured[name], outcome, planted, true)
+        _draw(planted, measured["selfvit"].false, work / f"false_{seed}.png")
         last = {name: (entry.precisions[-1], entry.recalls[-1]) for name, entry in measured.items()}
-        print(seed, last, found.setting, flush=True)
-        yield measured, results
+        print(images.title, seed, last, found.setting, flush=True)
+        yield measured, estimates
 
 
-def _draw_false(pictures: dict[str, Image.Image], false: Counter[Pair], path: Path) -> None:
-    rows = [SheetRow([Tile(pictures[name], name) for name in pair]) for pair in sorted(false)]
-    draw_sheet(rows, path)
+def _count(entry: Measured, outcome: Outcome, planted: Pictures, true: set[Pair]) -> None:
+    pairs = outcome.pairs - equal_pairs(planted, outcome.pairs - true)
+    hits = pairs & true
+    entry.precisions.append(len(hits) / max(1, len(pairs)))
+    entry.recalls.append(len(hits) / len(true))
+    entry.by_kind.update(max(pair, key=len).split(COPY)[1] for pair in hits)
+    entry.false.update(pairs - hits)
+    entry.settings.append(outcome.setting)
 
 
-def table(measured: dict[str, Measured], num_planted: int) -> list[str]:
-    """Return the metrics as lines of a Markdown table."""
-    kinds = list(VARIANTS)
-    lines = [
-        "| method | threshold | precision | recall | recall: " + " | ".join(kinds) + " |",
-        "| --- | --- | --- | --- |" + " --- |" * len(kinds),
-    ]
-    for name, entry in measured.items():
-        seeds = len(entry.recalls)
-        per_kind = Counter(kinds[number % len(kinds)] for number in range(num_planted))
-        shares = [f"{entry.by_kind[kind] / (seeds * per_kind[kind]):.3f}" for kind in kinds]
-        settings = sorted(set(entry.settings))
-        setting = settings[0] if len(settings) == 1 else f"{settings[0]} to {settings[-1][-5:]}"
-        columns = [name, setting, _spread(entry.precisions), _spread(entry.recalls), *shares]
-        lines.append("| " + " | ".join(columns) + " |")
-    return lines
-
-
-def _spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def report(
-    title: str,
-    measured: dict[str, Measured],
-    results: list[DuplicatesResult],
-    num_images: int,
-    remark: str,
-) -> list[str]:
-    """Return the section of one data set."""
-    num_planted = round(PLANTED * num_images)
-    estimates = [result.calibration for result in results if result.calibration]
-    lines = [
-        f"## {title}",
-        "",
-        f"{num_images:,} images and {num_planted} copies, {len(results)} seeds: mean (least to "
-        "greatest).",
-        "",
-        *table(measured, num_planted),
-        "",
-        "selfvit expected a precision of "
-        f"{_spread([estimate.precision for estimate in estimates])} and a recall of "
-        f"{_spread([estimate.recall for estimate in estimates])}.",
-        "",
-    ]
-    false = measured["selfvit"].false
-    lines += [f"False pairs of selfvit, with the number of seeds: {len(false)} different ones.", ""]
-    lines += [f"- {first} and {second}: {count}" for (first, second), count in false.most_common(8)]
-    if len(false) > 8:
-        lines.append(f"- and {len(false) - 8} more")
-    return [*lines, "", remark, ""] if remark else [*lines, ""]
-
-
-REMARKS = {"stamps": "", "fashion": ""}
-SETS = {
-    "stamps": ("tuxpaint-stamps-default", read_stamps),
-    "fashion": ("Fashion-MNIST sample, test images", read_fashion),
-}
+def _draw(pictures: Pictures, pairs: Counter[Pair], path: Path) -> None:
+    """Draw the pairs that these pictures have, side by side."""
+    shown = [pair for pair in sorted(pairs) if set(pair) <= set(pictures)]
+    rows = [SheetRow([Tile(pictures[name], name) for name in pair]) for pair in shown]
+    if rows:
+        draw_sheet(rows, path)
 
 
 def main() -> None:
@@ -288,18 +209,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", choices=sorted(SETS), required=True)
-    parser.add_argument("--encoder", type=Path, required=True, help="Run of selfvit train.")
-    parser.add_argument("--work", type=Path, required=True, help="Folder for images and vectors.")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--write", type=Path, help="Folder to write images for training to.")
+    parser.add_argument("--encoder", type=Path, help="Run of selfvit train.")
+    parser.add_argument("--work", type=Path, help="Folder for images, vectors and sections.")
+    parser.add_argument("--seeds", type=int, nargs="+", help="Seeds of the copies.")
     arguments = parser.parse_args()
-    title, read = SETS[arguments.images]
-    pictures, work = read(), arguments.work / arguments.images
-    for measured, results in measure(pictures, arguments.encoder, arguments.seeds, work):
-        section = report(title, measured, results, len(pictures), REMARKS[arguments.images])
-        (arguments.work / f"{arguments.images}.md").write_text("\n".join(section))
-    sections = [arguments.work / f"{name}.md" for name in SETS]
+    images = SETS[arguments.images]
+    pictures = images.read()
+    if arguments.write is not None:
+        small = {name: _shrink(picture) for name, picture in pictures.items()}
+        write_pictures(small, arguments.write)
+        return
+    if arguments.encoder is None or arguments.work is None:
+        parser.error("--encoder and --work are required; or choose --write.")
+    seeds, work = arguments.seeds or images.seeds, arguments.work / arguments.images
+    for measured, estimates in measure(images, pictures, arguments.encoder, seeds, work):
+        done = seeds[: len(measured["selfvit"].recalls)]
+        lines = section(images.title, measured, estimates, len(pictures), done, images.kinds)
+        (arguments.work / f"{arguments.images}.md").write_text("\n".join(lines))
+    write_results(arguments.work)
+
+
+def _shrink(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((TRAINING_SIDE, TRAINING_SIDE))
+    return small
+
+
+def write_results(work: Path) -> None:
+    """Put the sections of all sets that were measured into one file, with their remarks."""
     lines = ["# Planted duplicates", "", "Written by `python -m benchmarks.duplicates`.", ""]
-    lines += [path.read_text() for path in sections if path.is_file()]
+    for name, images in SETS.items():
+        path = work / f"{name}.md"
+        if path.is_file():
+            lines += [path.read_text(), *([images.remark, ""] if images.remark else [])]
     RESULTS.write_text("\n".join(lines).rstrip() + "\n")
 
 

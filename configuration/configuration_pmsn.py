@@ -21,6 +21,8 @@ class PMSNConfig(ObjectiveConfig):
     prediction at temperature t that is sharpened by s, as in the reference code, equals a
     prediction at temperature t * s. The momentum of the teacher rises linearly.
 
+    Sinkhorn iterations make the targets uniform on average, which contradicts a power-law prior.
+
     Args:
         prior: Distribution that the mean prediction is drawn toward. "uniform": all prototypes
             are used equally. "power_law": prototype k is used in proportion to 1 / k^exponent (few
@@ -40,8 +42,7 @@ class PMSNConfig(ObjectiveConfig):
         student_temperature: Temperature of the student's softmax; unitless.
         teacher_temperature: Temperature of the teacher's softmax; unitless.
         sinkhorn_iterations: Number of Sinkhorn iterations that balance the targets of a batch over
-            the prototypes; 0 disables it. Balanced targets are uniform, which contradicts a
-            power-law prior.
+            the prototypes; 0 disables it.
         patch_drop_ratio: Fraction of the patches that are dropped from each random view.
         teacher_momentum: EMA momentum of the teacher at the first step.
         teacher_momentum_end: EMA momentum of the teacher at the last step.

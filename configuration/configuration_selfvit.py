@@ -14,6 +14,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_dino import DINOConfig
+from .configuration_dinov2 import DINOv2Config
+from .configuration_distill import DistillConfig
 from .configuration_lejepa import LeJEPAConfig
 from .configuration_mae import MAEConfig
 from .configuration_pmsn import PMSNConfig
@@ -53,7 +55,10 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_hidden_layers: Number of blocks.
         num_attention_heads: Number of heads per block; divides `hidden_size`.
         mlp_ratio: Hidden width of a block's MLP, as a multiple of `hidden_size`.
-        hidden_act: Activation function of the MLP.
+        hidden_act: Activation function of the MLP, or of its gate.
+        use_gated_mlp: Whether the hidden layer of the MLP is multiplied by a gate
+            (arXiv 2002.05202). With `hidden_act` "silu" this is SwiGLU, as in DINOv2's giant and in
+            DINOv3.
         layer_norm_eps: Epsilon of every LayerNorm.
         initializer_range: Std of the truncated normal distribution that initializes weights.
         image_size: Image size in pixels, one number or (height, width), for which position
@@ -61,11 +66,27 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         patch_size: Side of a patch in pixels; divides `image_size`.
         num_channels: Number of channels of `pixel_values`.
         qkv_bias: Whether the query, key and value projections have a bias.
-        num_register_tokens: Number of extra tokens after the class token (arXiv 2309.16588).
+        query_bias: Whether the query projection has a bias; None for `qkv_bias`.
+        key_bias: Whether the key projection has a bias; None for `qkv_bias`. DINOv3 has none.
+        value_bias: Whether the value projection has a bias; None for `qkv_bias`.
+        num_register_tokens: Number of extra tokens after the class token (arXiv 2309.16588), called
+            storage tokens in DINOv3.
         layerscale_value: Initial value of LayerScale (arXiv 2103.17239); None for no LayerScale.
         drop_path_rate: Probability of stochastic depth in the last block; increases linearly from 0
             in the first block.
-        position_embedding_type: Type of position embeddings, "learned" or "sincos" (fixed, 2-D).
+        position_embedding_type: Type of position embeddings: "learned", "sincos" (fixed, 2-D), or
+            "rotary", which rotates queries and keys of the patches in every block (DINOv3, arXiv
+            2508.10104, Sec. 3.2).
+        interpolate_antialias: Whether stored positions are resized to smaller grids with
+            antialiasing, as in DINOv2 with registers.
+        rope_theta: Base of the periods of rotary positions.
+        pos_embed_shift: Largest shift of rotary coordinates along each axis in training, in half
+            images. None for no shift.
+        pos_embed_jitter: Largest factor by which rotary coordinates of an axis are scaled in
+            training, at least 1; the smallest is its inverse. None for no jitter.
+        pos_embed_rescale: Largest factor by which rotary coordinates of both axes are scaled
+            together in training, at least 1; the smallest is its inverse. DINOv3 has 2. None for no
+            rescaling.
         use_mask_token: Whether the encoder has a learned token that replaces masked patches.
         pooling: Definition of `pooler_output`. "cls": class token; "mean": mean of the patch
             tokens; "cls+mean": both, concatenated; "gem": generalized mean of the patch tokens;
@@ -77,6 +98,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         classifier_batch_norm: Whether the classifier standardizes the embedding first, by a batch
             norm without weights (MAE's linear probe, arXiv 2111.06377, Appendix A.1).
         dino_config: Configuration of DINO, or None.
+        dinov2_config: Configuration of DINOv2, or None.
+        distill_config: Configuration of distillation, or None.
         lejepa_config: Configuration of LeJEPA and VISReg, or None.
         mae_config: Configuration of MAE, or None.
         pmsn_config: Configuration of MSN and PMSN, or None.
@@ -93,6 +116,8 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "selfvit"
     sub_configs_defaults = {
         "dino_config": SubConfigSpec(DINOConfig, optional=True),
+        "dinov2_config": SubConfigSpec(DINOv2Config, optional=True),
+        "distill_config": SubConfigSpec(DistillConfig, optional=True),
         "lejepa_config": SubConfigSpec(LeJEPAConfig, optional=True),
         "mae_config": SubConfigSpec(MAEConfig, optional=True),
         "pmsn_config": SubConfigSpec(PMSNConfig, optional=True),
@@ -103,21 +128,32 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_attention_heads: int = 6
     mlp_ratio: float | int = 4.0
     hidden_act: str = "gelu"
+    use_gated_mlp: bool = False
     layer_norm_eps: float = 1e-6  # timm and DINO; transformers' ViT has 1e-12
     initializer_range: float | int = 0.02
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    query_bias: bool | None = None
+    key_bias: bool | None = None
+    value_bias: bool | None = None
     num_register_tokens: int = 0
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
-    position_embedding_type: Literal["learned", "sincos"] = "learned"
+    position_embedding_type: Literal["learned", "sincos", "rotary"] = "learned"
+    interpolate_antialias: bool = False
+    rope_theta: float | int = 100.0  # DINOv3, Sec. 3.2
+    pos_embed_shift: float | int | None = None
+    pos_embed_jitter: float | int | None = None
+    pos_embed_rescale: float | int | None = None
     use_mask_token: bool = False
     pooling: str = "auto"
     reshape_hidden_states: bool = True
     classifier_batch_norm: bool = False
     dino_config: Any = None  # DINOConfig, or its fields as a dict, or None
+    dinov2_config: Any = None  # DINOv2Config, or its fields as a dict, or None
+    distill_config: Any = None  # DistillConfig, or its fields as a dict, or None
     lejepa_config: Any = None  # LeJEPAConfig, or its fields as a dict, or None
     mae_config: Any = None  # MAEConfig, or its fields as a dict, or None
     pmsn_config: Any = None  # PMSNConfig, or its fields as a dict, or None
@@ -243,6 +279,15 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return int(self.hidden_size * self.mlp_ratio)
 
     @property
+    def projection_biases(self) -> tuple[bool, bool, bool]:
+        """Whether the query, key and value projections have a bias."""
+        query, key, value = (
+            self.qkv_bias if bias is None else bias
+            for bias in (self.query_bias, self.key_bias, self.value_bias)
+        )
+        return query, key, value
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token and the registers."""
         return 1 + self.num_register_tokens
@@ -292,6 +337,7 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self._check_activation()
         self._check_geometry()
+        self._check_rotary_positions()
         self._check_pooling()
         self.verify_out_features_out_indices()
         for name in self.sub_configs_defaults:
@@ -357,6 +403,30 @@ class SelfViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of 4 for sincos positions; "
                 f"use {self.hidden_size // 4 * 4 + 4}, or learned positions."
             )
+
+    def _check_rotary_positions(self) -> None:
+        check_positive(self, ["rope_theta"], "DINOv3 has 100")
+        augmentations = {
+            name: getattr(self, name)
+            for name in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+            if getattr(self, name) is not None
+        }
+        if self.position_embedding_type != "rotary":
+            for name, value in augmentations.items():
+                raise ValueError(
+                    f"{name} ({value}) is for rotary positions, but position_embedding_type is "
+                    f"{self.position_embedding_type!r}; use 'rotary', or set {name} to None."
+                )
+            return
+        head_dim = self.hidden_size // self.num_attention_heads
+        if head_dim % 4:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) / num_attention_heads "
+                f"({self.num_attention_heads}), which is {head_dim}, must be a multiple of 4 for "
+                "rotary positions; use another number of heads."
+            )
+        least = {name: 0 if name == "pos_embed_shift" else 1 for name in augmentations}
+        check_least(self, least)
 
     def _check_pooling(self) -> None:
         if POOLING_PATTERN.fullmatch(self.pooling) is None:

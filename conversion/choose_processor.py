@@ -129,7 +129,15 @@ def _open_stored(file: Path, config: SelfViTConfig) -> BaseImageProcessor:
         channels = processor.num_channels if is_own else 3  # stock classes take RGB
         image = np.zeros((200, 300, channels), dtype=np.uint8)
         pixels = processor(image, return_tensors="pt")["pixel_values"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (
+        ImportError,  # DINOv3's processor needs torchvision
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise ValueError(
             f"{IMAGE_PROCESSOR_NAME} of the source cannot be used: {one_line(error)[:200]}. "
             f"{advice}"

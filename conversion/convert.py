@@ -21,7 +21,16 @@ from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.checkpoints.pretrained import write_checkpoint
 from ..modeling.checkpoints.remote_code import code_files
 from ..sharing.model_card import render_model_card
-from ..sharing.provenance import CARD, CONVERSION, Provenance, display_name, provenance_of
+from ..sharing.provenance import (
+    CARD,
+    CONVERSION,
+    EXPORT_FILE,
+    OTHER,
+    Provenance,
+    display_name,
+    provenance_of,
+    read_exported_provenance,
+)
 from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
@@ -130,7 +139,10 @@ def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) ->
 
 
 def _find_provenance(draft: Draft) -> Provenance:
-    """Return license and base model; the card of the source takes precedence over its format."""
+    """Return license and base model; what the source states takes precedence over its format.
+
+    An export of selfvit states the license of its weights, which may be under none.
+    """
     file = draft.file
     folder = file.folder
     stored = Provenance() if folder is None else provenance_of(folder, folder)
@@ -138,8 +150,18 @@ def _find_provenance(draft: Draft) -> Provenance:
     if stored.license is not None:
         name = display_name(file.repository or file.description)
         return replace(stored, base_model=base_model, origin=f"the card of {name}")
+    if file.folder is not None and (file.folder / EXPORT_FILE).is_file():
+        exported = read_exported_provenance(file.folder / EXPORT_FILE)
+        return replace(exported, base_model=base_model or exported.base_model)
     origin = "" if draft.license_id is None else f"the detected weight format, {draft.kind}"
-    return Provenance(draft.license_id, base_model=base_model, origin=origin)
+    is_named = draft.license_id == OTHER
+    return Provenance(
+        license=draft.license_id,
+        license_name=draft.format.license_name if is_named else None,
+        license_link=draft.format.license_link if is_named else None,
+        base_model=base_model,
+        origin=origin,
+    )
 
 
 def _check_options(options: Options) -> None:

@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from .infer_grid import GUESS, POSITIONS, REGISTERS, infer_grid
+from .gated_mlp import ACTIVATION, GATE
+from .infer_grid import GUESS, POSITIONS, REGISTERS, infer_grid, state_image_size
 from .weight_format import Draft
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
+# DINOv3's values (arXiv 2508.10104, Sec. 3.2); the rescaling is used in training only.
+ROTARY_FIELDS = {"rope_theta": 100.0, "pos_embed_rescale": 2.0}
 
-GATED_MLP = "a gated MLP (SwiGLU)"
-# Number of heads by hidden size, where a head does not have 64 channels.
-NUM_HEADS_BY_WIDTH = {
-    1152: 16,  # SoViT-400m, arXiv 2305.13035
-    1280: 16,  # ViT-H, arXiv 2010.11929, Table 1
-    1408: 16,  # ViT-g, arXiv 2106.04560, Table 2
-    1664: 16,  # ViT-G, Table 2
-}
+# Fields that config.json may hold, too, and that must be those of the weights.
+CHECKED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "patch_size",
+    "num_register_tokens",
+    "use_gated_mlp",
+)
 
 
 def infer_config(draft: Draft) -> None:
@@ -50,22 +53,19 @@ def _read_config_json(draft: Draft) -> dict[str, Any]:
 
 
 def _infer_encoder(draft: Draft, prefix: str) -> None:
-    required = (
-        "layers.0.layernorm_before.weight",
-        "layers.0.mlp.fc1.weight",
-        PROJECTION,
-        POSITIONS,
-    )
-    draft.check_weights(prefix + name for name in required)
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in draft.weights.items()
         if name.startswith(prefix)
     }
+    is_gated = any(GATE in name for name in weights)
+    first_layer = "mlp.up_proj.weight" if is_gated else "mlp.fc1.weight"
+    required = ["layers.0.layernorm_before.weight", f"layers.0.{first_layer}", PROJECTION]
+    required += [] if draft.format.rotary else [POSITIONS]
+    draft.check_weights(prefix + name for name in required)
     num_layers = count_blocks(draft, prefix)
     norms = [tensor for name, tensor in weights.items() if name.endswith("layernorm_before.weight")]
-    hidden = [tensor for name, tensor in weights.items() if name.endswith("mlp.fc1.weight")]
-    _check_mlp(draft, prefix)
+    hidden = [tensor for name, tensor in weights.items() if name.endswith(first_layer)]
     projection = weights[PROJECTION]
     if projection.dim() != 4 or projection.shape[2] != projection.shape[3]:
         raise ValueError(
@@ -74,7 +74,6 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
         )
     width = most_common(len(tensor) for tensor in norms)
     mlp_ratio = exact_mlp_ratio(most_common(len(tensor) for tensor in hidden), width)
-    has_bias = any(name.endswith("_proj.bias") and "o_proj" not in name for name in weights)
     num_registers = _count_registers(draft, prefix, width)
     for field, value in (
         ("hidden_size", width),
@@ -82,15 +81,45 @@ def _infer_encoder(draft: Draft, prefix: str) -> None:
         ("mlp_ratio", mlp_ratio),
         ("patch_size", projection.shape[2]),
         ("num_channels", projection.shape[1]),
-        ("qkv_bias", has_bias),
+        ("use_gated_mlp", is_gated),
         ("num_register_tokens", num_registers),
         ("use_mask_token", "embeddings.mask_token" in weights),
     ):
         draft.set_field(field, value, "weights")
+    _infer_biases(draft, weights)
     if any("layer_scale" in name for name in weights):
         # The initial value of a training run; the trained values are in the weights.
         draft.set_field("layerscale_value", 1.0, "convention (the values are in the weights)")
-    _infer_positions(draft, prefix, num_registers)
+    if draft.format.rotary:
+        _set_rotary_positions(draft)
+    else:
+        _infer_positions(draft, prefix, num_registers)
+
+
+def _infer_biases(draft: Draft, weights: Iterable[str]) -> None:
+    """Set which of query, key and value have a bias; most formats have all three or none."""
+    found = [
+        any(name.endswith(f".attention.{part}_proj.bias") for name in weights) for part in "qkv"
+    ]
+    if not draft.format.separate_biases:
+        found = [any(found)] * 3
+    draft.set_field("qkv_bias", found[0], "weights")
+    for name, has_bias in zip(("key_bias", "value_bias"), found[1:], strict=True):
+        if has_bias != found[0]:
+            draft.set_field(name, has_bias, "weights")
+
+
+def _set_rotary_positions(draft: Draft) -> None:
+    """Set the fields of rotary positions, which fit images of any size."""
+    stored = _read_config_json(draft)
+    draft.set_field("position_embedding_type", "rotary", f"convention of {draft.format.name}")
+    (height, width), origin = state_image_size(draft, stored)
+    draft.set_field("image_size", height if height == width else [height, width], origin)
+    for name, usual in ROTARY_FIELDS.items():
+        if name in stored:
+            draft.set_field(name, stored[name], "config.json")
+        else:
+            draft.set_field(name, usual, "convention")
 
 
 def _count_registers(draft: Draft, prefix: str, width: int) -> int:
@@ -121,23 +150,6 @@ def count_blocks(draft: Draft, prefix: str) -> int:
             f"there is a block {max(indices)}."
         )
     return len(indices)
-
-
-def _check_mlp(draft: Draft, prefix: str) -> None:
-    """Check that the second layer of an MLP reads what the first one writes.
-
-    The first layer of timm's packed SwiGLU also computes the gate, so it is twice as wide.
-    """
-    name = f"{prefix}layers.0.mlp.fc"
-    first, second = draft.weights[f"{name}1.weight"], draft.weights.get(f"{name}2.weight")
-    if second is None or first.dim() != 2 or second.dim() != 2:
-        return
-    if len(first) == 2 * second.shape[1]:
-        raise ValueError(
-            f"the encoder does not have {GATED_MLP}: {draft.source_name(f'{name}1.weight')} has "
-            f"{len(first)} outputs, and {draft.source_name(f'{name}2.weight')} "
-            f"{second.shape[1]} inputs."
-        )
 
 
 def most_common(sizes: Iterable[int]) -> int:
@@ -193,9 +205,12 @@ def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
         draft.set_field("layer_norm_eps", float(eps), "config.json")
     else:
         raise ValueError(f"layer_norm_eps ({eps!r}) in config.json must be a number. Correct it.")
+    usual_act = ACTIVATION if draft.fields["use_gated_mlp"] else "gelu"
     known_act = "hidden_act" in stored
     draft.set_field(
-        "hidden_act", stored.get("hidden_act", "gelu"), "config.json" if known_act else "convention"
+        "hidden_act",
+        stored.get("hidden_act", usual_act),
+        "config.json" if known_act else "convention",
     )
     if "id2label" in stored:
         draft.set_field("id2label", stored["id2label"], "config.json")
@@ -209,15 +224,16 @@ def _choose_num_heads(draft: Draft, stored: dict[str, Any], width: int) -> tuple
         return draft.options.num_heads, "option"
     if "num_attention_heads" in stored:
         return stored["num_attention_heads"], "config.json"
-    found = NUM_HEADS_BY_WIDTH.get(width, width // 64)
-    if width in NUM_HEADS_BY_WIDTH or width % 64 == 0:
-        usual = "that are usual for this" if width in NUM_HEADS_BY_WIDTH else "of 64 channels for"
+    by_width = draft.format.num_heads_by_width
+    found = by_width.get(width, width // 64)
+    if width in by_width or width % 64 == 0:
+        usual = "that are usual for this" if width in by_width else "of 64 channels for"
         draft.add_guess(
             "num_attention_heads",
             f"no tensor holds it; {found} are the heads {usual} width {width}. If the source has "
             "another number, give --num-heads",
         )
-        rule = f"hidden size {width}" if width in NUM_HEADS_BY_WIDTH else "width / 64"
+        rule = f"hidden size {width}" if width in by_width else "width / 64"
         return found, f"{GUESS} ({rule})"
     raise ValueError(
         "the number of attention heads is not stored in the weights, and the convention of 64 "
@@ -227,13 +243,20 @@ def _choose_num_heads(draft: Draft, stored: dict[str, Any], width: int) -> tuple
 
 def _check_config_json(draft: Draft, stored: dict[str, Any]) -> None:
     """Check that config.json does not contradict the weights."""
-    for name in ("hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens"):
-        if name in stored and stored[name] != draft.fields[name]:
+    fields = draft.fields
+    own = {
+        **{name: fields[name] for name in CHECKED},
+        "query_bias": fields["qkv_bias"],
+        "key_bias": fields.get("key_bias", fields["qkv_bias"]),
+        "value_bias": fields.get("value_bias", fields["qkv_bias"]),
+    }
+    for name, found in own.items():
+        if name in stored and stored[name] != found:
             raise ValueError(
                 f"config.json must match the weights: it has {name} {stored[name]}, the weights "
-                f"{draft.fields[name]}. Either they belong to different models, or tensors are "
+                f"{found}. Either they belong to different models, or tensors are "
                 "missing."
             )
 
 
-__all__ = ["GATED_MLP", "count_blocks", "exact_mlp_ratio", "infer_config", "most_common"]
+__all__ = ["count_blocks", "exact_mlp_ratio", "infer_config", "most_common"]

@@ -117,10 +117,7 @@ def _stated_grid(
     if size is None:
         size, origin = read_size(stored.get("image_size")), "config.json"
         if size is None and stored.get("image_size") is not None:
-            raise ValueError(
-                f"image_size ({stored['image_size']!r}) in config.json must be one number or "
-                "(height, width). Correct it, or give --image-size HEIGHT WIDTH."
-            )
+            raise ValueError(_invalid_size(stored["image_size"]))
     if size is None:
         return None
     patch_size = draft.fields["patch_size"]
@@ -136,6 +133,38 @@ def _stated_grid(
         f"{source} holds {total} positions, which do not match the {size[0] // patch_size} x "
         f"{size[1] // patch_size} patches of an image of {size[0]} x {size[1]} pixels (from: "
         f"{origin}). Give the correct size with --image-size HEIGHT WIDTH."
+    )
+
+
+def state_image_size(draft: Draft, stored: dict[str, Any]) -> tuple[tuple[int, int], str]:
+    """Return the image size of a source without stored positions, (height, width), and its origin.
+
+    Args:
+        draft: Draft.
+        stored: Fields that config.json holds.
+
+    Raises:
+        ValueError: If the size in config.json is invalid, or no size is stated.
+    """
+    suggestions = [
+        (draft.options.image_size, "option"),
+        (stored.get("image_size"), "config.json"),
+        (stored.get("input_size"), "config.json, pretrained_cfg"),
+        (draft.format.usual_image_size, f"convention of {draft.format.name}"),
+    ]
+    for value, origin in suggestions:
+        size = read_size(value)
+        if size is not None:
+            return size, origin
+        if value is not None:
+            raise ValueError(_invalid_size(value))
+    raise ValueError("the image size is not stored. Give --image-size HEIGHT WIDTH.")
+
+
+def _invalid_size(value: Any) -> str:
+    return (
+        f"image_size ({value!r}) in config.json must be one number or (height, width). Correct it, "
+        "or give --image-size HEIGHT WIDTH."
     )
 
 
@@ -243,4 +272,5 @@ __all__ = [
     "factor_pairs",
     "infer_grid",
     "read_size",
+    "state_image_size",
 ]

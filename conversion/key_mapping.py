@@ -1,8 +1,8 @@
 """Key mappings: from the tensor names of a source to those of selfvit.
 
 A mapping holds templates of names. On both sides `#` stands for the index of a block and `*` for
-`weight` or `bias`. `{q,k,v}` on the right side splits a fused tensor into three equal parts along
-its first dimension.
+`weight` or `bias`. A group on the right side, such as `{q,k,v}`, splits a fused tensor into as many
+equal parts along its first dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 KeyMapping = Mapping[str, str]  # source template -> target template
 
-FUSED = "{q,k,v}"
+FUSED = re.compile(r"\{([a-z,]+)\}")  # names of the parts of a fused tensor
 
 
 def add_prefixes(mapping: KeyMapping, source: str = "", target: str = "") -> dict[str, str]:
@@ -35,16 +35,21 @@ def _fill_template(template: str, values: Iterable[str]) -> str:
     return template
 
 
+def _expand(template: str) -> list[str]:
+    """Return a template for each part of a fused tensor, or the template itself."""
+    group = FUSED.search(template)
+    if group is None:
+        return [template]
+    return [template.replace(group[0], part) for part in group[1].split(",")]
+
+
 def find_target_names(name: str, mapping: KeyMapping) -> list[str]:
-    """Return the target names of a source tensor: none, one, or three if it is a fused one."""
+    """Return the target names of a source tensor: none, one, or several if it is a fused one."""
     for theirs, ours in mapping.items():
         match = _compile(theirs).fullmatch(name)
         if match is None:
             continue
-        target = _fill_template(ours, match.groups())
-        if FUSED in target:
-            return [target.replace(FUSED, part) for part in ("q", "k", "v")]
-        return [target]
+        return _expand(_fill_template(ours, match.groups()))
     return []
 
 
@@ -57,10 +62,11 @@ def find_source_names(target: str, mapping: KeyMapping, known: Iterable[str]) ->
         known: Names of the tensors that the source has. If the mapping has several spellings, the
             one that matches these names is returned.
     """
-    fused_target = re.sub(r"\b[qkv]_proj\b", FUSED + "_proj", target)
     found = []
     for theirs, ours in mapping.items():
-        match = _compile(ours).fullmatch(fused_target if FUSED in ours else target)
+        match = next(
+            filter(None, (_compile(part).fullmatch(target) for part in _expand(ours))), None
+        )
         if match is not None:
             found.append((theirs, _fill_template(theirs, match.groups())))
     used = [name for theirs, name in found if any(_compile(theirs).fullmatch(k) for k in known)]
@@ -88,8 +94,8 @@ def rename_tensors(
             continue
         if len(targets) > 1 and (tensor.dim() < 1 or len(tensor) % len(targets)):
             raise ValueError(
-                f"{name} must hold query, key and value stacked along the first dimension, but its "
-                f"shape {tuple(tensor.shape)} cannot be split into three equal parts."
+                f"{name} must hold {len(targets)} equal parts stacked along the first dimension, "
+                f"for {' and '.join(targets)}, but its shape {tuple(tensor.shape)} cannot be split."
             )
         parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
         for target, part in zip(targets, parts, strict=True):

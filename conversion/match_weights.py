@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -15,8 +16,10 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..errors import one_line, shorten
 from ..modeling.checkpoints.loading import DTYPES
 from ..modeling.registry import MODEL_CLASSES
-from .formats import dino, dinov2, lightly, mae, msn, timm, torchvision, transformers
-from .infer_config import GATED_MLP, infer_config
+from .formats import dino, dinov2, dinov3, lightly, mae, msn, timm, torchvision, transformers
+from .gated_mlp import adapt_to_gated_mlp
+from .infer_config import infer_config
+from .infer_grid import REGISTERS
 from .key_mapping import find_target_names, rename_tensors
 from .read_weights import SourceFile
 from .weight_format import Draft, Options, WeightFormat
@@ -35,6 +38,7 @@ FORMATS: tuple[WeightFormat, ...] = (
     msn.FORMAT,
     *lightly.FORMATS,
     dinov2.TEACHER,
+    *dinov3.FORMATS,
 )
 
 
@@ -43,20 +47,12 @@ UNSUPPORTED_FEATURES = {
     "norm_pre.": "a norm before the first block",
     ".q_norm.": "normalized queries and keys",
     ".k_norm.": "normalized queries and keys",
-    ".w12.": GATED_MLP,
-    ".mlp.w3.": GATED_MLP,
-    ".weights_in.": GATED_MLP,
-    ".weights_out.": GATED_MLP,
-    ".fc1_g.": GATED_MLP,
-    ".fc1_x.": GATED_MLP,
     ".mlp.norm.": "a norm inside the MLP",
     ".attn.norm.": "a norm inside the attention",
     "attn_pool.": "attention pooling",
     "dist_token": "a distillation token",
     "head_dist.": "a distillation token",
-    ".gamma_1.": "the blocks of BEiT, EVA or timm's DINOv3",
-    "storage_tokens": "the tokens and positions of DINOv3",
-    ".bias_mask.": "the tokens and positions of DINOv3",
+    ".gamma_1.": "the blocks of BEiT or EVA",
     ".attns.": "parallel blocks",
     ".in_norm.": "parallel blocks",
     "rel_pos": "relative positions",
@@ -90,8 +86,9 @@ def detect_format(file: SourceFile) -> WeightFormat:
     if not num_known or 2 * (num_known + num_extras) <= len(file.tensors):
         raise ValueError(
             f"{file.description!r} must have a known weight format. Known are the encoders and "
-            "checkpoints of facebookresearch's dino, dinov2, mae and msn, timm, torchvision, "
-            "Lightly and transformers (ViT, ViTMAE, ViTMSN, Dinov2). The names of its "
+            "checkpoints of facebookresearch's dino, dinov2, dinov3, mae and msn, timm, "
+            "torchvision, Lightly and transformers (ViT, ViTMAE, ViTMSN, Dinov2, DINOv3ViT). The "
+            "names of its "
             f"{len(file.tensors)} tensors match none of them: {shorten(file.tensors, 6)}"
             f"{_list_unsupported(file.tensors)}. If the file holds more than one network, or the "
             "network inside of other parts, save the state dict of the encoder alone."
@@ -161,7 +158,12 @@ def _start_draft(
     """Return a draft with the renamed tensors, and the names in the file of unknown tensors."""
     extras = {name: why for name in file.tensors if (why := format.reason_to_leave_out(name))}
     wanted = {name: tensor for name, tensor in file.tensors.items() if name not in extras}
+    format = replace(format, key_mapping=adapt_to_gated_mlp(wanted, format.key_mapping))
     weights, source_names, unknown = rename_tensors(wanted, format.key_mapping)
+    for target in [name for name in weights if name.endswith(REGISTERS)]:
+        if weights[target].shape[1:2] == (0,):  # transformers' DINOv3 without registers
+            del weights[target]
+            extras[source_names.pop(target)] = "an empty tensor, as there are no registers"
     training_state = dict.fromkeys(file.training_state, "training state, not part of a network")
     draft = Draft(
         file=file,

@@ -90,6 +90,8 @@ def build_report(
         "differences": conversion.differences,
         "guesses": conversion.guesses,
         "license": provenance.license,
+        "license_name": provenance.license_name,
+        "license_link": provenance.license_link,
         "license_note": license_note,
         "base_model": provenance.base_model,
         "selfvit_version": __version__,

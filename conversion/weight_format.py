@@ -22,6 +22,13 @@ from .read_weights import SourceFile
 BICUBIC, BILINEAR = int(Resampling.BICUBIC), int(Resampling.BILINEAR)
 
 ENCODER_PREFIXES = ("vit.", "student.vit.")  # encoders of the models that have one or two
+# Number of heads by hidden size, where a head does not have 64 channels.
+NUM_HEADS_BY_WIDTH = {
+    1152: 16,  # SoViT-400m, arXiv 2305.13035
+    1280: 16,  # ViT-H, arXiv 2010.11929, Table 1
+    1408: 16,  # ViT-g, arXiv 2106.04560, Table 2
+    1664: 16,  # ViT-G, Table 2
+}
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,13 @@ class WeightFormat:
         position_layouts: Tokens that the stored position embeddings may cover: "class" (class token
             and patches), "prefix" (class token, registers and patches) or "patches".
         preprocessing: Preprocessing if the source stores none.
+        rotary: Whether patches have rotary positions, which no tensor reveals.
+        separate_biases: Whether query, key and value may have a bias independently of each other.
+        num_heads_by_width: Number of heads by hidden size, where a head does not have 64 channels.
         license_note: Note on the license of published weights, or "".
         license_id: License identifier of the Hub, or None.
+        license_name: Name of the license if `license_id` is "other".
+        license_link: Link to the text of the license if `license_id` is "other".
         difference: Difference in behavior between the source and the converted model, or "".
         usual_image_size: Image size of all published weights, used if it fits the positions; None
             if there are several.
@@ -119,8 +131,13 @@ class WeightFormat:
     layer_norm_eps: float = 1e-6
     position_layouts: tuple[str, ...] = ("class",)
     preprocessing: Preprocessing = Preprocessing()
+    rotary: bool = False
+    separate_biases: bool = False
+    num_heads_by_width: Mapping[int, int] = field(default_factory=lambda: NUM_HEADS_BY_WIDTH)
     license_note: str = ""
     license_id: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     difference: str = ""
     usual_image_size: int | None = None
     applies: Callable[[Iterable[str]], bool] | None = None

@@ -18,7 +18,15 @@ from typing import Any, Literal, get_args, get_origin
 from transformers import PreTrainedConfig
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
-from selfvit import DINOConfig, LeJEPAConfig, MAEConfig, PMSNConfig, SelfViTConfig
+from selfvit import (
+    DINOConfig,
+    DINOv2Config,
+    DistillConfig,
+    LeJEPAConfig,
+    MAEConfig,
+    PMSNConfig,
+    SelfViTConfig,
+)
 from selfvit.training.augmentations.registry import AUGMENTATIONS
 from selfvit.training.config.training_config import SECTIONS
 from selfvit.training.recipes import RECIPES
@@ -76,7 +84,16 @@ Numbers from papers have their source next to them in [configuration/](../config
 def reference() -> str:
     """Return the text of the page."""
     parts = [INTRODUCTION, "## Model\n"]
-    for config in (SelfViTConfig, DINOConfig, LeJEPAConfig, MAEConfig, PMSNConfig):
+    configs = (
+        SelfViTConfig,
+        DINOConfig,
+        DINOv2Config,
+        DistillConfig,
+        LeJEPAConfig,
+        MAEConfig,
+        PMSNConfig,
+    )
+    for config in configs:
         summary, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
         parts.append(f"### {config.__name__}\n\n{paragraph(summary)}\n")
         parts.append(table(config, own_fields(config), meanings or {}))

@@ -3,8 +3,9 @@
     python examples/demo.py --objective dino --output demo [--seed 0] [--max-steps 1875]
 
 Writes a checkpoint, the vectors of the test images, metrics.json (raw pixels, untrained encoder and
-trained encoder), a map of the vectors and attention maps. The metrics and the pictures are also
-added to the checkpoint's card.
+trained encoder), a map of the vectors (page and picture) and attention maps. The metrics and the
+pictures are also added to the checkpoint's card. `--objective distill` needs a teacher:
+`--teacher demo/checkpoint`.
 """
 
 from __future__ import annotations
@@ -26,24 +27,26 @@ from selfvit import (
     add_results,
     decode_image,
     evaluate_embeddings,
+    map_vectors,
     open_checkpoint,
     open_images,
     plot_attention_maps,
-    plot_embedding_map,
     save_metrics,
     train,
     write_embeddings,
 )
 
-SAMPLE = Path(__file__).parent / "fashion_mnist_sample"
+OBJECTIVES = ("dino", "dinov2", "distill", "lejepa", "mae", "pmsn")
+SAMPLE = Path(__file__).resolve().parent / "fashion_mnist_sample"
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objective", choices=["dino", "lejepa", "mae", "pmsn"], default="dino")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
     parser.add_argument("--output", "-o", type=Path, default=Path("demo"), help="Folder to write.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the run.")
+    parser.add_argument("--teacher", help="Frozen teacher of distill: a checkpoint or Hub id.")
     parser.add_argument(
         "--max-steps", type=int, help="Number of optimizer steps; that of the recipe by default."
     )
@@ -56,7 +59,8 @@ def main() -> None:
     show(f"1 of 3: Training on {len(train_images):,} images, without their labels.")
     seconds = {}
     started = time.perf_counter()
-    options = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+    given = {"max_steps": arguments.max_steps, "teacher": arguments.teacher}
+    options = {name: value for name, value in given.items() if value is not None}
     train(
         recipe,
         data=SAMPLE / "train.parquet",
@@ -142,7 +146,11 @@ def raw_pixels(images: Any) -> EmbeddedImages:
 def write_vectors(checkpoint: Path, images: Any, folder: Path) -> None:
     """Write the vectors of images, as `selfvit embed` does."""
     embedder = Embedder.from_pretrained(checkpoint, batch_size=256)
-    metadata = {"model": str(checkpoint), "network": "teacher"}
+    metadata = {
+        "model": str(checkpoint.absolute()),
+        "network": "teacher",
+        "images": {"data": [str(SAMPLE / "test.parquet")]},  # where `selfvit explore` finds them
+    }
     write_embeddings(embedder, images, folder, overwrite=True, progress=False, metadata=metadata)
 
 
@@ -158,22 +166,16 @@ def loss_curve(checkpoint: Path) -> dict[str, float]:
 def draw(
     checkpoint: Path, test_images: Any, vectors: EmbeddedImages, output: Path
 ) -> list[tuple[Path, str]]:
-    """Draw a map of the test images and attention maps of four; return files and captions."""
+    """Draw maps of the test images and attention maps of four; return files and captions."""
     embedding_map, attention = output / "embedding_map.png", output / "attention_maps.png"
-    images = [decode_image(record.image) for record in test_images]
-    show(f"arranging {len(images):,} test images on a map (t-SNE)")
-    plot_embedding_map(
-        vectors.vectors,
-        images,
-        vectors.labels,
-        vectors.label_names,
-        embedding_map,
-        title="Test images by their vectors (t-SNE), learned without labels",
-    )
+    show(f"arranging {len(test_images):,} test images on a map (t-SNE)")
+    for file in (embedding_map, output / "map.html"):  # laid out once
+        map_vectors(output / "vectors", file, method="tsne")
     show("attention of the class token")
     # Four times the size of training, because more patches give a finer map.
     model, processor = open_checkpoint(SelfViTModel, checkpoint, image_size=112)
-    chosen = [images[int(np.argmax(vectors.labels == label))] for label in (0, 3, 5, 8)]
+    positions = [int(np.argmax(vectors.labels == label)) for label in (0, 3, 5, 8)]
+    chosen = [decode_image(test_images[position].image) for position in positions]
     plot_attention_maps(model, processor, chosen, attention)
     return [
         (embedding_map, "The test images, arranged by their vectors (t-SNE)."),
@@ -198,8 +200,13 @@ def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
 {output}/checkpoint          the model: AutoModel.from_pretrained("{output}/checkpoint")
 {output}/vectors             vectors of the test images (Parquet)
 {output}/metrics.json        all metrics
-{output}/embedding_map.png   map of the test images, similar ones next to each other
+{output}/map.html            map of the test images, similar ones next to each other
+{output}/embedding_map.png   the same map as a picture
 {output}/attention_maps.png  attention of the class token
+
+Open the map, or search and browse the images (Ctrl+C ends it):
+  {(output / "map.html").resolve().as_uri()}
+  selfvit explore {output}/vectors
 
 Next, on a folder of your own images:
   selfvit train {recipe} --data FOLDER --output my_model --image-size 56

@@ -240,7 +240,8 @@ class Collection:
         if self.manifest is not None and self.manifest.data.get("is_video"):
             raise ValueError(
                 f"the vectors in {str(self.folder)!r} are of frames of videos, which cannot be "
-                "shown yet; leave out the picture."
+                "shown yet; leave out the sheet, or use --no-thumbnails for a map. Duplicates and "
+                "the app need images."
             )
         source = open_images(place, **stored)
         return CollectionImages(self, source)

@@ -141,7 +141,7 @@ def duplicates(
     embedder = collection.embedder(checkpoint, device=device)
     variants = make_variants(images, side.rows, side.directions, side.pictures, embedder, seed)
     pairs = _pairs(side, other_side, variants.similarity)
-    threshold = choose_threshold(variants, pairs.best_of_each(len(side.rows)), precision)
+    threshold = choose_threshold(variants, pairs.ranked(len(side.rows)), precision)
     groups = _group(side, other_side, pairs, threshold)
     note = ""
     if threshold.agreement is None:

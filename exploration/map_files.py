@@ -19,7 +19,7 @@ from PIL import Image
 from ..atomic_output import atomic_output
 from ..data.sources import Data
 from ..visualization.embedding_map import draw_embedding_map
-from .collection import Collection, CollectionImages
+from .collection import Collection, CollectionImages, check_rows
 from .maps import Layout, lay_out
 
 TITLES = {"umap": "UMAP", "tsne": "t-SNE"}
@@ -101,6 +101,7 @@ def map_vectors(
     suffix = Path(output).suffix.lower() if output is not None else None
     if suffix not in (None, ".html", ".png"):
         raise ValueError(f"{str(output)!r} must end in .html or .png; choose such a name.")
+    check_rows(collection, 1, "a map")
     columns = coloring_columns(collection)
     color = choose_color(columns, color)
     images = collection.images(data) if thumbnails or atlas is not None else None

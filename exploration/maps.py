@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,7 +111,7 @@ def lay_out(
         note,
     )
     if not is_remote(collection.folder):
-        _store(collection, layout)
+        store_positions(collection, positions, method=method, seed=seed)
     return layout
 
 
@@ -189,18 +188,31 @@ def _read_stored(collection: Collection) -> tuple[dict[str, Any], pa.Table] | No
         raise ValueError(f"{str(path)!r} is damaged: {error}; delete it.") from error
 
 
-def _store(collection: Collection, layout: Layout) -> Path:
-    x, y = layout.positions.T
+def store_positions(
+    collection: Collection, positions: np.ndarray, *, method: str, seed: int
+) -> None:
+    """Store the positions of all rows, for later maps and as the columns `x` and `y`.
+
+    Args:
+        collection: Vectors, on this machine.
+        positions: Positions, (N, 2).
+        method: Method of the map.
+        seed: Random seed of the map.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    x, y = positions.T
     table = pa.table(
         {"id": collection.ids, "checksum": pa.array(collection.checksums, pa.string())}
         | {"x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y)}
     )
-    settings = json.dumps({"method": layout.method, "seed": layout.seed})
+    settings = json.dumps({"method": method, "seed": seed})
     table = table.replace_schema_metadata({SETTINGS: settings.encode()})
     path = collection.folder / STORED_MAP
     with atomic_output(path) as unfinished:
         pyarrow.feather.write_feather(table, str(unfinished), compression="uncompressed")
-    return collection.write_columns("map", {"x": table["x"], "y": table["y"]})
+    collection.write_columns("map", {"x": table["x"], "y": table["y"]})
 
 
 def _project(
@@ -260,4 +272,5 @@ __all__ = [
     "lay_out",
     "load_positions",
     "place",
+    "store_positions",
 ]

@@ -45,7 +45,9 @@ def koleo_loss(features: Tensor) -> Tensor:
             similarities[:, own, first + own] = -2.0  # below any cosine
             neighbors = similarities.argmax(dim=-1, keepdim=True)  # (V, B, 1)
         nearest = everyone.gather(1, neighbors.expand(-1, -1, features.shape[-1]))
-        distances = torch.linalg.vector_norm(features - nearest, dim=-1)
+        # as in the reference, so that a pair of equal features has a finite gradient, which cancels
+        offsets = features - nearest + SMALLEST_DISTANCE
+        distances = torch.linalg.vector_norm(offsets, dim=-1)
         return -(distances + SMALLEST_DISTANCE).log().mean()
 
 

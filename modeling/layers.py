@@ -22,7 +22,12 @@ from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .masking import gather_patches
-from .position_embeddings import interpolate_position_embeddings, sincos_position_embeddings
+from .position_embeddings import (
+    Rotation,
+    interpolate_position_embeddings,
+    rotate,
+    sincos_position_embeddings,
+)
 
 
 class SelfViTPatchProjection(nn.Conv2d):
@@ -88,12 +93,18 @@ class SelfViTPatchEmbeddings(nn.Module):
 
 
 class SelfViTEmbeddings(nn.Module):
-    """Class token, register tokens, and patches with position embeddings."""
+    """Class token, register tokens, and patches with position embeddings.
+
+    Rotary positions are not added to the tokens, so there are no embeddings for them here.
+    """
+
+    position_embeddings: Tensor | None
 
     def __init__(self, config: SelfViTConfig):
         super().__init__()
         self.grid_size = config.grid_size
         self.position_embedding_type = config.position_embedding_type
+        self.interpolate_antialias = config.interpolate_antialias
         rows, columns = config.grid_size
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.register_tokens = (
@@ -109,9 +120,11 @@ class SelfViTEmbeddings(nn.Module):
             self.position_embeddings = nn.Parameter(
                 torch.empty(1, 1 + rows * columns, config.hidden_size)
             )
-        else:
+        elif config.position_embedding_type == "sincos":
             fixed = sincos_position_embeddings(config.hidden_size, config.grid_size)
             self.register_buffer("position_embeddings", fixed)
+        else:
+            self.position_embeddings = None
 
     def forward(
         self,
@@ -122,9 +135,6 @@ class SelfViTEmbeddings(nn.Module):
         """Return (B, T, D)."""
         grid = self.patch_embeddings.grid_of(pixel_values)
         batch_size = pixel_values.shape[0]
-        positions = interpolate_position_embeddings(self.position_embeddings, self.grid_size, grid)
-        class_position, patch_positions = positions[:, :1], positions[:, 1:]
-
         patches = self.patch_embeddings(pixel_values, ids_keep)  # (B, N or K, D)
         if bool_masked_pos is not None:
             if self.mask_token is None:
@@ -136,13 +146,22 @@ class SelfViTEmbeddings(nn.Module):
             if ids_keep is not None:
                 masked = masked.gather(1, ids_keep)
             patches = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        if ids_keep is not None:
-            patch_positions = gather_patches(patch_positions.expand(batch_size, -1, -1), ids_keep)
-        prefix = [(self.cls_token + class_position).expand(batch_size, -1, -1)]
+        class_token: Tensor = self.cls_token
+        if self.position_embeddings is not None:
+            positions = interpolate_position_embeddings(
+                self.position_embeddings, self.grid_size, grid, self.interpolate_antialias
+            )
+            class_position, patch_positions = positions[:, :1], positions[:, 1:]
+            if ids_keep is not None:
+                patch_positions = gather_patches(
+                    patch_positions.expand(batch_size, -1, -1), ids_keep
+                )
+            class_token, patches = class_token + class_position, patches + patch_positions
+        prefix = [class_token.expand(batch_size, -1, -1)]
         if self.register_tokens is not None:
             # registers have no position embedding
             prefix.append(self.register_tokens.expand(batch_size, -1, -1))
-        return torch.cat([*prefix, patches + patch_positions], dim=1)
+        return torch.cat([*prefix, patches], dim=1)
 
 
 def eager_attention_forward(
@@ -173,33 +192,39 @@ class SelfViTAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # read by the attention interface
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        query_bias, key_bias, value_bias = config.projection_biases
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=query_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=key_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=value_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
         hidden_states: Tensor,
         num_queries: int | None = None,
+        rotation: Rotation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Return the tokens (B, Q, D) and, with eager attention, the weights (B, A, Q, T).
 
-        Only the first Q = `num_queries` tokens are queries; all T if None.
+        Only the first Q = `num_queries` tokens are queries; all T if None. `rotation` holds the
+        rotary positions of the T tokens, if the encoder has them.
         """
         queries = hidden_states[:, :num_queries]
 
         def split_heads(tokens: Tensor) -> Tensor:
             return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A, T, D/A)
 
+        query, key = split_heads(self.q_proj(queries)), split_heads(self.k_proj(hidden_states))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attend(
             self,
-            split_heads(self.q_proj(queries)),
-            split_heads(self.k_proj(hidden_states)),
+            query,
+            key,
             split_heads(self.v_proj(hidden_states)),
             None,
             scaling=self.scaling,
@@ -221,6 +246,25 @@ class SelfViTMLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class SelfViTGatedMLP(nn.Module):
+    """MLP whose hidden layer is multiplied by a gate (arXiv 2002.05202, Sec. 2).
+
+    down(activation(gate(x)) * up(x)); with SiLU as the activation this is SwiGLU.
+    """
+
+    def __init__(self, config: SelfViTConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        gate = self.activation(self.gate_proj(hidden_states))
+        return self.down_proj(gate * self.up_proj(hidden_states))
 
 
 class SelfViTLayerScale(nn.Module):
@@ -263,7 +307,7 @@ class SelfViTLayer(GradientCheckpointingLayer):
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = SelfViTAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = SelfViTMLP(config)
+        self.mlp = SelfViTGatedMLP(config) if config.use_gated_mlp else SelfViTMLP(config)
         has_scale = config.layerscale_value is not None
         self.layer_scale1 = SelfViTLayerScale(config) if has_scale else nn.Identity()
         self.layer_scale2 = SelfViTLayerScale(config) if has_scale else nn.Identity()
@@ -273,10 +317,13 @@ class SelfViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         num_queries: int | None = None,
+        rotation: Rotation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
         """(B, T, D) -> (B, T, D), or (B, Q, D) for the first `num_queries` tokens."""
-        attended, _ = self.attention(self.layernorm_before(hidden_states), num_queries, **kwargs)
+        attended, _ = self.attention(
+            self.layernorm_before(hidden_states), num_queries, rotation, **kwargs
+        )
         hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.layer_scale1(attended))
         transformed = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(transformed))

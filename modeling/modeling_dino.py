@@ -19,13 +19,15 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from ..configuration.configuration_dino import DINOConfig
+from ..configuration.configuration_dinov2 import DINOv2Config
 from ..configuration.configuration_selfvit import SelfViTConfig
-from .distributed import all_reduce_sum
 from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
 from .observations import mean_cosine
 from .schedules import cosine_schedule, linear_schedule
+from .teacher_targets import TeacherTargets
 
 
 @dataclass
@@ -60,6 +62,12 @@ class DINOLastLayer(nn.Module):
         else:
             self.register_buffer("magnitude", magnitude)
 
+    def reset_parameters(self) -> None:
+        """Draw directions uniformly in +-1/sqrt(bottleneck), and set magnitudes to 1."""
+        bound = 1 / math.sqrt(self.direction.shape[1])
+        init.uniform_(self.direction, -bound, bound)
+        init.ones_(self.magnitude)
+
     def forward(self, features: Tensor) -> Tensor:
         """(*, bottleneck) -> (*, K)."""
         return F.linear(features, F.normalize(self.direction, dim=-1) * self.magnitude)
@@ -68,21 +76,20 @@ class DINOLastLayer(nn.Module):
 class DINOHead(nn.Module):
     """Projection head: MLP with GELU, L2 normalization, weight-normalized layer (Appendix C)."""
 
-    def __init__(self, in_features: int, config: SelfViTConfig):
+    def __init__(self, in_features: int, config: DINOConfig | DINOv2Config):
         super().__init__()
-        dino = config.dino_config
         widths = (
             [in_features]
-            + [dino.head_hidden_size] * (dino.num_head_layers - 1)
-            + [dino.head_bottleneck_size]
+            + [config.head_hidden_size] * (config.num_head_layers - 1)
+            + [config.head_bottleneck_size]
         )
         self.layers = nn.ModuleList(
             [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
         )
         self.last_layer = DINOLastLayer(
-            dino.head_bottleneck_size,
-            dino.num_prototypes,
-            train_magnitude=not dino.normalize_last_layer,
+            config.head_bottleneck_size,
+            config.num_prototypes,
+            train_magnitude=not config.normalize_last_layer,
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -95,23 +102,21 @@ class DINOHead(nn.Module):
         return self.last_layer(features)
 
 
-class DINOLoss(nn.Module):
+class DINOLoss(TeacherTargets):
     """Cross-entropy between teacher and student over pairs of different views (Sec. 3.1, Alg. 1).
 
-    The loss owns the center. `update_center` moves it once per optimizer step, by all outputs of
-    the teacher since the last update. The micro-batches of a step therefore use the same center,
-    and their mean loss is the loss of the full batch.
+    The loss owns the center of the teacher's outputs.
     """
 
-    center: Tensor  # (K,) float32
-
-    def __init__(self, num_prototypes: int, student_temperature: float, center_momentum: float):
-        super().__init__()
+    def __init__(
+        self,
+        num_prototypes: int,
+        student_temperature: float,
+        center_momentum: float,
+        sinkhorn_iterations: int = 0,
+    ):
+        super().__init__(num_prototypes, center_momentum, sinkhorn_iterations)
         self.student_temperature = student_temperature
-        self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(num_prototypes, dtype=torch.float32))
-        self._pending_sum: Tensor | None = None  # teacher's logits since the last update
-        self._pending_count = 0
 
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temperature: float
@@ -142,7 +147,7 @@ class DINOLoss(nn.Module):
         with torch.autocast(student_logits.device.type, enabled=False):
             student_logits = student_logits.float() / self.student_temperature
             teacher_logits = teacher_logits.detach().float()
-            self._accumulate_for_center(teacher_logits)
+            self.accumulate_for_center(teacher_logits)
             teacher_log_probabilities = self.teacher_log_probabilities(
                 teacher_logits, teacher_temperature
             )
@@ -162,32 +167,6 @@ class DINOLoss(nn.Module):
             entropy = -(teacher_probabilities * teacher_log_probabilities).sum(dim=-1).mean()
         return DINOOutput(loss=loss, teacher_entropy=entropy)
 
-    def teacher_log_probabilities(self, teacher_logits: Tensor, temperature: float) -> Tensor:
-        """Center and sharpen logits (Eq. 1 and 4): (*, K) float32 -> (*, K) float32."""
-        return F.log_softmax((teacher_logits - self.center) / temperature, dim=-1)
-
-    @torch.no_grad()
-    def _accumulate_for_center(self, teacher_logits: Tensor) -> None:
-        if not self.training:
-            return
-        total = teacher_logits.sum(dim=(0, 1))
-        self._pending_sum = total if self._pending_sum is None else self._pending_sum + total
-        self._pending_count += teacher_logits.shape[0] * teacher_logits.shape[1]
-
-    @torch.no_grad()
-    def update_center(self) -> None:
-        """Move the center toward the mean of the teacher's logits since the last call (Eq. 4).
-
-        The mean is taken over all processes.
-        """
-        if self._pending_sum is None:
-            return
-        count = self._pending_sum.new_tensor([self._pending_count])
-        reduced = all_reduce_sum(torch.cat([self._pending_sum, count]))
-        mean = (reduced[:-1] / reduced[-1]).to(self.center.dtype)
-        self.center.lerp_(mean, 1 - self.center_momentum)
-        self._pending_sum, self._pending_count = None, 0
-
 
 class DINONetwork(nn.Module):
     """Encoder with projection head: the student."""
@@ -195,7 +174,7 @@ class DINONetwork(nn.Module):
     def __init__(self, config: SelfViTConfig):
         super().__init__()
         self.vit = SelfViTModel(config)
-        self.head = DINOHead(config.hidden_size, config)
+        self.head = DINOHead(config.hidden_size, config.dino_config)
 
 
 class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
@@ -213,7 +192,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         super().__init__(config)
         dino = config.dino_config
         self.vit = SelfViTModel(config)
-        self.head = DINOHead(config.hidden_size, config)
+        self.head = DINOHead(config.hidden_size, config.dino_config)
         self.student = DINONetwork(config)
         self.loss = DINOLoss(dino.num_prototypes, dino.student_temperature, dino.center_momentum)
         self.post_init()
@@ -229,9 +208,7 @@ class SelfViTForDINO(MomentumTeacher, SelfViTPreTrainedModel):
         """
         super()._init_weights(module)
         if isinstance(module, DINOLastLayer):
-            bound = 1 / math.sqrt(module.direction.shape[1])
-            init.uniform_(module.direction, -bound, bound)
-            init.ones_(module.magnitude)
+            module.reset_parameters()
         elif isinstance(module, DINOLoss):
             init.zeros_(module.center)
 

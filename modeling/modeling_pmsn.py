@@ -46,6 +46,7 @@ from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
 from .observations import entropy, mean_cosine
 from .schedules import linear_schedule
+from .teacher_targets import sinkhorn
 
 
 @dataclass
@@ -96,28 +97,6 @@ def sharpen(log_probabilities: Tensor, temperature: float) -> Tensor:
         (*, K) log-probabilities, float32.
     """
     return F.log_softmax(log_probabilities.float() / temperature, dim=-1)
-
-
-@torch.no_grad()
-def sinkhorn(log_probabilities: Tensor, num_iterations: int) -> Tensor:
-    """Balance the assignments of a batch over the prototypes (SwAV, arXiv 2006.09882, Sec. 3.1).
-
-    Each iteration normalizes the total weight of every prototype over the images of all processes,
-    then the weight of every image to 1. It works in the log domain: the weight of a prototype that
-    is far from all images would be 0 in float32, and the reference would divide by it.
-
-    Args:
-        log_probabilities: (B, K), float32.
-        num_iterations: Number of iterations; 0 returns the argument.
-
-    Returns:
-        (B, K) log-probabilities; probabilities of a row sum to 1. They are uniform for a single
-        image.
-    """
-    for _ in range(num_iterations):
-        of_prototypes = all_reduce_logsumexp(log_probabilities.logsumexp(dim=0))
-        log_probabilities = F.log_softmax(log_probabilities - of_prototypes, dim=-1)
-    return log_probabilities
 
 
 def power_law_prior(

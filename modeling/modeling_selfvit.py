@@ -31,7 +31,7 @@ from .batch_norm import BatchNorm
 from .checkpoints.pretrained import CheckpointModel
 from .layers import SelfViTAttention, SelfViTEmbeddings, SelfViTLayer, SelfViTLayerScale
 from .pooling import pool
-from .position_embeddings import sincos_position_embeddings
+from .position_embeddings import RotaryPositions, Rotation, sincos_position_embeddings
 from .trainable import Trainable
 
 
@@ -91,11 +91,12 @@ class SelfViTPreTrainedModel(Trainable, CheckpointModel):
                 init.trunc_normal_(module.register_tokens, std=std, a=-2, b=2)
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
-            if module.position_embedding_type == "learned":
-                init.trunc_normal_(module.position_embeddings, std=std, a=-2, b=2)
-            else:
+            positions = module.position_embeddings  # None with rotary positions
+            if positions is not None and module.position_embedding_type == "learned":
+                init.trunc_normal_(positions, std=std, a=-2, b=2)
+            elif positions is not None:
                 fixed = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
-                init.copy_(module.position_embeddings, fixed)
+                init.copy_(positions, fixed)
 
     @classmethod
     def auto_classes(cls) -> dict[str, type]:
@@ -123,13 +124,16 @@ class SelfViTModel(SelfViTPreTrainedModel):
 
     # Checkpoints of all objectives open as an encoder, without their other weights.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(head|student|decoder|loss|classifier(_norm)?|unused)\.",
+        r"^(head|student|gram_teacher|decoder|loss|classifier(_norm)?|unused)\.",
         r"^prototypes$",
     ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
         self.embeddings = SelfViTEmbeddings(config)
+        self.rotary_positions = (
+            RotaryPositions(config) if config.position_embedding_type == "rotary" else None
+        )
         rates = torch.linspace(
             0, config.drop_path_rate, config.num_hidden_layers, device="cpu"
         ).tolist()
@@ -201,9 +205,10 @@ class SelfViTModel(SelfViTPreTrainedModel):
                 does not match the model.
         """
         hidden_states = self._embed_tokens(pixel_values, ids_keep, bool_masked_pos)
+        rotation = self._rotation(hidden_states, pixel_values, ids_keep)
         class_tokens = []
         for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states, rotation=rotation, **kwargs)
             if index >= len(self.layers) - self.config.num_class_blocks:
                 class_tokens.append(hidden_states[:, 0])
         last_hidden_state = self.layernorm(hidden_states)
@@ -244,10 +249,12 @@ class SelfViTModel(SelfViTPreTrainedModel):
             `num_blocks` tensors (B, D), in the order of the blocks.
         """
         hidden_states = self._embed_tokens(pixel_values, ids_keep)
+        rotation = self._rotation(hidden_states, pixel_values, ids_keep)
         class_tokens = []
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, num_queries=1 if index == last else None)
+            num_queries = 1 if index == last else None
+            hidden_states = layer(hidden_states, num_queries=num_queries, rotation=rotation)
             if index > last - num_blocks:
                 class_tokens.append(self.layernorm(hidden_states[:, 0]))
         return class_tokens
@@ -256,6 +263,15 @@ class SelfViTModel(SelfViTPreTrainedModel):
         return self.embeddings(
             pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype), *masking
         )
+
+    def _rotation(
+        self, tokens: Tensor, pixel_values: Tensor, ids_keep: Tensor | None
+    ) -> Rotation | None:
+        """Return the rotary positions of the tokens, or None if the encoder has other positions."""
+        if self.rotary_positions is None:
+            return None
+        grid = self.embeddings.patch_embeddings.grid_of(pixel_values)
+        return self.rotary_positions(tokens, grid, ids_keep)
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
@@ -285,7 +301,10 @@ class SelfViTForImageClassification(SelfViTPreTrainedModel):
     arXiv 2111.06377, Appendix A.1, "Linear probing").
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^(head|student|decoder|loss)\.", r"^prototypes$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(head|student|gram_teacher|decoder|loss)\.",
+        r"^prototypes$",
+    ]
 
     def __init__(self, config: SelfViTConfig):
         super().__init__(config)
@@ -360,7 +379,7 @@ class SelfViTBackbone(BackboneMixin, SelfViTPreTrainedModel):
     """Encoder as a backbone: normalized feature maps of selected blocks, for dense heads."""
 
     _keys_to_ignore_on_load_unexpected = [
-        r"^(head|student|decoder|loss|classifier(_norm)?)\.",
+        r"^(head|student|gram_teacher|decoder|loss|classifier(_norm)?)\.",
         r"^prototypes$",
     ]
 

@@ -8,6 +8,8 @@ from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .modeling_dino import SelfViTForDINO
+from .modeling_dinov2 import SelfViTForDINOv2
+from .modeling_distill import SelfViTForDistill
 from .modeling_lejepa import SelfViTForLeJEPA
 from .modeling_mae import SelfViTForMAE
 from .modeling_pmsn import SelfViTForPMSN
@@ -18,6 +20,8 @@ ModelClass = type[PreTrainedModel]
 # One class per objective; transformers selects one by `config.architectures`.
 PRETRAINING_CLASSES: tuple[ModelClass, ...] = (
     SelfViTForDINO,
+    SelfViTForDINOv2,
+    SelfViTForDistill,
     SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,

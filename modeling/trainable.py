@@ -48,6 +48,13 @@ class Trainable(nn.Module):
             if parameter.requires_grad
         )
 
+    def outside_parameters(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of networks that `forward` uses, but that are not saved or trained.
+
+        A frozen teacher is such a network. It is opened if it is not yet.
+        """
+        return ()
+
     def scheduled_values(self, step: int, num_steps: int) -> dict[str, float]:
         """Return the keyword arguments that `forward` takes in this step.
 

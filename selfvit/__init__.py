@@ -14,6 +14,8 @@ from .auto_registration import register_once_transformers_is_imported
 
 if TYPE_CHECKING:
     from .configuration.configuration_dino import DINOConfig as DINOConfig
+    from .configuration.configuration_dinov2 import DINOv2Config as DINOv2Config
+    from .configuration.configuration_distill import DistillConfig as DistillConfig
     from .configuration.configuration_lejepa import LeJEPAConfig as LeJEPAConfig
     from .configuration.configuration_mae import MAEConfig as MAEConfig
     from .configuration.configuration_pmsn import PMSNConfig as PMSNConfig
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .exploration.search import search as search
     from .exploration.selection import select as select
     from .modeling.modeling_dino import SelfViTForDINO as SelfViTForDINO
+    from .modeling.modeling_dinov2 import SelfViTForDINOv2 as SelfViTForDINOv2
+    from .modeling.modeling_distill import SelfViTForDistill as SelfViTForDistill
     from .modeling.modeling_lejepa import SelfViTForLeJEPA as SelfViTForLeJEPA
     from .modeling.modeling_mae import SelfViTForMAE as SelfViTForMAE
     from .modeling.modeling_pmsn import SelfViTForPMSN as SelfViTForPMSN
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
     from .modeling.registry import register_objective as register_objective
     from .sharing.model_card import add_results as add_results
     from .sharing.publish import publish as publish
+    from .sharing.space import publish_space as publish_space
+    from .sharing.space_folder import write_space as write_space
     from .training.recipes import RECIPES as RECIPES
     from .training.recipes import register_recipe as register_recipe
     from .training.train import train_recipe
@@ -71,6 +77,8 @@ if TYPE_CHECKING:
 # the imports above.
 MODULES = {
     "DINOConfig": "configuration.configuration_dino",
+    "DINOv2Config": "configuration.configuration_dinov2",
+    "DistillConfig": "configuration.configuration_distill",
     "EmbeddedImages": "embedding.embedder",
     "Embedder": "embedding.embedder",
     "LeJEPAConfig": "configuration.configuration_lejepa",
@@ -80,6 +88,8 @@ MODULES = {
     "SelfViTBackbone": "modeling.modeling_selfvit",
     "SelfViTConfig": "configuration.configuration_selfvit",
     "SelfViTForDINO": "modeling.modeling_dino",
+    "SelfViTForDINOv2": "modeling.modeling_dinov2",
+    "SelfViTForDistill": "modeling.modeling_distill",
     "SelfViTForImageClassification": "modeling.modeling_selfvit",
     "SelfViTForLeJEPA": "modeling.modeling_lejepa",
     "SelfViTForMAE": "modeling.modeling_mae",
@@ -110,6 +120,7 @@ MODULES = {
     "plot_reconstructions": "visualization.reconstructions",
     "preprocess": "embedding.embedder",
     "publish": "sharing.publish",
+    "publish_space": "sharing.space",
     "read_vectors": "embedding.vectors.reader",
     "register_objective": "modeling.registry",
     "register_recipe": "training.recipes",
@@ -118,6 +129,7 @@ MODULES = {
     "select": "exploration.selection",
     "train": "training.train:train_recipe",
     "write_embeddings": "embedding.vectors.writer",
+    "write_space": "sharing.space_folder",
 }
 
 __all__ = [*MODULES, "__version__"]

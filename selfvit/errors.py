@@ -6,26 +6,51 @@ Every folder of the package may import this module; it needs the standard librar
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+SIGPIPE_CODE = 128 + 13
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Print an error that the user can fix as `error: ...` on standard error, without a traceback.
 
+    If the program that reads the output ends early, as in `selfvit ... | head`, nothing is printed.
+
     Raises:
-        SystemExit: With code 2, after such an error.
+        SystemExit: With code 2 after such an error, and with code 141, as shells report SIGPIPE, if
+            the output has no reader anymore.
     """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            raise SystemExit(SIGPIPE_CODE) from None
         if not isinstance(error, _user_errors()):
             raise
         # The line and its end are one write: other processes write to the same terminal.
         _print_error(f"error: {one_line(error)}\n")
         raise SystemExit(2) from error
+
+
+def _has_no_reader() -> bool:
+    """Return whether standard output is a pipe without a reader; it is discarded from then on."""
+    try:
+        descriptor = sys.stdout.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError, ValueError):  # no file, or Windows
+        return False
+    poll.register(descriptor, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # otherwise the interpreter prints an error when it flushes the output at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,49 @@ DINO = r"""@inproceedings{caron2021emerging,
   note = {arXiv 2104.14294}
 }"""
 
+DINOV2 = r"""@article{oquab2024dinov2,
+  title = {{DINO}v2: Learning Robust Visual Features without Supervision},
+  author = {Oquab, Maxime and Darcet, Timoth\'ee and Moutakanni, Th\'eo and Vo, Huy and others},
+  journal = {Transactions on Machine Learning Research},
+  year = {2024},
+  note = {arXiv 2304.07193}
+}"""
+
+IBOT = """@inproceedings{zhou2022ibot,
+  title = {{iBOT}: Image {BERT} Pre-Training with Online Tokenizer},
+  author = {Zhou, Jinghao and Wei, Chen and Wang, Huiyu and Shen, Wei and Xie, Cihang and
+    Yuille, Alan and Kong, Tao},
+  booktitle = {International Conference on Learning Representations},
+  year = {2022},
+  note = {arXiv 2111.07832}
+}"""
+
+DINOV3 = r"""@misc{simeoni2025dinov3,
+  title = {{DINO}v3},
+  author = {Sim\'eoni, Oriane and Vo, Huy V. and Seitzer, Maximilian and Baldassarre, Federico and
+    Oquab, Maxime and others},
+  year = {2025},
+  note = {arXiv 2508.10104}
+}"""
+
+SEED = """@inproceedings{fang2021seed,
+  title = {SEED: Self-supervised Distillation For Visual Representation},
+  author = {Fang, Zhiyuan and Wang, Jianfeng and Wang, Lijuan and Zhang, Lei and Yang, Yezhou and
+            Liu, Zicheng},
+  booktitle = {ICLR},
+  year = {2021},
+  note = {arXiv 2101.04731}
+}"""
+
+PATIENT = r"""@inproceedings{beyer2022knowledge,
+  title = {Knowledge Distillation: A Good Teacher is Patient and Consistent},
+  author = {Beyer, Lucas and Zhai, Xiaohua and Royer, Am\'elie and Markeeva, Larisa and
+            Anil, Rohan and Kolesnikov, Alexander},
+  booktitle = {CVPR},
+  year = {2022},
+  note = {arXiv 2106.05237}
+}"""
+
 LEJEPA = """@misc{balestriero2025lejepa,
   title = {LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics},
   author = {Balestriero, Randall and LeCun, Yann},
@@ -64,6 +107,9 @@ PMSN = """@inproceedings{assran2023hidden,
 
 PAPERS = {
     "DINO": [DINO],
+    "DINOv2": [DINOV2, IBOT],
+    "DINOv2 with Gram anchoring": [DINOV2, IBOT, DINOV3],
+    "distillation": [SEED, PATIENT],
     "LeJEPA": [LEJEPA],
     "VISReg": [LEJEPA, VISREG],
     "MAE": [MAE],
@@ -83,6 +129,10 @@ def objective_of(config: SelfViTConfig) -> str | None:
         if part is not None:
             if field == "pmsn_config" and part.prior == "uniform":
                 return "MSN"
+            if field == "dinov2_config":
+                return "DINOv2 with Gram anchoring" if part.gram_weight else "DINOv2"
+            if field == "distill_config":
+                return "distillation"
             if field == "lejepa_config":
                 return "VISReg" if part.regularizer == "visreg" else "LeJEPA"
             return field.removesuffix("_config").upper()

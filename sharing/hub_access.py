@@ -62,7 +62,9 @@ def signed_in(api: HfApi) -> str:
         ) from error
 
 
-def prepare_repository(api: HfApi, repo_id: str, user: str, private: bool) -> None:
+def prepare_repository(
+    api: HfApi, repo_id: str, user: str, private: bool, repo_type: str | None = None
+) -> None:
     """Create a repository if it does not exist.
 
     Args:
@@ -70,6 +72,7 @@ def prepare_repository(api: HfApi, repo_id: str, user: str, private: bool) -> No
         repo_id: Name of the repository, USER/NAME.
         user: Name of the signed-in user.
         private: Whether the repository must be private.
+        repo_type: Kind of the repository: "space", or None for a model.
 
     Raises:
         PermissionError: If the repository does not exist and the user may not create it.
@@ -77,7 +80,13 @@ def prepare_repository(api: HfApi, repo_id: str, user: str, private: bool) -> No
     """
     try:
         # None uses the default of the namespace: an organization may create private repositories
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.create_repo(
+            repo_id,
+            private=private or None,
+            exist_ok=True,
+            repo_type=repo_type,
+            space_sdk="gradio" if repo_type == "space" else None,
+        )
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise
@@ -87,26 +96,27 @@ def prepare_repository(api: HfApi, repo_id: str, user: str, private: bool) -> No
             f"not create it. Publish to {user}/{name}, or use a token with write access to that "
             "namespace."
         ) from error
-    if private and not api.repo_info(repo_id).private:
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"{repo_id} must be private, but exists and is public. Make it private in its settings "
             "on the Hub, or publish to another name."
         )
 
 
-def check_may_push(api: HfApi, repo_id: str, user: str) -> None:
+def check_may_push(api: HfApi, repo_id: str, user: str, repo_type: str | None = None) -> None:
     """Check that a user may write to an existing repository.
 
     Args:
         api: Client of the Hub, signed in.
         repo_id: Name of the repository, USER/NAME.
         user: Name of the signed-in user.
+        repo_type: Kind of the repository: "space", or None for a model.
 
     Raises:
         PermissionError: If the user has no write access.
     """
     try:
-        api.auth_check(repo_id, write=True)
+        api.auth_check(repo_id, write=True, repo_type=repo_type)
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise

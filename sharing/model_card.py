@@ -24,11 +24,12 @@ from jinja2 import Template  # a dependency of torch
 from ..atomic_output import atomic_output
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .citations import citations_of, objective_of
-from .provenance import CARD, Provenance
+from .provenance import CARD, Provenance, display_name
 from .published_files import read_card
 from .results import MetricValue, Results
 
 CLASSIFIER = "SelfViTForImageClassification"
+TEACHER_FIELDS = ("teacher", "teacher_revision", "teacher_license", "teacher_hidden_size")
 # The section from its title to the next title; no line of its code starts with "## ".
 RESULTS_SECTION = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -187,6 +188,7 @@ def render_model_card(contents: CardContents) -> str:
         python_name=json.dumps(contents.name, ensure_ascii=False),
         shell_name=shlex.quote(contents.name),
         objective_values=_objective_values(contents.config),
+        teacher=_teacher(contents.config),
         citation=citations_of(contents.trained_with),
         cell=_cell,
     )
@@ -298,10 +300,19 @@ def _metadata(contents: CardContents) -> ModelCardData:
     )
 
 
+def _teacher(config: SelfViTConfig) -> str:
+    """Return the name, revision and license of the teacher of a distillation, or ""."""
+    distill = config.distill_config
+    if distill is None or not distill.teacher:
+        return ""
+    revision, license = distill.teacher_revision or "unknown", distill.teacher_license or "unknown"
+    return f"{display_name(distill.teacher)}, revision {revision[:12]}, license {license}"
+
+
 def _objective_values(config: SelfViTConfig) -> dict[str, Any]:
     """Return the fields of the objective's configuration by name."""
     parts = [getattr(config, name) for name in SelfViTConfig.sub_configs_defaults]
-    hidden = ("model_type", "transformers_version")
+    hidden = ("model_type", "transformers_version", *TEACHER_FIELDS)
     return {
         name: value
         for part in parts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..modeling.checkpoints.hub_revision import split_revision
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 
 CARD, CONVERSION = REPOCARD_NAME, "conversion.json"
+EXPORT_FILE = "selfvit_export.json"  # in every export
 
 # Licenses that allow other terms for derived works. At most they require to keep the notice.
 PERMISSIVE = {
@@ -43,6 +44,7 @@ LICENSES = PERMISSIVE | {
     "llama3.1", "llama3.2", "llama3.3", "llama4", "lppl-1.3c", "mpl-2.0", "odbl", "ofl-1.1",
     "openrail", "openrail++", "osl-3.0", "other", "unknown",
 }  # fmt: skip
+OTHER = "other"  # a license that is identified by its name
 TERMS = {"nc": "no commercial use", "nd": "no derived works", "sa": "the same license"}
 
 
@@ -103,38 +105,70 @@ def provenance_of(opened: str | os.PathLike[str], name: str | os.PathLike[str]) 
 
     Args:
         opened: Folder, or Hub id.
-        name: What the user calls it: the same, USER/NAME@REVISION, or the source of a conversion.
+        name: Name that the user gave: the same, USER/NAME@REVISION, or the source of a conversion.
 
     Raises:
         ValueError: As in `read_provenance`.
     """
     card = _card_of(str(opened))
     license, where = _one_license(card.license), f"the card of {display_name(name)}"
+    license_name, license_link = card.license_name, card.license_link
     conversion = Path(opened) / CONVERSION
     if license is None and conversion.is_file():
-        license = json.loads(conversion.read_text(encoding="utf-8")).get("license")
-        where = f"{CONVERSION} of {display_name(name)}"
+        stored = json.loads(conversion.read_text(encoding="utf-8"))
+        license, where = stored.get("license"), f"{CONVERSION} of {display_name(name)}"
+        license_name, license_link = stored.get("license_name"), stored.get("license_link")
     return Provenance(
         license=license,
-        license_name=card.license_name,
-        license_link=card.license_link,
+        license_name=license_name,
+        license_link=license_link,
         base_model=hub_id(name) or _one_name(card.base_model),
         origin=where if license else "",
     )
 
 
+def read_exported_provenance(file: Path) -> Provenance:
+    """Read license and base model from the file that an export records them in.
+
+    Args:
+        file: `EXPORT_FILE` of a folder.
+
+    Raises:
+        ValueError: If it is not valid JSON, since a license could be lost.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} must be valid JSON, since it states the license of the weights ({error}); "
+            "correct the file, or remove it."
+        ) from error
+    license = stored.get("license")
+    return Provenance(
+        license=license,
+        license_name=stored.get("license_name"),
+        license_link=stored.get("license_link"),
+        base_model=stored.get("base_model"),
+        origin=f"{file.name} of {display_name(file.parent)}" if license else "",
+    )
+
+
 def derived_provenance(
-    started_from: str | os.PathLike[str] | None, license: str | None = None
+    started_from: str | os.PathLike[str] | None,
+    license: str | None = None,
+    teacher: str | None = None,
 ) -> Provenance:
     """Return the provenance of a new checkpoint.
 
     Args:
         started_from: Folder or Hub id of the initial weights, or None for random weights.
-        license: Hub identifier of the license to use, or None for the license of `started_from`.
+        license: Hub identifier of the license to use, or None for the license of `started_from` and
+            `teacher`.
+        teacher: Folder or Hub id of the teacher of a distillation, or None.
 
     Raises:
-        ValueError: If the Hub does not know the license, or if the license of `started_from`
-            forbids it.
+        ValueError: If the Hub does not know the license, or if the license of `started_from` or
+            `teacher` forbids it.
     """
     if license is not None and license not in LICENSES:
         close = difflib.get_close_matches(license.lower(), LICENSES, n=3)
@@ -142,20 +176,58 @@ def derived_provenance(
             f"did you mean {', '.join(close)}?" if close else "use 'other' for any other license."
         )
         raise ValueError(f"license ({license!r}) must be an identifier that the Hub knows; {hint}")
-    source = Provenance() if started_from is None else read_provenance(started_from)
-    if license is None or license == source.license:
-        return source
-    if source.license is not None and not _may_become(source.license, license):
-        terms = [text for part, text in TERMS.items() if part in source.license.split("-")]
-        listed = f" ({', '.join(terms)})" if terms else ""
-        raise ValueError(
-            f"license ({license!r}) does not satisfy the license of the initial weights "
-            f"{display_name(started_from or '')}: {source.origin} states {source.license}, and its "
-            f"terms{listed} apply to every checkpoint made from them. Omit --license to keep "
-            f"{source.license}, or start from other weights. If that statement is wrong, correct "
-            "it first."
-        )
-    return Provenance(license, base_model=source.base_model, origin="the owner of the checkpoint")
+    sources = {}
+    if started_from is not None:
+        sources[f"the initial weights {display_name(started_from)}"] = read_provenance(started_from)
+    if teacher is not None:  # as it is: nothing is converted
+        opened, _ = split_revision(teacher)
+        sources[f"the teacher {display_name(teacher)}"] = provenance_of(opened, teacher)
+    for kind, source in sources.items():
+        if license is not None:
+            _check_license(license, kind, source)
+    inherited = Provenance()
+    for kind, source in sources.items():
+        inherited = _stricter(inherited, source, kind)
+    if license is None or license == inherited.license:
+        return inherited
+    return Provenance(
+        license, base_model=inherited.base_model, origin="the owner of the checkpoint"
+    )
+
+
+def _check_license(license: str, kind: str, source: Provenance) -> None:
+    """Check that a license satisfies the one of the weights that a checkpoint is made from."""
+    if source.license in (None, license) or _may_become(str(source.license), license):
+        return
+    terms = [text for part, text in TERMS.items() if part in str(source.license).split("-")]
+    listed = f" ({', '.join(terms)})" if terms else ""
+    raise ValueError(
+        f"license ({license!r}) does not satisfy the license of {kind}: {source.origin} states "
+        f"{source.license}, and its terms{listed} apply to every checkpoint made from them. Omit "
+        f"--license to keep {source.license}, or start from other weights. If that statement is "
+        "wrong, correct it first."
+    )
+
+
+def _stricter(first: Provenance, second: Provenance, kind: str) -> Provenance:
+    """Return the provenance of weights made from two others, whose license satisfies both.
+
+    Raises:
+        ValueError: If neither of the two licenses satisfies the other.
+    """
+    base_model = first.base_model or second.base_model
+    licenses = first.license, second.license
+    if second.license is None or first.license == second.license:
+        return replace(first, base_model=base_model)
+    if first.license is None or _may_become(*licenses):  # type: ignore[arg-type]
+        return replace(second, base_model=base_model)
+    if _may_become(second.license, first.license):
+        return replace(first, base_model=base_model)
+    raise ValueError(
+        f"the license of the initial weights ({first.license}, {first.origin}) and that of {kind} "
+        f"({second.license}, {second.origin}) contradict each other; choose others. If a statement "
+        "is wrong, correct it first."
+    )
 
 
 def _may_become(source: str, license: str) -> bool:
@@ -204,10 +276,15 @@ def _one_name(stored: Any) -> str | None:
 
 __all__ = [
     "CARD",
+    "CONVERSION",
+    "EXPORT_FILE",
+    "LICENSES",
+    "OTHER",
     "Provenance",
     "derived_provenance",
     "display_name",
     "hub_id",
     "provenance_of",
+    "read_exported_provenance",
     "read_provenance",
 ]

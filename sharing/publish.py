@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.utils import CONFIG_NAME
 
 from .hub_access import (
     RETRIES,
@@ -29,6 +30,7 @@ from .published_files import (
     choose_files,
     is_weight_file,
     strip_local_paths,
+    strip_teacher_path,
 )
 
 # Places where a card names its own folder: from_pretrained("my_model"), pipeline(model="my_model"),
@@ -70,12 +72,14 @@ class Target:
         private: Whether the repository must be private.
         revision: Branch, created if it does not exist; None for main.
         create_pr: Whether to open a pull request instead of committing to main.
+        repo_type: Kind of the repository: "space", or None for a model.
     """
 
     repo_id: str
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
+    repo_type: str | None = None
 
     def __post_init__(self) -> None:
         check_repo_id(self.repo_id)
@@ -91,10 +95,12 @@ class Target:
         Args:
             folder: Checkpoint folder.
         """
-        words = ["selfvit", "publish", str(folder), self.repo_id]
-        words += ["--private"] * self.private + ["--create-pr"] * self.create_pr
-        words += [] if self.revision is None else ["--revision", self.revision]
-        return shlex.join(words)
+        return shlex.join(["selfvit", "publish", str(folder), self.repo_id, *self.options()])
+
+    def options(self) -> list[str]:
+        """Return the options of the command line besides the name of the repository."""
+        words = ["--private"] * self.private + ["--create-pr"] * self.create_pr
+        return words + ([] if self.revision is None else ["--revision", self.revision])
 
 
 def publish(
@@ -204,7 +210,7 @@ def check_target(target: Target) -> None:
     api = HfApi()
     try:
         user = _open_repository(api, target, RETRIES)
-        check_may_push(api, target.repo_id, user)
+        check_may_push(api, target.repo_id, user, target.repo_type)
     except Exception as error:
         if not is_transient(error):
             raise
@@ -218,7 +224,7 @@ def _open_repository(api: HfApi, target: Target, retries: int) -> str:
     repo_id = target.repo_id
     user = retrying(lambda: signed_in(api), "signing in", retries)
     retrying(
-        lambda: prepare_repository(api, repo_id, user, target.private),
+        lambda: prepare_repository(api, repo_id, user, target.private, target.repo_type),
         f"creating {repo_id}",
         retries,
     )
@@ -237,25 +243,41 @@ class _Upload:
     retries: int
 
     def operations(self) -> list[Operation]:
-        """Return the files to add, and outdated weights of an earlier upload to delete.
+        """Return the files to add, and outdated files of an earlier upload to delete.
 
-        transformers prefers model.safetensors, so an old one would hide new shards.
+        transformers prefers model.safetensors, so an old one would hide new shards. Of a Space, the
+        folders that are sent are replaced as a whole.
         """
-        uploaded = self.api.list_repo_files(self.target.repo_id, revision=self.target.revision)
-        stale = [path for path in uploaded if is_weight_file(path) and path not in self.files.sent]
+        target = self.target
+        uploaded = self.api.list_repo_files(
+            target.repo_id, revision=target.revision, repo_type=target.repo_type
+        )
+        stale = [path for path in uploaded if self._is_own(path) and path not in self.files.sent]
         return [
             *(CommitOperationDelete(path) for path in stale),
             *(CommitOperationAdd(path, self.content(path)) for path in self.files.sent),
         ]
 
+    def _is_own(self, path: str) -> bool:
+        """Return whether an upload would have written a file of the repository."""
+        if self.target.repo_type != "space":
+            return is_weight_file(path)
+        folders = {name.partition("/")[0] for name in self.files.sent if "/" in name}
+        return path.partition("/")[0] in folders
+
     def content(self, path: str) -> Path | bytes:
-        """Return a file to upload, or the adapted text of card and training.yaml.
+        """Return a file to upload, or the adapted text of card, training.yaml and config.json.
 
         The card names the repository instead of the local folder, so that its code works for a
-        reader on the Hub. Local paths in training.yaml are shortened, since they are private.
+        reader on the Hub. Local paths in training.yaml and config.json are private, so they are
+        shortened.
         """
+        if self.target.repo_type == "space":  # whose writer has adapted them
+            return self.folder / path
         if path == RUN_FILE:
             return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()
+        if path == CONFIG_NAME:
+            return strip_teacher_path((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
             return self.folder / path
         text = (self.folder / path).read_text(encoding="utf-8")
@@ -286,11 +308,17 @@ def _commit(upload: _Upload) -> CommitInfo:
 
     def commit() -> CommitInfo:
         if revision is not None and not revision.startswith("refs/pr/"):
-            upload.api.create_branch(repo_id, branch=revision, exist_ok=True)
+            upload.api.create_branch(
+                repo_id, branch=revision, exist_ok=True, repo_type=upload.target.repo_type
+            )
         # upload_folder would make several commits if hf_xet is installed.
         # Each attempt builds new operations, because they cache the state of the repository.
         return upload.api.create_commit(
-            repo_id, upload.operations(), commit_message=upload.message, revision=revision
+            repo_id,
+            upload.operations(),
+            commit_message=upload.message,
+            revision=revision,
+            repo_type=upload.target.repo_type,
         )
 
     return retrying(commit, f"the upload to {repo_id}", upload.retries)
@@ -300,13 +328,19 @@ def _open_pull_request(upload: _Upload) -> CommitInfo:
     repo_id, operations = upload.target.repo_id, upload.operations()
     additions = [entry for entry in operations if isinstance(entry, CommitOperationAdd)]
     retrying(
-        lambda: upload.api.preupload_lfs_files(repo_id, additions, create_pr=True),
+        lambda: upload.api.preupload_lfs_files(
+            repo_id, additions, create_pr=True, repo_type=upload.target.repo_type
+        ),
         f"the upload to {repo_id}",
         upload.retries,
     )
     # not retried: if only the response was lost, a retry would open a second pull request
     return upload.api.create_commit(
-        repo_id, operations, commit_message=upload.message, create_pr=True
+        repo_id,
+        operations,
+        commit_message=upload.message,
+        create_pr=True,
+        repo_type=upload.target.repo_type,
     )
 
 

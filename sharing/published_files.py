@@ -6,6 +6,7 @@ user keeps in the folder are therefore never sent by accident.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ STATE_FILE = "trainer_state.json"
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
 LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
+TEACHER = "teacher"  # key in RUN_FILE and config.json, of a distillation
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
 def strip_local_paths(run: str) -> str:
     """Return the text of a training.yaml with local paths reduced to their last part.
 
-    Hub ids are kept. The keys of `LOCAL_PATHS` are replaced in every section.
+    Hub ids are kept. The keys of `LOCAL_PATHS` are replaced in every section, and the teacher of a
+    distillation.
 
     Args:
         run: Text of training.yaml. Text without sections is returned unchanged.
@@ -111,11 +114,30 @@ def strip_local_paths(run: str) -> str:
     if not sections:
         return run
     for section in sections:
-        for name in LOCAL_PATHS:
-            path = section.get(name)
-            if isinstance(path, str) and path and hub_id(path) is None:
-                section[name] = display_name(path)
+        _strip(section)
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def strip_teacher_path(config: str) -> str:
+    """Return the text of a config.json with the path of a teacher reduced to its last part."""
+    content = json.loads(config)
+    if not isinstance(content, dict) or not content.get("distill_config"):
+        return config
+    _strip(content)
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _strip(section: dict[str, Any]) -> None:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            _strip(value)
+        elif (
+            name in (*LOCAL_PATHS, TEACHER)
+            and isinstance(value, str)
+            and value
+            and hub_id(value) is None
+        ):
+            section[name] = display_name(value)
 
 
 def is_weight_file(path: str) -> bool:
@@ -229,4 +251,5 @@ __all__ = [
     "read_card",
     "is_weight_file",
     "strip_local_paths",
+    "strip_teacher_path",
 ]

@@ -43,7 +43,11 @@ class Handler(HubRequestHandler):
         asked = json.loads(self.body)
         owner = asked.get("organization") or self.user
         repo_id = f"{owner}/{asked['name']}"
-        repo = f"datasets/{repo_id}" if asked.get("type") == "dataset" else repo_id
+        kind = asked.get("type", "model")
+        if kind == "space" and not asked.get("sdk"):
+            self.error(400, "BadRequest", "a Space needs an sdk")
+            return
+        repo = repo_id if kind == "model" else f"{kind}s/{repo_id}"
         if owner != self.user:
             message = f"You don't have the rights to create a model under the namespace {owner!r}."
             self.error(403, "Forbidden", message)
@@ -62,7 +66,7 @@ class Handler(HubRequestHandler):
     def info(self, repo: str, revision: str = "main") -> None:
         commit = self.commit_at(repo, revision)
         if commit is not None:
-            repo_id = repo.removeprefix("datasets/")
+            repo_id = "/".join(repo.split("/")[-2:])
             self.send_json(
                 {
                     "id": repo_id,
@@ -205,8 +209,8 @@ def _entries(commit: Commit) -> dict[str, dict[str, Any]]:
     return entries
 
 
-# Datasets have the name datasets/OWNER/NAME everywhere, as in their URLs.
-REPO = r"(?P<repo>(?:datasets/)?[\w.-]+/[\w.-]+)"
+# Datasets have the name datasets/OWNER/NAME everywhere, as in their URLs, and Spaces spaces/....
+REPO = r"(?P<repo>(?:datasets/|spaces/)?[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[^/]+)"
 API = rf"/api/(?:models/)?{REPO}"
 Handler.routes = [

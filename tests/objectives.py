@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,32 @@ from transformers import PreTrainedModel
 
 from selfvit import (
     DINOConfig,
+    DINOv2Config,
+    DistillConfig,
     LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTConfig,
     SelfViTForDINO,
+    SelfViTForDINOv2,
+    SelfViTForDistill,
     SelfViTForLeJEPA,
     SelfViTForMAE,
     SelfViTForPMSN,
 )
+
+# Options of DINOv3's encoder
+DINOV3: dict[str, Any] = {
+    "position_embedding_type": "rotary",
+    "num_register_tokens": 2,
+    "use_gated_mlp": True,
+    "hidden_act": "silu",
+    "key_bias": False,
+    "layerscale_value": 0.5,
+}
+# Dinov2 with registers of transformers, one block, random weights, width 24, patches of 16 pixels
+# (those of the students have 8); `python -m tests.fixtures.write_tiny_teacher` wrote it.
+TINY_TEACHER = str(Path(__file__).parent / "fixtures" / "tiny_teacher")
 
 
 def tiny_config(**overrides: Any) -> SelfViTConfig:
@@ -41,6 +59,19 @@ def tiny_dino_config(**overrides: Any) -> DINOConfig:
     """Return the configuration of a small head."""
     sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
     return DINOConfig(**{**sizes, **overrides})
+
+
+def tiny_dinov2_config(**overrides: Any) -> DINOv2Config:
+    """Return the configuration of two small heads, with every term of the loss."""
+    sizes = {"num_prototypes": 24, "head_hidden_size": 32, "head_bottleneck_size": 16}
+    terms = {"separate_patch_head": True, "gram_weight": 1.0, "koleo_weight": 0.1}
+    return DINOv2Config(**{**sizes, **terms, **overrides})
+
+
+def tiny_distill_config(**overrides: Any) -> DistillConfig:
+    """Return the configuration of a small queue with the tiny teacher."""
+    sizes = {"teacher": TINY_TEACHER, "teacher_hidden_size": 24, "queue_size": 12}
+    return DistillConfig(**{**sizes, **overrides})
 
 
 def tiny_lejepa_config(**overrides: Any) -> LeJEPAConfig:
@@ -91,6 +122,17 @@ def random_views(
     return views
 
 
+def masked_views(
+    generator: torch.Generator, batch_size: int, num_local_views: int = 2
+) -> dict[str, Tensor]:
+    """Return the views of `random_views`; in half of the global ones, 6 patches are masked."""
+    views = random_views(generator, batch_size, num_local_views)
+    order = torch.rand(2, batch_size, 16, generator=generator).argsort(dim=-1)
+    masked = order < 6
+    masked[0, 1::2] = masked[1, ::2] = False
+    return {**views, "bool_masked_pos": masked}
+
+
 def tiny_mae_config(**overrides: Any) -> MAEConfig:
     """Return the configuration of a decoder with two small blocks."""
     sizes = {"decoder_hidden_size": 16, "decoder_num_layers": 2, "decoder_num_attention_heads": 2}
@@ -102,6 +144,14 @@ def random_images_and_noise(generator: torch.Generator, batch_size: int) -> dict
     return {
         "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
         "noise": torch.rand(batch_size, 16, generator=generator),
+    }
+
+
+def random_images_to_mix(generator: torch.Generator, batch_size: int) -> dict[str, Tensor]:
+    """Return images of 32 pixels and random numbers for mixup."""
+    return {
+        "pixel_values": torch.randn(batch_size, 3, 32, 32, generator=generator),
+        "mixing": torch.rand(batch_size, 2, generator=generator),
     }
 
 
@@ -132,6 +182,25 @@ OBJECTIVES = [
             initializer_range=0.2, dino_config=tiny_dino_config(), **overrides
         ),
         inputs=random_views,
+    ),
+    Objective(
+        name="dinov2",
+        model_class=SelfViTForDINOv2,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2,
+            use_mask_token=True,
+            dinov2_config=tiny_dinov2_config(),
+            **overrides,
+        ),
+        inputs=masked_views,
+    ),
+    Objective(
+        name="distill",
+        model_class=SelfViTForDistill,
+        config=lambda **overrides: tiny_config(
+            initializer_range=0.2, distill_config=tiny_distill_config(), **overrides
+        ),
+        inputs=random_images_to_mix,
     ),
     Objective(
         name="lejepa",

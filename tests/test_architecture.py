@@ -15,9 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# configuration <- modeling; data; embedding <- {evaluation, visualization} <- sharing
-# <- {conversion, training} <- commands <- cli; conversion writes an image processor, which
-# embedding builds, and a card, which sharing renders
+# configuration <- modeling; data; embedding <- {evaluation, visualization} <- exploration
+# <- sharing <- {conversion, training} <- commands <- cli; conversion writes an image processor,
+# which embedding builds, and a card, which sharing renders; sharing writes a Space of the app
 LEAVES = {
     "atomic_output",
     "errors",
@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "embedding",
         "evaluation",
         "visualization",
+        "exploration",
     },
     "training": {
         "configuration",

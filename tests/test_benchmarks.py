@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import objectives_runs
+from benchmarks import duplicates, duplicates_images, objectives_runs
+from benchmarks.duplicates_report import Measured, table
 from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
 from benchmarks.interleaved import Times, measure, write_section
 from benchmarks.objectives import Benchmark, main
@@ -24,6 +26,7 @@ from benchmarks.side_by_side import (
     step_at_equal_time,
     train_side_by_side,
 )
+from selfvit.exploration.duplication.alignment import SIDE, agreement
 
 OBJECTIVES = list(objectives_runs.CHANGES)
 
@@ -174,6 +177,36 @@ def test_batches_hold_the_views_and_no_skipped_images(data_folder):
     batch = next(batches_of(run, load_splits(data_folder).train, 2))
     assert batch["skipped"] == []
     assert batch["global_views"].shape == (2, 8, 3, 28, 28)
+
+
+def test_planted_duplicates_are_counted():
+    pictures = {f"{n:02d}": noise_picture(n) for n in range(60)}
+    planted = duplicates_images.plant(pictures, seed=0)
+    true = duplicates_images.true_pairs(planted)
+    assert len(planted) == 66 and len(true) == 6
+    assert set(pictures) < set(planted)
+    found = {*list(true)[:3], ("00", "01")}
+    planted["99"] = pictures["00"].copy()
+    entry = Measured()  # pairs of equal pixels are left out
+    duplicates._count(entry, duplicates.Outcome({*found, ("00", "99")}, "any"), planted, true)
+    assert entry.recalls == [0.5] and entry.precisions == [0.75]
+    assert entry.false == {("00", "01"): 1} and entry.by_kind.total() == 3
+    line = table({"selfvit": entry}, 6, duplicates_images.VARIANTS)[2]
+    assert line.startswith("| selfvit | any | 0.750 (0.750 to 0.750) | 0.500")
+
+
+@pytest.mark.parametrize("kind", list(duplicates_images.OTHER_KINDS))
+def test_copies_of_other_kinds_show_the_same_picture(kind):
+    picture = noise_picture(0)
+    copy = duplicates_images.OTHER_KINDS[kind](picture, np.random.default_rng(0))
+    assert copy.mode == "RGB" and copy.tobytes() != picture.tobytes()
+    own, other = (np.asarray(image.resize((SIDE, SIDE)))[None] for image in (picture, copy))
+    assert agreement(own, other)[0] > 0.9
+
+
+def noise_picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((90, 80), Image.Resampling.BICUBIC)
 
 
 def test_programs_take_turns_and_ratios_are_those_within_a_round():

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
+from ..configuration.configuration_selfvit import SelfViTConfig
 from ..file_modes import apply_umask
 from ..modeling.checkpoints.hub_revision import split_revision
 from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
@@ -36,6 +37,7 @@ from .config.training_config import LoRAConfig
 # cannot be recovered exactly from the merged weights. Shared parameters are stored once.
 UNMERGED = "unmerged.safetensors"
 NAME = "default"  # PEFT's name for the only adapter of a model
+GATED_MLP = {"fc1": ("gate_proj", "up_proj"), "fc2": ("down_proj",)}  # target -> modules
 ADAPTER_INFIX = ".lora_"  # part of the names of adapter parameters
 
 
@@ -85,7 +87,7 @@ def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
     Raises:
         ImportError: If PEFT is not installed.
     """
-    inject, adapter = _peft().inject_adapter_in_model, _adapter_config(config, base)
+    inject, adapter = _peft().inject_adapter_in_model, _adapter_config(config, model.config, base)
     encoder, teacher = model.trained_encoder, model.vit
     if encoder is teacher:
         inject(adapter, encoder)  # sets requires_grad=False for all but the adapters
@@ -98,19 +100,32 @@ def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
     model.train(model.training)  # sets requires_grad=False for the teacher, adapters included
 
 
-def _adapter_config(config: LoRAConfig, started_from: str) -> Any:
+def target_modules(config: LoRAConfig, encoder: SelfViTConfig) -> list[str]:
+    """Return the names of the modules that get adapters.
+
+    Args:
+        config: Rank, alpha and targets.
+        encoder: Configuration of the encoder. If its MLP is gated, fc1 stands for the gate and the
+            hidden layer, and fc2 for the last layer.
+    """
+    names = GATED_MLP if encoder.use_gated_mlp else {}
+    return [name for target in config.lora_targets for name in names.get(target, (target,))]
+
+
+def _adapter_config(config: LoRAConfig, encoder: SelfViTConfig, started_from: str) -> Any:
     base, revision = split_revision(started_from)
     if hub_id(started_from) is None:  # a folder; absolute, to be found from any working directory
         base = str(Path(base).expanduser().absolute())
+    targets = target_modules(config, encoder)
     adapter = _peft().LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or config.lora_rank,
-        target_modules=list(config.lora_targets),
+        target_modules=targets,
         base_model_name_or_path=base,
         revision=revision,
         auto_mapping={"base_model_class": "SelfViTModel", "parent_library": "selfvit"},
     )
-    adapter.target_modules = sorted(config.lora_targets)  # a set would be saved in no fixed order
+    adapter.target_modules = sorted(targets)  # a set would be saved in no fixed order
     return adapter
 
 
@@ -147,9 +162,10 @@ def count_parameters(encoder: nn.Module) -> ParameterCounts:
 def describe_adapters(config: LoRAConfig, model: Any) -> str:
     """Describe the adapters of an encoder and their size, for plans and cards."""
     size = count_parameters(model.vit).adapters
+    targets = ", ".join(target_modules(config, model.config))
     return (
         f"LoRA of rank {config.lora_rank}, alpha {config.lora_alpha or config.lora_rank}, on "
-        f"{', '.join(config.lora_targets)}: {size:,} parameters ({4 * size / 2**20:,.1f} MiB)"
+        f"{targets}: {size:,} parameters ({4 * size / 2**20:,.1f} MiB)"
     )
 
 
@@ -226,4 +242,5 @@ __all__ = [
     "result_bytes",
     "save_adapter",
     "save_unmerged",
+    "target_modules",
 ]

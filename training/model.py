@@ -6,18 +6,28 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
+from ..modeling.position_embeddings import (
+    interpolate_position_embeddings,
+    sincos_position_embeddings,
+)
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
 from .config.run_config import RunConfig
+from .depth import spaced_blocks, weights_of_blocks
 from .lora import add_adapters
 
 MAE = "SelfViTForMAE"
+MASK_TOKEN = r"mask_token$"
+POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
+DECODER = "decoder."  # MAE's, whose positions are fixed
 
 
 def build_trainable(run: RunConfig) -> Any:
@@ -28,13 +38,20 @@ def build_trainable(run: RunConfig) -> Any:
 
     Raises:
         ImportError: If adapters are to be trained and PEFT is not installed.
-        ValueError: If the checkpoint has missing or unexpected tensors, or adapters are to be
-            trained without a checkpoint, or its patch embedding cannot be adapted to the channels.
+        ValueError: If the checkpoint has missing or unexpected tensors, or its patch embedding
+            cannot be adapted to the channels, or adapters or Gram anchoring need a checkpoint and
+            there is none.
     """
     if run.lora.lora_rank is not None and run.start.init_from is None:
         raise ValueError(
             f"--lora-rank ({run.lora.lora_rank}) keeps the encoder frozen, so its weights must be "
             "pretrained; give --init-from CHECKPOINT."
+        )
+    dinov2 = run.model.dinov2_config
+    if dinov2 is not None and dinov2.gram_weight > 0 and run.start.init_from is None:
+        raise ValueError(
+            f"--gram-weight ({dinov2.gram_weight}) keeps patches close to those of the network "
+            "that the run starts from; give --init-from CHECKPOINT, or --gram-weight 0."
         )
     check_start_channels(run)
     model = _starting_model(run)
@@ -50,26 +67,85 @@ def _starting_model(run: RunConfig) -> Any:
     if run.start.init_from is None:
         return model_class(run.model)
     checkpoint = resolve_checkpoint(run.start.init_from)
-    config, num_channels = run.model, run.model.num_channels
-    stored_channels = read_config(run.start.init_from).num_channels
-    if stored_channels != num_channels:
-        config = deepcopy(config)
-        config.num_channels = stored_channels
+    stored = read_config(run.start.init_from)
+    config = _config_to_load(run.model, stored)
     if run.start.init_scope == "all":
-        stored = load_strictly(model_class, checkpoint, config=config, dtype=torch.float32)
-        if stored_channels == num_channels:
-            return stored
+        whole: Any = load_strictly(model_class, checkpoint, config=config, dtype=torch.float32)
+        if config is run.model:
+            return whole
         adapted: Any = model_class(run.model)
-        adapted.load_state_dict(adapted_weights(stored.state_dict(), num_channels))
+        adapted.load_state_dict(_fitted_weights(whole.state_dict(), config, run.model))
         return adapted
     model: Any = model_class(run.model)
-    encoder = load_strictly(SelfViTModel, checkpoint, config=config, dtype=torch.float32)
-    weights = encoder.state_dict()
-    if stored_channels != num_channels:
-        weights = adapted_weights(weights, num_channels)
-    model.vit.load_state_dict(weights)
+    num_blocks = _deeper_start(run)
+    to_load = config
+    if num_blocks is not None:
+        to_load = deepcopy(config)
+        to_load.num_hidden_layers = num_blocks
+    has_new_token = run.model.use_mask_token and not stored.use_mask_token
+    encoder = load_strictly(
+        SelfViTModel,
+        checkpoint,
+        new=(MASK_TOKEN,) if has_new_token else (),
+        config=to_load,
+        dtype=torch.float32,
+    )
+    weights: Any = encoder.state_dict()
+    if num_blocks is not None:
+        weights = weights_of_blocks(weights, spaced_blocks(num_blocks, run.model.num_hidden_layers))
+    model.vit.load_state_dict(_fitted_weights(weights, config, run.model))
     model.init_student_from_teacher()
     return model
+
+
+def _config_to_load(wanted: SelfViTConfig, stored: SelfViTConfig) -> SelfViTConfig:
+    """Return the configuration of the run with the channels and the grid of the checkpoint."""
+    same_grid = wanted.patch_size != stored.patch_size or wanted.grid_size == stored.grid_size
+    if same_grid and wanted.num_channels == stored.num_channels:
+        return wanted
+    config = deepcopy(wanted)
+    config.num_channels = stored.num_channels
+    config.image_size = wanted.image_size if same_grid else stored.image_size
+    return config
+
+
+def _fitted_weights(
+    weights: dict[str, Tensor], config: SelfViTConfig, wanted: SelfViTConfig
+) -> dict[str, Tensor]:
+    """Return weights with patch embeddings and positions that fit the wanted configuration."""
+    if config.num_channels != wanted.num_channels:
+        weights = adapted_weights(weights, wanted.num_channels)
+    if config.grid_size == wanted.grid_size:
+        return weights
+    fitted = {}
+    for name, value in weights.items():
+        if name.endswith(POSITIONS):
+            is_fixed = wanted.position_embedding_type == "sincos" or name.startswith(DECODER)
+            value = (
+                sincos_position_embeddings(value.shape[-1], wanted.grid_size).to(value)
+                if is_fixed
+                else interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
+            )
+        fitted[name] = value
+    return fitted
+
+
+def _deeper_start(run: RunConfig) -> int | None:
+    """Return the number of blocks of a checkpoint of which a student takes only some, or None.
+
+    Raises:
+        ValueError: If the student trains adapters, which need all blocks of their base.
+    """
+    num_blocks = read_config(str(run.start.init_from)).num_hidden_layers
+    if run.model.distill_config is None or num_blocks <= run.model.num_hidden_layers:
+        return None
+    if run.lora.lora_rank is not None:
+        raise ValueError(
+            f"lora_rank ({run.lora.lora_rank}) adapts the encoder of --init-from with all its "
+            f"{num_blocks} blocks, but the student has {run.model.num_hidden_layers}; leave out "
+            "--lora-rank, or name another teacher with --teacher."
+        )
+    return num_blocks
 
 
 def check_start_channels(run: RunConfig) -> None:

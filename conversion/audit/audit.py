@@ -28,7 +28,7 @@ from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.checkpoints.weight_files import stored_tensors
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.registry import MODEL_CLASSES
-from ..exporters.export import EXPORT_FILE
+from ...sharing.provenance import EXPORT_FILE
 from ..infer_grid import read_size
 from .channels import check_channels
 from .finding import Finding

@@ -21,7 +21,7 @@ from ...modeling.checkpoints.processor_code import PROCESSING
 from ...modeling.checkpoints.resolve import resolve_checkpoint
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.modeling_selfvit import SelfViTModel
-from ...sharing.provenance import read_provenance
+from ...sharing.provenance import EXPORT_FILE, read_provenance
 from .fidelity import Fidelity
 from .onnx import Int8, check_onnx, write_onnx
 from .sentence_transformers import (
@@ -47,7 +47,6 @@ PROCESSOR_NOTES = {
     "encoder (num_channels {channels}) are resized, scaled to 0 to 1 and normalized by mean and "
     "std of config.json in your own code.",
 }
-EXPORT_FILE = "selfvit_export.json"
 CREATED_BY = "selfvit export"
 FILES = (  # names that an export may contain, as patterns
     EXPORT_FILE,
@@ -140,6 +139,8 @@ def export(
             **_describe(report, normalize),
             "checkpoint": str(checkpoint),
             "license": provenance.license,
+            "license_name": provenance.license_name,
+            "license_link": provenance.license_link,
             "base_model": provenance.base_model,
             "network": network,
             "to": to,
@@ -235,4 +236,4 @@ def _describe(report: ExportReport, normalize: bool) -> dict[str, Any]:
     }
 
 
-__all__ = ["EXPORT_FILE", "FORMATS", "ExportReport", "export"]
+__all__ = ["FORMATS", "ExportReport", "export"]

@@ -1,4 +1,7 @@
-"""Export to a folder of timm, in the layout of its Hub repositories: `VisionTransformer`."""
+"""Export to a folder of timm, in the layout of its Hub repositories.
+
+The model is a `VisionTransformer`, or for rotary positions timm's DINOv3 (`timm_dinov3.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,16 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...modeling.modeling_selfvit import SelfViTModel
+from ..infer_config import exact_mlp_ratio
 from ..weight_format import BICUBIC, BILINEAR
 from .fidelity import Fidelity, measure_difference
+from .timm_dinov3 import (
+    architecture_of,
+    check_dinov3,
+    dinov3_arguments,
+    fuse,
+    rename_dinov3_weights,
+)
 
 # Name of a timm architecture by hidden_size; `model_args` override all of its settings.
 ARCHITECTURES = {
@@ -26,6 +37,7 @@ ARCHITECTURES = {
     768: "vit_base_patch16_224",
     1024: "vit_large_patch16_224",
 }
+GATED_ARCHITECTURE = "vit_giant_patch14_dinov2"  # has SwiGLUPacked
 POOLINGS = {"cls": "token", "mean": "avg"}
 LAYER_NORM_EPS = 1e-6  # fixed in timm; its config.json cannot change it
 ACTIVATIONS = {
@@ -62,29 +74,35 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
         ValueError: If timm cannot express the encoder, its pooling or its preprocessing.
     """
     check_timm(encoder.config)
+    is_rotary = encoder.config.position_embedding_type == "rotary"
     config: dict[str, Any] = {
-        "architecture": ARCHITECTURES.get(encoder.config.hidden_size, "vit_base_patch16_224"),
+        "architecture": _architecture(encoder.config),
         "num_classes": 0,
         "num_features": encoder.config.hidden_size,
         "global_pool": POOLINGS[encoder.config.pooling],
         "model_args": _model_args(encoder.config),
         "pretrained_cfg": _preprocessing(encoder.config, processor),
     }
-    save_file(_rename_weights(encoder), folder / WEIGHTS, metadata={"format": "pt"})
+    weights = rename_dinov3_weights(encoder) if is_rotary else _rename_weights(encoder)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
     height, width = encoder.config.image_height_width
-    notes = [
-        f"vectors are the same at {height} x {width} pixels; at other sizes timm interpolates "
-        "positions with antialiasing, selfvit without."
-    ]
+    sizes, notes = [(height, width)], []
+    if is_rotary or encoder.config.interpolate_antialias:
+        sizes.append((height + encoder.config.patch_size, width))
+    else:
+        notes.append(
+            f"vectors are the same at {height} x {width} pixels; at other sizes timm interpolates "
+            "positions with antialiasing, selfvit without."
+        )
     try:
         import timm
     except ImportError:
         notes.append("timm is not installed, so the export was not checked.")
         return Fidelity(None, tuple(notes))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return Fidelity(measure_difference(encoder, model), tuple(notes))
+    return Fidelity(measure_difference(encoder, model, sizes=sizes), tuple(notes))
 
 
 def check_timm(config: SelfViTConfig) -> None:
@@ -100,6 +118,9 @@ def check_timm(config: SelfViTConfig) -> None:
             f"cls or mean. Use --pooling {nearest} for the nearest result, or --to onnx for the "
             "exact one."
         )
+    if config.position_embedding_type == "rotary":
+        check_dinov3(config)
+        return
     if config.layer_norm_eps != LAYER_NORM_EPS:
         raise ValueError(
             f"layer_norm_eps ({config.layer_norm_eps}) must be {LAYER_NORM_EPS}, timm's fixed "
@@ -112,27 +133,48 @@ def check_timm(config: SelfViTConfig) -> None:
         )
 
 
+def _architecture(config: SelfViTConfig) -> str:
+    if config.position_embedding_type == "rotary":
+        return architecture_of(config)
+    if config.use_gated_mlp:
+        return GATED_ARCHITECTURE
+    return ARCHITECTURES.get(config.hidden_size, "vit_base_patch16_224")
+
+
 def _model_args(config: SelfViTConfig) -> dict[str, Any]:
-    return {
+    shared = {
         "img_size": list(config.image_height_width),
         "patch_size": config.patch_size,
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.mlp_ratio,
-        "qkv_bias": config.qkv_bias,
         "init_values": config.layerscale_value,
+        "global_pool": POOLINGS[config.pooling],
+        "dynamic_img_size": True,
+    }
+    if config.position_embedding_type == "rotary":
+        return {**shared, **dinov3_arguments(config)}
+    packed = 2 * config.intermediate_size  # gate and hidden layer in one
+    return {
+        **shared,
+        "mlp_ratio": (
+            exact_mlp_ratio(packed, config.hidden_size)
+            if config.use_gated_mlp
+            else config.mlp_ratio
+        ),
+        "qkv_bias": any(config.projection_biases),
         "reg_tokens": config.num_register_tokens,
         "act_layer": ACTIVATIONS[config.hidden_act],
-        "global_pool": POOLINGS[config.pooling],
         "fc_norm": False,  # the norm is applied before the mean, as in selfvit
-        "dynamic_img_size": True,
     }
 
 
 def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
-    """Return the encoder's weights with timm's names; query, key and value are one tensor."""
+    """Return the encoder's weights with timm's names.
+
+    Query, key and value are one tensor, and so are the gate and the hidden layer of a gated MLP.
+    """
     weights = {}
     for name, tensor in encoder.state_dict().items():
         if name == "embeddings.mask_token":
@@ -140,10 +182,17 @@ def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
         for ours, theirs in REPLACEMENTS:
             name = name.replace(ours, theirs)
         weights[name.replace("layers.", "blocks.")] = tensor
-    for query in [name for name in weights if ".q_proj." in name]:
-        names = [query.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-        fused = torch.cat([weights.pop(name) for name in names])
-        weights[query.replace("attention.q_proj", "attn.qkv")] = fused
+    for block in [f"blocks.{index}." for index in range(encoder.config.num_hidden_layers)]:
+        fuse(weights, block, "attention.{}_proj.weight", "qkv", "attn.qkv.weight")
+        if any(encoder.config.projection_biases):
+            for part in "qkv":  # timm has all three biases or none
+                name = f"{block}attention.{part}_proj.bias"
+                weights.setdefault(name, torch.zeros(encoder.config.hidden_size))
+            fuse(weights, block, "attention.{}_proj.bias", "qkv", "attn.qkv.bias")
+        if encoder.config.use_gated_mlp:
+            for kind in ("weight", "bias"):
+                fuse(weights, block, f"mlp.{{}}_proj.{kind}", ("gate", "up"), f"mlp.fc1.{kind}")
+                weights[f"{block}mlp.fc2.{kind}"] = weights.pop(f"{block}mlp.down_proj.{kind}")
     num_registers = encoder.config.num_register_tokens
     if num_registers:  # timm's positions cover all tokens; those of the registers are zero
         class_position, patches = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]

@@ -12,7 +12,12 @@ from ..weight_format import Draft, Preprocessing, WeightFormat
 from . import dino, mae
 from .timm import ENCODER as TIMM_ENCODER
 
-ENCODER = {**TIMM_ENCODER, "register_tokens": "embeddings.register_tokens"}
+ENCODER = {
+    **TIMM_ENCODER,
+    "register_tokens": "embeddings.register_tokens",
+    "blocks.#.mlp.w12.*": "layers.#.mlp.{gate,up}_proj.*",
+    "blocks.#.mlp.w3.*": "layers.#.mlp.down_proj.*",
+}
 
 MASK_TOKEN = "the mask token, which only training uses"
 HEADS = "heads of the objective; only the encoder is converted"
@@ -20,8 +25,7 @@ STUDENT = "the student; the teacher is converted, which computes the embeddings"
 LOSSES = "state of the losses, not part of an encoder"
 RESAMPLING = (
     "at other image sizes, DINOv2 interpolates positions by a scale factor with an offset of 0.1 "
-    "patches (its models with registers by size, with antialiasing); selfvit interpolates them to "
-    "the exact size, without antialiasing"
+    "patches; selfvit interpolates them to the exact size"
 )
 LICENSE_NOTE = (
     "DINOv2's published weights are Apache-2.0; if the source is one of them, so is the result"
@@ -40,6 +44,14 @@ def adapt_backbone(draft: Draft) -> None:
         draft.kind = "facebookresearch/mae encoder (timm's names, sine-cosine positions)"
         draft.pooling, draft.differences = "mean", []
         draft.license_note, draft.license_id = mae.LICENSE_NOTE, mae.LICENSE_ID
+    _resize_with_antialiasing(draft)
+
+
+def _resize_with_antialiasing(draft: Draft) -> None:
+    """Resize positions as DINOv2's models with registers do: by size, with antialiasing."""
+    if "vit.embeddings.register_tokens" in draft.weights:
+        draft.set_field("interpolate_antialias", True, "convention of DINOv2 with registers")
+        draft.differences = [text for text in draft.differences if text != RESAMPLING]
 
 
 def adapt_teacher(draft: Draft) -> None:
@@ -48,6 +60,7 @@ def adapt_teacher(draft: Draft) -> None:
         draft.kind = "facebookresearch/dino or dinov2 teacher, without LayerScale"
         draft.differences = [dino.INTERPOLATION]
         draft.license_note = ""
+    _resize_with_antialiasing(draft)
 
 
 BACKBONE = WeightFormat(

@@ -27,15 +27,17 @@ ENCODER = {
     "blocks.#.ls1.gamma": "layers.#.layer_scale1.lambda1",
     "blocks.#.norm2.*": "layers.#.layernorm_after.*",
     "blocks.#.mlp.fc1.*": "layers.#.mlp.fc1.*",
+    "blocks.#.mlp.fc1_g.*": "layers.#.mlp.gate_proj.*",
+    "blocks.#.mlp.fc1_x.*": "layers.#.mlp.up_proj.*",
     "blocks.#.mlp.fc2.*": "layers.#.mlp.fc2.*",
     "blocks.#.ls2.gamma": "layers.#.layer_scale2.lambda1",
     "norm.*": "layernorm.*",
 }
-# The encoder of DINO and MAE: no registers, no LayerScale.
+# The encoder of DINO and MAE: no registers, no LayerScale, no gate.
 PLAIN_ENCODER = {
     theirs: ours
     for theirs, ours in ENCODER.items()
-    if "reg_token" not in theirs and ".ls" not in theirs
+    if not any(part in theirs for part in ("reg_token", ".ls", ".fc1_"))
 }
 
 # timm/models/vision_transformer.py, `_cfg`

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
+from ..gated_mlp import ACTIVATION
 from ..key_mapping import KeyMapping, add_prefixes
 from ..weight_format import BILINEAR, Draft, Preprocessing, WeightFormat
 from . import mae, msn
@@ -33,6 +34,11 @@ BLOCK = {
     "output.dense.*": "mlp.fc2.*",
     "mlp.fc1.*": "mlp.fc1.*",
     "mlp.fc2.*": "mlp.fc2.*",
+    "mlp.weights_in.*": "mlp.{gate,up}_proj.*",  # SwiGLU of Dinov2
+    "mlp.weights_out.*": "mlp.down_proj.*",
+    "mlp.gate_proj.*": "mlp.gate_proj.*",
+    "mlp.up_proj.*": "mlp.up_proj.*",
+    "mlp.down_proj.*": "mlp.down_proj.*",
     "layer_scale2.lambda1": "layer_scale2.lambda1",
 }
 
@@ -69,6 +75,7 @@ DECODER: KeyMapping = {
 
 # Prefixes of the encoder, by itself and in the models with a head.
 PREFIXES = ("", "vit.", "dinov2.", "dinov2_with_registers.")
+DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
 
 # Defaults of ViTImageProcessor.
 VIT_PREPROCESSING = Preprocessing(
@@ -87,6 +94,10 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
     fields = {name: config[name] for name in same if config.get(name) is not None}
     checked = ("hidden_size", "num_hidden_layers", "patch_size", "num_register_tokens")
     fields.update({name: config[name] for name in checked if config.get(name) is not None})
+    if config.get("model_type") in DINOV2_TYPES:
+        fields["use_gated_mlp"] = bool(config.get("use_swiglu_ffn"))
+        if fields["use_gated_mlp"]:
+            fields["hidden_act"] = ACTIVATION  # whatever hidden_act says
     if config.get("id2label"):
         fields["id2label"] = {int(index): label for index, label in config["id2label"].items()}
     return fields
@@ -112,10 +123,7 @@ def adapt(draft: Draft) -> None:
     if model_type == "vit" or (model_type is None and not is_dinov2 and not is_mae):
         draft.preprocessing = VIT_PREPROCESSING
     if "vit.embeddings.register_tokens" in weights:
-        draft.differences.append(
-            "at smaller image sizes, Dinov2WithRegisters interpolates positions with antialiasing, "
-            "selfvit without"
-        )
+        draft.set_field("interpolate_antialias", True, "convention of Dinov2WithRegisters")
     if any(why == POOLER for why in draft.left_out.values()):
         draft.differences.append("pooler_output is the class token, without a pooler")
     classifier = weights.get("classifier.weight")

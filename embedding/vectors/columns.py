@@ -57,6 +57,22 @@ def read_columns(folder: Path, fingerprint: str) -> dict[str, pa.ChunkedArray]:
         ValueError: If a file is damaged.
     """
     found: dict[str, pa.ChunkedArray] = {}
+    for columns in read_column_files(folder, fingerprint).values():
+        found.update(columns)
+    return found
+
+
+def read_column_files(folder: Path, fingerprint: str) -> dict[str, dict[str, pa.ChunkedArray]]:
+    """Return the added columns of a folder, by the name of their file and their own name.
+
+    Args:
+        folder: Folder of vectors, as in `read_columns`.
+        fingerprint: Fingerprint of the vectors.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    found: dict[str, dict[str, pa.ChunkedArray]] = {}
     if is_remote(folder):
         return found
     for path in sorted(folder.glob(COLUMNS_PATTERN)):
@@ -65,7 +81,7 @@ def read_columns(folder: Path, fingerprint: str) -> dict[str, pa.ChunkedArray]:
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{str(path)!r} is damaged: {error}; delete it.") from error
         if (table.schema.metadata or {}).get(VECTORS) == fingerprint.encode():
-            found.update(zip(table.column_names, table.columns, strict=True))
+            found[path.stem] = dict(zip(table.column_names, table.columns, strict=True))
     return found
 
 
@@ -80,4 +96,10 @@ def fingerprint_of(manifest: Manifest) -> str:
     return short_hash(part.sha256.encode() for part in manifest.in_order())
 
 
-__all__ = ["COLUMNS_PATTERN", "fingerprint_of", "read_columns", "write_columns"]
+__all__ = [
+    "COLUMNS_PATTERN",
+    "fingerprint_of",
+    "read_column_files",
+    "read_columns",
+    "write_columns",
+]

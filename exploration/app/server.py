@@ -1,4 +1,4 @@
-"""Serve the app on this machine only."""
+"""Serve the app: on this machine only, or in a Space of the Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .explorer import SIZES, Explorer
 from .uploads import MAX_BYTES
 from .view import View
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # this machine only
 PORT = 7860
 # Paths that the app needs; the other routes of Gradio, for example for files, are closed.
 OPEN_PATHS = {
@@ -39,6 +39,7 @@ NAMES = [HOST, "localhost"]  # other names of this machine are refused (DNS rebi
 def explore(
     vectors: str | os.PathLike[str] | Collection,
     *,
+    host: str = HOST,
     port: int = PORT,
     data: Data | None = None,
     checkpoint: str | None = None,
@@ -46,11 +47,13 @@ def explore(
 ) -> None:
     """Show a collection in the browser, until the process is interrupted.
 
-    The app is served on 127.0.0.1. It serves images of the collection by their rows, and no file
-    by its path.
+    The app is served on 127.0.0.1, or on another address for everyone who reaches it, as in a Space
+    of the Hub. It serves images of the collection by their rows, and no file by its path.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
+        host: Address to listen on. On 127.0.0.1 or localhost, requests with another host name are
+            refused; on any other address, the app is public.
         port: Port.
         data: Place of the images; None for the one that the folder names.
         checkpoint: Checkpoint of the vectors; None for the one that the folder names.
@@ -64,19 +67,20 @@ def explore(
     """
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     explorer = Explorer(collection, data, checkpoint, device)
-    check_port(port)
-    app = create_app(explorer)
+    check_port(port, host)
+    app = create_app(explorer, host)
     import uvicorn
 
-    print(f"explore: http://{HOST}:{port}  (Ctrl+C ends it)", flush=True)
-    uvicorn.run(app, host=HOST, port=port, log_level="warning")
+    print(f"explore: http://{host}:{port}  (Ctrl+C ends it)", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-def check_port(port: int) -> None:
+def check_port(port: int, host: str = HOST) -> None:
     """Check that nothing else listens on a port.
 
     Args:
         port: Port.
+        host: Address to listen on.
 
     Raises:
         OSError: If the port is in use.
@@ -84,10 +88,10 @@ def check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise OSError(
-                f"port {port} of {HOST} is in use; choose another one with --port."
+                f"port {port} of {host} is in use; choose another one with --port."
             ) from error
 
 
@@ -116,11 +120,12 @@ def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
-def create_app(explorer: Explorer) -> Any:
+def create_app(explorer: Explorer, host: str = HOST) -> Any:
     """Return the app for an ASGI server.
 
     Args:
         explorer: Collection.
+        host: Address that the server listens on, as in `explore`.
 
     Raises:
         ImportError: If Gradio is not installed.
@@ -140,14 +145,15 @@ def create_app(explorer: Explorer) -> Any:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(OpenPaths)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=NAMES)
+    if host in NAMES:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=NAMES)
     _add_routes(app, explorer)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
     return gr.mount_gradio_app(
         app,
         build(explorer),
         path="/",
-        server_name=HOST,
+        server_name=host,
         allowed_paths=[],
         max_file_size=MAX_BYTES,
         show_error=True,

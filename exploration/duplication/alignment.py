@@ -36,17 +36,17 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         Agreement, (P,), at most 1 (the same picture); the order of a pair does not matter.
     """
-    result = np.empty(len(first), dtype=np.float32)
-    for start in range(0, len(first), PAIRS_AT_A_TIME):
-        block = slice(start, start + PAIRS_AT_A_TIME)
+    result = np.zeros(len(first), dtype=np.float32)
+    places = np.flatnonzero(_is_alike_in_color(first, second))
+    for start in range(0, len(places), PAIRS_AT_A_TIME):
+        block = places[start : start + PAIRS_AT_A_TIME]
         a, b = (images[block].astype(np.float32) / 255 for images in (first, second))
-        values = np.maximum(_aligned_agreement(a, b), _aligned_agreement(b, a))
-        result[block] = np.where(_is_alike_in_color(a, b), values, 0)
+        result[block] = np.maximum(_aligned_agreement(a, b), _aligned_agreement(b, a))
     return result
 
 
 def _is_alike_in_color(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    a, b = (images.mean(axis=(1, 2)) + MEAN_OFFSET for images in (first, second))  # (P, 3)
+    a, b = (images.mean(axis=(1, 2)) / 255 + MEAN_OFFSET for images in (first, second))  # (P, 3)
     return (np.abs(np.log(a / b)) <= np.log(MAX_MEAN_RATIO)).all(axis=1)
 
 

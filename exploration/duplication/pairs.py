@@ -32,15 +32,23 @@ class Pairs:
     similarities: np.ndarray
     agreements: np.ndarray
 
-    def best_of_each(self, num_rows: int) -> np.ndarray:
-        """Return the highest agreement of each row that comes first in a pair; 0 if there is none.
+    def ranked(self, num_rows: int) -> np.ndarray:
+        """Return the agreements of each row that comes first in pairs, the highest first.
 
         Args:
             num_rows: Number of rows that may come first (N).
+
+        Returns:
+            Agreements, (N, k); 0 where a row has fewer pairs or its pixels disagree.
         """
-        best = np.zeros(num_rows, dtype=np.float32)
-        np.maximum.at(best, self.first, self.agreements)
-        return best
+        order = np.lexsort((-self.agreements, self.first))
+        rows = self.first[order]
+        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        is_kept = places < NEIGHBORS
+        result = np.zeros((num_rows, NEIGHBORS), dtype=np.float32)
+        values = np.maximum(self.agreements[order][is_kept], 0)
+        result[rows[is_kept], places[is_kept]] = values
+        return result
 
 
 def compare(

@@ -17,6 +17,7 @@ from ...atomic_output import atomic_output
 from ...embedding.embedder import Embedder
 from ..collection import CollectionImages, directions_of
 from .alignment import agreement
+from .density import FINEST, measure_density, stretched
 from .pictures import Pictures, is_alike_in_shape, thumbnail
 from .variants import VARIANTS
 
@@ -28,7 +29,7 @@ DUPLICATE_SHARE = 0.1  # assumed share of the images that have a near duplicate
 LEAST_TAIL = 20  # rows that the tail of the other images is measured on
 TAIL_SHARE = 0.1  # of the rows
 MIN_ROWS = 50  # below, the tail cannot be measured
-FINEST = 1e-4  # difference of two agreements that counts
+UNLIKELY = 0.01  # chance below which the density does not explain a neighbor
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,29 @@ def make_variants(
     return Variants(kinds, np.concatenate(similarities), np.concatenate(agreements))
 
 
-def choose_threshold(variants: Variants, others: np.ndarray, precision: float) -> Threshold:
+def choose_threshold(variants: Variants, ranked: np.ndarray, precision: float) -> Threshold:
     """Choose the lowest agreement of the wanted precision.
 
     Precision is estimated as 1 - F / H: H is the share of the images that have a duplicate at this
     agreement, F the share of the images that have one though none of their neighbors is. H is at
-    least what it is if one image in ten has a duplicate. Rows whose best agreement is below that of
-    98 % of the variants count as images without a duplicate. Above, duplicates of the collection
-    itself would be counted as false ones, so that F is extrapolated (exponential excesses over a
-    threshold: Pickands, Annals of Statistics 3, 1975). If no threshold is precise enough, as other
-    images are as close as the weakest variants, the limit is raised to 95, 90 and 80 %. Duplicates
-    below the limit are subtracted, in the number that the pairs of high agreement let expect.
+    least what it is if one image in ten has a duplicate. F is a sum of two parts:
+
+    - What the density of the images around each of them lets expect, see `measure_density`.
+    - Pairs that the density does not explain, for example pictures of a series. Rows whose best
+      agreement is below that of 98 % of the variants count as images without a duplicate. Above,
+      duplicates of the collection itself would be counted as false ones, so that the number is
+      extrapolated (exponential excesses over a threshold: Pickands, Annals of Statistics 3, 1975).
+      If no threshold is precise enough, as other images are as close as the weakest variants, the
+      limit is raised to 95, 90 and 80 %. Duplicates below the limit are subtracted, in the number
+      that the pairs of high agreement let expect.
+
+    Both parts are rather too large. If all rows in the second part, without the first one, give
+    less, as on images that are hardly alike, that is F.
 
     Args:
         variants: Variants of a sample of images.
-        others: Highest agreement of each row with another one, (N,); 0 without a neighbor.
+        ranked: Agreements of each row with its neighbors, the highest first, (N, K); 0 where there
+            are fewer.
         precision: Wanted precision, 0 to 1.
     """
     is_candidate = variants.similarities >= variants.similarity
@@ -135,11 +144,17 @@ def choose_threshold(variants: Variants, others: np.ndarray, precision: float) -
     agreements = 1 - np.exp(-np.linspace(0.5, -np.log(FINEST), 400))
     agreements = np.unique(np.append(agreements, least))
     recalls = (found[None] >= agreements[:, None]).mean(axis=1)
+    others = ranked[:, 0]
     seen = (others[None] >= agreements[:, None]).mean(axis=1)
+    density = measure_density(ranked, float(np.median(found)))
+    by_chance = density.share(agreements)
+    explained = -np.expm1(-density.expected(others)) >= UNLIKELY
+    unexplained = np.where(explained, 0, others)
     place = None
     for recall in CLEAN_RECALLS:
         clean = float(np.quantile(found, 1 - recall, method="lower"))
-        false = _false_share(others, found, agreements, clean)
+        series = _false_share(unexplained, found, agreements, clean)
+        false = np.minimum(by_chance + series, _false_share(others, found, agreements, clean))
         found_share = np.maximum(seen, DUPLICATE_SHARE * recalls + false)
         precisions = np.maximum(1 - false / np.maximum(found_share, 1e-12), 0)
         good = (precisions >= precision) & (agreements >= max(least, clean)) & (recalls > 0)
@@ -163,10 +178,10 @@ def _false_share(
     others: np.ndarray, found: np.ndarray, agreements: np.ndarray, limit_agreement: float
 ) -> np.ndarray:
     """Return the share of images that another one is taken for a duplicate of, by agreement."""
-    values = np.sort(_stretched(others))
-    limit = _stretched(limit_agreement)
+    values = np.sort(stretched(others))
+    limit = stretched(limit_agreement)
     below = values[(values > 0) & (values < limit)]
-    places = _stretched(agreements)
+    places = stretched(agreements)
     counted = len(below) - np.searchsorted(below, places)
     size = min(len(below), max(LEAST_TAIL, int(TAIL_SHARE * len(values))))
     if size < LEAST_TAIL:  # hardly any image has a neighbor that is like it
@@ -175,7 +190,7 @@ def _false_share(
     else:
         start = below[-size]
         excesses = below[-size:] - start
-        own = _stretched(found)
+        own = stretched(found)
         own = own[(own >= start) & (own < limit)] - start
         # duplicates among them: as many as there are for the upper half of the variants
         share = float((others >= np.median(found)).mean()) * 2
@@ -206,11 +221,6 @@ def _rate(mean: float, limit: float) -> float:
     return float(brentq(difference, low, high)) if difference(high) < 0 else high
 
 
-def _stretched(agreements: np.ndarray | float) -> np.ndarray:
-    """Return agreements on a scale on which values near 1 are apart."""
-    return -np.log(np.maximum(1 - np.clip(agreements, 0, 1), FINEST))
-
-
 def draw_threshold(threshold: Threshold, path: Path) -> None:
     """Draw the curves of precision and recall above the histograms, as a PNG.
 
@@ -222,7 +232,7 @@ def draw_threshold(threshold: Threshold, path: Path) -> None:
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     curves, histograms = figure.subplots(2, 1, sharex=True)
-    places = _stretched(threshold.agreements)
+    places = stretched(threshold.agreements)
     curves.plot(places, threshold.precisions, color="#0b6fb8", label="precision (estimated)")
     curves.plot(places, threshold.recalls, color="#d1603d", label="recall (variants)")
     curves.set_ylim(-0.02, 1.02)
@@ -233,16 +243,16 @@ def draw_threshold(threshold: Threshold, path: Path) -> None:
     ):
         weights = np.full(len(values), 1 / max(1, len(values)))
         histograms.hist(
-            _stretched(values), bins, weights=weights, color=color, alpha=0.6, label=label
+            stretched(values), bins, weights=weights, color=color, alpha=0.6, label=label
         )
     ticks = [0, 0.5, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9999]
-    histograms.set_xticks(_stretched(np.array(ticks)), [f"{tick:g}" for tick in ticks])
+    histograms.set_xticks(stretched(np.array(ticks)), [f"{tick:g}" for tick in ticks])
     histograms.set_xlabel("agreement of the pixels")
     histograms.set_ylabel("share")
     for axes in (curves, histograms):
         if threshold.agreement is not None:
             label = f"threshold {threshold.agreement:.4f}"
-            place = float(_stretched(threshold.agreement))
+            place = float(stretched(threshold.agreement))
             axes.axvline(place, color="black", linestyle="--", label=label)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,20 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             yield from torch.load(path, map_location="cpu", weights_only=True).items()
 
 
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a folder, of several files of all bytes in their order.
+
+    Raises:
+        FileNotFoundError: If the folder has no weights.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(folder):
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
 def _weight_files(folder: Path) -> list[Path]:
     for single, index in zip(SINGLE_FILES, INDEXES, strict=True):
         if (folder / single).is_file():
@@ -83,4 +98,5 @@ __all__ = [
     "stored_tensors",
     "weight_files",
     "weight_map",
+    "weights_digest",
 ]

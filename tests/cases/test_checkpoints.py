@@ -305,20 +305,18 @@ def test_positions_are_not_added_to_the_registers_of_dinov2(chunked, tmp_path):
     assert_same_features(output, model, 56, 56)
 
 
-@pytest.mark.parametrize("layer", [timm.layers.SwiGLUPacked, timm.layers.SwiGLU])
-def test_the_gated_mlp_of_the_giant_is_refused(layer, tmp_path):
-    weights = vit_weights(mlp_layer=layer, init_values=1e-5)
-    result, _ = run_convert(weights, tmp_path, "--num-heads", 2)
-    assert_one_line_error(result, "gated MLP (SwiGLU)", "blocks.0.mlp.fc1")
-
-
-def test_the_gated_mlp_of_the_released_giant_is_refused(released, tmp_path):
-    weights = dinov2_backbone(released)
+def test_the_gated_mlp_of_the_released_giant_converts(tmp_path):
+    layer = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+    model = dinov2_model(img_size=56, **layer)
+    weights = dinov2_backbone(model)
     for name in [name for name in weights if ".mlp.fc" in name]:
         weights[name.replace("fc1", "w12").replace("fc2", "w3")] = weights.pop(name)
     for content in (weights, dinov2_teacher(in_chunks(weights))):
-        result, _ = run_convert(content, tmp_path, "--num-heads", 2)
-        assert_one_line_error(result, "gated MLP (SwiGLU)", "blocks.0.", "mlp.w12.weight")
+        result, output = run_convert(content, tmp_path, "--num-heads", 2)
+        assert "use_gated_mlp = True  [weights]" in result.stdout, result.output
+        assert "hidden_act = silu  [convention]" in result.stdout
+        assert_same_features(output, model, 56, 56)
+        shutil.rmtree(output)
 
 
 DINOV2_SHAPE = {
@@ -353,13 +351,6 @@ def test_dinov2_of_transformers_converts(model, tmp_path):
         found.last_hidden_state, expected.last_hidden_state, rtol=0, atol=1e-5
     )
     torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=1e-5)
-
-
-def test_the_giant_of_transformers_is_refused(tmp_path):
-    config = Dinov2Config(**DINOV2_SHAPE, use_swiglu_ffn=True)
-    Dinov2Model(config).save_pretrained(tmp_path / "source")
-    result = run("convert", tmp_path / "source", "--output", tmp_path / "out")
-    assert_one_line_error(result, "gated MLP (SwiGLU)", "weights_in")
 
 
 def test_a_teacher_of_dino_alone_converts(tmp_path):
@@ -517,13 +508,13 @@ UNSUPPORTED = {
     "DeiT": ("distillation token", lambda: vit_weights("deit_tiny_distilled_patch16_224")),
     "BEiT": ("relative positions", lambda: vit_weights("beit_base_patch16_224")),
     "SigLIP": ("attention pooling", lambda: vit_weights("vit_base_patch16_siglip_224")),
-    "DINOv3": (
-        "DINOv3",
-        lambda: timm.create_model("vit_small_patch16_dinov3", depth=1).state_dict(),
-    ),
-    "released DINOv3": (
-        "DINOv3",
+    "DINOv3 with learned positions": (
+        "storage_tokens",
         lambda: {**vit_weights(init_values=1), "storage_tokens": torch.zeros(1, 4, 64)},
+    ),
+    "a norm in the gated MLP": (
+        "a norm inside the MLP",
+        lambda: vit_weights(mlp_layer=timm.layers.SwiGLU, scale_mlp_norm=True),
     ),
     "relative": (
         "relative positions",

@@ -67,7 +67,7 @@ def assert_reads(output, num_channels):
 def test_every_objective_trains_on_any_number_of_channels(num_channels, tmp_path, capsys):
     data = bands_folder(tmp_path, num_channels)
     options = (*SHORT, "--num-channels", num_channels, "--image-steps", 1)
-    for objective in ("dino", "lejepa", "mae", "pmsn"):
+    for objective in ("dino", "dinov2", "lejepa", "mae", "pmsn"):
         main(arguments(objective, data, tmp_path / objective, *options))
         assert_reads(tmp_path / objective, num_channels)
         pictures = {path.name for path in (tmp_path / objective / "images").iterdir()}
@@ -295,6 +295,8 @@ def test_init_scope_all_adapts_student_and_teacher_but_not_the_decoder_of_mae(
     ("recipe", "instead"),
     [
         ("dino_finetune", "dino_vits16_in1k or dino_demo"),
+        ("dinov2_finetune", "dinov2_vits16_in1k or dinov2_demo"),
+        ("distill_finetune", "distill_vits16 or distill_demo"),
         ("lejepa_finetune", "lejepa_vits16_in1k or lejepa_demo"),
         ("mae_finetune", "mae_vitb16_in1k or mae_demo"),
         ("pmsn_finetune", "pmsn_demo"),

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from selfvit import DINOConfig, SelfViTConfig, SelfViTModel
 from selfvit.configuration.configuration_selfvit import PATCH_SIZES, SIZES
-from tests.objectives import tiny_config, tiny_dino_config
+from tests.objectives import DINOV3, tiny_config, tiny_dino_config
 
 # timm's vit_{tiny,small,base,large}_patch16_224 with num_classes=0
 NUM_PARAMETERS = {"ti": 5_524_416, "s": 21_665_664, "b": 85_798_656, "l": 303_301_632}
@@ -49,6 +49,23 @@ def count_parameters(model: torch.nn.Module) -> int:
         (
             {"hidden_size": 30, "position_embedding_type": "sincos"},
             ["hidden_size (30)", "multiple of 4", "use 32", "or learned positions"],
+        ),
+        (
+            {"num_attention_heads": 16, "position_embedding_type": "rotary"},
+            ["num_attention_heads (16)", "which is 2", "multiple of 4", "another number of heads"],
+        ),
+        ({"rope_theta": 0}, ["rope_theta (0)", "above 0"]),
+        (
+            {"pos_embed_rescale": 2},
+            ["pos_embed_rescale (2)", "position_embedding_type is 'learned'", "use 'rotary'"],
+        ),
+        (
+            {"pos_embed_jitter": 0.5, "position_embedding_type": "rotary"},
+            ["pos_embed_jitter (0.5)", "at least 1"],
+        ),
+        (
+            {"pos_embed_shift": -0.1, "position_embedding_type": "rotary"},
+            ["pos_embed_shift (-0.1)", "0 or more"],
         ),
         ({"num_register_tokens": -1}, ["num_register_tokens (-1)", "0 or more"]),
         ({"drop_path_rate": 1.0}, ["drop_path_rate (1.0)", "below 1"]),
@@ -164,6 +181,13 @@ def test_prefix_tokens_are_the_class_token_and_the_registers():
             "use_mask_token": True,
             "num_labels": 7,
             "dino_config": {"num_prototypes": 99, "teacher_temperature": 0.05},
+        },
+        {
+            **DINOV3,
+            "rope_theta": 50,
+            "pos_embed_shift": 0.1,
+            "pos_embed_jitter": 1.2,
+            "pos_embed_rescale": 2,
         },
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfvit import SelfViTConfig
-from tests.objectives import OBJECTIVES, tiny_config
+from tests.objectives import DINOV3, OBJECTIVES, tiny_config
 
 
 class ModelTester:
@@ -70,11 +70,8 @@ def full_encoder_tester() -> ModelTester:
         tiny_config,
         num_hidden_layers=2,
         num_labels=3,
-        num_register_tokens=3,
-        layerscale_value=0.1,
+        **{**DINOV3, "num_register_tokens": 3},
         drop_path_rate=0.1,
-        qkv_bias=False,
-        position_embedding_type="sincos",
         pooling="concat:2",
         classifier_batch_norm=True,
     )

@@ -21,12 +21,16 @@ from transformers.models.auto import modeling_auto
 import selfvit
 from selfvit import (
     DINOConfig,
+    DINOv2Config,
+    DistillConfig,
     LeJEPAConfig,
     MAEConfig,
     PMSNConfig,
     SelfViTBackbone,
     SelfViTConfig,
     SelfViTForDINO,
+    SelfViTForDINOv2,
+    SelfViTForDistill,
     SelfViTForImageClassification,
     SelfViTForLeJEPA,
     SelfViTForMAE,
@@ -69,8 +73,9 @@ LEFT_OUT = {
     "weight of an embedding layer": ("enable_input_require_grads_with_gradient_checkpointing",),
 }
 
-# SelfViTForDINO, SelfViTForLeJEPA and SelfViTForPMSN return a loss over views and no features; the
-# tests of the encoder cover features, and test_sdpa_gives_the_loss_of_eager covers attention.
+# SelfViTForDINO, SelfViTForDINOv2, SelfViTForDistill, SelfViTForLeJEPA and SelfViTForPMSN return a
+# loss and no features; the tests of the encoder cover features, and
+# test_sdpa_gives_the_loss_of_eager covers attention.
 LEFT_OUT_WHERE_A_LOSS_IS_ALL = {
     "features": (
         "hidden_states_output",
@@ -213,6 +218,20 @@ class TestDINO(LossTests, unittest.TestCase):
         self.model_tester = objective_tester("dino")
 
 
+class TestDINOv2(LossTests, unittest.TestCase):
+    all_model_classes = (SelfViTForDINOv2,)
+
+    def setUp(self):
+        self.model_tester = objective_tester("dinov2")
+
+
+class TestDistill(LossTests, unittest.TestCase):
+    all_model_classes = (SelfViTForDistill,)
+
+    def setUp(self):
+        self.model_tester = objective_tester("distill")
+
+
 class TestLeJEPA(LossTests, unittest.TestCase):
     all_model_classes = (SelfViTForLeJEPA,)
 
@@ -256,6 +275,8 @@ class TestConfigurations(unittest.TestCase):
         self.check(
             SelfViTConfig,
             dino_config=nested(DINOConfig(num_prototypes=7)),
+            dinov2_config=nested(DINOv2Config(num_prototypes=6)),
+            distill_config=nested(DistillConfig(queue_size=5)),
             lejepa_config=nested(LeJEPAConfig(num_slices=8)),
             mae_config=nested(MAEConfig(mask_ratio=0.5)),
             pmsn_config=nested(PMSNConfig(num_prototypes=9)),
@@ -263,6 +284,12 @@ class TestConfigurations(unittest.TestCase):
 
     def test_dino(self):
         self.check(DINOConfig, num_prototypes=7)
+
+    def test_dinov2(self):
+        self.check(DINOv2Config, num_prototypes=6)
+
+    def test_distill(self):
+        self.check(DistillConfig, queue_size=5)
 
     def test_lejepa(self):
         self.check(LeJEPAConfig, num_slices=8)
@@ -279,5 +306,6 @@ def test_every_public_class_is_tested():
     classes = {item for item in public if isinstance(item, type)}
     models = {item for item in classes if issubclass(item, PreTrainedModel)}
     models.remove(SelfViTPreTrainedModel)  # their base
-    tests = (TestEncoder, TestEncoderWithEveryOption, TestMAE, TestDINO, TestLeJEPA, TestPMSN)
+    objectives = (TestDINO, TestDINOv2, TestDistill, TestLeJEPA, TestMAE, TestPMSN)
+    tests = (TestEncoder, TestEncoderWithEveryOption, *objectives)
     assert {model for test in tests for model in test.all_model_classes} == models

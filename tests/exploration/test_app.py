@@ -136,7 +136,8 @@ class TestBrowser:
         assert names(page) == expected
 
     def test_duplicates_are_side_by_side_with_the_image_to_keep(self, page, address):
-        visit(page, address, "tab=duplicates")
+        visit(page, address)
+        page.get_by_role("tab", name="Duplicates").click()
         wait_for(page, "1 groups of duplicates, exact copies only; nothing is deleted")
         assert names(page, "#duplicates") == ["b/03.png", "b/copy.png"]
 
@@ -162,7 +163,8 @@ class TestBrowser:
         wait_for(page, "3 clusters")
         assert len(page.query_selector_all("#clusters section")) == 3
         page.wait_for_function("location.search.includes('tab=clusters')")
-        visit(page, address, "tab=clusters&cluster=2")
+        page.click("#cluster input")
+        page.get_by_role("option", name="2 (14)").click()
         wait_for(page, "cluster 2")
         assert len(names(page, "#clusters")) == 14
         first = names(page, "#clusters")[0]
@@ -216,6 +218,15 @@ class TestBrowser:
         drop(page, "query.png", make())
         wait_for(page, message)
         assert names(page) == before
+
+    @pytest.mark.parametrize("scheme, is_dark", [("light", False), ("dark", True)])
+    def test_it_is_light_or_dark_as_the_system_is(self, browser, address, scheme, is_dark):
+        opened = browser.new_page(color_scheme=scheme)
+        visit(opened, address)
+        color = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+        red = int(color.partition("(")[2].partition(",")[0])
+        assert (red < 128) == is_dark
+        opened.close()
 
 
 SECRETS = [

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfvit.exploration import clusters as clusters_module
-from selfvit.exploration.clusters import choose_num_clusters, cluster, partition
+from selfvit.exploration import partition as partition_module
+from selfvit.exploration.clusters import cluster
 from selfvit.exploration.collection import Collection, directions_of
+from selfvit.exploration.partition import choose_num_clusters, partition, reduction_of
 
 from .conftest import selfvit
 
@@ -27,7 +28,7 @@ def groups(num_groups, spread, num_rows, seed=1):
 
 @pytest.fixture
 def without_umap(monkeypatch):
-    monkeypatch.setattr(clusters_module, "MIN_ROWS_OF_UMAP", 10**9)
+    monkeypatch.setattr(partition_module, "MIN_ROWS_OF_UMAP", 10**9)
 
 
 class TestNumberOfClusters:
@@ -140,5 +141,5 @@ def test_umap_keeps_separate_groups_apart():
     pytest.importorskip("umap")
     directions, numbers = groups(4, 0.3, 120)
     assignments = partition(directions, "hdbscan", None, None, 0)
-    assert clusters_module._reduction(120) == "12 dimensions of UMAP"
+    assert reduction_of(120) == "12 dimensions of UMAP"
     assert len(set(zip(numbers.tolist(), assignments.tolist(), strict=True))) == 4

@@ -18,6 +18,7 @@ from selfvit.exploration.duplicates import duplicates
 from selfvit.exploration.duplication import groups as groups_module
 from selfvit.exploration.duplication import threshold as threshold_module
 from selfvit.exploration.duplication.alignment import SIDE, agreement
+from selfvit.exploration.duplication.density import measure_density
 from selfvit.exploration.duplication.groups import group_within
 from selfvit.exploration.duplication.pairs import Pairs
 from selfvit.exploration.duplication.pictures import Pictures, is_alike_in_shape
@@ -115,7 +116,7 @@ class TestThreshold:
     def choose(self, others, precision=0.99):
         agreements = 1 - np.exp(-np.linspace(2, 7, 400))
         variants = Variants(["cropped"] * 400, np.ones(400), agreements)
-        return choose_threshold(variants, np.asarray(others), precision)
+        return choose_threshold(variants, np.asarray(others)[:, None], precision)
 
     def test_it_finds_95_percent_if_other_images_are_far(self):
         others = np.random.default_rng(0).uniform(0, 0.3, 1000)
@@ -139,6 +140,33 @@ class TestThreshold:
     def test_there_may_be_none(self):
         others = 1 - np.exp(-3.2 * np.sqrt(np.random.default_rng(0).uniform(0, 1, 1000)))
         assert self.choose(others, 0.999).agreement is None
+
+
+class TestDensity:
+    """Images are points in a cube; 1 - agreement is their squared distance."""
+
+    def ranked(self, num_copies=0):
+        rng = np.random.default_rng(0)
+        points = rng.uniform(0, 1, (1200, 6))
+        copies = points[:num_copies] + rng.normal(0, 0.01, (num_copies, 6))
+        points = np.concatenate([points, copies])
+        squares = (points**2).sum(axis=1)
+        distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
+        np.fill_diagonal(distances, 1)
+        return np.sort(np.maximum(1 - distances, 0), axis=1)[:, ::-1][:, :16]
+
+    def test_it_tells_how_many_images_have_an_alike_one_by_chance(self):
+        ranked = self.ranked()
+        agreements = np.array([0.97, 0.98, 0.99])
+        share = measure_density(ranked, 1.0).share(agreements)
+        true = (ranked[:, :1] >= agreements).mean(axis=0)
+        np.testing.assert_allclose(share, true, rtol=0.3, atol=0.003)
+
+    def test_duplicates_raise_it_a_little(self):
+        agreements = np.array([0.97, 0.98, 0.99])
+        share = measure_density(self.ranked(), 0.9994).share(agreements)
+        density = measure_density(self.ranked(300), 0.9994)
+        assert (density.share(agreements) < 3 * share + 0.01).all()
 
 
 class TestGroups:

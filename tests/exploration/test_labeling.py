@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from selfvit.evaluation.knn import weighted_knn
-from selfvit.exploration import labeling
+from selfvit.exploration.classifier import (
+    Classifier,
+    assign_folds,
+    count_neighbors,
+    estimate_accuracy,
+    softmax,
+)
 from selfvit.exploration.collection import Collection, directions_of
-from selfvit.exploration.labeling import assign_folds, label
+from selfvit.exploration.labeling import label
 
 from .conftest import selfvit
 
@@ -87,15 +93,13 @@ class TestPredictions:
         """Both are near those of thousands of other images."""
         vectors, numbers = two_groups(4200, 0.6, seed=0)
         train, test = slice(0, 200), slice(200, None)
-        classifier = labeling._Classifier(method, 2, seed=0)
+        classifier = Classifier(method, 2, seed=0)
         folds = assign_folds(vectors[train], numbers[train], seed=0)
-        estimate, temperature = labeling._evaluate(
-            classifier, vectors[train], numbers[train], folds
-        )
+        estimate, temperature = estimate_accuracy(classifier, vectors[train], numbers[train], folds)
         scores = classifier.scores(vectors[train], numbers[train], vectors[test])
         accuracy = (scores.argmax(axis=1) == numbers[test]).mean()
         assert 0.7 < accuracy < 0.95 and estimate.low < accuracy < estimate.high
-        probability = labeling._softmax(scores / temperature).max(axis=1)
+        probability = softmax(scores / temperature).max(axis=1)
         assert probability.mean() == pytest.approx(accuracy, abs=0.05)
         assert estimate.mean_probability == pytest.approx(estimate.accuracy, abs=0.06)
         for low in (0.5, 0.7, 0.9):
@@ -106,7 +110,7 @@ class TestPredictions:
 
 def test_knn_is_that_of_the_evaluation():
     vectors, numbers = two_groups(300, 0.5, seed=1)
-    scores = labeling._Classifier("knn", 2, 0).scores(vectors[:100], numbers[:100], vectors[100:])
+    scores = Classifier("knn", 2, 0).scores(vectors[:100], numbers[:100], vectors[100:])
     expected = weighted_knn(vectors[:100], numbers[:100], vectors[100:], k=20).numpy()
     assert np.array_equal(scores.argmax(axis=1), expected)
 
@@ -192,3 +196,27 @@ def test_the_command(grouped, labels):
     assert code == 0 and found["method"] == "linear" and len(found["uncertain"]) == 2
     assert set(found["uncertain"][0]) == {"path", "prediction", "probability"}
     assert found["estimate"]["accuracy"] == 1 and found["notes"] == []
+
+
+class TestFewLabels:
+    @staticmethod
+    def ten_groups(num_rows, seed):
+        """Return vectors of ten classes that are all alike, as those of a small encoder are."""
+        generator = np.random.default_rng(seed)
+        numbers = np.arange(num_rows) % 10
+        centers = np.random.default_rng(0).normal(size=(10, 32))
+        vectors = 4 + centers[numbers] + 0.5 * generator.normal(size=(num_rows, 32))
+        return directions_of(vectors), numbers
+
+    def test_three_labels_of_a_class_are_enough(self):
+        """Twenty of thirty neighbors used to vote, most of them of other classes."""
+        train, numbers = self.ten_groups(30, seed=1)
+        test, truth = self.ten_groups(500, seed=2)
+        scores = Classifier("knn", 10, 0).scores(train, numbers, test)
+        assert (scores.argmax(axis=1) == truth).mean() > 0.95
+
+    def test_as_many_neighbors_vote_as_a_class_has_labels(self):
+        assert count_neighbors(np.arange(30) % 10) == 3
+        assert count_neighbors(np.arange(5)) == 1
+        assert count_neighbors(np.arange(400) % 10) == 20
+        assert count_neighbors(np.array([0] * 50 + [2, 2, 3])) == 2

@@ -185,3 +185,13 @@ class TestIndex:
         assert code == 0 and "recall@10 against exact search" in output
         code, output = selfvit("index", indexed, "--json")
         assert json.loads(output)["num_rows"] == 40
+
+
+def test_patches_show_the_part_that_two_images_share(collection_vectors):
+    embedder = Collection(collection_vectors).embedder()
+    first, second = (np.asarray(image_files.noise(32, 32, seed=seed)).copy() for seed in (90, 91))
+    second[:, 16:] = first[:, 16:]  # the right half: patches of 8 pixels in columns 2 and 3
+    images = [Image.fromarray(pixels) for pixels in (first, second)]
+    for heat in patch_similarities(embedder, *images):
+        assert heat.shape == (4, 4)
+        assert heat[:, 2:].mean() > heat[:, :2].mean() + 0.05

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from selfvit import SelfViTForDINO
 from selfvit.modeling.koleo import koleo_loss
+from tests.golden import load_golden
 from tests.objectives import random_views, tiny_config, tiny_dino_config
 from tests.training.processes import call_in_two
 
@@ -22,6 +23,24 @@ def test_the_loss_is_minus_the_mean_log_distance_to_the_nearest_neighbor():
     # on the circle: 0 and 90 degrees are sqrt(2) apart, 180 degrees is sqrt(2) from 90
     features = torch.tensor([[[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0]]])
     assert koleo_loss(features).item() == pytest.approx(-math.log(math.sqrt(2)))
+
+
+@pytest.mark.parametrize("reference", ["dinov2", "lightly"])
+@pytest.mark.parametrize("case", ["random", "pairs", "scaled", "duplicate", "opposite"])
+def test_the_loss_and_its_gradient_match_the_reference(case, reference):
+    golden, _ = load_golden("koleo")
+    features = golden[f"{case}.features"].requires_grad_()
+    loss = koleo_loss(features[None])
+    if case == "opposite" and reference == "dinov2":
+        # dinov2 may take a vector as its own neighbor here: it ignores cosines of -1
+        assert golden["opposite.dinov2.loss"][0] > loss + 1
+        return
+    expected = golden[f"{case}.{reference}.loss"][0]
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    gradient = golden[f"{case}.{reference}.grad"]
+    close = {"rtol": 1e-4, "atol": 1e-6 * float(gradient.abs().max())}
+    torch.testing.assert_close(features.grad, gradient, **close)
 
 
 def test_neighbors_are_in_the_same_view():

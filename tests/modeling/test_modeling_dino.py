@@ -64,7 +64,7 @@ def test_the_head_matches_the_reference():
             num_head_layers=reference["nlayers"],
         ),
     )
-    head = DINOHead(48, config)
+    head = DINOHead(48, config.dino_config)
     weights = {
         re.sub(
             r"mlp\.(\d)", lambda match: f"layers.{int(match[1]) // 2}", name

@@ -23,8 +23,8 @@ from selfvit.modeling.modeling_pmsn import (
     num_patches_kept,
     power_law_prior,
     sharpen,
-    sinkhorn,
 )
+from selfvit.modeling.teacher_targets import sinkhorn
 from tests.golden import load_golden
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import anchor_and_target_views, tiny_config, tiny_pmsn_config

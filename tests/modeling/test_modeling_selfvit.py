@@ -23,15 +23,24 @@ from transformers import (
     ViTModel,
 )
 
-from selfvit import SelfViTBackbone, SelfViTForDINO, SelfViTForImageClassification, SelfViTModel
+from selfvit import (
+    SelfViTBackbone,
+    SelfViTConfig,
+    SelfViTForDINO,
+    SelfViTForImageClassification,
+    SelfViTModel,
+)
 from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.layers import SelfViTDropPath
 from selfvit.modeling.pooling import generalized_mean
 from selfvit.modeling.position_embeddings import sincos_position_embeddings
 from tests.golden import load_golden, weights_of
-from tests.objectives import tiny_config, tiny_dino_config
+from tests.objectives import DINOV3, OBJECTIVES, tiny_config, tiny_dino_config
 
 POOLINGS = ["cls", "mean", "cls+mean", "gem", "concat:1", "concat:3"]
+OPTIONS = pytest.mark.parametrize(
+    "options", [{"num_register_tokens": 2}, DINOV3], ids=["vit", "dinov3"]
+)
 
 
 def make_model(seed: int = 0, **overrides: Any) -> SelfViTModel:
@@ -172,8 +181,9 @@ def test_the_encoder_matches_transformers_vit():
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_attention_implementations_agree(implementation, pooling):
-    model = make_model(num_register_tokens=2, pooling=pooling)
+@OPTIONS
+def test_attention_implementations_agree(implementation, pooling, options):
+    model = make_model(pooling=pooling, **options)
     images = random_images()
     # flex attention compiles C++ code for a minute; its eager form computes the same
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -241,8 +251,11 @@ def test_pooler_output_matches_the_definition_of_the_pooling(pooling, num_regist
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_embed_equals_the_pooler_output(pooling, implementation):
-    model = make_model(pooling=pooling, num_register_tokens=2, layerscale_value=0.5)
+@pytest.mark.parametrize(
+    "options", [{"num_register_tokens": 2, "layerscale_value": 0.5}, DINOV3], ids=["vit", "dinov3"]
+)
+def test_embed_equals_the_pooler_output(pooling, implementation, options):
+    model = make_model(pooling=pooling, **options)
     model.set_attn_implementation(implementation)
     images = random_images(height=48, width=24)
     embedding = model.embed(images)
@@ -252,7 +265,7 @@ def test_embed_equals_the_pooler_output(pooling, implementation):
 # Sizes
 
 
-@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
+@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos", "rotary"])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40), (64, 64), (40, 8)])
 def test_any_multiple_of_the_patch_size_is_encoded(height, width, position_embedding_type):
     model = make_model(position_embedding_type=position_embedding_type)
@@ -290,8 +303,9 @@ def test_embeddings_of_kept_patches_match_the_convolution():
     torch.testing.assert_close(embeddings(images, ids_keep), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_keeping_all_patches_changes_nothing():
-    model, images = make_model(num_register_tokens=2), random_images()
+@OPTIONS
+def test_keeping_all_patches_changes_nothing(options):
+    model, images = make_model(**options), random_images()
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(
         model(images, ids_keep=everything).last_hidden_state,
@@ -301,8 +315,9 @@ def test_keeping_all_patches_changes_nothing():
     )
 
 
-def test_the_order_of_kept_patches_only_permutes_the_tokens():
-    model, images = make_model(num_register_tokens=2), random_images()
+@OPTIONS
+def test_the_order_of_kept_patches_only_permutes_the_tokens(options):
+    model, images = make_model(**options), random_images()
     order = random_ids(16)
     tokens, ordered = (
         model(images).last_hidden_state,
@@ -314,10 +329,11 @@ def test_the_order_of_kept_patches_only_permutes_the_tokens():
     torch.testing.assert_close(ordered[:, 3:], expected, **close)
 
 
-def test_dropped_patches_have_no_influence():
-    model, images, ids_keep = make_model(), random_images(), random_ids(5)
+@OPTIONS
+def test_dropped_patches_have_no_influence(options):
+    model, images, ids_keep = make_model(**options), random_images(), random_ids(5)
     tokens = model(images, ids_keep=ids_keep).last_hidden_state
-    assert tokens.shape == (2, 6, 32)
+    assert tokens.shape == (2, 8, 32)
     kept = torch.zeros(2, 16).scatter_(1, ids_keep, 1.0).unflatten(1, (1, 4, 4))
     erased = images * F.interpolate(kept, scale_factor=8, mode="nearest")
     assert torch.equal(model(erased, ids_keep=ids_keep).last_hidden_state, tokens)
@@ -357,7 +373,7 @@ def test_masking_without_a_mask_token_is_an_error():
 
 # Initialization and loading
 
-ANY_PROJECTION = r"(q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+ANY_PROJECTION = r"(q_proj|k_proj|v_proj|o_proj|fc1|fc2|gate_proj|up_proj|down_proj)"
 PATCH_BOUND = 1 / math.sqrt(3 * 8 * 8)
 INITIALIZATION = {  # kind: (pattern of names, std or value)
     "normal": (rf"{ANY_PROJECTION}\.weight|cls_token|register_tokens", 0.02),
@@ -376,7 +392,7 @@ def assert_statistics(name: str, value: Tensor, mean: float, std: float) -> None
     assert abs(value.std().item() / std - 1) < 5 / math.sqrt(2 * value.numel()), name
 
 
-@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos"])
+@pytest.mark.parametrize("position_embedding_type", ["learned", "sincos", "rotary"])
 def test_every_parameter_and_buffer_is_initialized_as_documented(position_embedding_type):
     torch.manual_seed(0)
     config = tiny_config(
@@ -384,6 +400,7 @@ def test_every_parameter_and_buffer_is_initialized_as_documented(position_embedd
         num_register_tokens=4,
         layerscale_value=1e-3,
         use_mask_token=True,
+        use_gated_mlp=position_embedding_type == "rotary",
         position_embedding_type=position_embedding_type,
     )
     model = SelfViTModel(config)
@@ -401,7 +418,8 @@ def test_every_parameter_and_buffer_is_initialized_as_documented(position_embedd
             assert (value == expected).all(), name
         if kinds[0] == "uniform":
             assert value.abs().max() <= PATCH_BOUND, name
-    assert set(seen) == set(INITIALIZATION)
+    without = {"positions"} if position_embedding_type == "rotary" else set()
+    assert set(seen) == set(INITIALIZATION) - without
 
 
 def test_initializer_range_is_the_std():
@@ -486,14 +504,47 @@ def test_gradient_checkpointing_gives_the_same_gradients(drop_path_rate):
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
-def test_every_parameter_receives_a_gradient():
-    model = make_model(num_register_tokens=2, layerscale_value=0.5, use_mask_token=True)
+@OPTIONS
+def test_every_parameter_receives_a_gradient(options):
+    model = make_model(**{**options, "layerscale_value": 0.5, "use_mask_token": True})
     masked = torch.zeros(2, 16, dtype=torch.bool)
     masked[:, 0] = True
     model(random_images(), bool_masked_pos=masked).pooler_output.square().sum().backward()
     for name, parameter in model.named_parameters():
         if not name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is zero
             assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda entry: entry.name)
+def test_every_objective_trains_the_encoder_of_dinov3(objective):
+    torch.manual_seed(0)
+    options = {**DINOV3, "pos_embed_rescale": 2.0}
+    config = SelfViTConfig(**{**objective.config().to_dict(), **options})
+    model = objective.model_class(config).train()
+    model(**objective.inputs(torch.Generator().manual_seed(0), 4)).loss.backward()
+    for name, parameter in model.trained_encoder.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+# Projections and MLP
+
+
+@pytest.mark.parametrize("names", [("key_bias",), ("query_bias", "value_bias")])
+def test_each_projection_can_have_a_bias_or_none(names):
+    model = make_model(**dict.fromkeys(names, False))
+    for part in ("query", "key", "value"):
+        projection = getattr(model.layers[0].attention, f"{part[0]}_proj")
+        assert (projection.bias is None) == (f"{part}_bias" in names)
+
+
+def test_the_gate_multiplies_the_hidden_layer():
+    mlp = make_model(**DINOV3).layers[0].mlp
+    tokens = torch.randn(2, 5, 32)
+    hidden = F.silu(mlp.gate_proj(tokens)) * mlp.up_proj(tokens)
+    assert hidden.shape == (2, 5, 128)
+    torch.testing.assert_close(
+        mlp(tokens), F.linear(hidden, mlp.down_proj.weight, mlp.down_proj.bias)
+    )
 
 
 # Precision and compilation
@@ -510,9 +561,11 @@ def test_half_precision_is_close_to_full_precision(dtype, tolerance, pooling):
     assert similarity.min() > 1 - tolerance
 
 
-@pytest.mark.parametrize("pooling", ["cls", "cls+mean", "concat:2"])
-def test_the_encoder_compiles_as_one_graph(pooling):
-    model, images = make_model(pooling=pooling), random_images()
+@pytest.mark.parametrize(
+    ("pooling", "options"), [("cls", {}), ("cls+mean", DINOV3), ("concat:2", {})]
+)
+def test_the_encoder_compiles_as_one_graph(pooling, options):
+    model, images = make_model(pooling=pooling, **options), random_images()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled_embed = torch.compile(model.embed, backend="aot_eager", fullgraph=True)
     with torch.no_grad():

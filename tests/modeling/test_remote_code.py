@@ -34,7 +34,7 @@ from selfvit.modeling.checkpoints.remote_code import code_files
 from tests.hub_requests import USER
 from tests.image_files import noise
 from tests.local_hub import LocalHub
-from tests.objectives import OBJECTIVES, tiny_config, tiny_dino_config
+from tests.objectives import DINOV3, OBJECTIVES, TINY_TEACHER, tiny_config, tiny_dino_config
 from tests.python_without_selfvit import create_python_without_selfvit
 from tests.sharing.hub_client import HubClient
 
@@ -43,7 +43,7 @@ CARD = "---\nlibrary_name: transformers\n---\n\n# A model\n"
 
 # Opens every checkpoint of a folder with every Auto class, and saves the outputs and the models.
 WITHOUT_SELFVIT = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 from pathlib import Path
 
 assert importlib.util.find_spec("selfvit") is None, "selfvit can be imported"
@@ -74,6 +74,8 @@ def results_of(name, checkpoint, resaved="-"):
     model = encoder
     if name in inputs:
         model = AutoModelForPreTraining.from_pretrained(checkpoint, **trust)
+        if name == "distill":  # a published checkpoint has no local path of its teacher
+            model.config.distill_config.teacher = os.environ["TEACHER"]
         torch.manual_seed(0)
         result["loss"] = model(**inputs[name]).loss
         if hasattr(model, "student"):
@@ -129,7 +131,7 @@ def build_checkpoints(folder: Path) -> dict[str, Any]:
     labeled = tiny_config(id2label={0: "cat", 1: "dog", 2: "owl"}, initializer_range=0.2)
     models["classifier"] = SelfViTForImageClassification(labeled)
     models["encoder"] = SelfViTModel(tiny_config(pooling="cls+mean", initializer_range=0.2))
-    models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2))
+    models["backbone"] = SelfViTBackbone(tiny_config(initializer_range=0.2, **DINOV3))
     for name, model in models.items():
         with torch.no_grad():
             for parameter in model.parameters():
@@ -153,6 +155,7 @@ class Opened:
 
         def run(checkpoints: str, resaved: str, user: str, cache: str) -> dict[str, Any]:
             variables = {"HF_HOME": str(folder / cache), "HF_ENDPOINT": hub, "OMP_NUM_THREADS": "1"}
+            variables["TEACHER"] = TINY_TEACHER
             if user == "-":
                 variables["HF_HUB_OFFLINE"] = "1"
             process = subprocess.run(

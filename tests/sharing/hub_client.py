@@ -146,3 +146,10 @@ def publish(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
     from selfvit.sharing.publish import publish as publish_folder
 
     return publish_folder(folder, repo_id, **options)
+
+
+def download_space(repo_id: str, folder: str) -> None:
+    """Download a Space."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(repo_id, repo_type="space", local_dir=folder)

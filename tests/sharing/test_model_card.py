@@ -40,6 +40,8 @@ fresh_accelerate_state = training.fresh_accelerate_state
 CARDS = [*OBJECTIVES, "classifier", "converted_dino", "converted_mae"]
 PAPERS = {
     "dino": ["2104.14294"],
+    "dinov2": ["2304.07193", "2111.07832"],
+    "distill": ["2101.04731", "2106.05237"],
     "lejepa": ["2511.08544"],
     "mae": ["2111.06377"],
     "pmsn": ["2204.07141", "2210.07277"],
@@ -50,6 +52,8 @@ PAPERS = {
 # Title of each objective in the table of a run, and one of its fields there.
 SETTINGS = {
     "dino": ("DINO", "teacher_momentum"),
+    "dinov2": ("DINOv2", "patch_loss_weight"),
+    "distill": ("distillation", "temperature"),
     "lejepa": ("LeJEPA", "regularization_weight"),
     "mae": ("MAE", "mask_ratio"),
     "pmsn": ("PMSN", "teacher_momentum"),
@@ -168,8 +172,8 @@ def test_the_card_of_a_run_describes_its_training_and_results(name, checkpoints,
     assert {(result.dataset_type, result.dataset_name) for result in found} == {
         ("imagefolder", two_classes.name)
     }
-    tag = {"classifier": "dino"}.get(name, name)
-    assert tag in metadata["tags"] and "license" not in metadata
+    assert {"classifier": "dino", "distill": "distillation"}.get(name, name) in metadata["tags"]
+    assert metadata.get("license") == {"distill": "apache-2.0"}.get(name)  # that of its teacher
 
 
 @pytest.mark.parametrize("name", ["converted_dino", "converted_mae"])

@@ -1,6 +1,7 @@
 """Checkpoints by Hub id: revisions, subfolders, and offline use."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from transformers import AutoModelForPreTraining
 from selfvit.embedding.vectors.reader import read_vectors
 
 from ..hub_requests import USER
-from ..training.tiny_runs import LOOP
+from ..objectives import TINY_TEACHER
+from ..training.tiny_runs import ENCODER, LOOP, OBJECTIVES
 from .conftest import write_checkpoint
 from .hub_client import HubClient, upload_to_subfolder, vectors
 
@@ -119,6 +121,24 @@ def test_training_starts_from_a_revision(client, two_revisions, image_folder, tm
         assert code == 0, printed
         started[model] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
     assert started[f"{NAME}@v1"] == started[two_revisions["v1"]] != started[NAME]
+
+
+def test_a_resumed_run_keeps_the_commit_of_its_teacher(
+    hub, client, two_revisions, image_folder, tmp_path
+):
+    first, out = hub.repositories[NAME].at("main").sha, tmp_path / "run"
+    command = [NAME if word == TINY_TEACHER else word for word in OBJECTIVES["distill"]]
+    command = ["train", *command, *ENCODER, *LOOP, "--data", image_folder, "--output", out]
+    command += ["--max-steps", "2", "--save-steps", "1", "--batch-size", "4", "--cpu"]
+    code, printed = client.run(*command)
+    assert code == 0, printed
+    shutil.rmtree(out / "checkpoints" / "step-00000002")
+    assert client.run("publish", two_revisions["v1"], NAME)[0] == 0
+    assert hub.repositories[NAME].at("main").sha != first
+    code, printed = client.run(*command, "--resume")
+    assert code == 0 and f"revision {first[:12]}" in printed, printed
+    stored = json.loads((out / "config.json").read_text())["distill_config"]
+    assert (stored["teacher"], stored["teacher_revision"]) == (NAME, first)
 
 
 def test_the_cache_is_used_offline(hub, client, two_revisions, image_folder, tmp_path):

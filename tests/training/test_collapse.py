@@ -93,6 +93,11 @@ METRICS = {
         *("teacher_entropy", "teacher_mean_entropy", "teacher_information", "prototypes_in_use"),
         *("kl_teacher_student", "student_teacher_cosine"),
     },
+    "dinov2": {
+        *("teacher_entropy", "teacher_mean_entropy", "teacher_information", "prototypes_in_use"),
+        *("kl_teacher_student", "student_teacher_cosine", "center_norm"),
+    },
+    "distill": {"student_teacher_cosine"},
     "lejepa": {"projection_std", "shared_variance"},
     "mae": {"explained"},
 }

@@ -3,7 +3,14 @@
 import pytest
 from transformers import PreTrainedConfig
 
-from selfvit import DINOConfig, LeJEPAConfig, MAEConfig, PMSNConfig
+from selfvit import (
+    DINOConfig,
+    DINOv2Config,
+    DistillConfig,
+    LeJEPAConfig,
+    MAEConfig,
+    PMSNConfig,
+)
 from selfvit.training.callbacks.collapse_advice import (
     WHAT_HAPPENS,
     Suggestion,
@@ -13,10 +20,13 @@ from selfvit.training.callbacks.collapse_advice import (
 )
 from selfvit.training.recipes import RECIPES
 
+CONFIGURATIONS = [DINOConfig, DINOv2Config, DistillConfig, LeJEPAConfig, MAEConfig, PMSNConfig]
 BAD_SETTINGS = [
     (DINOConfig(warmup_teacher_temperature=0.07), "uniform", "--warmup-teacher-temperature"),
     (DINOConfig(center_momentum=1), "constant", "--center-momentum (now 1)"),
     (DINOConfig(teacher_momentum=0.5), "constant", "--teacher-momentum (now 0.5)"),
+    (DINOv2Config(center_momentum=1), "constant", "--center-momentum (now 1)"),
+    (DistillConfig(temperature=1), "constant", "--temperature (now 1)"),
     (LeJEPAConfig(regularization_weight=0), "constant", "--regularization-weight (now 0)"),
     (MAEConfig(mask_ratio=0.97), "constant", "--mask-ratio (now 0.97)"),
     (PMSNConfig(teacher_temperature=0.1), "uniform", "--teacher-temperature (now 0.1)"),
@@ -32,7 +42,7 @@ def test_a_setting_known_to_cause_the_collapse_is_a_suspect(config, kind, settin
 
 
 @pytest.mark.parametrize("kind", WHAT_HAPPENS)
-@pytest.mark.parametrize("config_class", [DINOConfig, LeJEPAConfig, MAEConfig, PMSNConfig])
+@pytest.mark.parametrize("config_class", CONFIGURATIONS)
 def test_no_default_setting_is_a_suspect(config_class, kind):
     assert not any(entry.suspect for entry in collapse_suggestions(config_class(), kind))
 

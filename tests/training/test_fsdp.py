@@ -112,6 +112,7 @@ def test_each_block_is_an_fsdp_unit_and_the_teacher_is_sharded_like_the_student(
     teacher = {f"vit.layers.{index}" for index in range(3)} | {"vit.embeddings"}
     student = {f"student.{unit}" for unit in teacher}
     without_teacher = {
+        "distill": {"head"},
         "lejepa": {"head"},
         "mae": {"decoder", "decoder.layers.0", "decoder.layers.1"},
     }

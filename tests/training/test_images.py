@@ -20,6 +20,8 @@ from .tiny_runs import OBJECTIVES, arguments, log_of
 
 PICTURE = {
     "dino": "attention",
+    "dinov2": "attention",
+    "distill": "attention",
     "lejepa": "attention",
     "mae": "reconstructions",
     "pmsn": "attention",

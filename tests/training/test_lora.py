@@ -28,6 +28,7 @@ from selfvit.training.lora import (
     check_adapters,
     count_parameters,
     load_unmerged,
+    merged_weights,
     save_adapter,
 )
 from selfvit.training.model import build_trainable
@@ -35,7 +36,7 @@ from selfvit.training.optimization import build_optimizer
 from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 
-from ..objectives import tiny_config
+from ..objectives import DINOV3, tiny_config
 from .processes import AtLogLine, kill_self, run_two, start_training
 from .tiny_runs import LOOP, OBJECTIVES, log_of, weights_of
 
@@ -43,6 +44,8 @@ from .tiny_runs import LOOP, OBJECTIVES, log_of, weights_of
 # because adapters start at zero.
 KINDS = {
     "dino": ["dino_lora", *OBJECTIVES["dino"][1:]],
+    "dinov2": [*OBJECTIVES["dinov2"], "--lora-rank", "4"],
+    "distill": [*OBJECTIVES["distill"], "--lora-rank", "4"],
     "lejepa": [*OBJECTIVES["lejepa"], "--lora-rank", "4"],
     "mae": [*OBJECTIVES["mae"], "--lora-rank", "4"],
     "pmsn": [*OBJECTIVES["pmsn"], "--lora-rank", "4"],
@@ -357,6 +360,20 @@ def test_the_adapter_of_a_hub_checkpoint_records_its_revision(tmp_path):
     config = PeftConfig.from_pretrained(str(tmp_path / "adapter"))
     assert (config.base_model_name_or_path, config.revision) == ("someone/encoder", "v1")
     assert (config.r, config.lora_alpha, config.inference_mode) == (2, 6, True)
+
+
+def test_every_linear_layer_of_a_gated_mlp_gets_an_adapter():
+    model = SelfViTForImageClassification(tiny_config(num_labels=2, **DINOV3))
+    names = set(model.state_dict())
+    add_adapters(model, LoRAConfig(lora_rank=2), "someone/encoder")
+    adapted = {
+        name.split(".lora_")[0].rpartition(".")[2]
+        for name, parameter in model.vit.named_parameters()
+        if parameter.requires_grad
+    }
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert adapted == attention | {"gate_proj", "up_proj", "down_proj"}
+    assert set(merged_weights(model)) == names
 
 
 # --- memory

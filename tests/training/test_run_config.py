@@ -1,11 +1,15 @@
 import shutil
 
 import pytest
+import torch
 
+from selfvit import SelfViTForMAE
+from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations.registry import AUGMENTATIONS
 from selfvit.training.config.arguments import build_run, parse_arguments
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.config.training_config import ScheduleConfig
+from selfvit.training.model import build_trainable
 from selfvit.training.recipes import RECIPES
 from selfvit.training.recipes.dino import dino_finetune
 from selfvit.training.recipes.supervised import mae_classify
@@ -226,6 +230,21 @@ def test_a_run_uses_the_preprocessing_of_its_initial_checkpoint(
     assert (preprocessing.image_mean, preprocessing.image_std) == (mean, std)
     assert preprocessing.resize == "square"
     assert run_of(*start, "--image-mean", "0", "0", "0").preprocessing.image_mean == [0, 0, 0]
+
+
+def test_fixed_positions_of_a_run_at_another_image_size_are_those_of_its_grid(tmp_path):
+    config = tiny_config(position_embedding_type="sincos", mae_config=tiny_mae_config())
+    SelfViTForMAE(config).save_pretrained(tmp_path)
+    build_processor(config).save_pretrained(tmp_path)
+    start = ("--init-from", str(tmp_path), "--init-scope", "all", "--image-size", "48")
+    decoder = ("--decoder-hidden-size", "16", "--decoder-num-layers", "2")
+    heads = ("--decoder-num-attention-heads", "2")
+    run = run_of("mae_finetune", *start, *decoder, *heads)
+    found, expected = build_trainable(run).state_dict(), SelfViTForMAE(run.model).state_dict()
+    names = [name for name in expected if name.endswith("position_embeddings")]
+    assert [expected[name].shape[1] for name in names] == [1 + 6 * 6] * 2
+    for name in names:
+        assert torch.equal(found[name], expected[name])
 
 
 def test_init_from_another_kind_of_checkpoint_is_an_error(tmp_path):

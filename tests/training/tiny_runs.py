@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..objectives import TINY_TEACHER
+
 ENCODER = [
     *("--image-size", "32", "--patch-size", "8", "--hidden-size", "32"),
     *("--num-hidden-layers", "2", "--num-attention-heads", "2", "--drop-path-rate", "0.1"),
@@ -26,6 +28,15 @@ OBJECTIVES = {
         *("dino_demo", "--local-view-size", "16", "--num-local-views", "2"),
         *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
         *("--koleo-weight", "0"),  # KoLeo depends on the size of the micro-batch
+    ],
+    "dinov2": [
+        *("dinov2_demo", "--local-view-size", "16", "--num-local-views", "2"),
+        *("--num-prototypes", "32", "--head-hidden-size", "32", "--head-bottleneck-size", "16"),
+        *("--koleo-weight", "0"),
+    ],
+    "distill": [
+        *("distill_demo", "--teacher", TINY_TEACHER, "--queue-size", "16"),
+        "--no-mixup",  # it blends the images of a micro-batch
     ],
     "lejepa": [
         *("lejepa_demo", "--local-view-size", "16", "--num-local-views", "2"),
@@ -45,6 +56,8 @@ OBJECTIVES = {
 # a shift of all keys, and PMSN's batch norm to a shift of all features.
 WITHOUT_GRADIENT = {
     "dino": ("k_proj.bias",),
+    "dinov2": ("k_proj.bias",),
+    "distill": ("k_proj.bias",),
     "lejepa": ("k_proj.bias", "vit.layernorm.bias"),
     "mae": ("k_proj.bias",),
     "pmsn": ("k_proj.bias", "vit.layernorm.bias"),
@@ -52,9 +65,10 @@ WITHOUT_GRADIENT = {
 
 # Largest relative difference between the loss of four micro-batches of two images and the loss of
 # the full batch, for objectives with batch statistics (batch norm, the mean prediction, SIGReg,
-# whose value grows with the number of images until projections are normally distributed). There is
-# no such bound for the gradient, because batch norm divides by the distance between two images.
-MICRO_BATCH_TOLERANCE = {"lejepa": 0.6, "pmsn": 0.25}
+# whose value grows with the number of images until projections are normally distributed) or that
+# compare the images of a batch (distillation). There is no such bound for the gradient, because
+# batch norm divides by the distance between two images.
+MICRO_BATCH_TOLERANCE = {"distill": 0.9, "lejepa": 0.6, "pmsn": 0.25}
 
 
 def arguments(objective: str, data: Path, output: Path, *options: object) -> list[str]:

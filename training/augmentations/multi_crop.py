@@ -1,14 +1,16 @@
-"""Augmentations with several crops of an image, for DINO, MSN and PMSN."""
+"""Augmentations with several crops of an image, for DINO, DINOv2, MSN and PMSN."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..options import option
 from .base import Augmentation, count_patches, source_size_of
+from .block_masks import random_block_mask
 from .functional import (
     blur,
     crop_and_resize,
@@ -181,6 +183,109 @@ class MultiCrop(ColoredCrops):
 
 
 @dataclass(frozen=True)
+class MaskedMultiCrop(MultiCrop):
+    """Multi-crop with block masks for the global views, as in DINOv2 (arXiv 2304.07193).
+
+    Defaults are those of DINOv2's ssl_default_config.yaml. The reference draws the masked views of
+    a batch together; here each image has its own, so that masks do not depend on the batch. Both
+    mask the same fraction of the views, with the same distribution of ratios.
+    """
+
+    global_crop_scale: list[float] = option(
+        [0.32, 1.0],  # crops.global_crops_scale
+        "Smallest and largest area of a global view, as a fraction of the image",
+        minimum=0,
+        maximum=1,
+    )
+    local_crop_scale: list[float] = option(
+        [0.05, 0.32],  # crops.local_crops_scale
+        "Smallest and largest area of a local view, as a fraction of the image",
+        minimum=0,
+        maximum=1,
+    )
+    masked_view_ratio: float = option(
+        0.5,  # ibot.mask_sample_probability
+        "Fraction of the global views in which patches are masked",
+        minimum=0,
+        maximum=1,
+    )
+    masked_patch_ratio: list[float] = option(
+        [0.1, 0.5],  # ibot.mask_ratio_min_max
+        "Smallest and largest fraction of the patches of such a view that are masked",
+        minimum=0,
+        maximum=1,
+    )
+    gram_resolution_factor: int = option(
+        1,
+        "Size of the Gram teacher's views, as a multiple of the global views (DINOv3 uses 2)",
+        minimum=1,
+    )
+
+    def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the (height, width) of the global, the local and the Gram teacher's views."""
+        larger = [] if self.gram_resolution_factor == 1 else [self._gram_size(image_size)]
+        return [*super().view_sizes(image_size), *larger]
+
+    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that no view is enlarged."""
+        sizes = [(self._gram_size(image_size), self.global_crop_scale)]
+        if self.num_local_views:
+            sizes.append(((self.local_view_size, self.local_view_size), self.local_crop_scale))
+        return source_size_of(*sizes)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> dict[str, np.ndarray]:
+        """Return the views of multi-crop, and masks of the global views.
+
+        Returns:
+            "global_views" (2, C, H, W), "bool_masked_pos" (2, N) bool, if any "local_views"
+            (V - 2, C, h, w), and with a factor above 1 "gram_views", which are the global views in
+            a higher resolution.
+        """
+        larger = {}
+        if self.gram_resolution_factor > 1:
+            same = copy.deepcopy(rng)  # the same crops, flips and colors
+            larger["gram_views"] = self._gram_views(image, same, image_size, patch_size)
+        views = super().__call__(image, rng, image_size, patch_size)
+        return {**views, **larger, "bool_masked_pos": self._masks(image_size, patch_size, rng)}
+
+    def _masks(
+        self, image_size: tuple[int, int], patch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the masks of both global views, (2, N) bool."""
+        grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        masks = np.zeros((2, count_patches(image_size, patch_size)), dtype=bool)
+        num_masked_views = int(2 * self.masked_view_ratio + rng.random())
+        least, most = self.masked_patch_ratio
+        for index in rng.permutation(2)[:num_masked_views]:
+            num_masked = int(masks.shape[1] * rng.uniform(least, most))
+            masks[index] = random_block_mask(grid, num_masked, rng).ravel()
+        return masks
+
+    def _gram_views(
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator,
+        image_size: tuple[int, int],
+        patch_size: int,
+    ) -> np.ndarray:
+        """Return the global views that a generator gives, in the size of the Gram teacher."""
+        sigma = [self.gram_resolution_factor * value for value in self.blur_sigma]  # pixels
+        larger = replace(self, blur_sigma=sigma, num_local_views=0, gram_resolution_factor=1)
+        size = self._gram_size(image_size)
+        return larger(image, rng, size, patch_size)["global_views"]
+
+    def _gram_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = image_size
+        return height * self.gram_resolution_factor, width * self.gram_resolution_factor
+
+
+@dataclass(frozen=True)
 class FocalCrops(ColoredCrops):
     """One target view, random views to be masked and small focal views, as in MSN and PMSN.
 
@@ -270,4 +375,4 @@ class FocalCrops(ColoredCrops):
         return views
 
 
-__all__ = ["FocalCrops", "MultiCrop"]
+__all__ = ["FocalCrops", "MaskedMultiCrop", "MultiCrop"]

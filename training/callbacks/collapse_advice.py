@@ -16,6 +16,8 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig
 
 from ...configuration.configuration_dino import DINOConfig
+from ...configuration.configuration_dinov2 import DINOv2Config
+from ...configuration.configuration_distill import DistillConfig
 from ...configuration.configuration_lejepa import LeJEPAConfig
 from ...configuration.configuration_mae import MAEConfig
 from ...configuration.configuration_pmsn import PMSNConfig
@@ -54,9 +56,13 @@ def collapse_suggestions(config: PreTrainedConfig, kind: str) -> list[Suggestion
     return []
 
 
-@collapse_suggestions.register
-def dino_suggestions(config: DINOConfig, kind: str) -> list[Suggestion]:
-    """Return the suggestions for DINO: centering and sharpening balance each other (Sec. 5.3)."""
+@collapse_suggestions.register(DINOConfig)
+@collapse_suggestions.register(DINOv2Config)
+def dino_suggestions(config: DINOConfig | DINOv2Config, kind: str) -> list[Suggestion]:
+    """Return the suggestions for DINO and DINOv2.
+
+    Centering and sharpening balance each other (DINO, Sec. 5.3).
+    """
     first, last = config.warmup_teacher_temperature, config.teacher_temperature
     if kind == "uniform":
         return [
@@ -86,6 +92,24 @@ def dino_suggestions(config: DINOConfig, kind: str) -> list[Suggestion]:
             f"raise --warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
         ),
         Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1 or more"),
+    ]
+
+
+@collapse_suggestions.register
+def distill_suggestions(config: DistillConfig, kind: str) -> list[Suggestion]:
+    """Return the suggestions for distillation, in which the teacher keeps images apart."""
+    if kind != "constant":
+        return []
+    return [
+        Suggestion(
+            f"lower --temperature (now {config.temperature}) to 0.07",
+            # similarities of at most 1 then give almost the same probability to all images
+            suspect=config.temperature >= 1,
+        ),
+        Suggestion(
+            f"choose another --teacher (now {config.teacher}) if its vectors of these images are "
+            "alike, too"
+        ),
     ]
 
 

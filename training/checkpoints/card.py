@@ -22,7 +22,7 @@ from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...sharing.adapter_files import ADAPTER
 from ...sharing.citations import objective_of
 from ...sharing.model_card import CardContents, TrainingFacts, render_model_card
-from ...sharing.provenance import derived_provenance, display_name, hub_id
+from ...sharing.provenance import Provenance, derived_provenance, display_name, hub_id
 from ...visualization.attention_maps import plot_attention_maps
 from ...visualization.figures import require_matplotlib
 from ...visualization.inputs import choose_images
@@ -36,6 +36,14 @@ from ..state import TrainState
 PICTURE, NUM_PICTURED = "attention.png", 4
 
 
+def run_provenance(run: RunConfig) -> Provenance:
+    """Return the license and the base model of a run's checkpoints."""
+    distill = run.model.distill_config
+    return derived_provenance(
+        run.start.init_from, run.card.license, None if distill is None else distill.teacher
+    )
+
+
 def check_card(run: RunConfig, source: ImageSource | StreamingImageSource) -> None:
     """Check that the card of a run can be written, before the run starts.
 
@@ -44,7 +52,7 @@ def check_card(run: RunConfig, source: ImageSource | StreamingImageSource) -> No
         ValueError: If the license is unknown or contradicts that of the initial weights, or if the
             card gets a picture and the images are a stream.
     """
-    derived_provenance(run.start.init_from, run.card.license)
+    run_provenance(run)
     if run.card.card_picture:
         require_matplotlib()
         if not isinstance(source, ImageSource):
@@ -70,7 +78,7 @@ class RunCard:
         accelerator: Accelerator,
     ):
         self.run, self.source = run, source
-        self.provenance = derived_provenance(run.start.init_from, run.card.license)
+        self.provenance = run_provenance(run)
         self.objective = objective_of(run.model)
         if self.objective is None and run.start.init_from is not None:
             self.objective = objective_of(read_config(run.start.init_from))

@@ -54,7 +54,7 @@ RESUMABLE_FIELDS = {
     for section in SECTIONS.values()
     for entry in fields(section)  # type: ignore[arg-type]
     if entry.metadata["resumable"]
-}
+} | {"teacher"}  # may have moved: its weights are compared, by teacher_revision
 
 
 def check_run_folder(run: RunConfig) -> None:

@@ -253,6 +253,8 @@ class RunConfig:
         for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *CHECKPOINT_KEYS):
             model.pop(name, None)
         model |= {name: getattr(self.model, name) for name in RUN_FIELDS}
+        if self.model.use_mask_token:  # also if the checkpoint has none
+            model["use_mask_token"] = True
         model |= select(options, model_fields())
         parts = self.objectives()
         for name in SelfViTConfig.sub_configs_defaults:

@@ -19,7 +19,7 @@ from .tracker_names import read_trackers
 BEST_METRICS = ("accuracy", "knn_20", "knn_10", "linear_probe", "view_retrieval", "rankme")
 # Names as in transformers' TrainingArguments (`optim`). All but the first are from bitsandbytes.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
-# All linear layers of the encoder's blocks.
+# All linear layers of the encoder's blocks; fc1 and fc2 are the first and second layer of the MLP.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 
@@ -218,7 +218,8 @@ class LoRAConfig(Section):
     )
     lora_targets: list[str] = option(
         LORA_TARGETS,
-        f"Linear layers of the encoder that get adapters, among {', '.join(LORA_TARGETS)}",
+        f"Linear layers of the encoder that get adapters, among {', '.join(LORA_TARGETS)} (fc1 is "
+        "both first layers of a gated MLP)",
     )
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from ..runtime.fsdp import is_sharded
 from ..state import CheckedRun
 from .batch_size import NUM_STEPS, find_batch_size
 from .channels import check_channels, with_statistics
+from .teacher import with_teacher
 
 
 def check(
@@ -45,6 +46,7 @@ def check(
     """
     check_same_images(source, accelerator)
     run = with_labels_of(source, run)
+    run = with_teacher(run, accelerator.print)
     check_start_channels(run)
     check_channels(run, source)
     run = with_statistics(run, source, accelerator)

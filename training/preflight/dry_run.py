@@ -36,6 +36,7 @@ class Memory:
         optimizer: The two moments of AdamW.
         result: Files of the trained model, except small ones.
         checkpoint: Files of a checkpoint to resume from.
+        outside: Networks that are used, but not trained or saved, such as a frozen teacher.
         gathered: Gathered parameters of one block and the prefetched next one, with FSDP2; else 0.
     """
 
@@ -44,12 +45,13 @@ class Memory:
     optimizer: int
     result: int
     checkpoint: int
+    outside: int = 0
     gathered: int = 0
 
     @property
     def total(self) -> int:
         """Memory of one process without activations."""
-        return self.weights + self.gradients + self.optimizer + self.gathered
+        return self.weights + self.gradients + self.optimizer + self.outside + self.gathered
 
 
 def memory_without_activations(
@@ -81,6 +83,7 @@ def memory_without_activations(
         optimizer=states,
         result=result,
         checkpoint=result + states + unmerged,
+        outside=sum(parameter.nbytes for parameter in model.outside_parameters()),
     )
     if num_shards == 1:
         return unsharded
@@ -163,6 +166,7 @@ def describe_plan(
     )
     activations, views = measure_activations(run, model, plan, loader_from, precision)
     encoder = count_parameters(model.vit)
+    outside = f", frozen teacher {_mebibytes(memory.outside)}" if memory.outside else ""
     gathered = f", gathered blocks {_mebibytes(memory.gathered)}" if num_shards > 1 else ""
     warmup = round(run.schedule.warmup_ratio * plan.num_steps)
     num_checkpoints = -(-plan.num_steps // run.checkpoints.save_steps)
@@ -182,7 +186,8 @@ def describe_plan(
         f"views         {views}",
         f"memory        {_mebibytes(memory.total + activations)} per process: weights "
         f"{_mebibytes(memory.weights)}, gradients {_mebibytes(memory.gradients)}, AdamW "
-        f"{_mebibytes(memory.optimizer)}{gathered} (exact); activations {_mebibytes(activations)}",
+        f"{_mebibytes(memory.optimizer)}{outside}{gathered} (exact); activations "
+        f"{_mebibytes(activations)}",
         f"              (activations are measured on the CPU with at most {MORE} images and mixed "
         f"precision {precision}, and scaled to {plan.micro_batch_size}{recomputed})",
         f"checkpoints   {num_checkpoints}, one every {run.checkpoints.save_steps} steps, the last "

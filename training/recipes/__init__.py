@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from ..config.run_config import Recipe, RunConfig
 from .dino import dino_demo, dino_finetune, dino_lora, dino_vits16_in1k
+from .dinov2 import (
+    dinov2_demo,
+    dinov2_finetune,
+    dinov2_high_resolution,
+    dinov2_vits16_in1k,
+)
+from .distill import distill_demo, distill_finetune, distill_vits16
 from .lejepa import lejepa_demo, lejepa_finetune, lejepa_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
@@ -21,6 +28,13 @@ RECIPES: dict[str, Recipe] = {
         dino_finetune,
         dino_lora,
         dino_demo,
+        dinov2_vits16_in1k,
+        dinov2_high_resolution,
+        dinov2_finetune,
+        dinov2_demo,
+        distill_vits16,
+        distill_finetune,
+        distill_demo,
         lejepa_vits16_in1k,
         lejepa_finetune,
         lejepa_demo,
@@ -42,6 +56,9 @@ RECIPES: dict[str, Recipe] = {
 FROM_CHECKPOINT = {
     "dino_finetune": "dino_vits16_in1k or dino_demo",
     "dino_lora": "dino_vits16_in1k or dino_demo",
+    "dinov2_finetune": "dinov2_vits16_in1k or dinov2_demo",
+    "dinov2_high_resolution": "dinov2_vits16_in1k or dinov2_demo",
+    "distill_finetune": "distill_vits16 or distill_demo",
     "lejepa_finetune": "lejepa_vits16_in1k or lejepa_demo",
     "mae_finetune": "mae_vitb16_in1k or mae_demo",
     "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn_demo",
