@@ -35,10 +35,10 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_dinov2 import DINOv2Config
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .dino_head import DINOHead, DINOLastLayer, DINOLoss
 from .distributed import mean_over_processes
 from .gram import gram_loss
 from .koleo import koleo_loss
-from .modeling_dino import DINOHead, DINOLastLayer, DINOLoss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher, copy_student
 from .observations import mean_cosine

@@ -218,8 +218,8 @@ class LeJEPALoss(nn.Module):
     def __init__(self, config: LeJEPAConfig):
         super().__init__()
         self.config = config
-        shape = (config.head_output_size, config.num_slices)
-        self.register_buffer("slices", torch.empty(shape, dtype=torch.float32))
+        slices = random_slices(config.head_output_size, config.num_slices, seed=0)
+        self.register_buffer("slices", slices.to(torch.get_default_device()))
 
     def forward(self, projections: Tensor, num_global_views: int) -> LeJEPAOutput:
         """Compute the loss of the images of a (micro-)batch.

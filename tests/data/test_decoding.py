@@ -135,8 +135,11 @@ def test_the_scale_of_integers_is_not_guessed_from_the_brightest_pixel(brightest
     assert decode_image(Image.fromarray(pixels)).getpixel((5, 5)) == (128,) * 3
 
 
-def test_nan_becomes_black():
+def test_nan_becomes_black_unless_it_is_all_there_is():
     pixels = np.full((8, 8), np.nan, dtype=np.float32)
+    with pytest.raises(UnreadableImageError, match="without a finite value"):
+        decode_image(Image.fromarray(pixels))
+    pixels[1:] = 1
     assert decode_image(Image.fromarray(pixels)).getpixel((0, 0)) == (0, 0, 0)
 
 

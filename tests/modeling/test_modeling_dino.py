@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTForDINO, SelfViTModel
-from selfvit.modeling.modeling_dino import DINOHead, DINOLoss
+from selfvit.modeling.dino_head import DINOHead, DINOLoss
 from tests.golden import load_golden, weights_of
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import random_views, tiny_config, tiny_dino_config

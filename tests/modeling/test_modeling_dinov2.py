@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfvit import SelfViTForDINOv2, SelfViTModel
 from selfvit.modeling.checkpoints.loading import load_strictly
+from selfvit.modeling.dino_head import DINOLoss
 from selfvit.modeling.gram import gram_loss
 from selfvit.modeling.koleo import koleo_loss
-from selfvit.modeling.modeling_dino import DINOLoss
 from selfvit.modeling.modeling_dinov2 import PatchLoss, masked_patches
 from tests.golden import load_golden
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics

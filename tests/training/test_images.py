@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from selfvit.data.pixel_format import Findings
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.callbacks.images import largest_views, view_panels
 from selfvit.training.callbacks.progress import ProgressLogger
@@ -137,6 +138,6 @@ def test_one_line_says_that_a_stock_processor_does_not_read_deep_images(
     lines: list[str] = []
     monkeypatch.setattr(logger, "warn", lines.append)
     for name in ("a.png", "b.png"):
-        logger._check_ranges([])
-        logger._check_ranges([(name, ((0.0, 60000.0), (0.0, 65535.0)))])
+        logger._check_findings([])
+        logger._check_findings([(name, Findings(ranges=((0.0, 60000.0), (0.0, 65535.0))))])
     assert ["a.png" in line and "stock image processor" in line for line in lines] == [True] * noted

@@ -81,7 +81,7 @@ def dinov2_high_resolution(num_images: int | None, batch_size: int | None) -> Ru
 
     The run continues student, teacher, heads and centers, so options of the heads must be those of
     RUN. Position embeddings are resized. The Gram teacher is the encoder of RUN, on the same large
-    views. The teacher has its final temperature from the start, and a high momentum.
+    views. The warm-up of the teacher's temperature is short, and its momentum high.
     """
     return RunConfig(
         recipe="dinov2_high_resolution",
@@ -93,8 +93,8 @@ def dinov2_high_resolution(num_images: int | None, batch_size: int | None) -> Ru
             use_mask_token=True,
             dinov2_config=DINOv2Config(
                 gram_weight=1.5,  # DINOv3, in adaptation to a resolution
-                warmup_teacher_temperature=0.07,
-                teacher_temperature_warmup_ratio=0.0,
+                warmup_teacher_temperature=0.06,  # 0.6 times that of the student at most
+                teacher_temperature_warmup_ratio=0.1,
                 teacher_momentum=0.999,  # our choice
                 freeze_last_layer_ratio=0.0,
             ),
