@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--runners", nargs="+", default=["local", "ray"])
     parser.add_argument("--images", type=int, default=2000, help="of the overhead")
-    parser.add_argument("--shared-images", type=int, default=4000)
+    parser.add_argument("--shared-images", type=int, default=8000)
     parser.add_argument("--write", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
