@@ -180,7 +180,7 @@ def plan_of(is_quick: bool, num_threads: int, cpu_time: bool) -> Plan:
     """Return the plan of a run.
 
     Args:
-        is_quick: Whether it takes less than two minutes.
+        is_quick: Whether it takes two to three minutes.
         num_threads: Number of cores.
         cpu_time: Whether to measure CPU time, which does not include that of workers.
     """
@@ -270,7 +270,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="Fewer rounds: under two minutes.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Fewer rounds: in two to three minutes."
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
     parser.add_argument(
