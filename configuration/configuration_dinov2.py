@@ -4,7 +4,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .field_ranges import check_least, check_positive
+from .field_ranges import check_fractions, check_least, check_positive
 from .objective_config import ObjectiveConfig
 
 
@@ -94,15 +94,14 @@ class DINOv2Config(ObjectiveConfig):
             ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"),
             "the paper uses 0.04 to 0.1",
         )
-        for name in (
+        fractions = (
             "teacher_temperature_warmup_ratio",
             "teacher_momentum",
             "teacher_momentum_end",
             "center_momentum",
             "freeze_last_layer_ratio",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
+        )
+        check_fractions(self, fractions)
 
 
 __all__ = ["DINOv2Config"]

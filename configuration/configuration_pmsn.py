@@ -6,7 +6,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .field_ranges import check_least, check_positive
+from .field_ranges import check_fractions, check_least, check_positive
 from .objective_config import ObjectiveConfig
 
 
@@ -84,9 +84,7 @@ class PMSNConfig(ObjectiveConfig):
             ("student_temperature", "teacher_temperature"),
             "the paper uses 0.1 for the student and 0.025 for the teacher",
         )
-        for name in ("teacher_momentum", "teacher_momentum_end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1.")
+        check_fractions(self, ("teacher_momentum", "teacher_momentum_end"))
         if not 0 <= self.patch_drop_ratio < 1:
             raise ValueError(
                 f"patch_drop_ratio ({self.patch_drop_ratio}) must be at least 0 and below 1, so "

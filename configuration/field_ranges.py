@@ -39,6 +39,22 @@ def check_positive(config: Any, names: Iterable[str], usual: str) -> None:
             raise ValueError(f"{name} ({value}) must be above 0; {usual}.")
 
 
+def check_fractions(config: Any, names: Iterable[str]) -> None:
+    """Check that fields are between 0 and 1, both included.
+
+    Args:
+        config: Configuration.
+        names: Names of the fields.
+
+    Raises:
+        ValueError: If a value is outside.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} ({value}) must be between 0 and 1.")
+
+
 def check_mlp_ratio(config: Any, name: str, width: int) -> None:
     """Check that a ratio gives the hidden layer of an MLP a width of at least 1.
 
@@ -57,4 +73,4 @@ def check_mlp_ratio(config: Any, name: str, width: int) -> None:
         )
 
 
-__all__ = ["check_least", "check_mlp_ratio", "check_positive"]
+__all__ = ["check_fractions", "check_least", "check_mlp_ratio", "check_positive"]
