@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -24,7 +25,8 @@ def converted_checkpoint(source: str) -> str:
 
     It is made at the first use, with the defaults of `convert`, and kept in the cache of assets of
     huggingface_hub (HF_ASSETS_CACHE), under a fingerprint of the content of the source's files and
-    the version of selfvit. What was found out is logged then; a later use logs one line.
+    the version of selfvit. What was found out is logged then; a process that uses it later logs one
+    line.
 
     Args:
         source: File, folder, Hub id, USER/NAME@REVISION or timm model.
@@ -43,11 +45,16 @@ def converted_checkpoint(source: str) -> str:
             guesses = "".join(
                 f"; guess: {name}: {text}" for name, text in report["guesses"].items()
             )
-            logger.warning("%s: %s, converted to %s%s", source, report["kind"], folder, guesses)
+            _log_once(f"{source}: {report['kind']}, converted to {folder}{guesses}")
         else:
             conversion = convert(source, folder)
-            logger.warning("%s is converted:\n%s\nwritten to %s", source, conversion, folder)
+            _log_once(f"{source} is converted:\n{conversion}\nwritten to {folder}")
     return str(folder)
+
+
+@functools.cache  # a run resolves its start several times
+def _log_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _fingerprint(files: list[Path]) -> str:
