@@ -77,7 +77,7 @@ def _starting_model(run: RunConfig) -> Any:
         adapted.load_state_dict(_fitted_weights(whole.state_dict(), config, run.model))
         return adapted
     model: Any = model_class(run.model)
-    num_blocks = _deeper_start(run)
+    num_blocks = _deeper_start(run, stored.num_hidden_layers)
     to_load = config
     if num_blocks is not None:
         to_load = deepcopy(config)
@@ -130,13 +130,16 @@ def _fitted_weights(
     return fitted
 
 
-def _deeper_start(run: RunConfig) -> int | None:
-    """Return the number of blocks of a checkpoint of which a student takes only some, or None.
+def _deeper_start(run: RunConfig, num_blocks: int) -> int | None:
+    """Return the number of blocks of the checkpoint if a student takes only some, or None.
+
+    Args:
+        run: Run that starts from the checkpoint.
+        num_blocks: Number of blocks of the checkpoint.
 
     Raises:
         ValueError: If the student trains adapters, which need all blocks of their base.
     """
-    num_blocks = read_config(str(run.start.init_from)).num_hidden_layers
     if run.model.distill_config is None or num_blocks <= run.model.num_hidden_layers:
         return None
     if run.lora.lora_rank is not None:
