@@ -70,7 +70,7 @@ def read_ahead(items: Iterable[T], num_items: int) -> Generator[T, None, None]:
 def map_in_threads(
     items: Iterable[T], function: Callable[[T], R], num_threads: int
 ) -> Generator[R, None, None]:
-    """Yield the results of a function of items, in order, of which few are in memory.
+    """Yield the result of a function for each item, in order, with few of them in memory.
 
     Args:
         items: Items, taken in this thread.

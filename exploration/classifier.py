@@ -178,7 +178,7 @@ def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return probabilities of scores, none of which is 0.
+    """Return the probabilities that scores stand for, all above 0.
 
     Args:
         scores: Logarithms of probabilities up to a constant, (M, L).
@@ -199,7 +199,7 @@ def estimate_accuracy(
         classifier: Classifier, whose penalty is fixed afterwards.
         inputs: Vectors of the labeled rows, (N, E).
         labels: Their classes, (N,).
-        folds: Their folds, (N,), of which some are not `NO_FOLD`.
+        folds: Fold of each row, (N,); at least one is not `NO_FOLD`.
     """
     from scipy.stats import binomtest
 

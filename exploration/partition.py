@@ -18,7 +18,7 @@ Method = Literal["kmeans", "hdbscan"]
 NOISE = -1
 MAX_TRIED = 100  # clusters, when their number is chosen
 GROWTH = 1.25  # of the numbers that are tried
-STARTS = 10  # of k-means, of which the best is kept
+STARTS = 10  # runs of k-means; the best one is kept
 ALL_AT_ONCE = 5_000  # rows up to which k-means uses all of them in each step: better, more stable
 SAMPLE = {"kmeans": 10_000, "hdbscan": 1_000}  # rows to choose K and to measure the stability on
 DIMENSIONS = 12  # that HDBSCAN clusters in
@@ -34,7 +34,7 @@ def choose_num_clusters(directions: np.ndarray, seed: int = 0) -> tuple[int, int
     gives a middle number where groups blend into each other, where the silhouette gives 2.
 
     Args:
-        directions: Vectors of length 1, (N, E), of which at most 10,000 are used.
+        directions: Vectors of length 1, (N, E); at most 10,000 are used.
         seed: Random seed of sample and k-means.
 
     Returns:

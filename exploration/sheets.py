@@ -49,7 +49,7 @@ def draw_sheet(rows: Sequence[SheetRow], path: str | os.PathLike[str], per_line:
     """Write rows of thumbnails as a PNG, completely or not at all.
 
     Args:
-        rows: Rows, of which at most `MAX_ROWS` are drawn.
+        rows: Rows; at most `MAX_ROWS` are drawn.
         path: PNG file to write.
         per_line: Number of thumbnails after which a row goes on in the next line.
     """

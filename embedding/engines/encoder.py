@@ -273,7 +273,7 @@ def check_linear_layers(model: SelfViTModel) -> None:
 
 
 def _mlp_layers(layer: SelfViTLayer) -> tuple[nn.Linear, ...]:
-    """Return the first layers of the MLP, of which a gated one has two, and the last one."""
+    """Return the layers of the MLP, the last one last; a gated MLP has two before it."""
     mlp = layer.mlp
     if isinstance(mlp, SelfViTGatedMLP):
         return mlp.gate_proj, mlp.up_proj, mlp.down_proj

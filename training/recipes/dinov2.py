@@ -176,7 +176,7 @@ def dinov2_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     Status: measured here, one seed; the settings were not tuned.
 
     Encoder, initialization, prototypes, crops and colors are those of `dino_demo`, for the same
-    reasons. There are 16 patches, of which up to 8 are masked in half of the views.
+    reasons. A view has 16 patches; half of the views have up to 8 masked.
     """
     return RunConfig(
         recipe="dinov2_demo",
