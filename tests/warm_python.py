@@ -35,6 +35,7 @@ COMMANDS = (
     "typer",
     "selfvit.embedding.vectors.writer",
     "selfvit.training.train",
+    "tests.warm_caches",
 )
 
 # Slow imports of transformers and selfvit, without these two: a test can import them in any order.

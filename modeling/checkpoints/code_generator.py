@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -146,6 +147,11 @@ def _read(name: str) -> Module:
             f"the source of {name} cannot be read, so a checkpoint cannot hold its code; leave the "
             "code out with save_pretrained(..., save_code=False)."
         ) from error
+    return _parse(name, source)
+
+
+@functools.cache  # a run writes the same modules with each checkpoint
+def _parse(name: str, source: str) -> Module:
     tree = ast.parse(source)
     future: set[str] = set()
     outside: list[Import] = []

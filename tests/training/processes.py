@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import selfvit.training.train  # noqa: F401 - imported before processes are forked
+import tests.warm_caches  # noqa: F401
 from selfvit.cli import app
 
 TIMEOUT = 240  # seconds; long, for busy machines
