@@ -81,15 +81,16 @@ def test_a_named_pipe_among_the_images_is_skipped_with_the_reason(images, tmp_pa
 
 
 class Slow(torch.utils.data.IterableDataset):
-    """Numbers that take a second each, so that reading a batch takes longer than the timeout."""
+    """Four numbers that take a time each, in seconds."""
 
-    def __init__(self, board):
+    def __init__(self, board, seconds=1.0):
         self.board = board
+        self.seconds = seconds
 
     def __iter__(self):
         for number in range(4):
             with self.board.reading(number):
-                time.sleep(1)
+                time.sleep(self.seconds)
             yield number
 
 
@@ -104,7 +105,7 @@ def test_the_timeout_applies_to_one_read_and_not_to_a_batch():
 def test_the_error_names_the_read_that_takes_too_long():
     board = ReadingBoard(1)
     loader = WatchedLoader(
-        Slow(board),
+        Slow(board, seconds=2),  # more than the loader waits for the batch before it checks
         batch_size=4,
         num_workers=1,
         board=board,
