@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -26,6 +26,7 @@ from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
 
 from .. import image_files  # noqa: E402
 from ..data.shards import write_tar_shards  # noqa: E402
+from ..warm_python import COMMANDS  # noqa: E402
 
 NUM_IMAGES = 319  # and one that cannot be read: a batch of one has other last bits
 BATCH = 8
@@ -55,13 +56,20 @@ def whole(embedder, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def python_with_ray(start_python) -> str:
+    """Return the `python` of drivers and workers, which has imported ray already."""
+    return str(start_python({}, (*COMMANDS, "ray.data", "selfvit.embedding.ray")) / "python")
+
+
+@pytest.fixture(scope="module")
+def cluster(python_with_ray):
     # a lost node is noticed after two seconds instead of half a minute
     checks = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {**NODE, "include_dashboard": False, "_system_config": checks}
     started = Cluster(initialize_head=True, head_node_args=head)
     started.add_node(**NODE)
-    ray.init(address=started.address, log_to_driver=False)
+    workers = {"py_executable": python_with_ray}
+    ray.init(address=started.address, log_to_driver=False, runtime_env=workers)
     yield started
     ray.shutdown()
     started.shutdown()
@@ -149,14 +157,16 @@ def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, wh
 
 
 def test_a_killed_driver_is_resumed(
-    cluster, tiny_checkpoint, images, whole, python_with_selfvit, tmp_path
+    cluster, tiny_checkpoint, images, whole, python_with_ray, tmp_path
 ):
     output = tmp_path / "v"
     words = ["embed", tiny_checkpoint, "--data", images, "-o", output, "--batch-size", BATCH]
     words += ["--runner", "ray", "--ray-address", cluster.address, "--part-images", 40, "--resume"]
-    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
+    command = [python_with_ray, "-m", "selfvit.cli", *map(str, words)]
+    job = {"runtime_env": {"py_executable": python_with_ray}}
+    environment = {"OMP_NUM_THREADS": "1", "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
     options: dict[str, Any] = {
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+        "env": {**os.environ, **environment},
         "stderr": subprocess.PIPE,
     }
     driver = subprocess.Popen(command, **options)
@@ -167,6 +177,6 @@ def test_a_killed_driver_is_resumed(
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert len(read_vectors(output)) < NUM_IMAGES  # the manifest may not name the part yet
-    resumed = subprocess.run([python_with_selfvit, *command[1:]], check=False, **options)
+    resumed = subprocess.run(command, check=False, **options)
     assert resumed.returncode == 0, resumed.stderr
     assert_equal(output, whole)

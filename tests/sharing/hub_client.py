@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -38,9 +39,14 @@ class HubClient:
         """Run a task in the process; return its result or raise its exception."""
         return self.pool.submit(_as_user, token, task, *args).result(timeout=300)
 
-    def run(self, *arguments: object, token: str | None = TOKEN) -> tuple[int, str]:
-        """Run a `selfvit` command in the process; return its exit code and output."""
-        return self(command, [str(argument) for argument in arguments], token=token)
+    def run(
+        self, *arguments: object, token: str | None = TOKEN, waits: bool = True
+    ) -> tuple[int, str]:
+        """Run a `selfvit` command in the process; return its exit code and output.
+
+        With `waits=False`, pauses between retries last at most 10 milliseconds.
+        """
+        return self(command, [str(argument) for argument in arguments], waits, token=token)
 
 
 def _enter(environment: dict[str, str]) -> None:
@@ -56,14 +62,20 @@ def _as_user(token: str | None, task: Callable[..., Any], *args: Any) -> Any:
     return task(*args)
 
 
-def command(arguments: list[str]) -> tuple[int, str]:
+def command(arguments: list[str], waits: bool = True) -> tuple[int, str]:
     """Run a `selfvit` command; return its exit code and output."""
     from accelerate.state import AcceleratorState, GradientState
     from typer.testing import CliRunner
 
     from selfvit.cli import app
 
-    result = CliRunner().invoke(app, arguments)
+    sleep = time.sleep
+    if not waits:
+        time.sleep = lambda seconds: sleep(min(seconds, 0.01))
+    try:
+        result = CliRunner().invoke(app, arguments)
+    finally:
+        time.sleep = sleep
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
