@@ -213,4 +213,10 @@ if __name__ == "__main__":
         importlib.import_module(module)
     if preload == list(THIRD_PARTY):
         assert not {"selfvit", "transformers"} & sys.modules.keys()
+    if "selfvit.training.train" in preload:  # parse the code of the checkpoints that it saves
+        from selfvit.modeling.checkpoints.code_generator import generate_code
+        from selfvit.modeling.registry import MODEL_CLASSES
+
+        for model_class in MODEL_CLASSES.values():
+            generate_code(model_class.auto_classes())
     serve(address)

@@ -19,6 +19,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from ...configuration.format_version import VERSION
 from .weight_files import CONFIGURATION, MODELING
@@ -146,6 +147,12 @@ def _read(name: str) -> Module:
             f"the source of {name} cannot be read, so a checkpoint cannot hold its code; leave the "
             "code out with save_pretrained(..., save_code=False)."
         ) from error
+    return _parse(name, source)
+
+
+@cache
+def _parse(name: str, source: str) -> Module:
+    """Parse a module, once per process: a run saves many checkpoints of the same code."""
     tree = ast.parse(source)
     future: set[str] = set()
     outside: list[Import] = []

@@ -205,9 +205,6 @@ class TestGroups:
             ]
             assert areas[0] == max(areas)
 
-    def test_the_same_seed_gives_the_same_result(self, result, planted):
-        assert duplicates(planted, device="cpu").to_dict() == result.to_dict()
-
     def test_copies_of_another_size_are_not_exact(self, result):
         exact = [m.is_exact for members in result.rows.values() for m in members]
         assert sum(exact) == 2
@@ -225,21 +222,23 @@ class TestAgainst:
         VARIANTS["re-encoded"](detailed(21), np.random.default_rng(0)).save(folder / "near.png")
         return embed(tiny_checkpoint, folder, tmp_path_factory.mktemp("test_vectors") / "v")
 
-    def test_leaks_are_found(self, test_vectors, planted):
-        found = duplicates(test_vectors, against=planted, device="cpu")
-        assert {(group.keep, *group.members) for group in found.groups} == {
-            ("a/20.png", "exact.bmp"),
-            ("b/21.png", "near.png"),
-        }
-        assert len(found.kept_rows) == 61
-
-    def test_the_command(self, test_vectors, planted, tmp_path):
+    def test_leaks_are_found(self, test_vectors, planted, tmp_path):
         sheet, table = tmp_path / "s.png", tmp_path / "g.csv"
         code, output = selfvit(
             *("duplicates", test_vectors, "--against", planted, "--sheet", sheet, "-o", table)
         )
         assert code == 0 and "2 of 63 images are duplicates" in output
-        assert sheet.is_file() and len(table.read_text().splitlines()) == 5
+        with table.open() as file:
+            rows = list(csv.DictReader(file))
+        assert sheet.is_file() and len(rows) == 4
+        groups: dict[str, set[str]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], set()).add(row["path"])
+        assert sorted(map(sorted, groups.values())) == [
+            ["a/20.png", "exact.bmp"],
+            ["b/21.png", "near.png"],
+        ]
+        assert {row["path"] for row in rows if row["keep"] == "true"} == {"a/20.png", "b/21.png"}
 
     def test_another_checkpoint_is_refused(self, test_vectors, planted, tmp_path):
         other = shutil.copytree(test_vectors, tmp_path / "v")
@@ -251,7 +250,7 @@ class TestAgainst:
 
 
 class TestCommand:
-    def test_json_is_all_that_is_printed(self, planted, result):
+    def test_json_is_all_that_is_printed_and_a_second_run_gives_the_same(self, planted, result):
         code, output = selfvit("duplicates", planted, "--json", "--device", "cpu")
         assert code == 0 and json.loads(output) == result.to_dict()
         assert {"threshold", "groups"} <= set(result.to_dict())
