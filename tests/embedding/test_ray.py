@@ -26,7 +26,6 @@ from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
 
 from .. import image_files  # noqa: E402
 from ..data.shards import write_tar_shards  # noqa: E402
-from ..warm_python import COMMANDS  # noqa: E402
 
 NUM_IMAGES = 319  # and one that cannot be read: a batch of one has other last bits
 BATCH = 8
@@ -56,19 +55,14 @@ def whole(embedder, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def python_with_ray(start_python) -> str:
-    """Return the `python` of drivers and workers, which has imported ray already."""
-    return str(start_python({}, (*COMMANDS, "ray.data", "selfvit.embedding.ray")) / "python")
-
-
-@pytest.fixture(scope="module")
-def cluster(python_with_ray):
+def cluster(python_with_selfvit):
     # a lost node is noticed after two seconds instead of half a minute
     checks = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {**NODE, "include_dashboard": False, "_system_config": checks}
     started = Cluster(initialize_head=True, head_node_args=head)
     started.add_node(**NODE)
-    workers = {"py_executable": python_with_ray}
+    # the workers are forks that have imported everything but ray
+    workers = {"py_executable": str(python_with_selfvit)}
     ray.init(address=started.address, log_to_driver=False, runtime_env=workers)
     yield started
     ray.shutdown()
@@ -157,13 +151,13 @@ def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, wh
 
 
 def test_a_killed_driver_is_resumed(
-    cluster, tiny_checkpoint, images, whole, python_with_ray, tmp_path
+    cluster, tiny_checkpoint, images, whole, python_with_selfvit, tmp_path
 ):
     output = tmp_path / "v"
     words = ["embed", tiny_checkpoint, "--data", images, "-o", output, "--batch-size", BATCH]
     words += ["--runner", "ray", "--ray-address", cluster.address, "--part-images", 40, "--resume"]
-    command = [python_with_ray, "-m", "selfvit.cli", *map(str, words)]
-    job = {"runtime_env": {"py_executable": python_with_ray}}
+    command = [str(python_with_selfvit), "-m", "selfvit.cli", *map(str, words)]
+    job = {"runtime_env": {"py_executable": command[0]}}
     environment = {"OMP_NUM_THREADS": "1", "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
     options: dict[str, Any] = {
         "env": {**os.environ, **environment},
