@@ -9,9 +9,11 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..hub_requests import TOKEN
 from ..local_hub import LocalHub
@@ -70,12 +72,9 @@ def command(arguments: list[str], waits: bool = True) -> tuple[int, str]:
     from selfvit.cli import app
 
     sleep = time.sleep
-    if not waits:
-        time.sleep = lambda seconds: sleep(min(seconds, 0.01))
-    try:
+    short = mock.patch("time.sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    with nullcontext() if waits else short:
         result = CliRunner().invoke(app, arguments)
-    finally:
-        time.sleep = sleep
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
