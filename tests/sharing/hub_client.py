@@ -72,8 +72,11 @@ def command(arguments: list[str], waits: bool = True) -> tuple[int, str]:
     from selfvit.cli import app
 
     sleep = time.sleep
-    short = mock.patch("time.sleep", lambda seconds: sleep(min(seconds, 0.01)))
-    with nullcontext() if waits else short:
+
+    def sleep_briefly(seconds: float) -> None:
+        sleep(min(seconds, 0.01))
+
+    with nullcontext() if waits else mock.patch("time.sleep", sleep_briefly):
         result = CliRunner().invoke(app, arguments)
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
