@@ -203,18 +203,22 @@ class TestBrowser:
         visit(page, address, f"image={quote('<script>alert(1)</script>')}&tab={quote('<b>')}")
         assert "has no image" in page.inner_text("#status")
 
-    def test_what_cannot_be_used_is_a_message(self, page, address, tmp_path):
+    @pytest.mark.parametrize(
+        "make, message",
+        [
+            (lambda: b"no image, just text", "cannot be used"),
+            (bomb, "10,000 x 10,000 pixels, but at most 50,000,000"),
+            (lambda: bytes(21_000_000), "21,000,000 bytes, but at most 20,000,000 are allowed"),
+        ],
+        ids=["text", "bomb", "large"],
+    )
+    def test_what_cannot_be_used_is_a_message(self, page, address, make, message, tmp_path):
         visit(page, address)
-        before, path = names(page), tmp_path / "query.png"
-        for content, message in [
-            (b"no image, just text", "cannot be used"),
-            (bomb(), "10,000 x 10,000 pixels, but at most 50,000,000"),
-            (bytes(21_000_000), "21,000,000 bytes, but at most 20,000,000 are allowed"),
-        ]:
-            path.write_bytes(content)
-            drop(page, path)
-            wait_for(page, message)
-            assert names(page) == before
+        before = names(page)
+        (tmp_path / "query.png").write_bytes(make())
+        drop(page, tmp_path / "query.png")
+        wait_for(page, message)
+        assert names(page) == before
 
     def test_it_is_light_or_dark_as_the_system_is(self, page, address):
         for scheme, is_dark in [("light", False), ("dark", True)]:
