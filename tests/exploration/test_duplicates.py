@@ -304,6 +304,16 @@ class TestSmallCollections:
         assert [row["path"] for row in rows] == (["0.png", *members] if members else [])
         assert "needs 50 different images" in selfvit("duplicates", vectors)[1]
 
+    def test_a_line_break_in_a_name_is_printed_as_an_escape(self, tiny_checkpoint, tmp_path):
+        for name in ("a\nkeep b.png", "copy\u202fof  a.png"):
+            detailed(0).save(tmp_path / name)
+        vectors = embed(tiny_checkpoint, tmp_path, tmp_path / "v")
+        lines = selfvit("duplicates", vectors)[1].splitlines()
+        assert [line.strip() for line in lines[-2:]] == [
+            "keep a\\nkeep b.png",
+            "copy\u202fof  a.png",
+        ]
+
     def test_no_rows(self, planted, tmp_path):
         collection = Collection(planted)
         collection._table = collection._table.slice(0, 0)
