@@ -28,6 +28,7 @@ MAX_RECALL = 0.95  # share of the variants that are found; more would be bought 
 DUPLICATE_SHARE = 0.1  # assumed share of the images that have a near duplicate
 LEAST_TAIL = 20  # rows that the tail of the other images is measured on
 TAIL_SHARE = 0.1  # of the rows
+LEAST_BELOW = 0.5  # share of the rows below the limit; with fewer, it is no tail that is above
 MIN_ROWS = 50  # below, the tail cannot be measured
 UNLIKELY = 0.01  # chance below which the density does not explain a neighbor
 
@@ -130,7 +131,8 @@ def choose_threshold(variants: Variants, ranked: np.ndarray, precision: float) -
       that the pairs of high agreement let expect.
 
     Both parts are rather too large. If all rows in the second part, without the first one, give
-    less, as on images that are hardly alike, that is F.
+    less, as on images that are hardly alike, that is F. The second part needs half of the rows
+    below its limit; if others are above it, they are no tail, and F is 1.
 
     Args:
         variants: Variants of a sample of images.
@@ -180,6 +182,8 @@ def _false_share(
     """Return the share of images that another one is taken for a duplicate of, by agreement."""
     values = np.sort(stretched(others))
     limit = stretched(limit_agreement)
+    if (values < limit).mean() < LEAST_BELOW:
+        return np.ones(len(agreements))
     below = values[(values > 0) & (values < limit)]
     places = stretched(agreements)
     counted = len(below) - np.searchsorted(below, places)
