@@ -138,8 +138,13 @@ class TestThreshold:
         assert self.choose(others, 0.9).recall > self.choose(others, 0.99).recall
 
     def test_there_may_be_none(self):
-        others = 1 - np.exp(-3.2 * np.sqrt(np.random.default_rng(0).uniform(0, 1, 1000)))
-        assert self.choose(others, 0.999).agreement is None
+        others = 1 - np.exp(-7 * np.sqrt(np.random.default_rng(0).uniform(0, 1, 1000)))
+        assert self.choose(others).agreement is None
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_it_is_above_others_that_end_at_once(self, seed):
+        others = 1 - np.exp(-3.2 * np.sqrt(np.random.default_rng(seed).uniform(0, 1, 1000)))
+        assert (self.choose(others, 0.999).agreement or 1) > others.max()
 
 
 class TestOnPoints:
