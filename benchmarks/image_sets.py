@@ -16,7 +16,14 @@ from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.duplicates_images import STAMPS
-from benchmarks.fashion_mnist import DEBIAN_FOLDER, MEAN, STD, GrayImageSource, load_splits
+from benchmarks.fashion_mnist import (
+    DEBIAN_FOLDER,
+    MEAN,
+    STD,
+    GrayImageSource,
+    LabeledImages,
+    load_splits,
+)
 from selfvit.data.decoding import decode_image
 from selfvit.data.image_source import ImageRecord, ImageSource, short_hash
 from selfvit.data.sources import open_images
@@ -25,6 +32,7 @@ from selfvit.evaluation.knn import weighted_knn_hits
 from selfvit.evaluation.linear_probe import linear_probe_hits
 from selfvit.training.dataloader.collate import normalize
 
+SAMPLE = Path(__file__).parent.parent / "examples" / "fashion_mnist_sample"
 NUM_FOLDS = 5
 NUM_NEIGHBORS = 20  # DINO, arXiv 2104.14294, App. F.1
 MAX_KNOWN = 10_000  # images to choose settings by; embedding all would take as long as training
@@ -130,7 +138,7 @@ def fashion_mnist(folder: Path = DEBIAN_FOLDER, limit: int | None = None) -> Lab
     )
     return LabeledSet(
         name="fashion_mnist",
-        title=f"Fashion-MNIST, {len(splits.all_train):,} training and {len(test):,} test images",
+        title=f"Fashion-MNIST ({len(splits.all_train):,} training and {len(test):,} test images)",
         source=GrayImageSource(splits.train),
         pixels=np.concatenate([part.pixels for part in parts])[..., None],
         labels=np.concatenate([part.labels for part in parts]),
@@ -143,6 +151,37 @@ def fashion_mnist(folder: Path = DEBIAN_FOLDER, limit: int | None = None) -> Lab
             f"Trained on {len(train):,} images; learning rates are chosen by the {len(held_out):,} "
             "others. Accuracies are those of the test images, classified by all training images."
         ),
+    )
+
+
+def fashion_mnist_sample(limit: int | None = None) -> LabeledSet:
+    """Return the sample of Fashion-MNIST in examples/: 8,000 training and 2,000 test images.
+
+    Args:
+        limit: Number of training images; None uses all. Test images are a fourth as many.
+    """
+    parts = []
+    for name, part_limit in (("train", limit), ("test", limit and limit // 4)):
+        opened = open_images(SAMPLE / f"{name}.parquet")
+        source = opened if part_limit is None else opened.sample(part_limit)
+        labels = source.labels()
+        assert labels is not None
+        images = [decode_image(source[position].image) for position in range(len(source))]
+        pixels = np.stack([np.asarray(image)[..., 0] for image in images])
+        parts.append(LabeledImages(pixels, labels))
+    train, test = parts
+    positions = np.arange(len(train) + len(test))
+    return LabeledSet(
+        name="fashion_mnist",
+        title=f"Fashion-MNIST sample ({len(train):,} training and {len(test):,} test images)",
+        source=GrayImageSource(train),
+        pixels=np.concatenate([train.pixels, test.pixels])[..., None],
+        labels=np.concatenate([train.labels, test.labels]),
+        choosing=[],
+        reporting=[Split(positions[: len(train)], positions[len(train) :])],
+        patch_size=7,
+        image_mean=[MEAN] * 3,
+        image_std=[STD] * 3,
     )
 
 
@@ -184,7 +223,7 @@ def stamps(
     scaled = pixels.reshape(-1, 3) / 255
     return LabeledSet(
         name="stamps",
-        title=f"Stamps of Tux Paint, {len(images):,} color images in {labels.max() + 1} folders",
+        title=f"stamps of Tux Paint ({len(images):,} color images in {labels.max() + 1} folders)",
         source=ArraySource([np.asarray(image) for image in stored], f"{len(images)} stamps"),
         pixels=pixels,
         labels=labels,
@@ -281,6 +320,7 @@ __all__ = [
     "accuracies",
     "embed",
     "fashion_mnist",
+    "fashion_mnist_sample",
     "needed",
     "stamps",
 ]

@@ -46,6 +46,8 @@ OPTIONS: dict[str, Any] = {
 # Peak of memory is in KiB on Linux, and in bytes on macOS.
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 NUM_WARM_STEPS = 3  # the first steps are slower
+# Parts of a run that determine its result.
+SETTINGS = ("architecture", "model", "augmentation", "preprocessing", "schedule", "optimizer")
 CARD = "---\nlibrary_name: transformers\n---\n"  # of the encoders
 
 
@@ -60,6 +62,11 @@ def run_of(recipe: str, source: ImageSource, output: Path, **options: Any) -> Ru
     """
     values = {**OPTIONS, "data": source.description, "output": str(output), **options}
     return build_run(request_with(open_request(recipe, RECIPES), values), len(source))
+
+
+def settings_of(run: RunConfig) -> dict[str, Any]:
+    """Return the values of a run that determine its result, besides its seed and its start."""
+    return {name: value for name, value in run.to_dict().items() if name in SETTINGS}
 
 
 def train_timed(run: RunConfig, source: ImageSource) -> dict[str, Any]:
@@ -173,6 +180,7 @@ __all__ = [
     "OPTIONS",
     "keep_encoder",
     "run_of",
+    "settings_of",
     "steps_within",
     "times_of",
     "train_timed",

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from benchmarks.stored_results import stored_result
 from benchmarks.timed_training import (
     keep_encoder,
     run_of,
+    settings_of,
     steps_within,
     train_timed,
     write_encoder,
@@ -44,8 +47,6 @@ ENCODER: dict[str, Any] = {
 }
 # Differences from the demo recipes: the decoder of MAE keeps its own initialization.
 CHANGES: dict[str, dict[str, Any]] = {"mae": {"initializer_range": 0.02}}
-# Parts of a run that determine its result, as a training is repeated if they change.
-SETTINGS = ("architecture", "model", "augmentation", "preprocessing", "schedule", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,8 @@ class Comparison:
         if objective == DISTILL:
             options["teacher"] = str(self.encoder(*self.teacher(seed)))
         output = self.folder / f"run-{_name(objective, rate, seed)}"
-        recipe = f"{objective}_demo"
-        plain = run_of(recipe, self.images.source, output, **options)
-        colors = {
-            name: value
-            for name, value in self.images.augmentation.items()
-            if hasattr(plain.augmentation, name)
-        }
-        return plain.with_options({**colors, **CHANGES.get(objective, {})})
+        plain = run_of(f"{objective}_demo", self.images.source, output, **options)
+        return plain.with_options({**self.images.augmentation, **CHANGES.get(objective, {})})
 
     def teacher(self, seed: int) -> tuple[str, float, int]:
         """Return the best other objective with its learning rate and a seed."""
@@ -116,8 +111,17 @@ class Comparison:
         return best, self.best(best)[0], seed
 
     def encoder(self, objective: str, rate: float, seed: int) -> Path:
-        """Return the checkpoint of the encoder of a training, which is trained if it is missing."""
-        self.train(objective, rate, seed)
+        """Return the checkpoint of the encoder of a training, which is trained if it is missing.
+
+        Raises:
+            ValueError: If the training diverged.
+        """
+        result = self.train(objective, rate, seed)
+        if "diverged" in result:
+            raise ValueError(
+                f"{objective} diverged at the learning rate {rate:g} with seed {seed}, after it "
+                f"did not with seed {SWEEP_SEED}; leave the rate out of --rates."
+            )
         return self.folder / _name(objective, rate, seed)
 
     def num_steps(self, objective: str) -> int:
@@ -126,7 +130,7 @@ class Comparison:
 
         def measure() -> dict[str, Any]:
             cost = train_timed(run, self.images.source)
-            keep_encoder(Path(run.start.output), self.folder / f"time-{objective}")
+            shutil.rmtree(run.start.output)
             return cost
 
         cost = self.result(f"{objective}-time", {"num_steps": self.num_timed_steps}, measure)
@@ -150,7 +154,7 @@ class Comparison:
         return self.result(_name(objective, rate, seed), settings, measure)
 
     def _settings(self, run: RunConfig, seed: int) -> dict[str, Any]:
-        parts = {name: value for name, value in run.to_dict().items() if name in SETTINGS}
+        parts = settings_of(run)
         if run.model.distill_config is not None:  # not its folder, which may be moved
             parts["teacher"] = self.teacher(seed)
             parts["model"]["distill_config"] = run.model.distill_config.to_dict() | {"teacher": ""}
@@ -181,11 +185,11 @@ class Comparison:
         rate, _ = self.best(objective)
         seeds = {}
         for seed in self.seeds:
+            encoder = self.encoder(objective, rate, seed)
             cost = dict(self.train(objective, rate, seed))
+            found = self.accuracies_of(encoder.name, partial(embed, encoder, self.images), cost)
             if objective == DISTILL:
                 cost["teacher_seconds"] = self.train(*self.teacher(seed))["seconds"]
-            encoder, name = self.encoder(objective, rate, seed), _name(objective, rate, seed)
-            found = self.accuracies_of(name, lambda encoder=encoder: embed(encoder, self.images))
             seeds[str(seed)] = cost | found
         return {
             "rate": rate,
@@ -194,12 +198,20 @@ class Comparison:
             **({"teacher": self.teacher(self.seeds[0])[0]} if objective == DISTILL else {}),
         }
 
-    def accuracies_of(self, name: str, vectors: Callable[[], np.ndarray]) -> dict[str, float]:
-        """Return the reported accuracies of vectors, which are computed if there is no result."""
-        images, settings = self.images, {"budget": self.budget}
+    def accuracies_of(
+        self, name: str, vectors: Callable[[], np.ndarray], training: dict[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Return the reported accuracies of vectors, which are computed if there is no result.
+
+        Args:
+            name: Name of the encoder.
+            vectors: Function that returns the vectors, (N, E).
+            training: Result of the training of the encoder, or None.
+        """
+        images = self.images
         return self.result(
             f"{name}-accuracies",
-            settings,
+            {"training": training},
             lambda: accuracies(vectors(), images.labels, images.reporting),
         )
 
@@ -216,7 +228,7 @@ class Comparison:
             "untrained": {
                 str(seed): self.accuracies_of(
                     f"start-seed-{seed}",
-                    lambda seed=seed: embed(self.start(seed), images),
+                    partial(embed, self.start(seed), images),
                 )
                 for seed in self.seeds
             },
