@@ -162,29 +162,32 @@ class Continuing:
             found[name] = metrics["knn_20"]
         return found
 
-    def continued(self, name: str, seed: int) -> dict[str, Any]:
-        """Return the "curve" of a variant, from the start on, and the cost of its run."""
-        start, variant = self.start(seed), VARIANTS[name]
-        interval = self.num_steps // self.num_points
-        run = run_of(
+    def run(self, name: str, seed: int) -> RunConfig:
+        """Return the run of a variant, from the start of a seed."""
+        variant = VARIANTS[name]
+        return run_of(
             variant.recipe,
             self.second.source,
             self.folder / f"run-{name}-{seed}",
             seed=seed,
-            init_from=str(start),
+            init_from=str(self.start(seed)),
             max_steps=self.num_steps,
             batch_size=BATCH_SIZE,
             base_learning_rate=variant.rate,
-            save_steps=interval,
+            save_steps=self.num_steps // self.num_points,
             save_total_limit=self.num_points,
             **dict(variant.options),
         )
+
+    def continued(self, name: str, seed: int) -> dict[str, Any]:
+        """Return the "curve" of a variant, from the start on, and the cost of its run."""
+        run, interval = self.run(name, seed), self.num_steps // self.num_points
 
         def measure() -> dict[str, Any]:
             cost = train_timed(run, self.second.source)
             check_finite(cost)
             output = Path(run.start.output)
-            curve: list[dict[str, float]] = [{"step": 0, **self.measure(start)}]
+            curve: list[dict[str, float]] = [{"step": 0, **self.measure(self.start(seed))}]
             for step in range(interval, self.num_steps + 1, interval):
                 checkpoint = output / "checkpoints" / f"step-{step:08d}"
                 curve.append({"step": step, **self.measure(checkpoint)})
@@ -265,8 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         images = {
-            "fashion_mnist": fashion_mnist_sample(options.limit),
             "stamps": stamps(options.stamps, options.limit, IMAGE_SIZE, PATCH_SIZE),
+            "fashion_mnist": fashion_mnist_sample(options.limit),
         }
     except FileNotFoundError as error:
         sys.exit(str(error))

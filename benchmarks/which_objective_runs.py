@@ -60,6 +60,7 @@ class Comparison:
         rates: Learning rates to try.
         seeds: Seeds to report.
         num_timed_steps: Number of steps that measure the time of a step.
+        teachers: Objectives whose best one trains the teacher of `distill`.
     """
 
     images: LabeledSet
@@ -68,6 +69,7 @@ class Comparison:
     rates: Sequence[float] = RATES
     seeds: Sequence[int] = (0, 1, 2)
     num_timed_steps: int = 40
+    teachers: Sequence[str] = TEACHERS
     _known: dict[str, Any] = field(default_factory=dict)
 
     def result(self, name: str, settings: dict[str, Any], measure: Callable[[], Any]) -> Any:
@@ -107,7 +109,7 @@ class Comparison:
 
     def teacher(self, seed: int) -> tuple[str, float, int]:
         """Return the best other objective with its learning rate and a seed."""
-        best = max(TEACHERS, key=lambda name: self.best(name)[1])
+        best = max(self.teachers, key=lambda name: self.best(name)[1])
         return best, self.best(best)[0], seed
 
     def encoder(self, objective: str, rate: float, seed: int) -> Path:
@@ -237,7 +239,9 @@ class Comparison:
 
     def missing_teachers(self) -> list[str]:
         """Return the objectives without results that `distill` needs to choose its teacher."""
-        names = {name: [_name(name, rate, SWEEP_SEED) for rate in self.rates] for name in TEACHERS}
+        names = {
+            name: [_name(name, rate, SWEEP_SEED) for rate in self.rates] for name in self.teachers
+        }
         return [
             name
             for name, results in names.items()
