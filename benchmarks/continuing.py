@@ -114,8 +114,8 @@ class Continuing:
     num_steps: int
     num_points: int
 
-    def start(self, seed: int) -> Path:
-        """Return the checkpoint of the start of a seed, which is trained if it is missing."""
+    def start(self, seed: int) -> tuple[Path, dict[str, Any]]:
+        """Return checkpoint and result of a seed's start, which is trained if it is missing."""
         folder = self.folder / f"start-seed-{seed}"
         plain = run_of(
             "dino_demo",
@@ -135,8 +135,7 @@ class Continuing:
             keep_encoder(Path(run.start.output), folder)
             return cost | self.measure(folder)
 
-        self.result(f"start-seed-{seed}", run, measure)
-        return folder
+        return folder, self.result(f"start-seed-{seed}", run, measure)
 
     def result(self, name: str, run: RunConfig, measure: Callable[[], Any]) -> Any:
         """Return the stored result of a run.
@@ -170,7 +169,7 @@ class Continuing:
             self.second.source,
             self.folder / f"run-{name}-{seed}",
             seed=seed,
-            init_from=str(self.start(seed)),
+            init_from=str(self.start(seed)[0]),
             max_steps=self.num_steps,
             batch_size=BATCH_SIZE,
             base_learning_rate=variant.rate,
@@ -187,7 +186,8 @@ class Continuing:
             cost = train_timed(run, self.second.source)
             check_finite(cost)
             output = Path(run.start.output)
-            curve: list[dict[str, float]] = [{"step": 0, **self.measure(self.start(seed))}]
+            _, start = self.start(seed)
+            curve = [{"step": 0, "first": start["first"], "second": start["second"]}]
             for step in range(interval, self.num_steps + 1, interval):
                 checkpoint = output / "checkpoints" / f"step-{step:08d}"
                 curve.append({"step": step, **self.measure(checkpoint)})
@@ -245,7 +245,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--start-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=400, help="Steps of each run.")
-    parser.add_argument("--points", type=int, default=8, help="Measured checkpoints of each run.")
+    parser.add_argument("--points", type=int, default=5, help="Measured checkpoints of each run.")
     parser.add_argument("--limit", type=int, help="Number of images of each set; default: all.")
     parser.add_argument("--stamps", type=Path, default=STAMPS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")

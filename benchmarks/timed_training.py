@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = {
     "monitor_steps": 1_000_000,
     "save_steps": 1_000_000,
     "save_code": False,
-    "eval_limit": 64,
+    "eval_limit": 16,
     "overwrite": True,
 }
 # Peak of memory is in KiB on Linux, and in bytes on macOS.

@@ -79,7 +79,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--budget ({options.budget:g}) must be above 0 seconds.")
     if options.quick:
         options.budget, options.rates, options.seeds = 0.5, [1e-3], [0]
-        options.limit = options.limit or 1200
+        options.limit = options.limit or 240
         options.output = Path(tempfile.mkdtemp(prefix=NAME))
     return options
 
