@@ -36,6 +36,7 @@ SAMPLE = Path(__file__).parent.parent / "examples" / "fashion_mnist_sample"
 NUM_FOLDS = 5
 NUM_NEIGHBORS = 20  # DINO, arXiv 2104.14294, App. F.1
 MAX_KNOWN = 10_000  # images to choose settings by; embedding all would take as long as training
+MAX_RAW_SIZE = 28  # pixels
 STORED = 1.5  # shorter side of a stored image, as a multiple of the encoder's; crops are half of it
 
 
@@ -89,6 +90,16 @@ class LabeledSet:
     def image_size(self) -> int:
         """Side of the images to measure on, pixels."""
         return self.pixels.shape[1]
+
+    def raw_pixels(self) -> np.ndarray:
+        """Return the pixels as vectors (N, E), at a size of at most 28 pixels.
+
+        More of them make the linear probe slow: minutes for a few hundred images.
+        """
+        step = -(-self.image_size // MAX_RAW_SIZE)
+        count, rows, columns, channels = self.pixels.shape
+        blocks = self.pixels.reshape(count, rows // step, step, columns // step, step, channels)
+        return blocks.mean(axis=(2, 4), dtype=np.float32).reshape(count, -1) / 255
 
 
 class ArraySource(ImageSource):
@@ -240,7 +251,8 @@ def stamps(
             f"Trained on all images without labels, at {image_size} pixels. Images of one of five "
             "folds, stratified by class, are classified by the others; the first fold chooses "
             "learning rates, the four others are reported. A class of fewer than five images is in "
-            "as many folds as it has images. Images that occur twice were not removed."
+            "as many folds as it has images. Images that occur twice were not removed. Raw pixels "
+            "are those of images of 28 pixels."
         ),
     )
 

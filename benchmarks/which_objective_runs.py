@@ -223,10 +223,7 @@ class Comparison:
         return {
             "title": images.title,
             "note": images.note,
-            "raw_pixels": self.accuracies_of(
-                "raw-pixels",
-                lambda: images.pixels.reshape(len(images.pixels), -1).astype(np.float32) / 255,
-            ),
+            "raw_pixels": self.accuracies_of("raw-pixels", images.raw_pixels),
             "untrained": {
                 str(seed): self.accuracies_of(
                     f"start-seed-{seed}",

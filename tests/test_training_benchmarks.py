@@ -67,6 +67,8 @@ def test_each_stamp_is_classified_once_by_the_other_folds(stamp_folder):
     small = [(images.labels[split.queries] == 2).sum() for split in splits]
     assert sum(small) == 3 and max(small) == 1  # a class of three images, in three folds
     assert images.pixels.shape == (70, 56, 56, 3)
+    assert images.raw_pixels().shape == (70, 28 * 28 * 3)
+    assert images.raw_pixels().mean() == pytest.approx(images.pixels.mean() / 255, rel=1e-3)
     assert images.source[0].image.shape == (40, 50, 3)  # never enlarged
 
 
