@@ -58,7 +58,10 @@ class DINOLastLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(*, bottleneck) -> (*, K)."""
-        return F.linear(features, F.normalize(self.direction, dim=-1) * self.magnitude)
+        weight = F.normalize(self.direction, dim=-1)
+        if isinstance(self.magnitude, nn.Parameter):  # otherwise it is 1
+            weight = weight * self.magnitude
+        return F.linear(features, weight)
 
 
 class DINOHead(nn.Module):
