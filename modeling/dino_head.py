@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,40 @@ class DINOOutput(ModelOutput):
     teacher_entropy: Tensor | None = None
 
 
+EPS = 1e-12  # of F.normalize
+ROWS_AT_A_TIME = 8192
+
+
+class UnitRows(torch.autograd.Function):
+    """`F.normalize` of the rows of a matrix, bit for bit, with less memory in the backward pass.
+
+    That of `F.normalize` makes five copies of its argument, at the time of a step when most memory
+    is in use. With 65,536 prototypes, a copy is 64 MiB. Here, only some rows are copied at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, directions: Tensor) -> Tensor:
+        """(K, bottleneck) -> (K, bottleneck)."""
+        norms = directions.norm(dim=-1, keepdim=True)
+        ctx.save_for_backward(directions, norms)
+        return directions / norms.clamp_min(EPS)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient of the directions."""
+        parts = [tensor.split(ROWS_AT_A_TIME) for tensor in (*gradients, *ctx.saved_tensors)]
+        result = torch.empty_like(gradients[0])
+        for rows, gradient, directions, norms in zip(
+            result.split(ROWS_AT_A_TIME), *parts, strict=True
+        ):
+            lengths = norms.clamp_min(EPS)
+            of_lengths = (-gradient * (directions / lengths / lengths)).sum(dim=-1, keepdim=True)
+            of_norms = (of_lengths / norms).masked_fill_(norms < EPS, 0)
+            torch.div(gradient, lengths, out=rows)
+            rows += directions * of_norms
+        return result
+
+
 class DINOLastLayer(nn.Module):
     """Weight-normalized linear layer without bias (Sec. 3.2, Appendix C).
 
@@ -58,7 +93,7 @@ class DINOLastLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(*, bottleneck) -> (*, K)."""
-        weight = F.normalize(self.direction, dim=-1)
+        weight: Any = UnitRows.apply(self.direction)
         if isinstance(self.magnitude, nn.Parameter):  # otherwise it is 1
             weight = weight * self.magnitude
         return F.linear(features, weight)
@@ -159,4 +194,4 @@ class DINOLoss(TeacherTargets):
         return DINOOutput(loss=loss, teacher_entropy=entropy)
 
 
-__all__ = ["DINOHead", "DINOLastLayer", "DINOLoss", "DINOOutput"]
+__all__ = ["DINOHead", "DINOLastLayer", "DINOLoss", "DINOOutput", "UnitRows"]

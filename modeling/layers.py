@@ -189,6 +189,10 @@ class SelfViTAttention(nn.Module):
         Only the first Q = `num_queries` tokens are queries; all T if None. `rotation` holds the
         rotary positions of the T tokens, if the encoder has them.
         """
+        device = hidden_states.device.type
+        if hidden_states.dtype == torch.float32 and torch.is_autocast_enabled(device):
+            # once, because autocast would cast and save them for each projection
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
         queries = hidden_states[:, :num_queries]
 
         def split_heads(tokens: Tensor) -> Tensor:

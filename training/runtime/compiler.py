@@ -44,7 +44,7 @@ def compile_encoders(model: nn.Module, **options: Any) -> None:
     for module in model.modules():
         if isinstance(module, SelfViTModel):
             for name in ENTRIES:
-                function = torch.compile(getattr(type(module), name), fullgraph=True, **options)
+                function = torch.compile(getattr(type(module), name), **options)
                 # a method, so that it belongs to the copy in a deep copy of the model
                 setattr(module, name, MethodType(function, module))
 
