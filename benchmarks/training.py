@@ -96,7 +96,7 @@ class Measured:
 
     Args:
         times: Seconds of each step.
-        peak: Largest resident memory of the process, in bytes.
+        peak: Largest resident memory of the process without the libraries, in bytes.
         limit: Seconds of the matrix products of the linear layers alone.
     """
 
@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.threads} threads; {versions(PACKAGES)}; {plan.num_rounds} rounds; "
         f"{'CPU time' if options.cpu_time else 'wall-clock time'}. Ratios are the time of the "
         "first row divided by that of the row, within a round: median, smallest and largest. "
-        "Memory is the resident memory of the process, libraries included. The limit is the time "
+        "Memory is the largest resident memory of the process, less that of the imported "
+        "libraries. The limit is the time "
         "of the matrix products of the linear layers alone, on the same shapes, and its share of "
         "the step.",
     ]

@@ -8,6 +8,7 @@ of memory of its own.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import resource
 import sys
@@ -135,6 +136,12 @@ BUILDERS = {
     for builder in (selfvit_dino, lightly_dino, selfvit_mae, transformers_mae)
 }
 
+# Modules that a builder imports, in addition to selfvit
+LIBRARIES = {
+    "lightly_dino": "benchmarks.lightly_models",
+    "transformers_mae": "transformers.models.vit_mae.modeling_vit_mae",
+}
+
 
 class Trainer:
     """Model, inputs and optimizer of a case; all cases share the code of the step.
@@ -216,7 +223,7 @@ def fastest(program: Callable[[], object], clock: Callable[[], float], num_calls
 
 def peak_memory() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
+    status = Path("/proc/self/status")  # of this process alone; getrusage has that of its parent
     if status.exists():
         for line in status.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
@@ -231,9 +238,12 @@ CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 def serve(case: Case, clock_name: str, num_threads: int, connection: Connection) -> None:
     """Answer requests in the process of a case.
 
-    Requests are "step" (seconds of a step), "peak" (bytes) and "limit" (seconds).
+    Requests are "step" (seconds of a step), "peak" (bytes, without the libraries) and "limit"
+    (seconds).
     """
     pin_threads(num_threads)
+    importlib.import_module(LIBRARIES.get(case.builder, "selfvit"))
+    of_libraries = peak_memory()
     clock, trainer = CLOCKS[clock_name], Trainer(case)
     while (request := connection.recv()) is not None:
         if request == "step":
@@ -241,7 +251,8 @@ def serve(case: Case, clock_name: str, num_threads: int, connection: Connection)
             trainer.step()
             connection.send(clock() - start)
         else:
-            connection.send(peak_memory() if request == "peak" else trainer.limit(clock))
+            is_peak = request == "peak"
+            connection.send(peak_memory() - of_libraries if is_peak else trainer.limit(clock))
 
 
 class Process:
