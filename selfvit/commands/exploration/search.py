@@ -70,7 +70,7 @@ def search(
     if result.note:
         typer.echo(f"note: {result.note}")
     for match in result.results:
-        typer.echo(f"{match.similarity:.4f}  {match.path}")
+        collection_options.print_line(f"{match.similarity:.4f}  {match.path}")
     if output is not None:
         typer.echo(f"sheet: {output}")
 
