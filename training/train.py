@@ -48,8 +48,11 @@ from .preflight.checks import check, labeled_images
 from .preflight.dry_run import describe_plan
 from .recipes import RECIPES, check_start
 from .runtime.accelerator import build_accelerator, shut_down, synchronize
+from .runtime.compiler import check_compile, compile_encoders
 from .runtime.errors import translate_errors
 from .runtime.fsdp import FullModel, num_shards
+from .runtime.memory import keep_freed_memory
+from .runtime.precision import precision_line
 from .runtime.signals import StopSignal
 from .state import CheckedRun, TrainState
 
@@ -79,6 +82,10 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
+    if run.runtime.compile:
+        check_compile(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     _print_inventory(source, accelerator)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
@@ -87,14 +94,14 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     model = build_trainable(run)
     check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
-        for line in [*_start_lines(run), _describe(checked, model, accelerator)]:
+        for line in [*_start_lines(run, accelerator), _describe(checked, model, accelerator)]:
             accelerator.print(line)
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(
             f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
         )
-    for line in _start_lines(run):
+    for line in _start_lines(run, accelerator):
         accelerator.print(line)
     _open_run_folder(run, accelerator)
 
@@ -136,9 +143,12 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     )
 
 
-def _start_lines(run: RunConfig) -> list[str]:
+def _start_lines(run: RunConfig, accelerator: Accelerator) -> list[str]:
     """Return what a run does that its options do not say, in lines to print."""
     lines, num_channels = [], run.model.num_channels
+    precision = precision_line(run.runtime, accelerator.mixed_precision)
+    if precision is not None:
+        lines.append(precision)
     if run.is_classifier and run.start.init_from is None:
         lines.append(
             f"warning: {run.recipe} starts from random weights, and its values are for a "
@@ -175,6 +185,8 @@ def _prepare(
         pixel_range=preprocessing.declared_range,
     )
     full_model = FullModel(accelerator, model)
+    if run.runtime.compile:
+        compile_encoders(model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, run.optimizer))
     writer = ModelWriter(full_model, processor, save_code=run.checkpoints.save_code)
     set_seed(run.start.seed, device_specific=True)  # drop path differs between processes

@@ -249,12 +249,19 @@ class RuntimeConfig(Section):
     )
     mixed_precision: str | None = option(
         None,
-        "Precision: no, bf16 or fp16; Accelerate's setting by default",
-        choices=(None, "no", "bf16", "fp16"),
+        "Precision: auto, no, bf16 or fp16; auto is bf16 on devices with instructions for it, "
+        "otherwise no (float32). Accelerate's setting by default",
+        choices=(None, "auto", "no", "bf16", "fp16"),
     )
     activation_checkpointing: bool = option(
         False,
         "Recompute activations in the backward pass: less memory, about a third more time",
+        resumable=True,
+    )
+    compile: bool = option(
+        False,
+        "Compile the encoders with torch.compile, which takes a minute or more at the start; for "
+        "long runs on GPUs",
         resumable=True,
     )
     cpu: bool = option(False, "Train on the CPU, even if there is a GPU")
