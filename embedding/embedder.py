@@ -332,8 +332,8 @@ class Embedder:
             return self.request.fixed(self.model)
         if self._engine is None:
             raise ValueError(
-                "engine or dtype is 'auto' or 'int8' and not chosen yet; call choose_engine with the "
-                "images."
+                "engine or dtype is 'auto' or 'int8' and not chosen yet; call choose_engine with "
+                "the images."
             )
         return self._engine.selection
 
@@ -535,7 +535,7 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        self.choose_engine(source)
+        self.choose_engine(source, progress=progress)
         ranges = [range(source.num_positions)] if ranges is None else ranges
         total = source.num_images
         done = 0 if total is None else total - sum(len(positions) for positions in ranges)
