@@ -56,6 +56,11 @@ TRAINING = (
     "--num-local-views 0 --num-prototypes 512 --head-hidden-size 256 --head-bottleneck-size 64 "
     "--batch-size 16 --max-steps 300 --warmup-ratio 0.1 --base-learning-rate 0.004 --cpu"
 )
+COLUMNS = (
+    "Ratios are the time of the first row divided by that of the row, within a round: median, "
+    "smallest and largest. The last column is the mean centered cosine to selfvit in float32, and "
+    "the share of the 10 nearest neighbors kept, on the held-out images."
+)
 
 
 def train(name: str, images: Path, runs: Path) -> Path:
@@ -192,10 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     lines = [
         f"{options.threads} threads; {versions(PACKAGES)}; {num_rounds} rounds; "
-        f"{'CPU time' if options.cpu_time else 'wall-clock time'}. Ratios are the time of the "
-        "first row divided by that of the row, within a round: median, smallest and largest. The last "
-        "column is the mean centered cosine to selfvit in float32, and the share of the 10 nearest "
-        "neighbors kept, on the held-out images.",
+        f"{'CPU time' if options.cpu_time else 'wall-clock time'}. {COLUMNS}",
     ]
     pixels = pixels_of(options.images)
     for name, checkpoint in checkpoints.items():

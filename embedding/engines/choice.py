@@ -72,10 +72,15 @@ class Request:
             engine: Name of an engine; None for torch, or for OpenVINO in int8.
             dtype: Precision, also as "int8".
             quantization: Rounding in int8, if it is known.
+
+        Raises:
+            ValueError: If there is a rounding, but another precision.
         """
         if dtype in (torch.int8, "int8"):
             is_free = engine in (None, AUTO)
             return cls(openvino.NAME if is_free else str(engine), torch.int8, quantization)
+        if quantization is not None:
+            raise ValueError(f"quantization is for dtype int8, not {dtype}; leave it out.")
         return cls(pytorch.NAME if engine is None else engine, dtype)
 
     def check(self, model: SelfViTModel, tokens: str) -> None:

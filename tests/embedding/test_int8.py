@@ -132,7 +132,7 @@ class TestCalibration:
         assert (rounding.num_calibration, rounding.fidelity.num_images) == (24, 48)
         assert len(rounding.ranges) == rounding.num_layers == 9
         cosines = torch.cosine_similarity(torch.tensor(found), torch.tensor(expected))
-        assert cosines.min() > 0.995 and np.abs(found - expected).max() > 1e-3
+        assert cosines.min() > 0.99 and np.abs(found - expected).max() > 1e-3
         with torch.no_grad():
             model.layers[0].mlp.fc1.weight.mul_(2)
         with pytest.raises(ValueError, match="weights have changed"):
@@ -146,13 +146,9 @@ class TestCalibration:
         assert int8.is_faithful(rounding.fidelity)
 
     def test_vectors_that_are_not_faithful_are_refused_with_the_metrics(self, images, monkeypatch):
-        monkeypatch.setattr(int8, "FLOAT_LAYERS", (0.0, 0.5))
-        model = model_of()
-        with torch.no_grad():  # saturated attention: a rounded score chooses another token
-            for layer in model.layers:
-                layer.attention.q_proj.weight.mul_(1000)
+        monkeypatch.setattr(int8, "FLOAT_LAYERS", (0.0,))
         with pytest.raises(ValueError) as error:
-            embedder_of(model).choose_engine(open_images(images))
+            embedder_of(with_outlier(model_of())).choose_engine(open_images(images))
         for part in ("at least 0.995", "90%", "on 48 held-out images", "use dtype auto or float32"):
             assert part in str(error.value)
 
@@ -165,23 +161,25 @@ class TestCalibration:
             embedder_of(model_of(), engine="torch")
 
 
+@pytest.fixture(scope="module")
+def embed(checkpoint, images, tmp_path_factory):
+    """Return a command that embeds into a folder, which has been begun in 8 bits."""
+    pytest.importorskip("openvino")
+    folder = tmp_path_factory.mktemp("vectors")
+
+    def command(*arguments, data=images):
+        where = [checkpoint, "--data", data, "--output", folder]
+        options = ["--num-workers", 0, "--batch-size", 8, *arguments]
+        return CliRunner().invoke(app, ["embed", *map(str, [*where, *options])])
+
+    begun = command("--dtype", "int8", "--part-images", 24)
+    assert begun.exit_code == 0, begun.output
+    assert "int8: mean centered cosine 0.99" in begun.stdout
+    command.folder = folder
+    return command
+
+
 class TestFolder:
-    @pytest.fixture(scope="class")
-    def embed(self, checkpoint, images, tmp_path_factory):
-        pytest.importorskip("openvino")
-        folder = tmp_path_factory.mktemp("vectors")
-
-        def command(*arguments, data=images):
-            where = [checkpoint, "--data", data, "--output", folder]
-            options = ["--num-workers", 0, "--batch-size", 8, *arguments]
-            return CliRunner().invoke(app, ["embed", *map(str, [*where, *options])])
-
-        begun = command("--dtype", "int8", "--part-images", 24)
-        assert begun.exit_code == 0, begun.output
-        assert "int8: mean centered cosine 0.99" in begun.stdout
-        command.folder = folder
-        return command
-
     def test_metadata_has_the_metrics(self, embed):
         facts = json.loads((embed.folder / "metadata.json").read_text())
         assert (facts["engine"], facts["dtype"]) == ("openvino", "int8")
