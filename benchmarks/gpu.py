@@ -319,8 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
     name = torch.cuda.get_device_name(device) if is_cuda else "CPU, tiny models"
     lines = [
         f"{versions(PACKAGES)}; bfloat16; median of {plan.num_calls} calls after "
-        f"{plan.num_warmups}. The operations of a share are those of selfvit without compilation, as torch's FlopCounterMode counts "
-        "them, in all rows of a table.",
+        f"{plan.num_warmups}. The operations of a share are those of selfvit without compilation, "
+        "as torch's FlopCounterMode counts them, in all rows of a table.",
     ]
     for title, objective, programs in TABLES:
         table = measure_table(objective, programs, plan, deadline)
