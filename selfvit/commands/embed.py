@@ -162,8 +162,7 @@ def embed(
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
     folder = resolve(output)
-    if dtype is options.DTypeName.int8 and device is None:
-        device = "cpu"
+    device = device or ("cpu" if dtype is options.DTypeName.int8 else None)
     group, size, device = _group_of(devices, device, folder)
     if group is None and not update:
         check_output(folder, overwrite, resume)
