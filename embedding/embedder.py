@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,9 +40,12 @@ from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 from .engines.choice import CHECKED_IMAGES, Request, build, choose
+from .engines.int8 import BATCH_SIZE, NUM_IMAGES, calibrate
 from .engines.interface import AUTO, Engine, Selection
+from .engines.quantization import Quantization
 from .engines.torch import CastEngine, TorchEngine
 from .preprocessing import needed_size, pixel_format_of, pixel_values_of
+from .statistics import sample_images
 
 logger = logging.getLogger(__name__)
 
@@ -182,8 +185,9 @@ class Embedder:
             process.
         device: Device to compute on; None for the current device of the model.
         dtype: Precision to compute in; "auto" for bfloat16 where the device has instructions for it
-            and the vectors stay faithful; None for the current one of the model. The vectors are
-            always float32.
+            and the vectors stay faithful; "int8" for linear layers in 8 bits, which are calibrated
+            on the first source that is embedded; None for the current one of the model. The vectors
+            are always float32.
         pixel_range: Values of black and white in files of more than eight bits, as in
             `PixelFormat`; None for the range of the processor, if it has one.
         tokens: "pooled" for the vectors alone, "patches" for the patch tokens in addition, which
@@ -192,7 +196,9 @@ class Embedder:
             where a copy with packed weights is faster; "openvino" and "onnxruntime" convert the
             encoder in memory; "auto" takes the fastest that is installed, if the run is long enough
             to repay the conversion. Whatever "auto" takes must have a cosine of at least 0.999 to
-            the vectors of torch in float32 on the first images, and does not change later.
+            the vectors of torch in float32 on the first images, and does not change later. None for
+            "torch", or for "openvino" in int8.
+        quantization: Rounding in int8, as another embedder calibrated it; None to calibrate it.
 
     Raises:
         ImportError: If a package of the engine is not installed.
@@ -213,10 +219,11 @@ class Embedder:
         batch_size: int = 64,
         num_workers: int = 0,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | Literal["auto"] | None = None,
+        dtype: torch.dtype | Literal["auto", "int8"] | None = None,
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
-        engine: str = "torch",
+        engine: str | None = None,
+        quantization: Quantization | None = None,
     ):
         if tokens not in TOKENS:
             raise ValueError(f"tokens ({tokens!r}) must be one of {', '.join(TOKENS)}.")
@@ -224,8 +231,10 @@ class Embedder:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers ({num_workers}) must be 0 or more.")
+        self.request = Request.create(engine, dtype, quantization)
         # other engines convert the weights as they are, and have the precision themselves
-        own = dtype if engine == "torch" and dtype != AUTO else None
+        is_own = self.request.engine == "torch" and dtype not in (AUTO, "int8", torch.int8)
+        own = dtype if is_own else None
         self.model = model if device is None and own is None else model.to(device, own)  # type: ignore[arg-type]
         self.processor = processor
         self.normalize = normalize
@@ -233,7 +242,6 @@ class Embedder:
         self.num_workers = num_workers
         self.pixel_format = pixel_format_of(processor, pixel_range)
         self.tokens = tokens
-        self.request = Request(engine, dtype)
         self.request.check(self.model, tokens)
         self._engine: Engine | None = None
         self._pixel_check = PixelCheck()
@@ -252,7 +260,7 @@ class Embedder:
         dtype: str = "float32",
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
-        engine: str = "torch",
+        engine: str | None = None,
     ) -> Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
@@ -267,24 +275,25 @@ class Embedder:
             num_workers: Number of processes that decode and preprocess images; 0 uses the current
                 process.
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
-                first.
-            dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" as in
-                `Embedder`.
+                first, and for the CPU in int8.
+            dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" and "int8"
+                as in `Embedder`.
             pixel_range: Values of black and white in files of more than eight bits, as in
                 `PixelFormat`; None for the range stored in the checkpoint, if there is one.
             tokens: "pooled" or "patches", as in `Embedder`.
-            engine: "torch", "openvino", "onnxruntime" or "auto", as in `Embedder`.
+            engine: "torch", "openvino", "onnxruntime", "auto" or None, as in `Embedder`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
             ImportError: If a package of the engine is not installed.
             ValueError: If the weights do not match the model, or an argument has no valid value.
         """
-        if dtype not in (*DTYPES, AUTO):
-            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join((*DTYPES, AUTO))}.")
+        if dtype not in (names := (*DTYPES, "int8", AUTO)):
+            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(names)}.")
         precision: Any = DTYPES.get(dtype, dtype)
-        loaded = precision if engine == "torch" and dtype != AUTO else torch.float32
-        device = best_device(device)
+        is_own = engine in (None, "torch") and dtype in DTYPES
+        loaded = precision if is_own else torch.float32
+        device = best_device("cpu" if device is None and dtype == "int8" else device)
         checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
         model = load_strictly(SelfViTModel, checkpoint, network=network, dtype=loaded, **overrides)
@@ -323,32 +332,73 @@ class Embedder:
             return self.request.fixed(self.model)
         if self._engine is None:
             raise ValueError(
-                "engine or dtype is 'auto' and not chosen yet; call choose_engine with the images."
+                "engine or dtype is 'auto' or 'int8' and not chosen yet; call choose_engine with "
+                "the images."
             )
         return self._engine.selection
 
-    def choose_engine(self, source: AnySource, earlier: Mapping[str, Any] | None = None) -> None:
+    def choose_engine(
+        self,
+        source: AnySource,
+        earlier: Mapping[str, Any] | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
         """Choose engine and precision, where they are "auto", for the images of a source.
 
-        Without effect if they are chosen already.
+        In int8, the rounding is calibrated on a sample of them. Without effect if all that is done.
 
         Args:
             source: Images to embed; the first ones are read where a choice must be checked.
-            earlier: Fingerprint of vectors that the new ones must equal, whose engine and precision
-                are taken; None to choose.
+            earlier: Fingerprint of vectors that the new ones must equal, see `use_engine_of`; None
+                to choose.
+            progress: Whether to show a progress bar of the calibration.
 
         Raises:
             ImportError: If a package of the earlier engine is not installed.
+            ValueError: If vectors in int8 are not faithful on these images, or there are too few.
         """
         if self._engine is not None or not self.request.is_open:
             return
         if earlier is not None:
-            self.request = self.request.like(earlier)
-            self.request.check(self.model, self.tokens)
+            self.use_engine_of(earlier)
+            return
+        if self.request.needs_calibration:
+            self._calibrate(source, progress)
             return
         candidates = self.request.candidates(self.model, source.num_images, self.tokens)
         pixel_values = self._first_images(source) if len(candidates) > 1 else None
         self._choose(candidates, pixel_values)
+
+    def use_engine_of(self, earlier: Mapping[str, Any]) -> None:
+        """Take engine, precision and rounding of earlier vectors, where they are left to choose.
+
+        Args:
+            earlier: Fingerprint of vectors that the new ones must equal.
+
+        Raises:
+            ImportError: If a package of the earlier engine is not installed.
+            ValueError: If int8 is asked for, and the vectors have another precision.
+        """
+        if self.request.is_open:
+            self.request = self.request.like(earlier)
+            self.request.check(self.model, self.tokens)
+
+    def _calibrate(self, source: AnySource, progress: bool) -> None:
+        """Calibrate the rounding on a sample of the images of a source."""
+        sample = sample_images(source, NUM_IMAGES)
+        batches = self.preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
+        with closing(batches):
+            pixels = [batch.pixels[0] for _, batch in batches if batch.pixels is not None]
+        pixel_values = torch.cat(pixels) if pixels else torch.empty(0)
+        with (
+            progress_bar(description="calibrating", disable=not progress) as bar,
+            torch.inference_mode(),
+            eval_mode(self.model),
+        ):
+            engine = calibrate(self.model, pixel_values, bar.update)
+        self._engine = engine
+        self.request = replace(self.request, quantization=engine.selection.quantization)
 
     def _choose(self, candidates: list[Selection], pixel_values: Tensor | None) -> Engine:
         with torch.inference_mode(), eval_mode(self.model):
@@ -368,10 +418,20 @@ class Embedder:
 
     def _current_engine(self, pixel_values: Tensor, num_images: int) -> Engine:
         """Return the engine, which is chosen at the first call, and built again for new weights."""
+        if self.request.needs_calibration:
+            raise ValueError(
+                "dtype int8 must be calibrated on images before it embeds any; call "
+                "choose_engine(open_images(FOLDER)) first."
+            )
         if self._engine is None and self.request.is_open:
             candidates = self.request.candidates(self.model, num_images, self.tokens)
             return self._choose(candidates, pixel_values)
         if self._engine is None or not self._engine.is_current(self.model):
+            if self._engine is not None and self.request.quantization is not None:
+                raise ValueError(
+                    "the weights have changed since dtype int8 was calibrated; create a new "
+                    "Embedder."
+                )
             with eval_mode(self.model):
                 self._engine = build(self.selection, self.model, self.tokens)
         return self._engine
@@ -475,7 +535,7 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        self.choose_engine(source)
+        self.choose_engine(source, progress=progress)
         ranges = [range(source.num_positions)] if ranges is None else ranges
         total = source.num_images
         done = 0 if total is None else total - sum(len(positions) for positions in ranges)

@@ -54,7 +54,7 @@ class RayEmbedder(Embedder):
 
     @staticmethod
     def fixed_engine(embedder: Embedder) -> dict[str, Any]:
-        """Return the arguments `engine` and `dtype` for actors, whose devices may differ.
+        """Return the arguments that choose engine and precision for actors, on any device.
 
         What is left to choose becomes torch, in the precision of the model.
         """
@@ -62,6 +62,7 @@ class RayEmbedder(Embedder):
         return {
             "engine": "torch" if request.engine == AUTO else request.engine,
             "dtype": None if request.dtype == AUTO else request.dtype,
+            "quantization": request.quantization,
         }
 
     def _embedded(
@@ -176,6 +177,11 @@ def embed_dataset(
         num_actors=num_actors,
         num_gpus=num_gpus,
     )
+    if embedder.request.needs_calibration:
+        raise ValueError(
+            "dtype int8 is calibrated on a source of images, which a Ray dataset is not; use "
+            "another dtype, or selfvit embed --runner ray."
+        )
     decoded = dataset.map_batches(
         _decode_column,
         batch_size=batch_size,
@@ -231,9 +237,11 @@ class _Actor:
     def __init__(self, reference: Any):
         import ray
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        arguments = ray.get(reference)
+        is_int8 = arguments["quantization"] is not None  # which the CPU computes
+        device = "cuda" if torch.cuda.is_available() and not is_int8 else "cpu"
         torch.set_num_threads(1)  # as many as Ray counts for it without a GPU
-        self.embedder = Embedder(**ray.get(reference), device=device)
+        self.embedder = Embedder(**arguments, device=device)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         batch: ReadBatch

@@ -205,6 +205,7 @@ class Collection:
             known["pixel_range"] = tuple(known["pixel_range"])
         embedder = Embedder.from_pretrained(name, **{**known, **options})
         if self.manifest is not None:
+            embedder.use_engine_of(stored)
             found = checkpoint_fingerprint(embedder, "float32")
             differing = [
                 key

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import duplicates, duplicates_images, objectives_runs
+from benchmarks import duplicates, duplicates_images, gpu, objectives_runs
 from benchmarks.duplicates_report import Measured, table
 from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
 from benchmarks.interleaved import Times, measure, write_section
@@ -246,3 +246,18 @@ def test_a_step_to_measure_trains_and_knows_its_matrix_products(in_bfloat16):
     # 2 global views of 1 + 49 tokens, 6 local views of 1 + 9, in the first 11 of 12 blocks
     assert products[2 * 50, 192, 768, False] == products[2 * 50, 192, 768, True] == 11
     assert products[6 * 10, 192, 768, True] == 11
+
+
+def test_the_benchmark_of_a_gpu_runs_in_its_dry_mode(capsys, tmp_path):
+    page = tmp_path / "gpu.md"
+    gpu.main(["--device", "cpu", "--quick", "--output", str(page)])
+    shown = capsys.readouterr().out
+    for title in ("DINO, S/16, a training step", "MAE, B/16, a training step", "Embedding, S/16"):
+        assert title in shown and title in page.read_text()
+    assert "failed" not in shown and "no time" not in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_a_gpu_says_that_there_is_none():
+    with pytest.raises(SystemExit, match="needs a GPU"):
+        gpu.main([])

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
 from selfvit.cli import app
 from selfvit.conversion.exporters.export import FORMATS, export
-from selfvit.conversion.exporters.fidelity import centered_cosines, measure_difference
+from selfvit.conversion.exporters.fidelity import measure_difference
 from selfvit.conversion.exporters.onnx import Int8
+from selfvit.embedding.engines.fidelity import centered_cosines
 
 
 @pytest.fixture(scope="module")
