@@ -18,10 +18,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import one_line
-from .files.deep_pixels import check_memory, raw_pillow, read_deep
 from .files.image_formats import SIGNATURE_BYTES, format_of, missing_support
 from .files.image_plugins import register_plugins
-from .files.raw_pixels import (
+from .image_source import UnreadableContent
+from .pixel_format import FRAMES, TRANSPARENCY, DecodedPixels, PixelFormat
+from .pixels.deep_pixels import check_memory, raw_pillow, read_deep
+from .pixels.raw_pixels import (
     NPY_START,
     PixelsError,
     RawPixels,
@@ -32,9 +34,7 @@ from .files.raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
-from .files.tiff_pixels import has_more_pages, read_tiff
-from .image_source import UnreadableContent
-from .pixel_format import FRAMES, TRANSPARENCY, DecodedPixels, PixelFormat
+from .pixels.tiff_pixels import has_more_pages, read_tiff
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.
