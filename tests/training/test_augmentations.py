@@ -130,8 +130,8 @@ def test_grayscale_makes_the_channels_equal():
 def test_blur_is_a_gaussian_blur_with_the_drawn_sigma():
     plain = one_view()[0].transpose(1, 2, 0)
     blurred = one_view(blur_probability=[1.0, 0.0, 0.0], blur_sigma=[1.5, 1.5])[0]
-    expected = cv2.GaussianBlur(np.ascontiguousarray(plain), (0, 0), 1.5)
-    assert np.array_equal(blurred.transpose(1, 2, 0), expected)
+    expected = cv2.GaussianBlur(plain.astype(np.float32), (0, 0), 1.5)
+    assert np.abs(blurred.transpose(1, 2, 0) - expected).max() < 1
 
 
 def test_mae_crop_returns_an_image_and_noise_for_each_patch():

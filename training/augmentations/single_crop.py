@@ -57,12 +57,18 @@ class CropAndFlip(Augmentation):
         patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "pixel_values" (C, H, W)."""
+        view = self._view(image, rng, image_size)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def _view(
+        self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the view, (h, w, C)."""
         box = random_crop_box(image.shape[0], image.shape[1], self.crop_scale, rng)
         view = crop_and_resize(image, box, image_size)
         if rng.random() < self.flip_probability:
             view = flip(view)
-        view = jitter_color(view, self.color_jitter, rng)
-        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+        return jitter_color(view, self.color_jitter, rng)
 
 
 @dataclass(frozen=True)
@@ -145,21 +151,16 @@ class MixedCrop(CropAndFlip):
         maximum=1,
     )
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        rng: np.random.Generator,
-        image_size: tuple[int, int],
-        patch_size: int,
-    ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (C, H, W)."""
-        crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
-        view = np.ascontiguousarray(crop.transpose(1, 2, 0))
+    def _view(
+        self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the view, (h, w, C)."""
+        view = super()._view(image, rng, image_size)
         if self.rand_augment_magnitude > 0:
             view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_std, rng)
         if rng.random() < self.random_erasing_probability:
             view = erase_box(view, self.erased_area, self.erased_ratio, rng)
-        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+        return view
 
     def describe_color(self) -> str:
         """Return the values of the fields of color changes, and the operations of RandAugment."""
