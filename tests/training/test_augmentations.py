@@ -1,7 +1,10 @@
+import math
+
 import cv2
 import numpy as np
 import pytest
 
+from selfvit.training.augmentations.colored_crop import ColoredCrop
 from selfvit.training.augmentations.functional import crop_and_resize
 from selfvit.training.augmentations.multi_crop import FocalCrops, MultiCrop
 from selfvit.training.augmentations.single_crop import CropAndFlip, MAECrop, MixedCrop
@@ -92,6 +95,24 @@ def test_views_are_determined_by_the_seed(augmentation):
     other = augmentation(pixels(50, 40), rng(4), (32, 32), 8)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert any(not np.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [MultiCrop(local_view_size=16), FocalCrops(focal_view_size=16), MAECrop(), ColoredCrop()],
+)
+def test_a_reduced_image_has_the_same_crops_none_of_them_enlarged(augmentation):
+    reduced = []
+    for seed in range(100):
+        crops = augmentation.crops((600, 800), (32, 48), rng(seed))
+        ratios = [max(size[0] / box[2], size[1] / box[3]) for box, size in crops]
+        needed = augmentation.source_size((600, 800), (32, 48), rng(seed))
+        assert needed == (math.ceil(600 * max(ratios)), math.ceil(800 * max(ratios)))
+        halves = augmentation.crops((300, 400), (32, 48), rng(seed))
+        for (box, _), (half, _) in zip(crops, halves, strict=True):
+            assert np.abs(np.array(half) - np.array(box) / 2).max() <= 1
+        reduced.append(needed)
+    assert len(set(reduced)) > 20  # by what is drawn, not by the worst case
 
 
 def test_a_crop_of_the_full_image_without_color_changes_is_the_resized_image():

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from ...pixel_scale import GRAY_WEIGHTS
+from .base import Crop
 
 try:
     import cv2
@@ -41,18 +42,37 @@ def random_crop_box(
         (top, left, height, width) in pixels. Aspect ratios are log-uniform in 3/4 to 4/3. If ten
         draws do not fit into the image, the largest central crop of an allowed ratio.
     """
-    log_ratio = math.log(4 / 3)
-    for _ in range(10):
-        area = height * width * rng.uniform(scale[0], scale[1])
-        ratio = math.exp(rng.uniform(-log_ratio, log_ratio))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
+    for draws in rng.random((10, 4)).tolist():  # one call, which takes less time than four
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
+        ratio = (4 / 3) ** (2 * draws[1] - 1)
+        sides = math.sqrt(area / ratio), math.sqrt(area * ratio)
+        if sides[0] <= height and sides[1] <= width:  # before rounding: the same for any resolution
+            crop_height, crop_width = (max(1, round(side)) for side in sides)
+            top = int((height - crop_height + 1) * draws[2])
+            left = int((width - crop_width + 1) * draws[3])
             return top, left, crop_height, crop_width
     crop_width = min(width, max(1, round(height * 4 / 3)))
     crop_height = min(height, max(1, round(width * 4 / 3)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def random_crops(
+    count: int,
+    size: tuple[int, int],
+    scale: list[float],
+    view_size: tuple[int, int],
+    rng: np.random.Generator,
+) -> list[Crop]:
+    """Draw the boxes of several views.
+
+    Args:
+        count: Number of views.
+        size: Height and width of the image, pixels.
+        scale: Smallest and largest area of a crop, as fractions of the image's area.
+        view_size: Height and width of a view, pixels.
+        rng: Random number generator.
+    """
+    return [(random_crop_box(*size, scale, rng), view_size) for _ in range(count)]
 
 
 def crop_and_resize(
@@ -231,6 +251,7 @@ __all__ = [
     "jitter_color",
     "limited",
     "random_crop_box",
+    "random_crops",
     "scale_brightness",
     "scale_contrast",
     "scale_saturation",

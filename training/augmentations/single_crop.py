@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..options import option
-from .base import Augmentation, count_patches, source_size_of
-from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crop_box
+from .base import Augmentation, Crop, count_patches
+from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crops
 from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
 from .randaugment_arrays import ARRAY_OPERATIONS
@@ -41,9 +41,11 @@ class CropAndFlip(Augmentation):
         """Return the (height, width) of the crop."""
         return [image_size]
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no crop is enlarged."""
-        return source_size_of((image_size, self.crop_scale))
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the box of the crop."""
+        return random_crops(1, size, self.crop_scale, image_size, rng)
 
     def rgb_only(self) -> dict[str, Any]:
         """Return the field of saturation and hue, with its value without these."""
@@ -64,8 +66,8 @@ class CropAndFlip(Augmentation):
         self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
     ) -> np.ndarray:
         """Return the view, (h, w, C)."""
-        box = random_crop_box(image.shape[0], image.shape[1], self.crop_scale, rng)
-        view = crop_and_resize(image, box, image_size)
+        (crop,) = self.crops(image.shape[:2], image_size, rng)
+        view = crop_and_resize(image, *crop)
         if rng.random() < self.flip_probability:
             view = flip(view)
         return jitter_color(view, self.color_jitter, rng)
