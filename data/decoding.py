@@ -188,9 +188,9 @@ def _decode(image: Content, pixel_format: PixelFormat, target: Target | None) ->
     else:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             has_more = has_more or _has_more(_is_animated, opened)
-            decoded = _decode_jpeg(opened, pixel_format, target)
-            if decoded is None:
-                decoded = _decode_pillow(opened, pixel_format, target)
+            decoded = _decode_jpeg(opened, pixel_format, target) or _decode_pillow(
+                opened, pixel_format, target
+            )
     return replace(decoded, unread=(*decoded.unread, FRAMES)) if has_more else decoded
 
 
