@@ -9,7 +9,6 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,22 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.checksum import checksum_of
-from ..data.dataset_source import AnySource, StreamingImageSource
-from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
-from ..data.image_source import ImageRecord, ImageSource
+from ..data.dataset_source import AnySource
+from ..data.decoding import AnyImage, UnreadableImageError
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import Findings, PixelCheck, PixelFormat
-from ..data.reading import (
-    Batches,
-    ReadBatch,
-    read_frames,
-    read_images,
-    read_spread_images,
-    read_stream,
-    unreadable_reason,
-)
-from ..data.reading_ahead import read_ahead
+from ..data.pixel_format import Findings, PixelCheck
+from ..data.reading import unreadable_reason
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -42,12 +30,12 @@ from ..progress import progress_bar
 from .engines.choice import CHECKED_IMAGES, Request, build, choose
 from .engines.interface import AUTO, Engine, Selection
 from .engines.torch import CastEngine, TorchEngine
-from .preprocessing import needed_size, pixel_format_of, pixel_values_of
+from .preparation import Preparation, decode_and_preprocess
+from .preprocessing import pixel_format_of
 
 logger = logging.getLogger(__name__)
 
 TOKENS = ("pooled", "patches")
-BATCHES_AHEAD = 2  # of a stream, per worker
 
 
 @dataclass(frozen=True)
@@ -103,68 +91,6 @@ class EmbeddedImages:
     label_names: list[str] | None
     skipped: list[SkippedImage]
     seconds: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Decoding and preprocessing of an embedder, which needs no model.
-
-    Args:
-        processor: Image processor.
-        pixel_format: Pixels that the model reads.
-    """
-
-    processor: BaseImageProcessor
-    pixel_format: PixelFormat
-
-    def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
-        """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
-
-        Raises:
-            UnreadableImageError: If the image cannot be decoded.
-        """
-        pixels, findings = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
-        return pixels, findings, checksum_of(record.image)
-
-    def read(
-        self,
-        source: AnySource,
-        ranges: Sequence[range],
-        batch_size: int,
-        num_workers: int = 0,
-    ) -> Generator[tuple[range, ReadBatch], None, None]:
-        """Read positions of a source in batches, whose pixels are those of `stack`.
-
-        Args:
-            source: Images to read.
-            ranges: Positions to read.
-            batch_size: Maximum number of images per batch.
-            num_workers: Number of processes that decode; 0 uses the current process. For videos,
-                number of threads that preprocess frames.
-
-        Yields:
-            Positions and images of the batches.
-        """
-        options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
-        if isinstance(source, StreamingImageSource) and source.is_video:
-            threads: dict[str, Any] = {"num_threads": num_workers, "collate": self.stack}
-            yield from read_frames(source, ranges, batch_size, self, **threads)
-        elif isinstance(source, StreamingImageSource):
-            records = source.batches(ranges, batch_size)
-            with closing(read_ahead(records, BATCHES_AHEAD * max(1, num_workers))) as ahead:
-                yield from read_stream(ahead, self, **options)
-        else:
-            batches = Batches(ranges, batch_size)
-            with closing(read_images(source, self, batches=batches, **options)) as read:
-                yield from zip(batches, read, strict=True)
-
-    @staticmethod
-    def stack(
-        items: list[tuple[Tensor, Findings | None, str | None]],
-    ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
-        """Return pixels (B, C, H, W), findings and checksums of a batch."""
-        pixels, findings, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(findings), list(checksums)
 
 
 class Embedder:
@@ -383,7 +309,7 @@ class Embedder:
             return None
         config = self.model.config
         black = np.zeros((64, 64, config.num_channels), dtype=np.uint8)
-        pixels, _ = _decode_and_preprocess(black, self.processor, self.pixel_format)
+        pixels, _ = decode_and_preprocess(black, self.processor, self.pixel_format)
         rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
         return rows, columns, config.hidden_size
 
@@ -421,7 +347,7 @@ class Embedder:
         return np.concatenate(vectors)
 
     def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, findings = _decode_and_preprocess(image, self.processor, self.pixel_format)
+        pixel_values, findings = decode_and_preprocess(image, self.processor, self.pixel_format)
         self._pixel_check.add(name, findings)
         return pixel_values
 
@@ -574,84 +500,6 @@ class Embedder:
         return vectors.cpu().numpy(), patches
 
 
-def preprocess(
-    image: Content,
-    processor: BaseImageProcessor,
-    pixel_range: tuple[float, float] | None = None,
-) -> Tensor:
-    """Decode and preprocess one image.
-
-    Args:
-        image: Path, content of an image file, PIL image, or array (H, W), (H, W, C) or (C, H, W).
-        processor: Image processor.
-        pixel_range: Values of black and white in files of more than eight bits; None for the range
-            of the processor, if it has one.
-
-    Returns:
-        Normalized pixels, (C, H, W), float32.
-
-    Raises:
-        UnreadableImageError: If the image cannot be decoded.
-    """
-    return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
-
-
-def preprocess_spread_images(
-    source: ImageSource,
-    processor: BaseImageProcessor,
-    num_images: int,
-    *,
-    num_workers: int,
-    pixel_range: tuple[float, float] | None = None,
-) -> tuple[list[Tensor], list[SkippedImage]]:
-    """Decode and preprocess images spread evenly over a source, as `read_spread_images` does.
-
-    Args:
-        source: Images to read.
-        processor: Image processor.
-        num_images: Maximum number of images.
-        num_workers: Number of processes that read; 0 uses the current process.
-        pixel_range: Values of black and white, as in `preprocess`.
-
-    Returns:
-        Normalized pixels of the images, each (C, H, W), and the images that cannot be read.
-
-    Raises:
-        ValueError: If no image can be read, or `num_images` is below 1.
-    """
-    pixel_format = pixel_format_of(processor, pixel_range)
-    prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
-    images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
-    warn_of_findings({name: findings for name, _, findings in images})
-    return [pixel_values for _, pixel_values, _ in images], skipped
-
-
-def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
-    """Log one warning of each kind if files hold more than what is read, see `PixelCheck`.
-
-    Args:
-        findings: Findings by the name of the image.
-    """
-    check = PixelCheck()
-    for name, found in findings.items():
-        check.add(name, found)
-    for warning in check.warnings():
-        logger.warning(warning)
-
-
-def _preprocess_named(
-    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[str, Tensor, Findings | None]:
-    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
-
-
-def _decode_and_preprocess(
-    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, Findings | None]:
-    decoded = decode_pixels(image, pixel_format, needed_size(processor))
-    return pixel_values_of(decoded, processor), decoded.findings
-
-
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and restore the mode of each module afterwards.
@@ -701,7 +549,4 @@ __all__ = [
     "SkippedImage",
     "best_device",
     "eval_mode",
-    "preprocess",
-    "preprocess_spread_images",
-    "warn_of_findings",
 ]

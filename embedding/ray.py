@@ -21,8 +21,9 @@ from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shar
 from ..data.image_source import ImageRecord, RecordSource
 from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
-from .embedder import EmbeddedBatch, Embedder, Preparation
+from .embedder import EmbeddedBatch, Embedder
 from .engines.interface import AUTO
+from .preparation import Preparation
 
 
 class RayEmbedder(Embedder):

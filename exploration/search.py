@@ -210,7 +210,7 @@ def patch_similarities(
     """
     import torch
 
-    from ..embedding.embedder import preprocess
+    from ..embedding.preparation import preprocess
 
     pixels = torch.stack([preprocess(image, embedder.processor) for image in (first, second)])
     tokens = Embedder(embedder.model, embedder.processor, tokens="patches")
