@@ -23,6 +23,7 @@ from ..data.decoding import AnyImage, UnreadableImageError
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import Findings, PixelCheck
 from ..data.reading import unreadable_reason
+from ..data.reading_ahead import decode_in_threads
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -30,7 +31,7 @@ from ..progress import progress_bar
 from .engines.choice import CHECKED_IMAGES, Request, build, choose
 from .engines.interface import AUTO, Engine, Selection
 from .engines.torch import CastEngine, TorchEngine
-from .preparation import Preparation, decode_and_preprocess
+from .preparation import Preparation, num_decoding_threads
 from .preprocessing import pixel_format_of
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ class Embedder:
         processor: Image processor.
         normalize: Whether to scale the vectors to length 1.
         batch_size: Number of images per batch.
-        num_workers: Number of processes that decode and preprocess images; 0 uses the current
-            process.
+        num_workers: Number of processes that decode and preprocess images; 0 uses threads of the
+            current process.
         device: Device to compute on; None for the current device of the model.
         dtype: Precision to compute in; "auto" for bfloat16 where the device has instructions for it
             and the vectors stay faithful; None for the current one of the model. The vectors are
@@ -190,8 +191,8 @@ class Embedder:
                 checkpoint.
             normalize: Whether to scale the vectors to length 1.
             batch_size: Number of images per batch.
-            num_workers: Number of processes that decode and preprocess images; 0 uses the current
-                process.
+            num_workers: Number of processes that decode and preprocess images; 0 uses threads of
+                the current process.
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
                 first.
             dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" as in
@@ -286,10 +287,11 @@ class Embedder:
         size = min(self.batch_size, CHECKED_IMAGES)
         num_workers = min(self.num_workers, 1)  # an image that ends a worker does not end this one
         ranges = [range(source.num_positions)]
-        with closing(self.preparation.read(source, ranges, size, num_workers)) as batches:
+        preparation = self.preparation
+        with closing(preparation.read(source, ranges, size, num_workers)) as batches:
             for _, batch in batches:
                 if batch.pixels is not None:
-                    return batch.pixels[0]
+                    return preparation.normalize(batch.pixels[0], self.model.device)
         return None
 
     def _current_engine(self, pixel_values: Tensor, num_images: int) -> Engine:
@@ -309,7 +311,7 @@ class Embedder:
             return None
         config = self.model.config
         black = np.zeros((64, 64, config.num_channels), dtype=np.uint8)
-        pixels, _ = decode_and_preprocess(black, self.processor, self.pixel_format)
+        pixels, _ = self.preparation.crop(black)
         rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
         return rows, columns, config.hidden_size
 
@@ -330,26 +332,33 @@ class Embedder:
             return self([images])[0]
         vectors = [np.empty((0, self.embedding_size), dtype=np.float32)]
         for start in range(0, len(images), self.batch_size):
-            pixels = []
-            for position, image in enumerate(images[start : start + self.batch_size], start):
-                name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
-                try:
-                    pixels.append(self._prepare(name, image))
-                except Exception as error:
-                    reason = unreadable_reason(error)
-                    if reason is None:
-                        raise
-                    raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
-            stacked = torch.stack(pixels)
-            self._current_engine(stacked, len(images))
-            vectors.append(self.embed_pixels(stacked))
+            batch = list(enumerate(images[start : start + self.batch_size], start))
+            pixel_values = self._prepare(batch)
+            self._current_engine(pixel_values, len(images))
+            vectors.append(self.embed_pixels(pixel_values))
         self._warn_of_findings()
         return np.concatenate(vectors)
 
-    def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, findings = decode_and_preprocess(image, self.processor, self.pixel_format)
-        self._pixel_check.add(name, findings)
-        return pixel_values
+    def _prepare(self, images: list[tuple[int, AnyImage]]) -> Tensor:
+        """Return the normalized pixels (B, C, H, W) of images with their positions."""
+        preparation = self.preparation
+
+        def crop(numbered: tuple[int, AnyImage]) -> tuple[str, Tensor, Findings | None]:
+            position, image = numbered
+            name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
+            try:
+                return name, *preparation.crop(image)
+            except Exception as error:
+                reason = unreadable_reason(error)
+                if reason is None:
+                    raise
+                raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
+
+        pixels = []
+        for name, cropped, findings in decode_in_threads(images, crop, num_decoding_threads()):
+            pixels.append(cropped)
+            self._pixel_check.add(name, findings)
+        return preparation.normalize(preparation.stack_pixels(pixels), self.model.device)
 
     def _warn_of_findings(self) -> None:
         for warning in self._pixel_check.warnings_once():
@@ -425,7 +434,8 @@ class Embedder:
         self, source: AnySource, ranges: Sequence[range]
     ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
         """Yield the results of batches, and the findings in the images that can be read."""
-        read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
+        preparation = self.preparation
+        read = preparation.read(source, ranges, self.batch_size, self.num_workers)
         with closing(read) as batches:
             for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
@@ -433,7 +443,8 @@ class Embedder:
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
-                    pixel_values, found, checksums = batch.pixels
+                    pixels, found, checksums = batch.pixels
+                    pixel_values = preparation.normalize(pixels, self.model.device)
                     vectors, patches = self.embed_tokens(pixel_values)
                 yield (
                     EmbeddedBatch(

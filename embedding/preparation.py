@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,20 @@ from ..data.reading import (
     read_stream,
 )
 from ..data.reading_ahead import read_ahead
-from .preprocessing import needed_size, pixel_format_of, pixel_values_of
+from .eight_bit import EightBitPreprocessing
+from .preprocessing import (
+    crop_pixels,
+    needed_size,
+    normalize_pixels,
+    pixel_format_of,
+    pixel_values_of,
+    stack_pixels,
+)
 
 logger = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2  # of a stream, per worker
+MAX_DECODING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Preparation:
 
     processor: BaseImageProcessor
     pixel_format: PixelFormat
+    _eight_bit: EightBitPreprocessing | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_eight_bit", EightBitPreprocessing.of(self.processor))
 
     def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
         """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
@@ -55,8 +68,39 @@ class Preparation:
         Raises:
             UnreadableImageError: If the image cannot be decoded.
         """
-        pixels, findings = decode_and_preprocess(record.image, self.processor, self.pixel_format)
+        pixels, findings = self.crop(record.image)
         return pixels, findings, checksum_of(record.image)
+
+    def crop(self, image: Content) -> tuple[Tensor, Findings | None]:
+        """Decode and crop one image.
+
+        Returns:
+            Pixels for `stack_pixels`, (C, H, W), and the findings in the file.
+
+        Raises:
+            UnreadableImageError: If the image cannot be decoded.
+        """
+        decoded = decode_pixels(image, self.pixel_format, needed_size(self.processor))
+        return crop_pixels(decoded, self.processor, self._eight_bit), decoded.findings
+
+    def stack_pixels(self, images: Sequence[Tensor]) -> Tensor:
+        """Return images as a batch, (B, C, H, W), for `normalize`."""
+        return stack_pixels(images, self._eight_bit)
+
+    def normalize(self, pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Normalize a batch on the device that needs it.
+
+        Args:
+            pixels: Result of `stack_pixels`, (B, C, H, W).
+            device: Device of the result.
+
+        Returns:
+            Normalized pixels, (B, C, H, W), float32.
+        """
+        device = torch.device(device)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # the copy then does not wait for the device
+        return normalize_pixels(pixels.to(device, non_blocking=True), self._eight_bit)
 
     def read(
         self,
@@ -71,13 +115,17 @@ class Preparation:
             source: Images to read.
             ranges: Positions to read.
             batch_size: Maximum number of images per batch.
-            num_workers: Number of processes that decode; 0 uses the current process. For videos,
-                number of threads that preprocess frames.
+            num_workers: Number of processes that decode; 0 uses threads of the current process.
+                For videos, number of threads that preprocess frames.
 
         Yields:
             Positions and images of the batches.
         """
-        options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
+        options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "num_threads": num_decoding_threads(),
+            "collate": self.stack,
+        }
         if isinstance(source, StreamingImageSource) and source.is_video:
             threads: dict[str, Any] = {"num_threads": num_workers, "collate": self.stack}
             yield from read_frames(source, ranges, batch_size, self, **threads)
@@ -90,13 +138,17 @@ class Preparation:
             with closing(read_images(source, self, batches=batches, **options)) as read:
                 yield from zip(batches, read, strict=True)
 
-    @staticmethod
     def stack(
-        items: list[tuple[Tensor, Findings | None, str | None]],
+        self, items: list[tuple[Tensor, Findings | None, str | None]]
     ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
-        """Return pixels (B, C, H, W), findings and checksums of a batch."""
+        """Return pixels (B, C, H, W) for `normalize`, findings and checksums of a batch."""
         pixels, findings, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(findings), list(checksums)
+        return self.stack_pixels(pixels), list(findings), list(checksums)
+
+
+def num_decoding_threads() -> int:
+    """Return the number of threads that decode in the current process: as many as torch uses."""
+    return min(MAX_DECODING_THREADS, torch.get_num_threads())
 
 
 def preprocess(
@@ -118,7 +170,7 @@ def preprocess(
     Raises:
         UnreadableImageError: If the image cannot be decoded.
     """
-    return decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
+    return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
 
 
 def preprocess_spread_images(
@@ -167,32 +219,19 @@ def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
 def _preprocess_named(
     record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
 ) -> tuple[str, Tensor, Findings | None]:
-    return record.id, *decode_and_preprocess(record.image, processor, pixel_format)
+    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
 
 
-def decode_and_preprocess(
+def _decode_and_preprocess(
     image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
 ) -> tuple[Tensor, Findings | None]:
-    """Decode and preprocess one image.
-
-    Args:
-        image: Image, as in `preprocess`.
-        processor: Image processor.
-        pixel_format: Pixels that the model reads.
-
-    Returns:
-        Normalized pixels, (C, H, W), float32, and the findings in the file.
-
-    Raises:
-        UnreadableImageError: If the image cannot be decoded.
-    """
     decoded = decode_pixels(image, pixel_format, needed_size(processor))
     return pixel_values_of(decoded, processor), decoded.findings
 
 
 __all__ = [
     "Preparation",
-    "decode_and_preprocess",
+    "num_decoding_threads",
     "preprocess",
     "preprocess_spread_images",
     "warn_of_findings",
