@@ -20,9 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import ViTConfig, ViTModel, pipeline
 
@@ -34,6 +32,7 @@ from benchmarks.interleaved import (
     versions,
     write_section,
 )
+from benchmarks.photos import write_photos
 from selfvit import Embedder, SelfViTConfig, SelfViTModel, build_processor, open_images
 from selfvit.embedding.engines.choice import build, smallest_cosine
 from selfvit.embedding.engines.cpu import multiplies_bfloat16
@@ -210,22 +209,6 @@ def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
         cosine = smallest_cosine(program(), expected)
         times[name] = replace(times[name], note=f"{cosine:.5f}")
     return format_times(times, BASELINE, "images/s", batch_size)
-
-
-def write_photos(folder: Path, count: int) -> None:
-    """Write JPEG files of 500 x 375 pixels with the smooth and the fine structure of photos."""
-    generator = np.random.default_rng(SEED)
-    for index in range(count):
-        pixels = np.zeros((375, 500, 3))
-        for cells, strength in ((4, 70), (16, 35), (64, 18), (500, 6)):
-            coarse = generator.normal(0, 1, (cells, cells, 3))
-            layer = [
-                np.array(Image.fromarray(coarse[..., c].astype(np.float32)).resize((500, 375), 3))
-                for c in range(3)
-            ]
-            pixels += strength * np.stack(layer, axis=-1)
-        image = Image.fromarray((128 + pixels).clip(0, 255).astype(np.uint8))
-        image.save(folder / f"{index:04}.jpg", quality=90)
 
 
 def files_table(plan: Plan) -> str:
