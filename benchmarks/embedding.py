@@ -96,22 +96,29 @@ def stock_programs(
     return programs
 
 
-def selections() -> list[Selection]:
-    """Return the engines that are installed, in the precisions that this CPU has."""
+def selections(is_quick: bool = False) -> list[Selection]:
+    """Return the engines that are installed, in the precisions that this CPU has.
+
+    Args:
+        is_quick: Whether to leave out ONNX Runtime, whose conversion takes 16 s.
+    """
     found = [Selection("torch", dtype) for dtype in precisions()]
     if find_spec("openvino") is not None:
         found += [Selection("openvino", dtype) for dtype in precisions()]
-    if find_spec("onnxruntime") is not None and find_spec("onnxscript") is not None:
+    has_onnx = find_spec("onnxruntime") is not None and find_spec("onnxscript") is not None
+    if has_onnx and not is_quick:
         found.append(Selection("onnxruntime", torch.float32))
     return found
 
 
-def own_programs(config: SelfViTConfig, pixels: Tensor) -> dict[str, Program]:
+def own_programs(
+    config: SelfViTConfig, pixels: Tensor, engines: list[Selection]
+) -> dict[str, Program]:
     """Return the engines of selfvit by name, torch in float32 first."""
     torch.manual_seed(SEED)
     model = SelfViTModel(config).eval()
     programs: dict[str, Program] = {}
-    for selection in selections():
+    for selection in engines:
         engine = build(selection, model)
 
         def run(engine: Any = engine) -> Tensor:
@@ -156,6 +163,7 @@ class Plan:
 
     Args:
         attentions: Attention of transformers.
+        engines: Engines of selfvit.
         cases: Sizes of the encoders, each with a batch size.
         num_rounds: Number of rounds.
         num_calls: Number of calls per round.
@@ -166,6 +174,7 @@ class Plan:
     """
 
     attentions: tuple[str, ...]
+    engines: list[Selection]
     cases: tuple[tuple[str, int], ...]
     num_rounds: int
     num_calls: int
@@ -179,17 +188,17 @@ def plan_of(is_quick: bool, num_threads: int, cpu_time: bool) -> Plan:
     """Return the plan of a run.
 
     Args:
-        is_quick: Whether it takes two to three minutes.
+        is_quick: Whether it takes less than two minutes.
         num_threads: Number of cores.
         cpu_time: Whether to measure CPU time, which does not include that of workers.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     cases = (("S/16", 8), ("B/32", 8))
     if is_quick:
-        return Plan(("sdpa",), cases, 5, 1, 16, 3, (0,), clock)
+        return Plan(("sdpa",), selections(is_quick), cases, 5, 1, 16, 3, (0,), clock)
     workers = (0,) if cpu_time else (0, num_threads)
     cases += (("S/16", 1), ("B/32", 1), ("B/16", 8))
-    return Plan(("sdpa", "eager"), cases, 30, 3, 128, 9, workers, clock)
+    return Plan(("sdpa", "eager"), selections(), cases, 30, 3, 128, 9, workers, clock)
 
 
 def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
@@ -197,7 +206,7 @@ def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
     config = size_of(size[0])
     generator = torch.Generator().manual_seed(SEED)
     pixels = torch.randn(batch_size, 3, *config.image_height_width, generator=generator)
-    own = own_programs(config, pixels)
+    own = own_programs(config, pixels, plan.engines)
     programs = {
         **stock_programs(config, pixels, plan.attentions),
         **own,
@@ -228,7 +237,7 @@ def files_table(plan: Plan) -> str:
         programs: dict[str, Program] = {
             "transformers pipeline, batch 8": lambda: list(extract(files, return_tensors=True))
         }
-        for selection in selections():
+        for selection in plan.engines:
             for num_workers in plan.workers:
                 embedder = Embedder(
                     copy.deepcopy(model),
@@ -254,7 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="Fewer rounds: in two to three minutes."
+        "--quick",
+        action="store_true",
+        help="Fewer rounds, without ONNX Runtime: in less than two minutes.",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
