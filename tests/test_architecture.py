@@ -327,6 +327,14 @@ def test_importing_selfvit_loads_nothing_heavy():
     assert folders_in(modules) == {"auto_registration"}
 
 
+def test_searching_and_sorting_vectors_loads_no_model():
+    """They take a second then; with torch and transformers they would take several."""
+    names = ("clusters", "duplicates", "index", "labeling", "map_files", "outliers", "search")
+    names += ("selection", "app.server")
+    modules = modules_after("\n".join(f"import selfvit.exploration.{name}" for name in names))
+    assert not modules & {"torch", "transformers", "sklearn", "matplotlib", "datasets", "gradio"}
+
+
 @pytest.fixture(scope="module")
 def modules_of_the_models() -> set[str]:
     return modules_after("from selfvit import SelfViTForDINO, SelfViTModel")
