@@ -83,6 +83,8 @@ register_plugins()
 
 AnyImage = bytes | str | Path | Image.Image | np.ndarray
 Content = AnyImage | UnreadableContent
+# (height, width) that the output needs at least, or a function of the size of the image, upright.
+Target = tuple[int, int] | Callable[[tuple[int, int]], tuple[int, int]]
 
 
 class UnreadableImageError(ValueError):
@@ -117,7 +119,7 @@ def decode_image(image: Content, pixel_range: tuple[float, float] | None = None)
 def decode_pixels(
     image: Content,
     pixel_format: PixelFormat = PixelFormat(),  # noqa: B008 (it cannot change)
-    target: tuple[int, int] | None = None,
+    target: Target | None = None,
 ) -> DecodedPixels:
     """Decode the first frame of an image to the pixels that a model reads, rotated upright.
 
@@ -128,9 +130,10 @@ def decode_pixels(
         image: Content of a file, path of a file, an open image, which is not changed, or an array
             (H, W), (H, W, C) or (C, H, W). Files may be `.npy` files of such arrays.
         pixel_format: Pixels that the model reads.
-        target: (height, width) in pixels that the output needs at least. A JPEG file is decoded at
-            1/2, 1/4 or 1/8 of its size if the result is at least twice the target, which takes less
-            time. Other images are reduced above 40 megapixels, so that they take less memory.
+        target: (height, width) in pixels that the output needs at least, or a function that returns
+            it for the (height, width) of the image. A JPEG file is decoded at 1/2, 1/4 or 1/8 of
+            its size if the result is at least twice the target, which takes less time. Other images
+            are reduced above 40 megapixels, so that they take less memory.
 
     Returns:
         Pixels (H, W, C), and the values that were seen.
@@ -162,9 +165,7 @@ def decode_pixels(
             raise UnreadableImageError(_reason(error)) from error
 
 
-def _decode(
-    image: Content, pixel_format: PixelFormat, target: tuple[int, int] | None
-) -> DecodedPixels:
+def _decode(image: Content, pixel_format: PixelFormat, target: Target | None) -> DecodedPixels:
     if isinstance(image, UnreadableContent):
         raise UnreadableImageError(image.reason)
     if isinstance(image, Image.Image):
@@ -193,9 +194,7 @@ def _decode(
     return replace(decoded, unread=(*decoded.unread, FRAMES)) if has_more else decoded
 
 
-def _scaled(
-    raw: RawPixels, pixel_format: PixelFormat, target: tuple[int, int] | None
-) -> DecodedPixels:
+def _scaled(raw: RawPixels, pixel_format: PixelFormat, target: Target | None) -> DecodedPixels:
     height, width, num_bands = raw.values.shape
     factor = 1
     if height * width * min(num_bands, pixel_format.num_channels) > LARGE_VALUES:
@@ -220,14 +219,14 @@ def _content_of_tiff(image: Image.Image) -> bytes | None:
 
 
 def _decode_jpeg(
-    opened: Image.Image, pixel_format: PixelFormat, target: tuple[int, int] | None
+    opened: Image.Image, pixel_format: PixelFormat, target: Target | None
 ) -> DecodedPixels | None:
     """Decode a JPEG file; None for Pillow to decode it, at the size that is set here."""
     if opened.format not in JPEG_FORMATS:
         return None
     orientation = _orientation(opened)
     if target is not None:
-        height, width = target if orientation < 5 else target[::-1]
+        height, width = _needed((opened.height, opened.width), target, orientation)
         opened.draft(None, (MIN_GAP * width, MIN_GAP * height))  # type: ignore[arg-type]
     if opened.width * opened.height > LARGE:
         return None
@@ -236,7 +235,7 @@ def _decode_jpeg(
 
 
 def _decode_pillow(
-    image: Image.Image, pixel_format: PixelFormat, target: tuple[int, int] | None
+    image: Image.Image, pixel_format: PixelFormat, target: Target | None
 ) -> DecodedPixels:
     """Decode an image that Pillow opened."""
     check_memory(image)
@@ -318,11 +317,18 @@ def _reduce(image: Image.Image, mode: str, factor: int) -> Image.Image:
     return reduced
 
 
-def _factor(size: tuple[int, int], target: tuple[int, int] | None, orientation: int) -> int:
+def _needed(size: tuple[int, int], target: Target, orientation: int) -> tuple[int, int]:
+    """Return the (height, width) that the output needs of an image as it is stored."""
+    if callable(target):
+        target = target(size if orientation < 5 else size[::-1])
+    return target if orientation < 5 else target[::-1]
+
+
+def _factor(size: tuple[int, int], target: Target | None, orientation: int) -> int:
     """Return how many pixels per side a large image may lose, without harm to the output."""
     if target is None:
         return 1
-    needed = target if orientation < 5 else target[::-1]
+    needed = _needed(size, target, orientation)
     ratio = min(have / need for have, need in zip(size, needed, strict=True))
     factor = int(ratio / GAP)
     if factor < 2 and size[0] * size[1] > MAX_UNREDUCED:
