@@ -329,8 +329,8 @@ def test_importing_selfvit_loads_nothing_heavy():
 
 def test_searching_and_sorting_vectors_loads_no_model():
     """They take a second then; with torch and transformers they would take several."""
-    names = ("clusters", "duplicates", "index", "labeling", "map_files", "outliers", "search")
-    names += ("selection", "app.server")
+    names = ["clusters", "duplicates", "index", "labeling", "map_files", "outliers", "search"]
+    names += ["selection", "app.server"]
     modules = modules_after("\n".join(f"import selfvit.exploration.{name}" for name in names))
     assert not modules & {"torch", "transformers", "sklearn", "matplotlib", "datasets", "gradio"}
 
