@@ -29,7 +29,6 @@ from lightly.transforms import DINOTransform, MAETransform, MSNTransform
 from PIL import Image
 from torchvision.transforms import v2
 
-from benchmarks.embedding import write_photos
 from benchmarks.interleaved import (
     format_times,
     machine,
@@ -38,6 +37,7 @@ from benchmarks.interleaved import (
     versions,
     write_section,
 )
+from benchmarks.photos import write_photos
 from selfvit import open_images
 from selfvit.training.augmentations.base import Augmentation
 from selfvit.training.augmentations.multi_crop import FocalCrops, MultiCrop

@@ -9,7 +9,6 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,22 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.checksum import checksum_of
-from ..data.dataset_source import AnySource, StreamingImageSource
-from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
-from ..data.image_source import ImageRecord, ImageSource
+from ..data.dataset_source import AnySource
+from ..data.decoding import AnyImage, UnreadableImageError
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import Findings, PixelCheck, PixelFormat
-from ..data.reading import (
-    Batches,
-    ReadBatch,
-    read_frames,
-    read_images,
-    read_spread_images,
-    read_stream,
-    unreadable_reason,
-)
-from ..data.reading_ahead import read_ahead
+from ..data.pixel_format import Findings, PixelCheck
+from ..data.reading import unreadable_reason
+from ..data.reading_ahead import decode_in_threads
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -44,13 +33,13 @@ from .engines.int8 import BATCH_SIZE, NUM_IMAGES, calibrate
 from .engines.interface import AUTO, Engine, Selection
 from .engines.quantization import Quantization
 from .engines.torch import CastEngine, TorchEngine
-from .preprocessing import needed_size, pixel_format_of, pixel_values_of
+from .preparation import Preparation, num_decoding_threads
+from .preprocessing import pixel_format_of
 from .statistics import sample_images
 
 logger = logging.getLogger(__name__)
 
 TOKENS = ("pooled", "patches")
-BATCHES_AHEAD = 2  # of a stream, per worker
 
 
 @dataclass(frozen=True)
@@ -108,68 +97,6 @@ class EmbeddedImages:
     seconds: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """Decoding and preprocessing of an embedder, which needs no model.
-
-    Args:
-        processor: Image processor.
-        pixel_format: Pixels that the model reads.
-    """
-
-    processor: BaseImageProcessor
-    pixel_format: PixelFormat
-
-    def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
-        """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
-
-        Raises:
-            UnreadableImageError: If the image cannot be decoded.
-        """
-        pixels, findings = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
-        return pixels, findings, checksum_of(record.image)
-
-    def read(
-        self,
-        source: AnySource,
-        ranges: Sequence[range],
-        batch_size: int,
-        num_workers: int = 0,
-    ) -> Generator[tuple[range, ReadBatch], None, None]:
-        """Read positions of a source in batches, whose pixels are those of `stack`.
-
-        Args:
-            source: Images to read.
-            ranges: Positions to read.
-            batch_size: Maximum number of images per batch.
-            num_workers: Number of processes that decode; 0 uses the current process. For videos,
-                number of threads that preprocess frames.
-
-        Yields:
-            Positions and images of the batches.
-        """
-        options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
-        if isinstance(source, StreamingImageSource) and source.is_video:
-            threads: dict[str, Any] = {"num_threads": num_workers, "collate": self.stack}
-            yield from read_frames(source, ranges, batch_size, self, **threads)
-        elif isinstance(source, StreamingImageSource):
-            records = source.batches(ranges, batch_size)
-            with closing(read_ahead(records, BATCHES_AHEAD * max(1, num_workers))) as ahead:
-                yield from read_stream(ahead, self, **options)
-        else:
-            batches = Batches(ranges, batch_size)
-            with closing(read_images(source, self, batches=batches, **options)) as read:
-                yield from zip(batches, read, strict=True)
-
-    @staticmethod
-    def stack(
-        items: list[tuple[Tensor, Findings | None, str | None]],
-    ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
-        """Return pixels (B, C, H, W), findings and checksums of a batch."""
-        pixels, findings, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(findings), list(checksums)
-
-
 class Embedder:
     """Compute vectors of images with a model and its image processor.
 
@@ -181,8 +108,8 @@ class Embedder:
         processor: Image processor.
         normalize: Whether to scale the vectors to length 1.
         batch_size: Number of images per batch.
-        num_workers: Number of processes that decode and preprocess images; 0 uses the current
-            process.
+        num_workers: Number of processes that decode and preprocess images; 0 uses threads of the
+            current process.
         device: Device to compute on; None for the current device of the model.
         dtype: Precision to compute in; "auto" for bfloat16 where the device has instructions for it
             and the vectors stay faithful; "int8" for linear layers in 8 bits, which are calibrated
@@ -272,8 +199,8 @@ class Embedder:
                 checkpoint.
             normalize: Whether to scale the vectors to length 1.
             batch_size: Number of images per batch.
-            num_workers: Number of processes that decode and preprocess images; 0 uses the current
-                process.
+            num_workers: Number of processes that decode and preprocess images; 0 uses threads of
+                the current process.
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
                 first, and for the CPU in int8.
             dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" and "int8"
@@ -410,10 +337,11 @@ class Embedder:
         size = min(self.batch_size, CHECKED_IMAGES)
         num_workers = min(self.num_workers, 1)  # an image that ends a worker does not end this one
         ranges = [range(source.num_positions)]
-        with closing(self.preparation.read(source, ranges, size, num_workers)) as batches:
+        preparation = self.preparation
+        with closing(preparation.read(source, ranges, size, num_workers)) as batches:
             for _, batch in batches:
                 if batch.pixels is not None:
-                    return batch.pixels[0]
+                    return preparation.normalize(batch.pixels[0], self.model.device)
         return None
 
     def _current_engine(self, pixel_values: Tensor, num_images: int) -> Engine:
@@ -443,7 +371,7 @@ class Embedder:
             return None
         config = self.model.config
         black = np.zeros((64, 64, config.num_channels), dtype=np.uint8)
-        pixels, _ = _decode_and_preprocess(black, self.processor, self.pixel_format)
+        pixels, _ = self.preparation.crop(black)
         rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
         return rows, columns, config.hidden_size
 
@@ -464,26 +392,33 @@ class Embedder:
             return self([images])[0]
         vectors = [np.empty((0, self.embedding_size), dtype=np.float32)]
         for start in range(0, len(images), self.batch_size):
-            pixels = []
-            for position, image in enumerate(images[start : start + self.batch_size], start):
-                name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
-                try:
-                    pixels.append(self._prepare(name, image))
-                except Exception as error:
-                    reason = unreadable_reason(error)
-                    if reason is None:
-                        raise
-                    raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
-            stacked = torch.stack(pixels)
-            self._current_engine(stacked, len(images))
-            vectors.append(self.embed_pixels(stacked))
+            batch = list(enumerate(images[start : start + self.batch_size], start))
+            pixel_values = self._prepare(batch)
+            self._current_engine(pixel_values, len(images))
+            vectors.append(self.embed_pixels(pixel_values))
         self._warn_of_findings()
         return np.concatenate(vectors)
 
-    def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, findings = _decode_and_preprocess(image, self.processor, self.pixel_format)
-        self._pixel_check.add(name, findings)
-        return pixel_values
+    def _prepare(self, images: list[tuple[int, AnyImage]]) -> Tensor:
+        """Return the normalized pixels (B, C, H, W) of images with their positions."""
+        preparation = self.preparation
+
+        def crop(numbered: tuple[int, AnyImage]) -> tuple[str, Tensor, Findings | None]:
+            position, image = numbered
+            name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
+            try:
+                return name, *preparation.crop(image)
+            except Exception as error:
+                reason = unreadable_reason(error)
+                if reason is None:
+                    raise
+                raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
+
+        pixels = []
+        for name, cropped, findings in decode_in_threads(images, crop, num_decoding_threads()):
+            pixels.append(cropped)
+            self._pixel_check.add(name, findings)
+        return preparation.normalize(preparation.stack_pixels(pixels), self.model.device)
 
     def _warn_of_findings(self) -> None:
         for warning in self._pixel_check.warnings_once():
@@ -559,7 +494,8 @@ class Embedder:
         self, source: AnySource, ranges: Sequence[range]
     ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
         """Yield the results of batches, and the findings in the images that can be read."""
-        read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
+        preparation = self.preparation
+        read = preparation.read(source, ranges, self.batch_size, self.num_workers)
         with closing(read) as batches:
             for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
@@ -567,7 +503,8 @@ class Embedder:
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
-                    pixel_values, found, checksums = batch.pixels
+                    pixels, found, checksums = batch.pixels
+                    pixel_values = preparation.normalize(pixels, self.model.device)
                     vectors, patches = self.embed_tokens(pixel_values)
                 yield (
                     EmbeddedBatch(
@@ -634,84 +571,6 @@ class Embedder:
         return vectors.cpu().numpy(), patches
 
 
-def preprocess(
-    image: Content,
-    processor: BaseImageProcessor,
-    pixel_range: tuple[float, float] | None = None,
-) -> Tensor:
-    """Decode and preprocess one image.
-
-    Args:
-        image: Path, content of an image file, PIL image, or array (H, W), (H, W, C) or (C, H, W).
-        processor: Image processor.
-        pixel_range: Values of black and white in files of more than eight bits; None for the range
-            of the processor, if it has one.
-
-    Returns:
-        Normalized pixels, (C, H, W), float32.
-
-    Raises:
-        UnreadableImageError: If the image cannot be decoded.
-    """
-    return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
-
-
-def preprocess_spread_images(
-    source: ImageSource,
-    processor: BaseImageProcessor,
-    num_images: int,
-    *,
-    num_workers: int,
-    pixel_range: tuple[float, float] | None = None,
-) -> tuple[list[Tensor], list[SkippedImage]]:
-    """Decode and preprocess images spread evenly over a source, as `read_spread_images` does.
-
-    Args:
-        source: Images to read.
-        processor: Image processor.
-        num_images: Maximum number of images.
-        num_workers: Number of processes that read; 0 uses the current process.
-        pixel_range: Values of black and white, as in `preprocess`.
-
-    Returns:
-        Normalized pixels of the images, each (C, H, W), and the images that cannot be read.
-
-    Raises:
-        ValueError: If no image can be read, or `num_images` is below 1.
-    """
-    pixel_format = pixel_format_of(processor, pixel_range)
-    prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
-    images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
-    warn_of_findings({name: findings for name, _, findings in images})
-    return [pixel_values for _, pixel_values, _ in images], skipped
-
-
-def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
-    """Log one warning of each kind if files hold more than what is read, see `PixelCheck`.
-
-    Args:
-        findings: Findings by the name of the image.
-    """
-    check = PixelCheck()
-    for name, found in findings.items():
-        check.add(name, found)
-    for warning in check.warnings():
-        logger.warning(warning)
-
-
-def _preprocess_named(
-    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[str, Tensor, Findings | None]:
-    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
-
-
-def _decode_and_preprocess(
-    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, Findings | None]:
-    decoded = decode_pixels(image, pixel_format, needed_size(processor))
-    return pixel_values_of(decoded, processor), decoded.findings
-
-
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and restore the mode of each module afterwards.
@@ -761,7 +620,4 @@ __all__ = [
     "SkippedImage",
     "best_device",
     "eval_mode",
-    "preprocess",
-    "preprocess_spread_images",
-    "warn_of_findings",
 ]

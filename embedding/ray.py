@@ -21,8 +21,9 @@ from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shar
 from ..data.image_source import ImageRecord, RecordSource
 from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
-from .embedder import EmbeddedBatch, Embedder, Preparation
+from .embedder import EmbeddedBatch, Embedder
 from .engines.interface import AUTO
+from .preparation import Preparation
 
 
 class RayEmbedder(Embedder):
@@ -251,7 +252,8 @@ class _Actor:
         checksums: list[str | None] = []
         patches = None
         if batch.pixels is not None:
-            pixel_values, findings, checksums = batch.pixels
+            pixels, findings, checksums = batch.pixels
+            pixel_values = self.embedder.preparation.normalize(pixels, self.embedder.model.device)
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             positions,
@@ -286,7 +288,9 @@ class _ColumnActor(_Actor):
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         content = [pickle.loads(part) for part in rows.pop("pixels") if part]
-        found = [pixels for pixels in content if pixels is not None]
+        normalize = self.embedder.preparation.normalize
+        device = self.embedder.model.device
+        found = [normalize(pixels, device) for pixels in content if pixels is not None]
         size = self.embedder.embedding_size
         vectors = np.full((len(rows["reason"]), size), np.nan, dtype=np.float32)
         if found:

@@ -85,8 +85,8 @@ def evaluate_checkpoint(
         ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
     if limit is not None:
-        train = train.sample(limit)
-        test = None if test is None else test.sample(limit)
+        is_same, train = test is train, train.sample(limit)
+        test = train if is_same else None if test is None else test.sample(limit)
     embedded = embed_splits(
         checkpoint,
         train,
@@ -115,7 +115,7 @@ def embed_splits(
     Args:
         checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
         train: Images that the classifiers are fitted on.
-        test: Images that the accuracies are measured on, or None.
+        test: Images that the accuracies are measured on, or None; embedded once if it is `train`.
         progress: Whether to show a progress bar.
         options: Keyword arguments of `Embedder.from_pretrained`.
 
@@ -128,7 +128,9 @@ def embed_splits(
     if test is not None:
         check_labels(train, test)
     embedded_train = _embed(embedder, train, progress)
-    return embedded_train, None if test is None else _embed(embedder, test, progress)
+    if test is None:
+        return embedded_train, None
+    return embedded_train, embedded_train if test is train else _embed(embedder, test, progress)
 
 
 def evaluate_splits(

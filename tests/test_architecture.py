@@ -353,6 +353,14 @@ def test_importing_selfvit_loads_nothing_heavy():
     assert folders_in(modules) == {"auto_registration"}
 
 
+def test_searching_and_sorting_vectors_loads_no_model():
+    """They take a second then; with torch and transformers they would take several."""
+    names = ["clusters", "duplicates", "index", "labeling", "map_files", "outliers", "search"]
+    names += ["selection", "app.server"]
+    (modules,) = modules_after("\n".join(f"import selfvit.exploration.{name}" for name in names))
+    assert not modules & {"torch", "transformers", "sklearn", "matplotlib", "datasets", "gradio"}
+
+
 def test_importing_the_models_loads_no_training_code_and_no_other_folder():
     # transformers loads accelerate and torchvision by itself where they are installed
     before, after = modules_after(

@@ -127,16 +127,17 @@ def open_evaluation_images(
     if run.evaluation.eval_steps is None and not run.compares_with_start:
         return None
     if run.evaluation.eval_train is not None and run.evaluation.eval_test is not None:
-        train, test = (
+        same = run.evaluation.eval_train == run.evaluation.eval_test
+        sources = [
             open_images(
                 name, image_column=run.data.image_column, label_column=run.data.label_column
             ).sample(run.evaluation.eval_limit)
-            for name in (run.evaluation.eval_train, run.evaluation.eval_test)
-        )
+            for name in dict.fromkeys((run.evaluation.eval_train, run.evaluation.eval_test))
+        ]
+        train, test = sources[0], sources[-1]
         check_labels(train, test)
         if run.is_classifier and isinstance(source, ImageSource):
             check_labels(source, test)  # the classifier's own accuracy is measured, too
-        same = run.evaluation.eval_train == run.evaluation.eval_test
         return EvaluationImages(train, test, note=TEST_EQUALS_TRAIN if same else "")
     if isinstance(source, StreamingImageSource):
         source = first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
@@ -218,7 +219,8 @@ class Evaluation:
         samples: dict[str, MetricSample] = {}
         metrics = label_free_measures(vectors)
         if self.images.test is not None:
-            test = self.embedder.embed(self.images.test)
+            is_same = self.images.test is self.images.images
+            test = train if is_same else self.embedder.embed(self.images.test)
             hits = accuracy_hits(train, test) | self._classifier_hits(test)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}

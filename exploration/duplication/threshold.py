@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...atomic_output import atomic_output
-from ...embedding.embedder import Embedder
 from ..collection import CollectionImages, directions_of
 from .alignment import agreement
 from .density import FINEST, measure_density, stretched
 from .pictures import Pictures, is_alike_in_shape, thumbnail
 from .variants import VARIANTS
+
+if TYPE_CHECKING:
+    from ...embedding.embedder import Embedder
 
 NUM_SAMPLED = 200  # images that variants are made of
 CANDIDATE_RECALL = 0.99  # share of the variants whose vectors are similar enough

@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoImageProcessor
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder, preprocess
+from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.train import main, train_recipe

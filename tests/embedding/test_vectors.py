@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder, preprocess
+from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, pipeline
 
 from selfvit import SelfViTModel
-from selfvit.embedding.embedder import preprocess
+from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.preprocessing import (
     build_processor,
     pixel_format_of,
