@@ -7,6 +7,7 @@ accelerate launch -m selfvit.training.train RECIPE --data IMAGES --output RUN [O
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ from .optimization import build_optimizer
 from .preflight.batch_size import with_saved_accumulation
 from .preflight.checks import check, labeled_images
 from .preflight.dry_run import describe_plan
+from .preflight.folder import fit_to_folder
 from .recipes import RECIPES, check_start
+from .run_length import explain_too_short
 from .runtime.accelerator import build_accelerator, shut_down, synchronize
 from .runtime.errors import translate_errors
 from .runtime.fsdp import FullModel, num_shards
@@ -56,13 +59,19 @@ from .state import CheckedRun, TrainState
 Source = ImageSource | StreamingImageSource
 
 
-def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dict[str, float]:
+def train(
+    run: RunConfig,
+    source: Source,
+    stop: StopSignal | None = None,
+    remarks: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a model and write it to the run folder.
 
     Args:
         run: Configuration of the run.
         source: Training images.
         stop: Signal handlers that ask the run to stop; without them, signals are not handled.
+        remarks: Lines to print first.
 
     Returns:
         Metrics of the last evaluation or of the before/after report, by name; empty without.
@@ -79,6 +88,8 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
+    for line in remarks:
+        accelerator.print(line)
     _print_inventory(source, accelerator)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
@@ -87,14 +98,14 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     model = build_trainable(run)
     check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
-        for line in [*_start_lines(run), _describe(checked, model, accelerator)]:
+        for line in [*_start_lines(checked), _describe(checked, model, accelerator)]:
             accelerator.print(line)
         return {}
     if isinstance(source, StreamingImageSource):
         accelerator.print(
             f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
         )
-    for line in _start_lines(run):
+    for line in _start_lines(checked):
         accelerator.print(line)
     _open_run_folder(run, accelerator)
 
@@ -136,9 +147,13 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     )
 
 
-def _start_lines(run: RunConfig) -> list[str]:
+def _start_lines(checked: CheckedRun) -> list[str]:
     """Return what a run does that its options do not say, in lines to print."""
+    run = checked.run
     lines, num_channels = [], run.model.num_channels
+    too_short = explain_too_short(run, checked.plan.num_steps)
+    if too_short is not None:
+        lines.append(f"warning: {too_short}")
     if run.is_classifier and run.start.init_from is None:
         lines.append(
             f"warning: {run.recipe} starts from random weights, and its values are for a "
@@ -206,10 +221,12 @@ def _resume(checked: CheckedRun, state: TrainState, checkpointer: Checkpointer) 
     return saved
 
 
-def train_or_roll_back(run: RunConfig, source: Source, stop: StopSignal) -> dict[str, float]:
+def train_or_roll_back(
+    run: RunConfig, source: Source, stop: StopSignal, remarks: Sequence[str] = ()
+) -> dict[str, float]:
     """Train; after a collapse, continue from the last checkpoint before it, if the run asks to."""
     try:
-        return train(run, source, stop)
+        return train(run, source, stop, remarks)
     except CollapseError as error:
         if run.monitoring.on_collapse != "rollback" or error.kept is None:
             raise
@@ -266,9 +283,10 @@ def run_request(request: RunRequest) -> dict[str, float]:
             f"for example {first.name}: {first.reason}; repair or remove them."
         )
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
+    request, remarks = fit_to_folder(request, source)
     run = build_run(request, num_images)
     with StopSignal() as stop, translate_errors():
-        return train_or_roll_back(run, source, stop)
+        return train_or_roll_back(run, source, stop, remarks)
 
 
 def _print_inventory(source: Source, accelerator: Accelerator) -> None:
