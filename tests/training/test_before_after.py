@@ -18,7 +18,8 @@ from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.evaluation.evaluate import evaluate_checkpoint
 from selfvit.training.config.arguments import build_run, parse_arguments
-from selfvit.training.evaluation import Evaluation, open_evaluation_images
+from selfvit.training.evaluation import Evaluation
+from selfvit.training.evaluation_images import open_evaluation_images
 from selfvit.training.exceptions import NoImprovementError
 from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main, open_source
