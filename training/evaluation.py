@@ -6,8 +6,11 @@ uniformity (how evenly the vectors fill the sphere), and the nearest neighbors o
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,7 @@ from ..evaluation.label_free import (
     uniformity_influences,
     view_retrieval,
 )
-from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
+from ..evaluation.raw_pixels import RawPixelEmbedder
 from .augmentations.multi_crop import MultiCrop
 from .config.run_config import RunConfig
 from .dataloader.collate import collate, normalize
@@ -56,13 +59,35 @@ VIEWS = MultiCrop(
 MAX_VIEW_IMAGES = 1000
 MAX_PAIR_IMAGES = 2000  # images for uniformity and neighbors, which compare all pairs
 NUM_NEIGHBORS = 10
+NUM_WARM_UP, NUM_TIMED = 4, 8  # images whose measurement is timed
+
+
+@dataclass(frozen=True)
+class InitialEncoder:
+    """Copy of the encoder that a run starts from, which `Evaluation` measures like a model.
+
+    Args:
+        vit: The encoder.
+    """
+
+    vit: nn.Module
+
+
+def copy_for_evaluation(model: Any) -> Any:
+    """Return a copy of what `Evaluation` measures of a model, on the CPU.
+
+    Heads and student are not copied, except a classifier, whose accuracy is measured.
+    """
+    if hasattr(model, "classify"):
+        return copy.deepcopy(model).cpu()
+    return InitialEncoder(copy.deepcopy(model.vit).cpu())
 
 
 class Evaluation:
     """Measures a model's embeddings, without changing the model or the random states.
 
     Args:
-        model: Model in training; its `vit` is measured.
+        model: Model in training, or `copy_for_evaluation` of it; its `vit` is measured.
         processor: Image processor that is saved with the model.
         run: Configuration of the run.
         images: Images from `open_evaluation_images`, or None to measure nothing.
@@ -71,7 +96,7 @@ class Evaluation:
 
     def __init__(
         self,
-        model: SelfViTPreTrainedModel,
+        model: Any,
         processor: Any,
         run: RunConfig,
         images: EvaluationImages | None,
@@ -81,13 +106,18 @@ class Evaluation:
         self.device = device
         self.run = run
         self.images = images
-        self.embedder = Embedder(
-            model.vit,
-            processor,
-            batch_size=min(256, run.schedule.batch_size),
-            num_workers=run.data.num_workers,
-        )
+        self.processor = processor
+        self.embedder = self._embedder(Embedder)
         self._latest: tuple[int, Measurement] | None = None
+
+    def _embedder(self, kind: type[Embedder]) -> Embedder:
+        run = self.run
+        options = {"batch_size": min(256, run.schedule.batch_size)}
+        return kind(self.model.vit, self.processor, num_workers=run.data.num_workers, **options)
+
+    def of(self, model: Any, images: EvaluationImages | None) -> Evaluation:
+        """Return the evaluation of another model or on other images, with the same settings."""
+        return Evaluation(model, self.processor, self.run, images, self.device)
 
     @property
     def data(self) -> str:
@@ -129,7 +159,8 @@ class Evaluation:
             hits = accuracy_hits(train, test) | self._classifier_hits(test)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}
-        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*self._embed_views()))
+        views = self._embed_views(self.embedder)
+        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))
         ranked = vectors[spread(len(vectors), MAX_RANKME_IMAGES)]
         samples["rankme"] = MetricSample(metrics["rankme"], rankme_influences(ranked))
         paired = vectors[spread(len(vectors), MAX_PAIR_IMAGES)]
@@ -140,6 +171,39 @@ class Evaluation:
             data=self.data,
             metrics={name: sample.value for name, sample in samples.items()} | metrics,
         )
+
+    def measure_raw_pixels(self) -> dict[str, MetricSample]:
+        """Return k-NN and view retrieval of raw pixels, of the same images; without labels, one."""
+        assert self.images is not None
+        embedder = self._embedder(RawPixelEmbedder)
+        samples: dict[str, MetricSample] = {}
+        if self.images.test is not None:
+            embedded = map(embedder.embed, self.images.sources)
+            hits = accuracy_hits(*embedded, with_linear_probe=False)
+            samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
+        views = self._embed_views(embedder)
+        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))
+        return samples
+
+    def seconds_per_image(self) -> float:
+        """Return the time to measure an image with the model, from a few images.
+
+        No worker processes are used, so that the time of their start does not count. The first
+        images only warm up.
+        """
+        assert self.images is not None
+        seconds = 0.0
+        for count in (NUM_WARM_UP, NUM_TIMED):
+            source = self.images.sources[-1].sample(count)
+            trial = replace(self.images, images=source, test=None)
+            timed = self.of(self.model, trial)
+            timed.embedder.num_workers = 0
+            with on_device(self.model.vit, self.device):
+                started = time.perf_counter()
+                timed.embedder.embed(source)
+                timed._embed_views(timed.embedder)
+                seconds = (time.perf_counter() - started) / len(source)
+        return seconds
 
     def _classifier_hits(self, embedded: EmbeddedImages) -> dict[str, np.ndarray]:
         """Return whether the model's own classifier is right, per labeled image, as "accuracy".
@@ -160,7 +224,7 @@ class Evaluation:
             predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
         return {"accuracy": predictions == labels}
 
-    def _embed_views(self) -> tuple[np.ndarray, np.ndarray]:
+    def _embed_views(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of two views of each image, (N, E) each; of test images, if any."""
         assert self.images is not None
         source = self.images.sources[-1].sample(MAX_VIEW_IMAGES)
@@ -177,20 +241,21 @@ class Evaluation:
         loader = DataLoader(
             views,
             sampler=[(position, position) for position in range(len(source))],  # type: ignore[arg-type]
-            batch_size=self.embedder.batch_size,
-            num_workers=run.data.num_workers,
+            batch_size=embedder.batch_size,
+            num_workers=embedder.num_workers,
             collate_fn=_collate_readable,
             worker_init_fn=use_one_thread,
             generator=torch.Generator(),  # keeps the DataLoader from advancing the global state
         )
         statistics = run.preprocessing
         vectors = [
-            self.embedder.embed_pixels(normalize(view, statistics.image_mean, statistics.image_std))
+            embedder.embed_pixels(normalize(view, statistics.image_mean, statistics.image_std))
             for pair in loader
             if pair is not None
             for view in pair
         ]
-        return np.concatenate(vectors[0::2]), np.concatenate(vectors[1::2])
+        none = np.empty((0, embedder.embedding_size), dtype=np.float32)
+        return np.concatenate([none, *vectors[0::2]]), np.concatenate([none, *vectors[1::2]])
 
 
 @contextmanager
@@ -215,4 +280,4 @@ def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:
     return collate(readable)["global_views"] if readable else None
 
 
-__all__ = ["Evaluation"]
+__all__ = ["Evaluation", "copy_for_evaluation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from ..evaluation.evaluate import check_labels
 from ..evaluation.linear_probe import hold_out
 from .config.run_config import RunConfig
 
-MAX_STREAM_IMAGES = 2000  # first images of a stream, kept in memory without decoding
+# First images of a stream, kept in memory without decoding: for evaluations, for a report alone.
+MAX_STREAM_IMAGES, MAX_STREAM_REPORT_IMAGES = 2000, 500
 SEEN_IN_TRAINING = (
     "Measured on images that were trained on; the initial weights may not have seen them. Labels, "
     "where a metric uses them, were not trained on. Choose other images with --eval-train and "
@@ -34,11 +36,16 @@ class EvaluationImages:
         images: Images for label-free metrics. k-NN and the linear probe learn from their labels.
         test: Labeled images to test on, separate from `images`; None without labels.
         note: Caveat that is reported with the metrics, or "".
+        available: Number of images that these are a sample of; None if they are all.
     """
 
     images: ImageSource
     test: ImageSource | None = None
     note: str = ""
+    available: int | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
 
     @property
     def sources(self) -> list[ImageSource]:
@@ -67,14 +74,15 @@ def open_evaluation_images(
     images have labels that the objective does not use, a fifth of each class becomes the test set
     and the rest its training set. The trained weights have seen these images and the initial
     weights perhaps have not, so the comparison slightly favors training; the note says so. A
-    classifier was trained on all labels, so it gets no accuracies.
+    classifier was trained on all labels, so it gets no accuracies. Accuracies need scikit-learn;
+    without it, a run has the metrics that need no labels.
 
     Args:
         run: Configuration of the run.
         source: Training images. For a stream, its first images in shuffled order are used.
 
     Raises:
-        ImportError: If there are labels and scikit-learn is not installed.
+        ImportError: If `eval_test` has labels and scikit-learn is not installed.
         ValueError: If the test images have a class that the images to learn from lack.
     """
     if run.evaluation.eval_steps is None and not run.compares_with_start:
@@ -92,9 +100,12 @@ def open_evaluation_images(
         same = run.evaluation.eval_train == run.evaluation.eval_test
         return EvaluationImages(train, test, note=TEST_EQUALS_TRAIN if same else "")
     if isinstance(source, StreamingImageSource):
-        source = first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
+        most = MAX_STREAM_IMAGES
+        if run.evaluation.eval_steps is None and run.start.init_from is None:
+            most = max(MAX_STREAM_REPORT_IMAGES, run.evaluation.report_images or 0)
+        source = first_images(source, min(run.evaluation.eval_limit, most))
     source = source.sample(run.evaluation.eval_limit)
-    labels = source.labels()
+    labels = source.labels() if find_spec("sklearn") else None
     if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
         return EvaluationImages(source, note=SEEN_IN_TRAINING)
     is_test = hold_out(labels, np.random.default_rng(0)) & (labels != NO_LABEL)
@@ -125,8 +136,8 @@ def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None
     if images is None:
         if wanted is not None:
             raise ValueError(
-                f"--best-metric ({wanted}) needs evaluations, and this run has none; give "
-                "--eval-steps or --init-from."
+                f"--best-metric ({wanted}) needs evaluations or a report, and this run has none; "
+                "give --eval-steps, or leave out --report-images 0."
             )
         return None
     names = images.accuracy_names()
