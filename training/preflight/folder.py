@@ -62,13 +62,20 @@ def fit_to_folder(request: RunRequest, source: Source) -> tuple[RunRequest, list
 
 
 def _as_started(request: RunRequest) -> RunRequest:
-    """Return the request with the values that the run to resume was started with."""
+    """Return the request with the values that the run to resume was started with.
+
+    Raises:
+        ValueError: If it is the run of another recipe.
+    """
     path = Path(request.start.output) / RUN_FILE
     if not path.is_file():  # `check_run_folder` will refuse it
         return request
     started = RunConfig.from_yaml(path.read_text(encoding="utf-8"))
     if started.recipe != request.name:
-        return request
+        raise ValueError(
+            f"{request.start.output} holds a run of {started.recipe}, not of {request.name}; "
+            f"continue it with selfvit train {started.recipe} --resume."
+        )
     return RunRequest(request.name, started, None, request.options)
 
 
@@ -133,10 +140,9 @@ def _num_channels(record: ImageRecord) -> int | None:
     for count in (3, *(count for count in range(1, MAX_CHANNELS + 1) if count != 3)):
         try:
             decode_pixels(record.image, PixelFormat(count), (1, 1))
-            return count
-        except UnreadableImageError as error:
-            if "num_channels" not in str(error):  # not because of the channels
-                return None
+        except UnreadableImageError:
+            continue
+        return count
     return None
 
 

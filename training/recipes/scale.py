@@ -12,6 +12,7 @@ from ..config.run_config import RunConfig
 # Patches along a side of an image; a step takes about as long as there are patches.
 CPU_GRIDS, GPU_GRIDS = (8, 7, 6), (14, 13, 12)
 CPU_SIZE, GPU_SIZE = 64, 224  # largest image size, pixels
+TEACHER_SIZE = 112  # pixels; a multiple of 14 and 16, the patch sizes of usual teachers
 CPU_BATCH, GPU_BATCH = 64, 256
 MIN_STEPS = 3000  # with one image or few: crops and colors differ each time
 EPOCHS = 300  # with many images, up to the steps that the machine makes in about 20 minutes
@@ -105,6 +106,10 @@ def _sizes(side: int, machine: Machine, given: Mapping[str, Any]) -> tuple[int, 
     """Return image size and patch size, pixels; images are not enlarged."""
     grids = GPU_GRIDS if machine.has_accelerator else CPU_GRIDS
     patch_size, image_size = given.get("patch_size"), given.get("image_size")
+    if "teacher" in given:  # the images must have whole patches of the teacher, too
+        large = machine.has_accelerator and side >= 2 * TEACHER_SIZE
+        size = 2 * TEACHER_SIZE if large else TEACHER_SIZE
+        image_size = image_size or size
     if image_size is not None:
         sides = image_size if isinstance(image_size, list) else [image_size]
         common = math.gcd(*sides)
