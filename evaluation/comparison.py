@@ -248,7 +248,7 @@ def compare(
 
 def format_comparison(comparison: Comparison) -> str:
     """Return a plain-text table of metrics and intervals, the neighbor overlap and the verdict."""
-    rows = [("", "raw pixels", comparison.start, "after", "change", "")]
+    rows: list[tuple[str, ...]] = [("", "raw pixels", comparison.start, "after", "change", "")]
     for change in comparison.changes:
         low, high = (_signed(change.name, end) for end in change.difference[1:])
         raw = comparison.raw_pixels.get(change.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,9 +37,10 @@ class RawPixelEmbedder(Embedder):
         Returns:
             Vectors, (B, C * h * w), float32, with at most 32 pixels a side; no patch tokens.
         """
+        processor: Any = self.processor
         mean, std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
-            for values in (self.processor.image_mean, self.processor.image_std)
+            for values in (processor.image_mean, processor.image_std)
         )
         pixels = pixel_values.cpu().float() * std + mean
         small = F.adaptive_avg_pool2d(pixels, self._size(tuple(pixels.shape[-2:])))

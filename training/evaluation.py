@@ -111,9 +111,12 @@ class Evaluation:
         self._latest: tuple[int, Measurement] | None = None
 
     def _embedder(self, kind: type[Embedder]) -> Embedder:
-        run = self.run
-        options = {"batch_size": min(256, run.schedule.batch_size)}
-        return kind(self.model.vit, self.processor, num_workers=run.data.num_workers, **options)
+        return kind(
+            self.model.vit,
+            self.processor,
+            batch_size=min(256, self.run.schedule.batch_size),
+            num_workers=self.run.data.num_workers,
+        )
 
     def of(self, model: Any, images: EvaluationImages | None) -> Evaluation:
         """Return the evaluation of another model or on other images, with the same settings."""
@@ -178,8 +181,8 @@ class Evaluation:
         embedder = self._embedder(RawPixelEmbedder)
         samples: dict[str, MetricSample] = {}
         if self.images.test is not None:
-            embedded = map(embedder.embed, self.images.sources)
-            hits = accuracy_hits(*embedded, with_linear_probe=False)
+            train, test = map(embedder.embed, self.images.sources)
+            hits = accuracy_hits(train, test, with_linear_probe=False)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
         views = self._embed_views(embedder)
         samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))

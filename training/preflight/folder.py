@@ -6,6 +6,7 @@ import os
 import shlex
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,16 +46,15 @@ def fit_to_folder(request: RunRequest, source: Source) -> tuple[RunRequest, list
     Raises:
         ValueError: If no image can be read.
     """
-    if request.recipe not in SMALL_FOLDER:
+    recipe: Any = request.recipe
+    if recipe not in SMALL_FOLDER:
         return request, []
     if request.start.resume:
         return _as_started(request), []
     facts = image_facts(source, request.options.get("num_channels"))
     machine = this_machine(request.sections)
     scale = choose_scale(facts, machine, request.options)
-    fitted = RunRequest(
-        request.name, request.draft, partial(request.recipe, scale=scale), request.options
-    )
+    fitted = RunRequest(request.name, request.draft, partial(recipe, scale=scale), request.options)
     run = build_run(fitted, facts.num_images)
     lines = [describe_choices(run, facts, machine, request.options)]
     advice = pretrained_advice(request, facts.num_images)

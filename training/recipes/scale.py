@@ -86,7 +86,7 @@ def choose_scale(facts: ImageFacts, machine: Machine, given: Mapping[str, Any]) 
     gpu = machine.has_accelerator
     batch_size = given.get("batch_size") or (GPU_BATCH if gpu else CPU_BATCH)
     if facts.num_images is not None and "batch_size" not in given:
-        batch_size = min(batch_size, max(8, 2 ** int(math.log2(max(1, facts.num_images)))))
+        batch_size = min(batch_size, 2 ** int(math.log2(max(1, facts.num_images))))
     image_size, patch_size = _sizes(facts.side, machine, given)
     num_channels = given.get("num_channels", facts.num_channels)
     cores = min(machine.num_cores, MAX_CORES)
