@@ -88,9 +88,7 @@ def train(
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
-    for line in remarks:
-        accelerator.print(line)
-    _print_inventory(source, accelerator)
+    _print_inventory(source, accelerator, remarks)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
     run = checked.run
@@ -101,12 +99,7 @@ def train(
         for line in [*_start_lines(checked), _describe(checked, model, accelerator)]:
             accelerator.print(line)
         return {}
-    if isinstance(source, StreamingImageSource):
-        accelerator.print(
-            f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
-        )
-    for line in _start_lines(checked):
-        accelerator.print(line)
+    _print_start(checked, accelerator)
     _open_run_folder(run, accelerator)
 
     state, checkpointer = _prepare(checked, model, accelerator)
@@ -145,6 +138,16 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     return describe_plan(
         checked.run, model, checked.source, checked.plan, batches_of, precision, shards
     )
+
+
+def _print_start(checked: CheckedRun, accelerator: Accelerator) -> None:
+    """Print what a run does that its options do not say."""
+    source, num_workers = checked.source, checked.run.data.num_workers
+    if isinstance(source, StreamingImageSource):
+        partition = partition_stream(source, checked.plan.num_processes, num_workers)
+        accelerator.print(f"stream: {partition}")
+    for line in _start_lines(checked):
+        accelerator.print(line)
 
 
 def _start_lines(checked: CheckedRun) -> list[str]:
@@ -289,10 +292,11 @@ def run_request(request: RunRequest) -> dict[str, float]:
         return train_or_roll_back(run, source, stop, remarks)
 
 
-def _print_inventory(source: Source, accelerator: Accelerator) -> None:
+def _print_inventory(source: Source, accelerator: Accelerator, remarks: Sequence[str]) -> None:
     lines = opening_lines(source.inventory, source.label_rule)
     summary = source.inventory.summary()
-    for line in [summary, *lines] if summary is not None else lines:
+    found = [] if summary is None else [summary]
+    for line in [*remarks, *found, *lines]:
         accelerator.print(line)
 
 

@@ -98,7 +98,8 @@ def test_raw_pixels_stand_beside_the_encoder_and_a_sentence_says_if_they_are_as_
     lines = format_comparison(comparison).splitlines()
     assert lines[0].split() == ["raw", "pixels", "untrained", "after", "change"]
     assert lines[1].split()[4:6] == ["85.0", "%"]
-    assert "k-NN, k = 20 is 85.0 % for them and 80." in lines[-2]
+    after_value = 100 * comparison.deciding.after.value
+    assert f"k-NN, k = 20 is 85.0 % for them and {after_value:.1f} % for" in lines[-2]
     assert "over a sample of 1,000 of 5,000 evaluation images" in lines[-3]
     comparison = compare(before, after, "knn_20", raw_pixels=worse)
     assert comparison.passes_raw_pixels is True and comparison.raw_pixels_verdict == ""
