@@ -9,14 +9,14 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 
-# Patches along a side of an image; a step takes about as long as there are patches.
+# Patches along a side of an image, the wanted number first; the time of a step grows with them.
 CPU_GRIDS, GPU_GRIDS = (8, 7, 6), (14, 13, 12)
 CPU_SIZE, GPU_SIZE = 64, 224  # largest image size, pixels
 TEACHER_SIZE = 112  # pixels; a multiple of 14 and 16, the patch sizes of usual teachers
 CPU_BATCH, GPU_BATCH = 64, 256
-MIN_STEPS = 3000  # with one image or few: crops and colors differ each time
-EPOCHS = 300  # with many images, up to the steps that the machine makes in about 20 minutes
-CPU_STEPS_A_CORE, GPU_STEPS = 1500, 20_000
+MIN_STEPS = 2000  # also for few images, whose crops and colors differ each time
+EPOCHS = 300  # for more images, up to the steps that a machine makes in about 20 minutes
+CPU_STEPS_A_CORE, GPU_STEPS = 1000, 20_000
 MAX_CORES = 8  # a small encoder is not faster on more
 
 
