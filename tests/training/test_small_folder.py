@@ -12,7 +12,13 @@ from selfvit.training.config.arguments import build_run, parse_arguments
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.preflight.folder import FEW_IMAGES, fit_to_folder, image_facts
 from selfvit.training.recipes import RECIPES
-from selfvit.training.recipes.scale import MIN_STEPS, ImageFacts, Machine, choose_scale
+from selfvit.training.recipes.scale import (
+    CPU_STEPS_A_CORE,
+    MIN_STEPS,
+    ImageFacts,
+    Machine,
+    choose_scale,
+)
 from selfvit.training.recipes.small_folder import SMALL_FOLDER
 from selfvit.training.run_length import MIN_IMAGES_SEEN, explain_too_short
 from selfvit.training.train import main
@@ -28,12 +34,12 @@ NO_REPORT = ("--report-images", "0")
 @pytest.mark.parametrize(
     ("side", "machine", "sizes"),
     [
-        (28, CPU, (28, 4)),
-        (113, CPU, (64, 8)),
-        (50, CPU, (49, 7)),
+        (28, CPU, (28, 7)),
+        (113, CPU, (56, 14)),
+        (50, CPU, (48, 12)),
         (113, GPU, (112, 8)),
         (900, GPU, (224, 16)),
-        (1, CPU, (8, 1)),  # at least one pixel a patch
+        (1, CPU, (4, 1)),  # at least one pixel a patch
     ],
 )
 def test_images_are_not_enlarged_and_patches_are_a_fraction_of_them(side, machine, sizes):
@@ -48,7 +54,7 @@ def test_the_length_follows_from_the_images_and_the_machine():
 
     assert steps(300, 8) == MIN_STEPS  # few images are repeated more often
     assert MIN_STEPS < steps(1000, 8) < steps(50_000, 8)
-    assert steps(50_000, 2) == MIN_STEPS  # about 20 minutes on two cores
+    assert steps(50_000, 2) == 2 * CPU_STEPS_A_CORE  # less than 20 minutes on two cores
     assert steps(None, 8) == steps(50_000, 8) == steps(50_000, 64)
     assert steps(800, 2, epochs=5) is None  # an option takes the place of the choice
     assert choose_scale(PHOTOS, GPU, {}).batch_size > choose_scale(PHOTOS, CPU, {}).batch_size
@@ -58,10 +64,10 @@ def test_the_length_follows_from_the_images_and_the_machine():
 def test_the_rest_fits_the_options_that_are_given():
     given = {"image_size": [28, 56], "batch_size": 16, "num_channels": 4}
     scale = choose_scale(PHOTOS, CPU, given)
-    assert (scale.patch_size, scale.batch_size, scale.has_color) == (4, 16, False)
+    assert (scale.patch_size, scale.batch_size, scale.has_color) == (7, 16, False)
     assert choose_scale(PHOTOS, CPU, {"patch_size": 14}).image_size == 56
     taught = choose_scale(PHOTOS, CPU, {"teacher": "facebook/dinov2-small"})
-    assert (taught.image_size % 14, taught.image_size % 16, taught.patch_size) == (0, 0, 14)
+    assert (taught.image_size % 14, taught.image_size % 16, taught.patch_size) == (0, 0, 28)
 
 
 @pytest.mark.parametrize("recipe", SMALL_FOLDER, ids=lambda recipe: recipe.__name__)
@@ -109,7 +115,7 @@ def test_few_images_get_the_advice_first_with_a_command_that_parses(two_classes,
     start = parse_arguments(command.replace("my run", "run").replace("'", "").split(), RECIPES)
     assert start.name == "mae_finetune" and start.start.init_from == "facebook/vit-mae-base"
     assert chosen.startswith("chosen for 24 color images and a CPU with ")
-    assert "image_size 36 (median side 36), patch_size 6" in chosen and "2,000 steps" in chosen
+    assert "image_size 36 (median side 36), patch_size 9" in chosen and "1,500 steps" in chosen
     enough = parse_arguments(words, RECIPES)
     many = [Image.new("RGB", (8, 8), (index % 256, 0, 0)) for index in range(FEW_IMAGES)]
     folder = tmp_path / "many"
@@ -135,7 +141,7 @@ def test_a_resumed_run_takes_what_was_chosen_from_its_training_yaml(two_classes,
     main([*resumed, *LOOP, *NO_REPORT])
     assert_equal_tensors(weights_of(places["whole"]), weights_of(places["resumed"]))
     run = RunConfig.from_yaml((places["whole"] / "training.yaml").read_text())
-    assert (run.recipe, run.model.patch_size, run.schedule.max_steps) == ("dino", 2, 4)
+    assert (run.recipe, run.model.patch_size, run.schedule.max_steps) == ("dino", 4, 4)
     assert len(run.preprocessing.image_mean) == 3
     with pytest.raises(ValueError, match="these differ: .*image_size: 16 then, 24 now"):
         main([*resumed, "--image-size", "24"])
@@ -175,4 +181,4 @@ def test_the_recipes_have_no_sizes_that_only_this_machine_knows():
     # as called for `--help` and docs/configuration.md
     for recipe in SMALL_FOLDER:
         run = recipe(None, None)
-        assert (run.model.image_size, run.schedule.max_steps) == (64, MIN_STEPS)
+        assert (run.model.image_size, run.schedule.max_steps) == (56, MIN_STEPS)
