@@ -9,8 +9,8 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 
-# Patches along a side of an image, the wanted number first. On a CPU, 4 x 4 patches of 14 pixels are
-# better than 8 x 8 of 8 pixels, and three times as fast (benchmarks/results/small_folder.md).
+# Patches along a side of an image, the wanted number first. On a CPU, 4 x 4 patches of 14 pixels
+# are better than 8 x 8 of 8 pixels, and twice as fast (benchmarks/results/small_folder.md).
 CPU_GRIDS, GPU_GRIDS = (4,), (14, 13, 12)
 CPU_SIZE, GPU_SIZE = 56, 224  # largest image size, pixels
 TEACHER_SIZE = 112  # pixels; a multiple of 14 and 16, the patch sizes of usual teachers

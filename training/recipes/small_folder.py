@@ -39,8 +39,8 @@ def dino(num_images: int | None, batch_size: int | None, scale: Scale = Scale())
 
     Command: `selfvit train dino --data FOLDER --output RUN`
     Time: about ten minutes on two CPU cores.
-    Quality: in a first try on 796 stamps (one seed), 57 % k-NN (5-fold, k = 20), where the untrained
-    encoder has 49 % and raw pixels 44 %; see benchmarks/results/small_folder.md.
+    Quality: in a first try on 796 stamps, 57 % k-NN (5-fold, k = 20), where the untrained encoder
+    has 49 % and raw pixels 44 %; see benchmarks/results/small_folder.md.
     Status: measured here, one seed.
     """
     return RunConfig(
