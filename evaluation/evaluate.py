@@ -262,7 +262,10 @@ def format_metric(name: str, value: float) -> str:
 
 
 def accuracy_hits(
-    train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int] = (10, 20)
+    train: EmbeddedImages,
+    test: EmbeddedImages,
+    ks: Sequence[int] = (10, 20),
+    with_linear_probe: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return which labeled test images each classifier classifies correctly.
 
@@ -270,6 +273,7 @@ def accuracy_hits(
         train: N vectors that the classifiers are fitted on.
         test: M vectors to classify.
         ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
+        with_linear_probe: Whether to fit the linear probe, which is slow for long vectors.
 
     Returns:
         Arrays of bool, one value per labeled test image, for "knn_<k>" and "linear_probe". Empty if
@@ -294,7 +298,7 @@ def accuracy_hits(
         )
     by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
     hits = {f"knn_{k}": hit for k, hit in by_k.items()}
-    return {**hits, "linear_probe": linear_probe_hits(*arrays)}
+    return {**hits, "linear_probe": linear_probe_hits(*arrays)} if with_linear_probe else hits
 
 
 def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> int:
