@@ -43,7 +43,7 @@ Every value of a run has a name, a default and one place: a section of `training
 model, also `config.json`. On the command line the place does not matter, and names have hyphens
 (underscores work too):
 
-<!-- test: append --max-steps 2 --batch-size 8 -->
+<!-- test: append --max-steps 2 --batch-size 8 --num-workers 0 -->
 ```bash
 selfvit train dino_demo --data FOLDER --output first --num-prototypes 256 --epochs 30
 ```
@@ -53,7 +53,7 @@ checkpoint. Options on the command line take precedence over both; a size that t
 weights do not have is refused. All resulting values are written to `training.yaml`, which can be
 run again:
 
-<!-- test: append --max-steps 2 -->
+<!-- test: append --max-steps 2 --num-workers 0 -->
 ```bash
 selfvit train first/training.yaml --output again --base-learning-rate 0.001
 ```

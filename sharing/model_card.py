@@ -6,6 +6,7 @@ so it names local files and folders by the last part of their path only.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -176,9 +177,9 @@ class CardContents:
 
 def render_model_card(contents: CardContents) -> str:
     """Return the text of a model card, starting with the metadata for the Hub."""
-    card = ModelCard.from_template(
-        _metadata(contents),
-        template_str=_template(),
+    metadata = _metadata(contents)
+    text = card_template().render(
+        card_data=metadata.to_yaml(),
         contents=contents,
         config=contents.config,
         training=contents.training,
@@ -192,7 +193,7 @@ def render_model_card(contents: CardContents) -> str:
         citation=citations_of(contents.trained_with),
         cell=_cell,
     )
-    return _without_extra_lines(card.content) + "\n"
+    return _without_extra_lines(ModelCard(text).content) + "\n"
 
 
 def add_results(
@@ -260,13 +261,15 @@ def _copy_into(folder: Path, picture: Path) -> None:
             shutil.copyfile(picture, unfinished)
 
 
-def _template() -> str:
-    return files("selfvit").joinpath("model_card.md").read_text(encoding="utf-8")
+@functools.cache
+def card_template() -> Template:
+    """Return the template, which takes longer to compile than to render."""
+    return Template(files("selfvit").joinpath("model_card.md").read_text(encoding="utf-8"))
 
 
 def _render_results(results: Results, shell_name: str) -> str:
     """Return the "Results" section of the template, with an empty line at its end."""
-    template = Template(_template())
+    template = card_template()
     context = template.new_context({"results": results, "shell_name": shell_name, "cell": _cell})
     section = "".join(template.blocks["results"](context))
     return _without_extra_lines(section).strip() + "\n\n"

@@ -109,14 +109,18 @@ def run_page_in(start_python) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(
         page: Path, folder: Path, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        commands = start_python(environment or {})
+        environment = environment or {}
+        # Only huggingface_hub reads its variables when it is imported.
+        read_on_import = {k: v for k, v in environment.items() if k.startswith("HF_")}
+        commands = start_python(read_on_import)
         return subprocess.run(
             [commands / "python", "-m", "tests.documentation", page],
             cwd=folder,
             env={
                 **os.environ,
-                **(environment or {}),
+                **environment,
                 "OMP_NUM_THREADS": "1",
+                "PYTHON_EXEC": str(commands / "python"),  # of processes that commands start
                 "TQDM_MININTERVAL": "60",  # fewer lines of progress in the report of a failure
                 # Commands of other packages, such as `accelerate`, are next to this Python.
                 "PATH": os.pathsep.join(

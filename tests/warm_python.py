@@ -39,6 +39,7 @@ COMMANDS = (
     "typer",
     "selfvit.embedding.vectors.writer",
     "selfvit.training.train",
+    "tests.warm_caches",
 )
 
 # Slow imports of transformers and selfvit, without these two: a test can import them in any order.
@@ -83,7 +84,8 @@ sys.exit(int(connection.recv(16) or b"1"))
 def warm_python(
     folder: Path, environment: Mapping[str, str], preload: Sequence[str] = COMMANDS
 ) -> Iterator[Path]:
-    """Start the server, and create a folder for PATH with the commands `python` and `selfvit`.
+    """Start the server, and create a folder for PATH with the commands `python`, `selfvit` and
+    `accelerate`.
 
     Args:
         folder: Empty folder for the socket and the commands. Its path must be short: the path of a
@@ -97,7 +99,9 @@ def warm_python(
     address = folder / "socket"
     commands = folder / "bin"
     commands.mkdir()
-    for name, prefix in {"python": [], "selfvit": ["-m", "selfvit.cli"]}.items():
+    modules = {"selfvit": "selfvit.cli", "accelerate": "accelerate.commands.accelerate_cli"}
+    prefixes = {"python": [], **{name: ["-m", module] for name, module in modules.items()}}
+    for name, prefix in prefixes.items():
         client = CLIENT.format(python=sys.executable, address=str(address), prefix=prefix)
         (commands / name).write_text(client)
         (commands / name).chmod(0o755)
@@ -169,6 +173,7 @@ def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    # torchrun starts this Python; so does a command that starts processes of its own.
     sys.executable = environment.get("PYTHON_EXEC", sys.executable)
     code: object = 1
     try:

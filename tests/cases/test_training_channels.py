@@ -11,7 +11,9 @@ import tifffile
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoImageProcessor
+from typer.testing import CliRunner
 
+from selfvit.cli import app
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preparation import preprocess
@@ -347,14 +349,15 @@ def test_four_channels_of_twelve_bits_from_training_to_the_hub_and_back(tmp_path
     runtime = pytest.importorskip("onnxruntime")
     data, output = bands_folder(tmp_path, 4, high=4096, kinds="npy"), tmp_path / "out"
     main(arguments("dino", data, output, *SHORT, "--num-channels", 4, "--bits", 12))
+    for words in (
+        ("embed", output, "--data", data, "--output", tmp_path / "vectors"),
+        ("export", output, "--to", "onnx", "--output", tmp_path / "onnx"),
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
     with LocalHub() as hub, HubClient(hub, tmp_path / "publisher") as client:
-        for words in (
-            ("embed", output, "--data", data, "--output", tmp_path / "vectors"),
-            ("export", output, "--to", "onnx", "--output", tmp_path / "onnx"),
-            ("publish", output, f"{USER}/bands"),
-        ):
-            code, printed = client.run(*words)
-            assert code == 0, printed
+        code, printed = client.run("publish", output, f"{USER}/bands")
+        assert code == 0, printed
         table = read_vectors(tmp_path / "vectors")
         vectors = np.stack(table["embedding"].to_numpy())
         files = [data / path for path in table["path"].to_pylist()]

@@ -15,7 +15,7 @@ from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.vectors.writer import write_embeddings
 
-from .. import image_files
+from .. import image_files, numba_cache  # noqa: F401 - numba_cache before umap
 
 
 def embed(checkpoint, images, output):

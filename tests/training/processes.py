@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 import selfvit.training.train  # noqa: F401 - imported before processes are forked
+import tests.warm_caches  # noqa: F401
 from selfvit.cli import app
 
 TIMEOUT = 240  # seconds; long, for busy machines
@@ -206,14 +208,28 @@ class KillDuringSave(SaveWatcher):
 
 
 @dataclass
-class AccessRecorder(SaveWatcher):
-    """Write one line with event and path for each file access."""
+class SaveRecorder(SaveWatcher):
+    """Before each file access, write a line with its event and path, and copy the checkpoints.
+
+    The copy, in a folder with the number of the access, is what a killed run would leave.
+    """
 
     path: Path = Path()
+    checkpoints: Path = Path()
+    copies: Path = Path()
+    is_copying: bool = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.is_copying:
+            super().__call__(event, arguments)
 
     def before_access(self, number: int, event: str, arguments: tuple[Any, ...]) -> None:
+        self.is_copying = True
         with open(self.path, "a", encoding="utf-8") as file:
             print(event, arguments[0], file=file)
+        if self.checkpoints.is_dir():
+            shutil.copytree(self.checkpoints, self.copies / str(number))
+        self.is_copying = False
 
 
 @dataclass

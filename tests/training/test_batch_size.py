@@ -1,9 +1,10 @@
 """`--find-batch-size`, tested with memory that is really full because of a limit of the system."""
 
-import os
-import socket
-import subprocess
+import ctypes
+import resource
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,22 +15,10 @@ from selfvit.training.dataloader.sampler import BatchPlan
 from selfvit.training.preflight.batch_size import is_out_of_memory, more_micro_batches
 from selfvit.training.train import main
 
+from .processes import launched_environments, start_training
 from .tiny_runs import OBJECTIVES, arguments, weights_of
 
-# Program that trains with LIMIT more MiB of memory than it uses after the imports. It runs with
-# one malloc arena, because RLIMIT_AS counts the full arena of each thread, used or not.
-LIMITED = """
-import os, resource, sys
-from pathlib import Path
-import torch
-from selfvit.training.train import main
-torch.set_num_threads(1)
-if "LIMIT" in os.environ:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = used + int(os.environ["LIMIT"]) * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-main(sys.argv[1:])
-"""
+M_ARENA_MAX = -8  # of malloc.h
 # A head so wide that a batch of 24 takes 900 MiB, while the model itself takes little memory.
 WIDE = ("--num-prototypes", 131072, "--num-local-views", 6, "--no-save-code")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS works on Linux only")
@@ -46,21 +35,25 @@ def plan(batch_size, accumulation_steps, num_processes=1):
     )
 
 
-def start_limited(command, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", LIMITED, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1",
-             "ACCELERATE_USE_CPU": "true", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+def limit_memory(mebibytes):
+    """Limit this process to some more memory than it uses now.
+
+    It has one malloc arena, because RLIMIT_AS counts the full arena of each thread, used or not.
+    """
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + mebibytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def output_of(process):
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return printed
+def start_limited(command, printed_to, mebibytes, **environment):
+    before = partial(limit_memory, mebibytes)
+    return start_training(command, printed_to, None, before, **environment)
+
+
+def output_of(training):
+    assert training.exit_code() == 0, training.printed
+    return training.printed
 
 
 def runtime_of(out):
@@ -102,7 +95,8 @@ def test_a_batch_that_does_not_fit_is_split_and_trains_like_one_split_by_hand(
     out = tmp_path / "out"
     options = ("--max-steps", 4, "--batch-size", 24, "--save-steps", 2, *WIDE)
     command = arguments("dino", two_classes, out, *options)
-    printed = output_of(start_limited([*command, "--find-batch-size"], LIMIT="600"))
+    limited = start_limited([*command, "--find-batch-size"], tmp_path / "printed.txt", 600)
+    printed = output_of(limited)
     assert "24 images at a time do not fit" in printed
     assert "KoLeo, where used, only see the images of a micro-batch" in printed
     training = runtime_of(out)
@@ -117,17 +111,14 @@ def test_a_batch_that_does_not_fit_is_split_and_trains_like_one_split_by_hand(
 def test_all_processes_use_the_micro_batches_of_the_process_with_the_least_memory(
     two_classes, tmp_path
 ):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     # 12 images take 950 MiB per process and one image 550 MiB, each give or take some dozen MiB
     command = arguments("dino", two_classes, tmp_path / "out", "--max-steps", 2, "--batch-size", 24,
                         *WIDE, "--num-prototypes", 262144, "--find-batch-size")  # fmt: skip
+    first, second = launched_environments(2)
     processes = [
-        start_limited(command, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **limit)
-        for rank, limit in (("0", {}), ("1", {"LIMIT": "720"}))
-    ]  # fmt: skip
+        start_training(command, tmp_path / "printed-0.txt", **first),
+        start_limited(command, tmp_path / "printed-1.txt", 720, **second),
+    ]
     printed, _ = map(output_of, processes)
     assert "do not fit" not in printed  # output of the first process, which has enough memory
     assert runtime_of(tmp_path / "out")["gradient_accumulation_steps"] in (2, 4, 12)
@@ -138,10 +129,10 @@ def test_an_error_explains_what_to_change_if_not_even_one_image_fits(two_classes
     out = tmp_path / "out"
     koleo = ("--koleo-weight", 0.1)  # KoLeo raises an error for a single image
     options = ("--max-steps", 2, "--batch-size", 2, "--find-batch-size", *WIDE, *koleo)
-    process = start_limited(arguments("dino", two_classes, out, *options), LIMIT="150")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "ValueError: not even a micro-batch of one image (or the few" in printed
+    command = arguments("dino", two_classes, out, *options)
+    training = start_limited(command, tmp_path / "printed.txt", 150)
+    assert training.exit_code() == 2
+    assert "error: not even a micro-batch of one image (or the few" in training.printed
     assert not out.exists()
 
 

@@ -25,9 +25,11 @@ def state_of(folder):
 def test_the_seed_determines_all_files_of_a_run_with_any_number_of_workers(
     objective, two_classes, tmp_path
 ):
-    runs = {"first": 2, "second": 2, "without workers": 0}
-    for name, num_workers, seed in (*((*run, 7) for run in runs.items()), ("other seed", 0, 8)):
-        options = (*OPTIONS, "--num-workers", num_workers, "--seed", seed)
+    runs = {"first": 2, "without workers": 0}
+    if objective == "dino":
+        runs["second"] = 2
+    for name, num_workers in runs.items():
+        options = (*OPTIONS, "--num-workers", num_workers)
         command = arguments(objective, two_classes, tmp_path / name, *options)
         training = start_training(command, tmp_path / f"{name}.txt")
         assert training.exit_code() == 0, training.printed
@@ -39,10 +41,12 @@ def test_the_seed_determines_all_files_of_a_run_with_any_number_of_workers(
         for file in ("model.safetensors", "optimizer.bin", "random_states_0.pkl"):
             assert len({files[name][file]["crc32"] for name in runs}) == 1, (step, file)
     logs = [log_of(tmp_path / name) for name in runs]
-    assert logs[0] == logs[1] == logs[2]
-    assert log_of(tmp_path / "other seed")[4]["loss"] != logs[0][4]["loss"]
+    assert all(log == logs[0] for log in logs)
     for name in runs:
         assert_equal_tensors(weights_of(tmp_path / name), weights_of(tmp_path / "first"))
+    if objective == "dino":
+        main(arguments(objective, two_classes, tmp_path / "other seed", *OPTIONS, "--seed", 8))
+        assert log_of(tmp_path / "other seed")[4]["loss"] != logs[0][4]["loss"]
 
 
 def test_every_checkpoint_and_the_result_contain_versions_and_settings(two_classes, tmp_path):

@@ -16,10 +16,10 @@ from selfvit.training.runtime.errors import translate_errors
 from selfvit.training.train import main
 
 from .processes import (
-    AccessRecorder,
     AtLogLine,
     KillDuringSave,
     Pause,
+    SaveRecorder,
     kill_a_worker,
     kill_self,
     start_training,
@@ -84,7 +84,7 @@ BETWEEN_SAVES = None  # kill the run in step 5, within an epoch
 @pytest.mark.parametrize(
     ("objective", "at"),
     [("dino", at) for at in (*POINTS_OF_A_SAVE, BETWEEN_SAVES)]
-    + list(itertools.product(sorted(OBJECTIVES.keys() - {"dino"}), (9, 50, 66, BETWEEN_SAVES))),
+    + list(itertools.product(sorted(OBJECTIVES.keys() - {"dino"}), (50, BETWEEN_SAVES))),
 )
 def test_a_killed_run_has_an_intact_checkpoint_and_resumes_exactly(
     objective, at, two_classes, uninterrupted, tmp_path
@@ -103,19 +103,18 @@ def test_a_killed_run_has_an_intact_checkpoint_and_resumes_exactly(
 
 def test_there_is_an_intact_checkpoint_at_every_moment_of_a_save(two_classes, tmp_path):
     command = arguments("mae", two_classes, tmp_path / "out", *OPTIONS)
-    recorded = tmp_path / "accesses.txt"
-    training = start_training(command, tmp_path / "printed.txt", AccessRecorder(path=recorded))
+    recorded, copies = tmp_path / "accesses.txt", tmp_path / "copies"
+    recorder = SaveRecorder(
+        path=recorded, checkpoints=tmp_path / "out" / "checkpoints", copies=copies
+    )
+    training = start_training(command, tmp_path / "printed.txt", recorder)
     assert training.exit_code() == 0, training.printed
     accesses = [line.split() for line in recorded.read_text().splitlines()]
     renamed = [number for number, (event, _) in enumerate(accesses) if event == "os.rename"]
     # the first and the second checkpoint are renamed when complete, and the first to remove it
     first, second, removed = renamed[:3]
-    moments = {first + 1, second, second + 1, removed, removed + 1, *range(first + 1, removed, 3)}
-    for at in sorted(moments):
-        shutil.rmtree(tmp_path / "out")
-        training = start_training(command, tmp_path / "printed.txt", KillDuringSave(at=at))
-        assert training.exit_code() == -signal.SIGKILL
-        checkpoints = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
+    for at in range(first + 1, removed + 2):
+        checkpoints = sorted((copies / str(at)).glob("step-*"))
         assert all(find_corruption(path) is None for path in checkpoints), at
         steps = [2] if at <= second else [2, 4] if at <= removed else [4]
         assert [path.name for path in checkpoints] == [f"step-{step:08d}" for step in steps], at
@@ -212,7 +211,7 @@ def test_a_corrupt_later_checkpoint_is_not_kept_in_place_of_a_new_one(two_classe
     assert find_corruption(checkpoints[0]) is None
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["dino", "mae"])
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_intact(
     objective, two_classes, uninterrupted, small_disk, tmp_path
 ):
@@ -270,7 +269,7 @@ def test_a_full_disk_is_distinguished_from_other_write_errors(tmp_path):
 
 @pytest.mark.parametrize(
     ("objective", "workers"),
-    [*((objective, "fork") for objective in OBJECTIVES), ("dino", "forkserver")],
+    [("dino", "fork"), ("mae", "fork"), ("dino", "forkserver")],
 )
 def test_a_killed_worker_ends_the_run_with_the_cause_and_the_run_resumes_exactly(
     objective, workers, two_classes, uninterrupted, tmp_path
@@ -286,8 +285,11 @@ def test_a_killed_worker_ends_the_run_with_the_cause_and_the_run_resumes_exactly
     assert_same_result(tmp_path / "out", uninterrupted(objective))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("dead", [0, 1])
+# For dino either process dies, for the other objectives one of the two.
+@pytest.mark.parametrize(
+    ("objective", "dead"),
+    [("dino", 1), *((objective, index % 2) for index, objective in enumerate(OBJECTIVES))],
+)
 def test_if_one_of_two_processes_dies_the_other_ends_with_an_error(
     objective, dead, two_classes, uninterrupted, tmp_path
 ):

@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -87,12 +85,15 @@ def test_processes_that_see_different_images_are_an_error(two_classes, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_under_a_launcher_is_one_line_without_traceback(two_classes, tmp_path):
+def test_an_error_under_a_launcher_is_one_line_without_traceback(
+    python_with_selfvit, two_classes, tmp_path
+):
     command = arguments("mae", two_classes, tmp_path / "out", "--max-steps", 1, "--batch-size", 98)
     file = str(LAUNCH_FILES / "2_cpu_processes.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", file]
     launcher += ["--main_process_port", free_port(), "-m"]
-    training = start(launcher, [*command, "--cpu"])
+    processes = {"PYTHON_EXEC": str(python_with_selfvit)}
+    training = start(python_with_selfvit, launcher, [*command, "--cpu"], **processes)
     printed, _ = training.communicate(timeout=TIMEOUT)
     assert training.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -121,7 +122,7 @@ def test_the_slurm_script_trains_on_two_nodes_and_resumes_if_submitted_again(
     add_command(tmp_path, "scontrol", "#!/bin/bash\necho localhost\n")
     environment = {
         **os.environ,
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path}:{python_with_selfvit.parent}:{os.environ['PATH']}",
         "SLURM_NNODES": "2",
         "SLURM_GPUS_ON_NODE": "1",
         "SLURM_JOB_NODELIST": "node[0-1]",

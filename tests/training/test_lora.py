@@ -219,6 +219,8 @@ def test_an_adapted_encoder_starts_with_the_embeddings_of_the_initial_checkpoint
     assert all(".lora_" in name for name in trained_names)
 
 
+# with and without a teacher, whose base is the initial checkpoint, too
+@pytest.mark.parametrize("trained", ["dino", "mae", "classifier"], indirect=True)
 def test_a_killed_run_resumes_exactly_even_if_its_initial_checkpoint_has_changed(
     trained, tiny_checkpoint, two_classes, tmp_path
 ):

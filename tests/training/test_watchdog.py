@@ -81,7 +81,7 @@ def test_a_named_pipe_among_the_images_is_skipped_with_the_reason(images, tmp_pa
 
 
 class Slow(torch.utils.data.IterableDataset):
-    """Numbers that take two seconds each, so that reading a batch takes longer than the timeout."""
+    """Numbers that take a second each, so that reading a batch takes longer than the timeout."""
 
     def __init__(self, board):
         self.board = board
@@ -89,16 +89,16 @@ class Slow(torch.utils.data.IterableDataset):
     def __iter__(self):
         for number in range(4):
             with self.board.reading(number):
-                time.sleep(2)
+                time.sleep(1)
             yield number
 
 
 def test_the_timeout_applies_to_one_read_and_not_to_a_batch():
     board = ReadingBoard(1)
     loader = WatchedLoader(
-        Slow(board), batch_size=4, num_workers=1, board=board, name_of=str, data_timeout=7
+        Slow(board), batch_size=4, num_workers=1, board=board, name_of=str, data_timeout=3
     )
-    assert next(iter(loader)).tolist() == [0, 1, 2, 3]  # in 8 seconds
+    assert next(iter(loader)).tolist() == [0, 1, 2, 3]  # in 4 seconds
 
 
 def test_the_error_names_the_read_that_takes_too_long():

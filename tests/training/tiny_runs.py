@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -79,10 +78,12 @@ def arguments(objective: str, data: Path, output: Path, *options: object) -> lis
     ]  # fmt: skip
 
 
-def start(launcher: list[str], command: list[str], **environment: str) -> subprocess.Popen:
+def start(
+    python: Path, launcher: list[str], command: list[str], **environment: str
+) -> subprocess.Popen:
     """Start a training process on the CPU with one thread."""
     return subprocess.Popen(
-        [sys.executable, *launcher, "selfvit.training.train", *command],
+        [str(python), *launcher, "selfvit.training.train", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
