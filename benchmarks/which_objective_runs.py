@@ -87,7 +87,10 @@ class Comparison:
         """Return the checkpoint of the initial encoder, which all objectives start from."""
         folder, images = self.folder / f"start-seed-{seed}", self.images
         if not folder.exists():
-            size = {"image_size": images.image_size, "patch_size": images.patch_size}
+            size: dict[str, Any] = {
+                "image_size": images.image_size,
+                "patch_size": images.patch_size,
+            }
             config = SelfViTConfig(**ENCODER, **size)
             torch.manual_seed(seed)
             processor = build_processor(
