@@ -94,11 +94,23 @@ class ImageSet:
 
 
 SETS = {
-    "stamps": ImageSet("Stamps of Tux Paint", read_stamps, SEEDS, VARIANTS),
-    "stamps_other_kinds": ImageSet(
-        "Stamps of Tux Paint, copies of other kinds", read_stamps, SEEDS, OTHER_KINDS
+    "stamps": ImageSet(
+        "Stamps of Tux Paint", read_stamps, SEEDS, VARIANTS, "The pair is one picture, filed twice."
     ),
-    "photographs": ImageSet("Tiles of photographs", read_wallpaper_tiles, SEEDS, VARIANTS),
+    "stamps_other_kinds": ImageSet(
+        "Stamps of Tux Paint, copies of other kinds",
+        read_stamps,
+        SEEDS,
+        OTHER_KINDS,
+        "The pair is one picture, filed twice.",
+    ),
+    "photographs": ImageSet(
+        "Tiles of photographs",
+        read_wallpaper_tiles,
+        SEEDS,
+        VARIANTS,
+        "The pairs are tiles of one photograph, all but one of a clear sky, and found with one seed.",
+    ),
     "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
     "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
     "photographs_tuning": ImageSet(
