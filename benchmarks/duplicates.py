@@ -109,7 +109,7 @@ SETS = {
         read_wallpaper_tiles,
         SEEDS,
         VARIANTS,
-        "The pairs are tiles of one photograph, all but one of a clear sky, and found with one seed.",
+        "The pairs are tiles of one photograph, all but one of a clear sky; one seed found them.",
     ),
     "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
     "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
