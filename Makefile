@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 OBJECTIVE ?= dino
 DEMO := $(if $(filter dino,$(OBJECTIVE)),demo,demo_$(OBJECTIVE))
 
-demo: .venv/installed  ## train on images of clothes, embed, evaluate and draw; writes demo/, or demo_mae/ with OBJECTIVE=mae
+demo: .venv/installed  ## train on images of clothes, embed, evaluate and draw; writes demo/, or demo_mae/ with OBJECTIVE=mae (or dinov2, distill, lejepa, pmsn)
 	# DataLoader workers share the cores with torch, so its idle threads must not spin.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/demo.py --objective $(OBJECTIVE) --output $(DEMO)
 

@@ -34,10 +34,11 @@ from benchmarks.duplicates_images import (
     equal_pairs,
     pair_of,
     plant,
+    read_background_tiles,
     read_fashion,
     read_other_fashion,
     read_stamps,
-    read_tiles,
+    read_wallpaper_tiles,
     true_pairs,
     write_pictures,
 )
@@ -93,13 +94,28 @@ class ImageSet:
 
 
 SETS = {
-    "stamps": ImageSet("Stamps of Tux Paint", read_stamps, SEEDS, VARIANTS),
-    "stamps_other_kinds": ImageSet(
-        "Stamps of Tux Paint, copies of other kinds", read_stamps, SEEDS, OTHER_KINDS
+    "stamps": ImageSet(
+        "Stamps of Tux Paint", read_stamps, SEEDS, VARIANTS, "The pair is one picture, filed twice."
     ),
-    "photographs": ImageSet("Tiles of photographs", read_tiles, SEEDS, VARIANTS),
+    "stamps_other_kinds": ImageSet(
+        "Stamps of Tux Paint, copies of other kinds",
+        read_stamps,
+        SEEDS,
+        OTHER_KINDS,
+        "The pair is one picture, filed twice.",
+    ),
+    "photographs": ImageSet(
+        "Tiles of photographs",
+        read_wallpaper_tiles,
+        SEEDS,
+        VARIANTS,
+        "The pairs are tiles of one photograph, all but one of a clear sky; one seed found them.",
+    ),
     "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
     "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
+    "photographs_tuning": ImageSet(
+        "Tuning: tiles of other photographs", read_background_tiles, SEEDS, VARIANTS
+    ),
     "fashion_tuning": ImageSet(
         "Tuning: Fashion-MNIST sample, training images",
         read_other_fashion,

@@ -23,6 +23,7 @@ from selfvit.exploration.duplication.variants import (
 STAMPS = Path("/usr/share/tuxpaint/stamps")  # Debian package tuxpaint-stamps-default
 # Debian packages lomiri-wallpapers-16.04, lomiri-wallpapers-20.04 and mate-backgrounds
 BACKGROUNDS = Path("/usr/share/backgrounds")
+WALLPAPERS = Path("/usr/share/wallpapers")  # Debian package plasma-workspace-wallpapers
 FASHION = Path("examples/fashion_mnist_sample")
 TILE = 160  # pixels, shorter side of a photograph's tile
 TILES = (6, 4)  # of a photograph: along the longer side, along the shorter one
@@ -45,11 +46,22 @@ def read_stamps() -> Pictures:
     return pictures
 
 
-def read_tiles() -> Pictures:
-    """Return the photographs of the backgrounds, cut into tiles that do not overlap, by name."""
+def read_background_tiles() -> Pictures:
+    """Return the photographs of the backgrounds, cut into tiles, by name."""
     paths = [*BACKGROUNDS.glob("*_by_*.jpg"), *(BACKGROUNDS / "mate" / "nature").glob("*.jpg")]
+    return _read_tiles({path.stem: path for path in sorted(paths)})
+
+
+def read_wallpaper_tiles() -> Pictures:
+    """Return the photographs of the wallpapers, cut into tiles, by name."""
+    paths = WALLPAPERS.glob("*/contents/images/2560x1600.jpg")  # drawings have other sizes
+    return _read_tiles({path.parts[-4]: path for path in sorted(paths)})
+
+
+def _read_tiles(paths: dict[str, Path]) -> Pictures:
+    """Return photographs, cut into tiles that do not overlap, by name."""
     pictures = {}
-    for path in sorted(paths):
+    for name, path in paths.items():
         photograph = Image.open(path).convert("RGB")
         is_wide = photograph.width >= photograph.height
         columns, rows = TILES if is_wide else TILES[::-1]
@@ -60,7 +72,7 @@ def read_tiles() -> Pictures:
         for number in range(columns * rows):
             left, top = number % columns * width, number // columns * height
             tile = photograph.crop((left, top, left + width, top + height))
-            pictures[f"{path.stem}/{number:02d}"] = tile
+            pictures[f"{name}/{number:02d}"] = tile
     return pictures
 
 

@@ -20,9 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import ViTConfig, ViTModel, pipeline
 
@@ -34,6 +32,7 @@ from benchmarks.interleaved import (
     versions,
     write_section,
 )
+from benchmarks.photos import write_photos
 from selfvit import Embedder, SelfViTConfig, SelfViTModel, build_processor, open_images
 from selfvit.embedding.engines.choice import build, smallest_cosine
 from selfvit.embedding.engines.cpu import multiplies_bfloat16
@@ -97,22 +96,29 @@ def stock_programs(
     return programs
 
 
-def selections() -> list[Selection]:
-    """Return the engines that are installed, in the precisions that this CPU has."""
+def selections(is_quick: bool = False) -> list[Selection]:
+    """Return the engines that are installed, in the precisions that this CPU has.
+
+    Args:
+        is_quick: Whether to leave out ONNX Runtime, whose conversion takes 16 s.
+    """
     found = [Selection("torch", dtype) for dtype in precisions()]
     if find_spec("openvino") is not None:
         found += [Selection("openvino", dtype) for dtype in precisions()]
-    if find_spec("onnxruntime") is not None and find_spec("onnxscript") is not None:
+    has_onnx = find_spec("onnxruntime") is not None and find_spec("onnxscript") is not None
+    if has_onnx and not is_quick:
         found.append(Selection("onnxruntime", torch.float32))
     return found
 
 
-def own_programs(config: SelfViTConfig, pixels: Tensor) -> dict[str, Program]:
+def own_programs(
+    config: SelfViTConfig, pixels: Tensor, engines: list[Selection]
+) -> dict[str, Program]:
     """Return the engines of selfvit by name, torch in float32 first."""
     torch.manual_seed(SEED)
     model = SelfViTModel(config).eval()
     programs: dict[str, Program] = {}
-    for selection in selections():
+    for selection in engines:
         engine = build(selection, model)
 
         def run(engine: Any = engine) -> Tensor:
@@ -157,6 +163,7 @@ class Plan:
 
     Args:
         attentions: Attention of transformers.
+        engines: Engines of selfvit.
         cases: Sizes of the encoders, each with a batch size.
         num_rounds: Number of rounds.
         num_calls: Number of calls per round.
@@ -167,6 +174,7 @@ class Plan:
     """
 
     attentions: tuple[str, ...]
+    engines: list[Selection]
     cases: tuple[tuple[str, int], ...]
     num_rounds: int
     num_calls: int
@@ -180,17 +188,17 @@ def plan_of(is_quick: bool, num_threads: int, cpu_time: bool) -> Plan:
     """Return the plan of a run.
 
     Args:
-        is_quick: Whether it takes two to three minutes.
+        is_quick: Whether it takes less than two minutes.
         num_threads: Number of cores.
         cpu_time: Whether to measure CPU time, which does not include that of workers.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     cases = (("S/16", 8), ("B/32", 8))
     if is_quick:
-        return Plan(("sdpa",), cases, 5, 1, 16, 3, (0,), clock)
+        return Plan(("sdpa",), selections(is_quick), cases, 5, 1, 16, 3, (0,), clock)
     workers = (0,) if cpu_time else (0, num_threads)
     cases += (("S/16", 1), ("B/32", 1), ("B/16", 8))
-    return Plan(("sdpa", "eager"), cases, 30, 3, 128, 9, workers, clock)
+    return Plan(("sdpa", "eager"), selections(), cases, 30, 3, 128, 9, workers, clock)
 
 
 def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
@@ -198,7 +206,7 @@ def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
     config = size_of(size[0])
     generator = torch.Generator().manual_seed(SEED)
     pixels = torch.randn(batch_size, 3, *config.image_height_width, generator=generator)
-    own = own_programs(config, pixels)
+    own = own_programs(config, pixels, plan.engines)
     programs = {
         **stock_programs(config, pixels, plan.attentions),
         **own,
@@ -210,22 +218,6 @@ def encoder_table(size: tuple[str, str], batch_size: int, plan: Plan) -> str:
         cosine = smallest_cosine(program(), expected)
         times[name] = replace(times[name], note=f"{cosine:.5f}")
     return format_times(times, BASELINE, "images/s", batch_size)
-
-
-def write_photos(folder: Path, count: int) -> None:
-    """Write JPEG files of 500 x 375 pixels with the smooth and the fine structure of photos."""
-    generator = np.random.default_rng(SEED)
-    for index in range(count):
-        pixels = np.zeros((375, 500, 3))
-        for cells, strength in ((4, 70), (16, 35), (64, 18), (500, 6)):
-            coarse = generator.normal(0, 1, (cells, cells, 3))
-            layer = [
-                np.array(Image.fromarray(coarse[..., c].astype(np.float32)).resize((500, 375), 3))
-                for c in range(3)
-            ]
-            pixels += strength * np.stack(layer, axis=-1)
-        image = Image.fromarray((128 + pixels).clip(0, 255).astype(np.uint8))
-        image.save(folder / f"{index:04}.jpg", quality=90)
 
 
 def files_table(plan: Plan) -> str:
@@ -245,7 +237,7 @@ def files_table(plan: Plan) -> str:
         programs: dict[str, Program] = {
             "transformers pipeline, batch 8": lambda: list(extract(files, return_tensors=True))
         }
-        for selection in selections():
+        for selection in plan.engines:
             for num_workers in plan.workers:
                 embedder = Embedder(
                     copy.deepcopy(model),
@@ -271,7 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="Fewer rounds: in two to three minutes."
+        "--quick",
+        action="store_true",
+        help="Fewer rounds, without ONNX Runtime: in less than two minutes.",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")

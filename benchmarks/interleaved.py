@@ -99,7 +99,9 @@ def versions(packages: Iterable[str]) -> str:
     return ", ".join(found)
 
 
-def format_times(times: Mapping[str, Times], baseline: str, unit: str, per_call: int) -> str:
+def format_times(
+    times: Mapping[str, Times], baseline: str, unit: str, per_call: int, note: str = "cosine"
+) -> str:
     """Return a table with the rate of each program and its ratio to one of them.
 
     Args:
@@ -107,13 +109,15 @@ def format_times(times: Mapping[str, Times], baseline: str, unit: str, per_call:
         baseline: Name of the program that the others are compared with.
         unit: What is counted: "images/s".
         per_call: Number of them in a call.
+        note: Title of the notes; "" for no such column.
     """
-    header = ("", unit, "ratio", "smallest to largest", "cosine")
+    header = ("", unit, "ratio", "smallest to largest", *([note] if note else []))
     rows: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     for name, found in times.items():
         median, low, high = found.ratio_to(times[baseline])
         rate = f"{per_call / found.median:.1f}"
-        rows.append((name, rate, f"{median:.2f}", f"{low:.2f} to {high:.2f}", found.note))
+        row = (name, rate, f"{median:.2f}", f"{low:.2f} to {high:.2f}", found.note)
+        rows.append(row[: len(header)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

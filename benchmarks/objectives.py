@@ -23,7 +23,6 @@ OUTPUT; the same command with all objectives then only writes the table.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -50,6 +49,7 @@ from benchmarks.side_by_side import (
     step_at_equal_time,
     train_side_by_side,
 )
+from benchmarks.stored_results import stored_result
 from selfvit.atomic_output import atomic_output
 from selfvit.evaluation.evaluate import save_metrics
 
@@ -86,20 +86,8 @@ class Benchmark:
         Raises:
             ValueError: If the file contains other settings.
         """
-        settings = json.loads(json.dumps({**settings, "num_images": self._num_images}))
         path = self.output / "objectives" / f"{name}.json"
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if known["settings"] != settings:
-                raise ValueError(
-                    f"the settings must not change, but {path} was measured with other settings; "
-                    "delete it or choose another --output."
-                )
-            return known["result"]
-        print(f"{name} ...", flush=True)
-        result = measure()
-        save_metrics({"settings": settings, "result": result}, path)
-        return result
+        return stored_result(path, {**settings, "num_images": self._num_images}, measure)
 
     @property
     def _num_images(self) -> int:

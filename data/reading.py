@@ -15,7 +15,7 @@ from .dataset_source import StreamingImageSource
 from .decoding import UnreadableImageError
 from .image_source import ImageRecord, ImageSource
 from .inventory import SkippedImage
-from .reading_ahead import map_in_threads, read_ahead
+from .reading_ahead import decode_in_threads, map_in_threads, read_ahead
 from .reading_workers import Item, Reading, ReadingWorkers, ReadItem
 
 BATCHES_AHEAD = 2  # of prepared frames
@@ -77,6 +77,7 @@ def read_images(
     *,
     batches: Sequence[Sequence[int]],
     num_workers: int,
+    num_threads: int = 1,
     collate: Callable[[list[Any]], Any] = list,
 ) -> Generator[ReadBatch, None, None]:
     """Read images in the given batches.
@@ -90,6 +91,7 @@ def read_images(
             must be picklable.
         batches: Positions of each batch, see `Batches`.
         num_workers: Number of processes that read; 0 uses the current process.
+        num_threads: Number of threads of the current process that prepare images.
         collate: Function of the pixels of a batch that puts them together. It must be picklable.
 
     Yields:
@@ -99,9 +101,16 @@ def read_images(
         LostWorkersError: If so many workers in a row were killed that others would be, too.
         Exception: Any other error that the source or `prepare` raises.
     """
+    num_workers = min(num_workers, len(batches))
+    if num_workers == 0:
+        fetch = partial(_fetch, source)
+        for batch in batches:
+            records = map(fetch, map(int, batch))
+            yield _pack(collate, _prepare_all(records, prepare, num_threads))
+        return
     reading = Reading(partial(_read, source, prepare), source.name_of, partial(_pack, collate))
     items = ([(int(place), int(place)) for place in batch] for batch in batches)
-    yield from _read_batches(reading, items, min(num_workers, len(batches)))
+    yield from ReadingWorkers(reading, items, num_workers)
 
 
 def read_stream(
@@ -109,6 +118,7 @@ def read_stream(
     prepare: Callable[[ImageRecord], Any],
     *,
     num_workers: int,
+    num_threads: int = 1,
     collate: Callable[[list[Any]], Any] = list,
 ) -> Generator[tuple[range, ReadBatch], None, None]:
     """Read the records of a stream, as `read_images` reads those of a source.
@@ -119,6 +129,7 @@ def read_stream(
         batches: Positions and records of each batch, see `StreamingImageSource.batches`.
         prepare: Function of a record, as in `read_images`.
         num_workers: Number of processes that decode; 0 uses the current process.
+        num_threads: Number of threads of the current process that decode.
         collate: Function of the pixels of a batch, as in `read_images`.
 
     Yields:
@@ -128,6 +139,10 @@ def read_stream(
         LostWorkersError: If so many workers in a row were killed that others would be, too.
         Exception: Any other error that the stream or `prepare` raises.
     """
+    if num_workers == 0:
+        for positions, records in batches:
+            yield positions, _pack(collate, _prepare_all(records, prepare, num_threads))
+        return
     waiting: deque[range] = deque()
 
     def items() -> Generator[list[Item], None, None]:
@@ -136,7 +151,7 @@ def read_stream(
             yield list(zip(positions, records, strict=False))
 
     reading = Reading(partial(_read_record, prepare), _name_of, partial(_pack, collate))
-    for batch in _read_batches(reading, items(), num_workers):
+    for batch in ReadingWorkers(reading, items(), num_workers):
         yield waiting.popleft(), batch
 
 
@@ -176,14 +191,21 @@ def read_frames(
             yield positions, _pack(collate, items)
 
 
-def _read_batches(
-    reading: Reading, batches: Iterable[Sequence[Item]], num_workers: int
-) -> Generator[ReadBatch, None, None]:
-    if num_workers > 0:
-        yield from ReadingWorkers(reading, batches, num_workers)
-        return
-    for items in batches:
-        yield reading.pack([reading.read(content, _no_name) for _, content in items])
+def _prepare_all(
+    records: Iterable[ImageRecord | ReadItem],
+    prepare: Callable[[ImageRecord], Any],
+    num_threads: int,
+) -> list[ReadItem]:
+    """Prepare records in this process; sources are read by this thread only."""
+    return decode_in_threads(records, partial(_read_fetched, prepare), num_threads)
+
+
+def _read_fetched(
+    prepare: Callable[[ImageRecord], Any], record: ImageRecord | ReadItem
+) -> ReadItem:
+    if isinstance(record, ReadItem):
+        return record
+    return _read_record(prepare, record, _no_name)
 
 
 def read_spread_images(
@@ -283,13 +305,18 @@ def _read(
     position: int,
     set_name: Callable[[str], None],
 ) -> ReadItem:
+    record = _fetch(source, position)
+    return record if isinstance(record, ReadItem) else _read_record(prepare, record, set_name)
+
+
+def _fetch(source: ImageSource, position: int) -> ImageRecord | ReadItem:
+    """Return the record at a position, or why it cannot be read."""
     try:
-        record = source[position]
+        return source[position]
     except Exception as error:
         if (reason := unreadable_reason(error)) is None:
             raise
         return ReadItem(source.name_of(position), None, reason=reason)
-    return _read_record(prepare, record, set_name)
 
 
 def _read_record(

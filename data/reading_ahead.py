@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,4 +101,25 @@ def map_in_threads(
                 future.cancel()
 
 
-__all__ = ["map_in_threads", "read_ahead"]
+def decode_in_threads(items: Iterable[T], function: Callable[[T], R], num_threads: int) -> list[R]:
+    """Return the results of a function that decodes images, as `map_in_threads`.
+
+    Decoders replace the filters of warnings for a while, and all threads share them. Here they are
+    restored once no thread decodes any more.
+
+    Args:
+        items: Items, taken in this thread.
+        function: Function to call in other threads.
+        num_threads: Number of threads; with less than 2, this thread calls the function.
+
+    Raises:
+        Exception: Any error that `items` or `function` raises.
+    """
+    if num_threads < 2:
+        return list(map(function, items))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(map_in_threads(items, function, num_threads))
+
+
+__all__ = ["decode_in_threads", "map_in_threads", "read_ahead"]

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from huggingface_hub import HfApi
-
 from ..errors import shorten
 from .dataset_source import DatasetSource, DatasetStream, StreamingImageSource
 from .files.image_files import open_folder, open_list, open_zip, source_of_files
@@ -439,6 +437,8 @@ def _open_hub_dataset(
         if not streaming:
             dataset = datasets.load_dataset(**where, split=split)
             return DatasetSource(dataset, f"{len(dataset)} rows of {name} ({split})", **columns)
+        from huggingface_hub import HfApi
+
         revision = HfApi().dataset_info(repo_id, revision=revision).sha
         builder = datasets.load_dataset_builder(repo_id, revision=revision)
         if builder.name == "parquet":

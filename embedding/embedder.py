@@ -8,8 +8,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,35 +18,28 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.checksum import checksum_of
-from ..data.dataset_source import AnySource, StreamingImageSource
-from ..data.decoding import AnyImage, Content, UnreadableImageError, decode_pixels
-from ..data.image_source import ImageRecord, ImageSource
+from ..data.dataset_source import AnySource
+from ..data.decoding import AnyImage, UnreadableImageError
 from ..data.inventory import SkippedImage
-from ..data.pixel_format import Findings, PixelCheck, PixelFormat
-from ..data.reading import (
-    Batches,
-    ReadBatch,
-    read_frames,
-    read_images,
-    read_spread_images,
-    read_stream,
-    unreadable_reason,
-)
-from ..data.reading_ahead import read_ahead
+from ..data.pixel_format import Findings, PixelCheck
+from ..data.reading import unreadable_reason
+from ..data.reading_ahead import decode_in_threads
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
 from ..progress import progress_bar
 from .engines.choice import CHECKED_IMAGES, Request, build, choose
+from .engines.int8 import BATCH_SIZE, NUM_IMAGES, calibrate
 from .engines.interface import AUTO, Engine, Selection
+from .engines.quantization import Quantization
 from .engines.torch import CastEngine, TorchEngine
-from .preprocessing import needed_size, pixel_format_of, pixel_values_of
+from .preparation import Preparation, num_decoding_threads
+from .preprocessing import pixel_format_of
+from .statistics import sample_images
 
 logger = logging.getLogger(__name__)
 
 TOKENS = ("pooled", "patches")
-BATCHES_AHEAD = 2  # of a stream, per worker
 
 
 @dataclass(frozen=True)
@@ -105,68 +97,6 @@ class EmbeddedImages:
     seconds: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """Decoding and preprocessing of an embedder, which needs no model.
-
-    Args:
-        processor: Image processor.
-        pixel_format: Pixels that the model reads.
-    """
-
-    processor: BaseImageProcessor
-    pixel_format: PixelFormat
-
-    def __call__(self, record: ImageRecord) -> tuple[Tensor, Findings | None, str | None]:
-        """Return the pixels (C, H, W) of an image, the findings in its file, and its checksum.
-
-        Raises:
-            UnreadableImageError: If the image cannot be decoded.
-        """
-        pixels, findings = _decode_and_preprocess(record.image, self.processor, self.pixel_format)
-        return pixels, findings, checksum_of(record.image)
-
-    def read(
-        self,
-        source: AnySource,
-        ranges: Sequence[range],
-        batch_size: int,
-        num_workers: int = 0,
-    ) -> Generator[tuple[range, ReadBatch], None, None]:
-        """Read positions of a source in batches, whose pixels are those of `stack`.
-
-        Args:
-            source: Images to read.
-            ranges: Positions to read.
-            batch_size: Maximum number of images per batch.
-            num_workers: Number of processes that decode; 0 uses the current process. For videos,
-                number of threads that preprocess frames.
-
-        Yields:
-            Positions and images of the batches.
-        """
-        options: dict[str, Any] = {"num_workers": num_workers, "collate": self.stack}
-        if isinstance(source, StreamingImageSource) and source.is_video:
-            threads: dict[str, Any] = {"num_threads": num_workers, "collate": self.stack}
-            yield from read_frames(source, ranges, batch_size, self, **threads)
-        elif isinstance(source, StreamingImageSource):
-            records = source.batches(ranges, batch_size)
-            with closing(read_ahead(records, BATCHES_AHEAD * max(1, num_workers))) as ahead:
-                yield from read_stream(ahead, self, **options)
-        else:
-            batches = Batches(ranges, batch_size)
-            with closing(read_images(source, self, batches=batches, **options)) as read:
-                yield from zip(batches, read, strict=True)
-
-    @staticmethod
-    def stack(
-        items: list[tuple[Tensor, Findings | None, str | None]],
-    ) -> tuple[Tensor, list[Findings | None], list[str | None]]:
-        """Return pixels (B, C, H, W), findings and checksums of a batch."""
-        pixels, findings, checksums = zip(*items, strict=True)
-        return torch.stack(pixels), list(findings), list(checksums)
-
-
 class Embedder:
     """Compute vectors of images with a model and its image processor.
 
@@ -178,12 +108,13 @@ class Embedder:
         processor: Image processor.
         normalize: Whether to scale the vectors to length 1.
         batch_size: Number of images per batch.
-        num_workers: Number of processes that decode and preprocess images; 0 uses the current
-            process.
+        num_workers: Number of processes that decode and preprocess images; 0 uses threads of the
+            current process.
         device: Device to compute on; None for the current device of the model.
         dtype: Precision to compute in; "auto" for bfloat16 where the device has instructions for it
-            and the vectors stay faithful; None for the current one of the model. The vectors are
-            always float32.
+            and the vectors stay faithful; "int8" for linear layers in 8 bits, which are calibrated
+            on the first source that is embedded; None for the current one of the model. The vectors
+            are always float32.
         pixel_range: Values of black and white in files of more than eight bits, as in
             `PixelFormat`; None for the range of the processor, if it has one.
         tokens: "pooled" for the vectors alone, "patches" for the patch tokens in addition, which
@@ -192,7 +123,9 @@ class Embedder:
             where a copy with packed weights is faster; "openvino" and "onnxruntime" convert the
             encoder in memory; "auto" takes the fastest that is installed, if the run is long enough
             to repay the conversion. Whatever "auto" takes must have a cosine of at least 0.999 to
-            the vectors of torch in float32 on the first images, and does not change later.
+            the vectors of torch in float32 on the first images, and does not change later. None for
+            "torch", or for "openvino" in int8.
+        quantization: Rounding in int8, as another embedder calibrated it; None to calibrate it.
 
     Raises:
         ImportError: If a package of the engine is not installed.
@@ -213,10 +146,11 @@ class Embedder:
         batch_size: int = 64,
         num_workers: int = 0,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | Literal["auto"] | None = None,
+        dtype: torch.dtype | Literal["auto", "int8"] | None = None,
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
-        engine: str = "torch",
+        engine: str | None = None,
+        quantization: Quantization | None = None,
     ):
         if tokens not in TOKENS:
             raise ValueError(f"tokens ({tokens!r}) must be one of {', '.join(TOKENS)}.")
@@ -224,8 +158,10 @@ class Embedder:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers ({num_workers}) must be 0 or more.")
+        self.request = Request.create(engine, dtype, quantization)
         # other engines convert the weights as they are, and have the precision themselves
-        own = dtype if engine == "torch" and dtype != AUTO else None
+        is_own = self.request.engine == "torch" and dtype not in (AUTO, "int8", torch.int8)
+        own = dtype if is_own else None
         self.model = model if device is None and own is None else model.to(device, own)  # type: ignore[arg-type]
         self.processor = processor
         self.normalize = normalize
@@ -233,7 +169,6 @@ class Embedder:
         self.num_workers = num_workers
         self.pixel_format = pixel_format_of(processor, pixel_range)
         self.tokens = tokens
-        self.request = Request(engine, dtype)
         self.request.check(self.model, tokens)
         self._engine: Engine | None = None
         self._pixel_check = PixelCheck()
@@ -252,7 +187,7 @@ class Embedder:
         dtype: str = "float32",
         pixel_range: tuple[float, float] | None = None,
         tokens: str = "pooled",
-        engine: str = "torch",
+        engine: str | None = None,
     ) -> Embedder:
         """Load the encoder and the image processor of any selfvit checkpoint.
 
@@ -264,27 +199,28 @@ class Embedder:
                 checkpoint.
             normalize: Whether to scale the vectors to length 1.
             batch_size: Number of images per batch.
-            num_workers: Number of processes that decode and preprocess images; 0 uses the current
-                process.
+            num_workers: Number of processes that decode and preprocess images; 0 uses threads of
+                the current process.
             device: Device to compute on; None for CUDA, else MPS, else CPU, whichever is available
-                first.
-            dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" as in
-                `Embedder`.
+                first, and for the CPU in int8.
+            dtype: Precision to compute in: "float32", "bfloat16", "float16", or "auto" and "int8"
+                as in `Embedder`.
             pixel_range: Values of black and white in files of more than eight bits, as in
                 `PixelFormat`; None for the range stored in the checkpoint, if there is one.
             tokens: "pooled" or "patches", as in `Embedder`.
-            engine: "torch", "openvino", "onnxruntime" or "auto", as in `Embedder`.
+            engine: "torch", "openvino", "onnxruntime", "auto" or None, as in `Embedder`.
 
         Raises:
             FileNotFoundError: If there is no such checkpoint.
             ImportError: If a package of the engine is not installed.
             ValueError: If the weights do not match the model, or an argument has no valid value.
         """
-        if dtype not in (*DTYPES, AUTO):
-            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join((*DTYPES, AUTO))}.")
+        if dtype not in (names := (*DTYPES, "int8", AUTO)):
+            raise ValueError(f"dtype ({dtype!r}) must be one of {', '.join(names)}.")
         precision: Any = DTYPES.get(dtype, dtype)
-        loaded = precision if engine == "torch" and dtype != AUTO else torch.float32
-        device = best_device(device)
+        is_own = engine in (None, "torch") and dtype in DTYPES
+        loaded = precision if is_own else torch.float32
+        device = best_device("cpu" if device is None and dtype == "int8" else device)
         checkpoint = resolve_checkpoint(checkpoint)
         overrides: dict[str, Any] = {} if pooling is None else {"pooling": pooling}
         model = load_strictly(SelfViTModel, checkpoint, network=network, dtype=loaded, **overrides)
@@ -323,32 +259,73 @@ class Embedder:
             return self.request.fixed(self.model)
         if self._engine is None:
             raise ValueError(
-                "engine or dtype is 'auto' and not chosen yet; call choose_engine with the images."
+                "engine or dtype is 'auto' or 'int8' and not chosen yet; call choose_engine with "
+                "the images."
             )
         return self._engine.selection
 
-    def choose_engine(self, source: AnySource, earlier: Mapping[str, Any] | None = None) -> None:
+    def choose_engine(
+        self,
+        source: AnySource,
+        earlier: Mapping[str, Any] | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
         """Choose engine and precision, where they are "auto", for the images of a source.
 
-        Without effect if they are chosen already.
+        In int8, the rounding is calibrated on a sample of them. Without effect if all that is done.
 
         Args:
             source: Images to embed; the first ones are read where a choice must be checked.
-            earlier: Fingerprint of vectors that the new ones must equal, whose engine and precision
-                are taken; None to choose.
+            earlier: Fingerprint of vectors that the new ones must equal, see `use_engine_of`; None
+                to choose.
+            progress: Whether to show a progress bar of the calibration.
 
         Raises:
             ImportError: If a package of the earlier engine is not installed.
+            ValueError: If vectors in int8 are not faithful on these images, or there are too few.
         """
         if self._engine is not None or not self.request.is_open:
             return
         if earlier is not None:
-            self.request = self.request.like(earlier)
-            self.request.check(self.model, self.tokens)
+            self.use_engine_of(earlier)
+            return
+        if self.request.needs_calibration:
+            self._calibrate(source, progress)
             return
         candidates = self.request.candidates(self.model, source.num_images, self.tokens)
         pixel_values = self._first_images(source) if len(candidates) > 1 else None
         self._choose(candidates, pixel_values)
+
+    def use_engine_of(self, earlier: Mapping[str, Any]) -> None:
+        """Take engine, precision and rounding of earlier vectors, where they are left to choose.
+
+        Args:
+            earlier: Fingerprint of vectors that the new ones must equal.
+
+        Raises:
+            ImportError: If a package of the earlier engine is not installed.
+            ValueError: If int8 is asked for, and the vectors have another precision.
+        """
+        if self.request.is_open:
+            self.request = self.request.like(earlier)
+            self.request.check(self.model, self.tokens)
+
+    def _calibrate(self, source: AnySource, progress: bool) -> None:
+        """Calibrate the rounding on a sample of the images of a source."""
+        sample = sample_images(source, NUM_IMAGES)
+        batches = self.preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
+        with closing(batches):
+            pixels = [batch.pixels[0] for _, batch in batches if batch.pixels is not None]
+        pixel_values = torch.cat(pixels) if pixels else torch.empty(0)
+        with (
+            progress_bar(description="calibrating", disable=not progress) as bar,
+            torch.inference_mode(),
+            eval_mode(self.model),
+        ):
+            engine = calibrate(self.model, pixel_values, bar.update)
+        self._engine = engine
+        self.request = replace(self.request, quantization=engine.selection.quantization)
 
     def _choose(self, candidates: list[Selection], pixel_values: Tensor | None) -> Engine:
         with torch.inference_mode(), eval_mode(self.model):
@@ -360,18 +337,29 @@ class Embedder:
         size = min(self.batch_size, CHECKED_IMAGES)
         num_workers = min(self.num_workers, 1)  # an image that ends a worker does not end this one
         ranges = [range(source.num_positions)]
-        with closing(self.preparation.read(source, ranges, size, num_workers)) as batches:
+        preparation = self.preparation
+        with closing(preparation.read(source, ranges, size, num_workers)) as batches:
             for _, batch in batches:
                 if batch.pixels is not None:
-                    return batch.pixels[0]
+                    return preparation.normalize(batch.pixels[0], self.model.device)
         return None
 
     def _current_engine(self, pixel_values: Tensor, num_images: int) -> Engine:
         """Return the engine, which is chosen at the first call, and built again for new weights."""
+        if self.request.needs_calibration:
+            raise ValueError(
+                "dtype int8 must be calibrated on images before it embeds any; call "
+                "choose_engine(open_images(FOLDER)) first."
+            )
         if self._engine is None and self.request.is_open:
             candidates = self.request.candidates(self.model, num_images, self.tokens)
             return self._choose(candidates, pixel_values)
         if self._engine is None or not self._engine.is_current(self.model):
+            if self._engine is not None and self.request.quantization is not None:
+                raise ValueError(
+                    "the weights have changed since dtype int8 was calibrated; create a new "
+                    "Embedder."
+                )
             with eval_mode(self.model):
                 self._engine = build(self.selection, self.model, self.tokens)
         return self._engine
@@ -383,7 +371,7 @@ class Embedder:
             return None
         config = self.model.config
         black = np.zeros((64, 64, config.num_channels), dtype=np.uint8)
-        pixels, _ = _decode_and_preprocess(black, self.processor, self.pixel_format)
+        pixels, _ = self.preparation.crop(black)
         rows, columns = (size // config.patch_size for size in pixels.shape[-2:])
         return rows, columns, config.hidden_size
 
@@ -404,26 +392,33 @@ class Embedder:
             return self([images])[0]
         vectors = [np.empty((0, self.embedding_size), dtype=np.float32)]
         for start in range(0, len(images), self.batch_size):
-            pixels = []
-            for position, image in enumerate(images[start : start + self.batch_size], start):
-                name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
-                try:
-                    pixels.append(self._prepare(name, image))
-                except Exception as error:
-                    reason = unreadable_reason(error)
-                    if reason is None:
-                        raise
-                    raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
-            stacked = torch.stack(pixels)
-            self._current_engine(stacked, len(images))
-            vectors.append(self.embed_pixels(stacked))
+            batch = list(enumerate(images[start : start + self.batch_size], start))
+            pixel_values = self._prepare(batch)
+            self._current_engine(pixel_values, len(images))
+            vectors.append(self.embed_pixels(pixel_values))
         self._warn_of_findings()
         return np.concatenate(vectors)
 
-    def _prepare(self, name: str, image: AnyImage) -> Tensor:
-        pixel_values, findings = _decode_and_preprocess(image, self.processor, self.pixel_format)
-        self._pixel_check.add(name, findings)
-        return pixel_values
+    def _prepare(self, images: list[tuple[int, AnyImage]]) -> Tensor:
+        """Return the normalized pixels (B, C, H, W) of images with their positions."""
+        preparation = self.preparation
+
+        def crop(numbered: tuple[int, AnyImage]) -> tuple[str, Tensor, Findings | None]:
+            position, image = numbered
+            name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
+            try:
+                return name, *preparation.crop(image)
+            except Exception as error:
+                reason = unreadable_reason(error)
+                if reason is None:
+                    raise
+                raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
+
+        pixels = []
+        for name, cropped, findings in decode_in_threads(images, crop, num_decoding_threads()):
+            pixels.append(cropped)
+            self._pixel_check.add(name, findings)
+        return preparation.normalize(preparation.stack_pixels(pixels), self.model.device)
 
     def _warn_of_findings(self) -> None:
         for warning in self._pixel_check.warnings_once():
@@ -475,7 +470,7 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
-        self.choose_engine(source)
+        self.choose_engine(source, progress=progress)
         ranges = [range(source.num_positions)] if ranges is None else ranges
         total = source.num_images
         done = 0 if total is None else total - sum(len(positions) for positions in ranges)
@@ -499,7 +494,8 @@ class Embedder:
         self, source: AnySource, ranges: Sequence[range]
     ) -> Generator[tuple[EmbeddedBatch, list[Findings | None]], None, None]:
         """Yield the results of batches, and the findings in the images that can be read."""
-        read = self.preparation.read(source, ranges, self.batch_size, self.num_workers)
+        preparation = self.preparation
+        read = preparation.read(source, ranges, self.batch_size, self.num_workers)
         with closing(read) as batches:
             for positions, batch in batches:
                 vectors = np.empty((0, self.embedding_size), dtype=np.float32)
@@ -507,7 +503,8 @@ class Embedder:
                 checksums: list[str | None] = []
                 patches = None
                 if batch.pixels is not None:
-                    pixel_values, found, checksums = batch.pixels
+                    pixels, found, checksums = batch.pixels
+                    pixel_values = preparation.normalize(pixels, self.model.device)
                     vectors, patches = self.embed_tokens(pixel_values)
                 yield (
                     EmbeddedBatch(
@@ -574,84 +571,6 @@ class Embedder:
         return vectors.cpu().numpy(), patches
 
 
-def preprocess(
-    image: Content,
-    processor: BaseImageProcessor,
-    pixel_range: tuple[float, float] | None = None,
-) -> Tensor:
-    """Decode and preprocess one image.
-
-    Args:
-        image: Path, content of an image file, PIL image, or array (H, W), (H, W, C) or (C, H, W).
-        processor: Image processor.
-        pixel_range: Values of black and white in files of more than eight bits; None for the range
-            of the processor, if it has one.
-
-    Returns:
-        Normalized pixels, (C, H, W), float32.
-
-    Raises:
-        UnreadableImageError: If the image cannot be decoded.
-    """
-    return _decode_and_preprocess(image, processor, pixel_format_of(processor, pixel_range))[0]
-
-
-def preprocess_spread_images(
-    source: ImageSource,
-    processor: BaseImageProcessor,
-    num_images: int,
-    *,
-    num_workers: int,
-    pixel_range: tuple[float, float] | None = None,
-) -> tuple[list[Tensor], list[SkippedImage]]:
-    """Decode and preprocess images spread evenly over a source, as `read_spread_images` does.
-
-    Args:
-        source: Images to read.
-        processor: Image processor.
-        num_images: Maximum number of images.
-        num_workers: Number of processes that read; 0 uses the current process.
-        pixel_range: Values of black and white, as in `preprocess`.
-
-    Returns:
-        Normalized pixels of the images, each (C, H, W), and the images that cannot be read.
-
-    Raises:
-        ValueError: If no image can be read, or `num_images` is below 1.
-    """
-    pixel_format = pixel_format_of(processor, pixel_range)
-    prepare = partial(_preprocess_named, processor=processor, pixel_format=pixel_format)
-    images, skipped = read_spread_images(source, prepare, num_images, num_workers=num_workers)
-    warn_of_findings({name: findings for name, _, findings in images})
-    return [pixel_values for _, pixel_values, _ in images], skipped
-
-
-def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
-    """Log one warning of each kind if files hold more than what is read, see `PixelCheck`.
-
-    Args:
-        findings: Findings by the name of the image.
-    """
-    check = PixelCheck()
-    for name, found in findings.items():
-        check.add(name, found)
-    for warning in check.warnings():
-        logger.warning(warning)
-
-
-def _preprocess_named(
-    record: ImageRecord, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[str, Tensor, Findings | None]:
-    return record.id, *_decode_and_preprocess(record.image, processor, pixel_format)
-
-
-def _decode_and_preprocess(
-    image: Content, processor: BaseImageProcessor, pixel_format: PixelFormat
-) -> tuple[Tensor, Findings | None]:
-    decoded = decode_pixels(image, pixel_format, needed_size(processor))
-    return pixel_values_of(decoded, processor), decoded.findings
-
-
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and restore the mode of each module afterwards.
@@ -701,7 +620,4 @@ __all__ = [
     "SkippedImage",
     "best_device",
     "eval_mode",
-    "preprocess",
-    "preprocess_spread_images",
-    "warn_of_findings",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
@@ -21,6 +22,7 @@ from transformers.utils import is_torchvision_available
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..data.pixel_format import DecodedPixels, PixelFormat
 from ..modeling.image_processing_selfvit import SelfViTImageProcessor, is_extreme, resized_size
+from .eight_bit import EightBitPreprocessing
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC, stored as a number in preprocessor_config.json
 # Settings of a stock processor that determine its output.
@@ -128,8 +130,8 @@ def pixel_format_of(
 def pixel_values_of(decoded: DecodedPixels, processor: BaseImageProcessor) -> Tensor:
     """Preprocess decoded pixels.
 
-    A stock processor gets RGB images of eight bits, so their pixels equal those of a pipeline. All
-    other pixels are floats that are resized and normalized in the same geometry, without rounding.
+    The pixels of an RGB image of eight bits equal those of a stock processor. All other pixels are
+    floats that are resized and normalized in the same geometry, without rounding.
 
     Args:
         decoded: Pixels in the format of the processor, see `pixel_format_of`.
@@ -138,15 +140,61 @@ def pixel_values_of(decoded: DecodedPixels, processor: BaseImageProcessor) -> Te
     Returns:
         Normalized pixels, (C, H, W), float32.
     """
+    eight_bit = EightBitPreprocessing.of(processor)
+    return normalize_pixels(crop_pixels(decoded, processor, eight_bit)[None], eight_bit)[0]
+
+
+def crop_pixels(
+    decoded: DecodedPixels,
+    processor: BaseImageProcessor,
+    eight_bit: EightBitPreprocessing | None,
+) -> Tensor:
+    """Preprocess decoded pixels, except that a batch of eight bits is normalized later.
+
+    Args:
+        decoded: Pixels in the format of the processor, see `pixel_format_of`.
+        processor: Image processor.
+        eight_bit: Result of `EightBitPreprocessing.of` for the processor.
+
+    Returns:
+        Pixels for `normalize_pixels`, (C, H, W): uint8, or normalized as float32.
+    """
     pixels, settings = decoded.pixels, cast(Any, processor)
     if isinstance(processor, SelfViTImageProcessor):
         return processor.preprocess_scaled(pixels)
     is_eight_bit = pixels.dtype == np.uint8
+    if is_eight_bit and eight_bit is not None:
+        cropped = eight_bit.resize_and_crop(pixels)
+        if cropped is not None:
+            return cropped
     if is_eight_bit and not _is_extreme(pixels.shape[:2], settings):
         return processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     stored = {name: getattr(settings, name, None) for name in GEOMETRY}
     floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
     return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
+
+
+def stack_pixels(images: Sequence[Tensor], eight_bit: EightBitPreprocessing | None) -> Tensor:
+    """Return the results of `crop_pixels` as a batch, (B, C, H, W), for `normalize_pixels`."""
+    if len({image.dtype for image in images}) > 1:
+        images = [normalize_pixels(image[None], eight_bit)[0] for image in images]
+    return torch.stack(list(images))
+
+
+def normalize_pixels(pixels: Tensor, eight_bit: EightBitPreprocessing | None) -> Tensor:
+    """Normalize a batch on its device; normalized pixels remain the same.
+
+    Args:
+        pixels: Result of `stack_pixels`, (B, C, H, W).
+        eight_bit: As in `crop_pixels`.
+
+    Returns:
+        Normalized pixels, (B, C, H, W), float32.
+    """
+    if pixels.dtype != torch.uint8:
+        return pixels
+    assert eight_bit is not None
+    return eight_bit.normalize(pixels)
 
 
 def needed_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
@@ -207,8 +255,11 @@ def _processor_class(crops: bool) -> type[BaseImageProcessor]:
 
 __all__ = [
     "build_processor",
+    "crop_pixels",
     "needed_size",
+    "normalize_pixels",
     "pixel_format_of",
     "pixel_values_of",
     "resized_processor",
+    "stack_pixels",
 ]

@@ -21,8 +21,9 @@ from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shar
 from ..data.image_source import ImageRecord, RecordSource
 from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
-from .embedder import EmbeddedBatch, Embedder, Preparation
+from .embedder import EmbeddedBatch, Embedder
 from .engines.interface import AUTO
+from .preparation import Preparation
 
 
 class RayEmbedder(Embedder):
@@ -54,7 +55,7 @@ class RayEmbedder(Embedder):
 
     @staticmethod
     def fixed_engine(embedder: Embedder) -> dict[str, Any]:
-        """Return the arguments `engine` and `dtype` for actors, whose devices may differ.
+        """Return the arguments that choose engine and precision for actors, on any device.
 
         What is left to choose becomes torch, in the precision of the model.
         """
@@ -62,6 +63,7 @@ class RayEmbedder(Embedder):
         return {
             "engine": "torch" if request.engine == AUTO else request.engine,
             "dtype": None if request.dtype == AUTO else request.dtype,
+            "quantization": request.quantization,
         }
 
     def _embedded(
@@ -176,6 +178,11 @@ def embed_dataset(
         num_actors=num_actors,
         num_gpus=num_gpus,
     )
+    if embedder.request.needs_calibration:
+        raise ValueError(
+            "dtype int8 is calibrated on a source of images, which a Ray dataset is not; use "
+            "another dtype, or selfvit embed --runner ray."
+        )
     decoded = dataset.map_batches(
         _decode_column,
         batch_size=batch_size,
@@ -231,9 +238,11 @@ class _Actor:
     def __init__(self, reference: Any):
         import ray
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        arguments = ray.get(reference)
+        is_int8 = arguments["quantization"] is not None  # which the CPU computes
+        device = "cuda" if torch.cuda.is_available() and not is_int8 else "cpu"
         torch.set_num_threads(1)  # as many as Ray counts for it without a GPU
-        self.embedder = Embedder(**ray.get(reference), device=device)
+        self.embedder = Embedder(**arguments, device=device)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         batch: ReadBatch
@@ -243,7 +252,8 @@ class _Actor:
         checksums: list[str | None] = []
         patches = None
         if batch.pixels is not None:
-            pixel_values, findings, checksums = batch.pixels
+            pixels, findings, checksums = batch.pixels
+            pixel_values = self.embedder.preparation.normalize(pixels, self.embedder.model.device)
             vectors, patches = self.embedder.embed_tokens(pixel_values)
         described = (
             positions,
@@ -278,7 +288,9 @@ class _ColumnActor(_Actor):
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         content = [pickle.loads(part) for part in rows.pop("pixels") if part]
-        found = [pixels for pixels in content if pixels is not None]
+        normalize = self.embedder.preparation.normalize
+        device = self.embedder.model.device
+        found = [normalize(pixels, device) for pixels in content if pixels is not None]
         size = self.embedder.embedding_size
         vectors = np.full((len(rows["reason"]), size), np.nan, dtype=np.float32)
         if found:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from os import PathLike
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..atomic_output import atomic_output
 from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, MetricSample, estimate, estimate_change
 from .evaluate import format_metric, is_fraction, metric_title
 from .label_free import neighbor_overlap
@@ -35,26 +32,6 @@ class Measurement:
     neighbors: np.ndarray
     data: str
     metrics: Mapping[str, float]
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the measurement to an npz file atomically; all values stay bit-identical."""
-        arrays = {name: sample.influences for name, sample in self.samples.items()}
-        values = {name: sample.value for name, sample in self.samples.items()}
-        text = json.dumps({"data": self.data, "values": values, "metrics": dict(self.metrics)})
-        with atomic_output(path) as unfinished, open(unfinished, "wb") as file:
-            np.savez(file, _text=np.array(text), _neighbors=self.neighbors, **arrays)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Measurement:
-        """Read a measurement written by `save`."""
-        with np.load(path) as arrays:
-            content = json.loads(str(arrays["_text"]))
-            return cls(
-                samples={n: MetricSample(v, arrays[n]) for n, v in content["values"].items()},
-                neighbors=arrays["_neighbors"],
-                data=content["data"],
-                metrics=content["metrics"],
-            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +73,10 @@ class Comparison:
         metrics_before: All metrics of the initial weights as plain numbers, including those without
             an entry in `changes`.
         note: Remark about the metrics, or "".
+        raw_pixels: Metrics of raw pixels, of the same images; empty if they were not measured.
+        start: Name of the initial weights in the table: "before", or "untrained" for random ones.
+        num_images: Number of images that were measured.
+        num_available: Number of images that these are a sample of, or the same number.
     """
 
     changes: tuple[Change, ...]
@@ -105,6 +86,10 @@ class Comparison:
     metric: str | None
     metrics_before: Mapping[str, float]
     note: str = ""
+    raw_pixels: Mapping[str, Estimate] = field(default_factory=dict)
+    start: str = "before"
+    num_images: int = 0
+    num_available: int = 0
 
     @property
     def deciding(self) -> Change | None:
@@ -130,6 +115,36 @@ class Comparison:
         """Return the compared metrics after training and the neighbor overlap, for a model card."""
         after = {change.name: change.after for change in self.changes}
         return {**after, "neighbor_overlap": self.overlap}
+
+    @property
+    def passes_raw_pixels(self) -> bool | None:
+        """Return whether the encoder is above raw pixels in the deciding metric; None if unknown.
+
+        The value counts, not its interval.
+        """
+        if self.deciding is None or self.deciding.name not in self.raw_pixels:
+            return None
+        return self.deciding.after.value > self.raw_pixels[self.deciding.name].value
+
+    @property
+    def raw_pixels_verdict(self) -> str:
+        """Return a sentence if raw pixels are as good as the encoder, otherwise ""."""
+        if self.deciding is None or self.passes_raw_pixels is not False:
+            return ""
+        name = self.deciding.name
+        raw, after = self.raw_pixels[name].value, self.deciding.after.value
+        return (
+            f"Raw pixels are as good: {metric_title(name)} is {format_metric(name, raw)} for them "
+            f"and {format_metric(name, after)} for the encoder. Train longer, on more images, or "
+            "start from pretrained weights."
+        )
+
+    @property
+    def extent(self) -> str:
+        """Return what the intervals are over: all evaluation images, or a sample of them."""
+        if self.num_images >= self.num_available:
+            return "the evaluation images"
+        return f"a sample of {self.num_images:,} of {self.num_available:,} evaluation images"
 
     @property
     def verdict(self) -> str:
@@ -172,12 +187,25 @@ class Comparison:
                 "num_neighbors": self.num_neighbors,
                 "num_images": self.num_overlap_images,
             },
-            "intervals": {"level": LEVEL, "num_resamples": NUM_RESAMPLES, "of": "test images"},
+            "raw_pixels": {name: value._asdict() for name, value in self.raw_pixels.items()},
+            "passes_raw_pixels": self.passes_raw_pixels,
+            "intervals": {
+                "level": LEVEL,
+                "num_resamples": NUM_RESAMPLES,
+                "of": "test images",
+                "num_images": self.num_images,
+                "num_available": self.num_available,
+            },
         }
 
 
 def compare(
-    before: Measurement, after: Measurement, metric: str | None, note: str = ""
+    before: Measurement,
+    after: Measurement,
+    metric: str | None,
+    note: str = "",
+    raw_pixels: Mapping[str, MetricSample] | None = None,
+    **described: Any,
 ) -> Comparison:
     """Compare two measurements of the same images.
 
@@ -186,6 +214,8 @@ def compare(
         after: Measurement of the trained weights.
         metric: Name of the metric that decides whether training helped (higher is better), or None.
         note: Remark about the metrics, or "".
+        raw_pixels: Metrics of raw pixels, of the same images.
+        described: Fields of `Comparison` that describe it: start, num_images and num_available.
 
     Raises:
         ValueError: If the data of the measurements differs, or `metric` was not measured.
@@ -211,23 +241,29 @@ def compare(
         metric=metric,
         metrics_before=before.metrics,
         note=note,
+        raw_pixels={name: estimate(sample) for name, sample in (raw_pixels or {}).items()},
+        **described,
     )
 
 
 def format_comparison(comparison: Comparison) -> str:
     """Return a plain-text table of metrics and intervals, the neighbor overlap and the verdict."""
-    rows = [("", "before", "after", "change", "")]
+    rows: list[tuple[str, ...]] = [("", "raw pixels", comparison.start, "after", "change", "")]
     for change in comparison.changes:
         low, high = (_signed(change.name, end) for end in change.difference[1:])
+        raw = comparison.raw_pixels.get(change.name)
         rows.append(
             (
                 metric_title(change.name),
+                "" if raw is None else format_metric(change.name, raw.value),
                 _with_interval(change.name, change.before),
                 _with_interval(change.name, change.after),
                 f"{_signed(change.name, change.difference.value)} ({low} to {high})",
                 change.direction,
             )
         )
+    if not comparison.raw_pixels:
+        rows = [(row[0], *row[2:]) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     kept = _with_interval("neighbor_overlap", comparison.overlap)
@@ -236,9 +272,10 @@ def format_comparison(comparison: Comparison) -> str:
         f"among {comparison.num_overlap_images:,} images"
     )
     lines.append(
-        f"In parentheses: {100 * LEVEL:.0f} % bootstrap intervals over the evaluation images."
+        f"In parentheses: {100 * LEVEL:.0f} % bootstrap intervals over {comparison.extent}."
     )
-    return "\n".join([*lines, *filter(None, [comparison.note]), comparison.verdict])
+    remarks = filter(None, [comparison.note, comparison.raw_pixels_verdict])
+    return "\n".join([*lines, *remarks, comparison.verdict])
 
 
 def _with_interval(name: str, estimated: Estimate) -> str:

@@ -85,8 +85,8 @@ def evaluate_checkpoint(
         ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
     if limit is not None:
-        train = train.sample(limit)
-        test = None if test is None else test.sample(limit)
+        is_same, train = test is train, train.sample(limit)
+        test = train if is_same else None if test is None else test.sample(limit)
     embedded = embed_splits(
         checkpoint,
         train,
@@ -115,7 +115,7 @@ def embed_splits(
     Args:
         checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
         train: Images that the classifiers are fitted on.
-        test: Images that the accuracies are measured on, or None.
+        test: Images that the accuracies are measured on, or None; embedded once if it is `train`.
         progress: Whether to show a progress bar.
         options: Keyword arguments of `Embedder.from_pretrained`.
 
@@ -128,7 +128,9 @@ def embed_splits(
     if test is not None:
         check_labels(train, test)
     embedded_train = _embed(embedder, train, progress)
-    return embedded_train, None if test is None else _embed(embedder, test, progress)
+    if test is None:
+        return embedded_train, None
+    return embedded_train, embedded_train if test is train else _embed(embedder, test, progress)
 
 
 def evaluate_splits(
@@ -260,7 +262,10 @@ def format_metric(name: str, value: float) -> str:
 
 
 def accuracy_hits(
-    train: EmbeddedImages, test: EmbeddedImages, ks: Sequence[int] = (10, 20)
+    train: EmbeddedImages,
+    test: EmbeddedImages,
+    ks: Sequence[int] = (10, 20),
+    with_linear_probe: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return which labeled test images each classifier classifies correctly.
 
@@ -268,6 +273,7 @@ def accuracy_hits(
         train: N vectors that the classifiers are fitted on.
         test: M vectors to classify.
         ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
+        with_linear_probe: Whether to fit the linear probe, which is slow for long vectors.
 
     Returns:
         Arrays of bool, one value per labeled test image, for "knn_<k>" and "linear_probe". Empty if
@@ -292,7 +298,7 @@ def accuracy_hits(
         )
     by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
     hits = {f"knn_{k}": hit for k, hit in by_k.items()}
-    return {**hits, "linear_probe": linear_probe_hits(*arrays)}
+    return {**hits, "linear_probe": linear_probe_hits(*arrays)} if with_linear_probe else hits
 
 
 def count_shared(train: np.ndarray, test: np.ndarray, chunk_size: int = 256) -> int:

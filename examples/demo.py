@@ -4,8 +4,8 @@
 
 Writes a checkpoint, the vectors of the test images, metrics.json (raw pixels, untrained encoder and
 trained encoder), a map of the vectors (page and picture) and attention maps. The metrics and the
-pictures are also added to the checkpoint's card. `--objective distill` needs a teacher:
-`--teacher demo/checkpoint`.
+pictures are also added to the checkpoint's card. `--objective distill` takes the checkpoint of the
+DINO demo as its teacher, or trains one first.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from selfvit import (
 
 OBJECTIVES = ("dino", "dinov2", "distill", "lejepa", "mae", "pmsn")
 SAMPLE = Path(__file__).resolve().parent / "fashion_mnist_sample"
+DINO_DEMO = Path("demo") / "checkpoint"  # written by `make demo`
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--objective", choices=OBJECTIVES, default="dino")
     parser.add_argument("--output", "-o", type=Path, default=Path("demo"), help="Folder to write.")
     parser.add_argument("--seed", type=int, default=0, help="Random seed of the run.")
-    parser.add_argument("--teacher", help="Frozen teacher of distill: a checkpoint or Hub id.")
+    parser.add_argument("--teacher", help="Teacher of distill; the DINO demo by default.")
     parser.add_argument(
         "--max-steps", type=int, help="Number of optimizer steps; that of the recipe by default."
     )
@@ -59,8 +60,9 @@ def main() -> None:
     show(f"1 of 3: Training on {len(train_images):,} images, without their labels.")
     seconds = {}
     started = time.perf_counter()
-    given = {"max_steps": arguments.max_steps, "teacher": arguments.teacher}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+    if arguments.objective == "distill":
+        options["teacher"] = arguments.teacher or teacher_of_demo(output, arguments.seed, options)
     train(
         recipe,
         data=SAMPLE / "train.parquet",
@@ -94,7 +96,25 @@ def main() -> None:
         evaluated_on=str(SAMPLE / "test.parquet"),
     )
 
-    print_summary(recipe, output, metrics)
+    print_summary(arguments.objective, output, metrics)
+
+
+def teacher_of_demo(output: Path, seed: int, options: dict[str, Any]) -> str:
+    """Return the checkpoint of the DINO demo, or train one in `output`/teacher."""
+    if (DINO_DEMO / "config.json").exists():
+        show(f"The teacher is {DINO_DEMO}.")
+        return str(DINO_DEMO)
+    show("Training a teacher first (dino_demo).")
+    teacher = output / "teacher"
+    train(
+        "dino_demo",
+        data=SAMPLE / "train.parquet",
+        output=teacher,
+        seed=seed,
+        overwrite=True,
+        **options,
+    )
+    return str(teacher)
 
 
 def show(text: str) -> None:
@@ -183,7 +203,7 @@ def draw(
     ]
 
 
-def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
+def print_summary(objective: str, output: Path, metrics: dict[str, Any]) -> None:
     """Print the metrics, the files that were written, and the next commands."""
     print(f"\n{'accuracy in %':<16}{'k-NN (k=20)':>12}{'linear probe':>14}")
     for name in ("raw_pixels", "untrained", "trained"):
@@ -191,6 +211,7 @@ def print_summary(recipe: str, output: Path, metrics: dict[str, Any]) -> None:
         title = name.replace("_", " ")
         print(f"{title:<16}{100 * row['knn_20']:>12.1f}{100 * row['linear_probe']:>14.1f}")
     loss = metrics["loss"]
+    teacher = " --teacher TEACHER" if objective == "distill" else ""
     print(
         f"\nTraining took {metrics['seconds']['train']:.0f} s. Loss: {loss['start']:.2f} at the "
         f"start, {loss['highest']:.2f} at its highest, {loss['end']:.2f} at the end."
@@ -209,7 +230,7 @@ Open the map, or search and browse the images (Ctrl+C ends it):
   selfvit explore {output}/vectors
 
 Next, on a folder of your own images:
-  selfvit train {recipe} --data FOLDER --output my_model --image-size 56
+  selfvit train {objective}{teacher} --data FOLDER --output my_model
   selfvit embed my_model --data FOLDER --output my_vectors"""
     )
 

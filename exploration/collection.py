@@ -53,6 +53,7 @@ class Collection:
         small = [name for name in names if name not in ("embedding", "patches")]
         self._table = read_vectors(self.folder, small)
         self.metadata: dict[str, Any] = json.loads(read_text(self.folder / METADATA) or "{}")
+        self._opened: tuple[Any, Embedder] | None = None  # last embedder, and what it was asked for
 
     def __len__(self) -> int:
         return len(self._table)
@@ -176,6 +177,8 @@ class Collection:
     def embedder(self, checkpoint: str | None = None, **options: Any) -> Embedder:
         """Return an embedder whose vectors can be compared with those of the folder.
 
+        A repeated call with the same arguments returns the same one.
+
         Args:
             checkpoint: Checkpoint; None for the one that the folder names.
             options: Further options of `Embedder.from_pretrained`, for example `device`.
@@ -185,6 +188,9 @@ class Collection:
             ValueError: If the checkpoint is another one than that of the vectors, or the folder
                 names none.
         """
+        asked = (checkpoint, options)
+        if self._opened is not None and self._opened[0] == asked:
+            return self._opened[1]
         from ..embedding.embedder import Embedder
         from ..embedding.vectors.fingerprint import checkpoint_fingerprint
 
@@ -205,6 +211,7 @@ class Collection:
             known["pixel_range"] = tuple(known["pixel_range"])
         embedder = Embedder.from_pretrained(name, **{**known, **options})
         if self.manifest is not None:
+            embedder.use_engine_of(stored)
             found = checkpoint_fingerprint(embedder, "float32")
             differing = [
                 key
@@ -217,6 +224,7 @@ class Collection:
                     f"({', '.join(differing)} differ); choose theirs with --checkpoint, or embed "
                     "the images again."
                 )
+        self._opened = asked, embedder
         return embedder
 
     def images(self, data: Data | None = None) -> CollectionImages:

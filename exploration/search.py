@@ -8,18 +8,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ..data.decoding import decode_image
-from ..embedding.embedder import Embedder
 from ..visualization.figures import heatmap
 from .collection import Collection, CollectionImages, check_rows, directions_of
 from .index import EXACT_UP_TO, load_index
 from .neighbors import nearest
 from .sheets import SheetRow, Tile, draw_sheet
+
+if TYPE_CHECKING:
+    from ..embedding.embedder import Embedder
 
 HEAT_SHARE = 0.6  # of the heat map in an overlay; the rest is the image in gray
 
@@ -182,10 +184,11 @@ def draw_patch_matches(
         embedder: Embedder of the collection.
         path: PNG file to write.
     """
+    pictures = [images.picture(match.row) for match in result.results]
+    grids = patch_grids(embedder, [query, *pictures])
     rows = []
-    for match in result.results:
-        found = images.picture(match.row)
-        heats = patch_similarities(embedder, query, found)
+    for match, found, grid in zip(result.results, pictures, grids[1:], strict=True):
+        heats = patch_similarities(grids[0], grid)
         tiles = []
         for picture, heat, name in zip(
             (query, found), heats, (result.query[0], match.path), strict=True
@@ -195,29 +198,39 @@ def draw_patch_matches(
     draw_sheet(rows, path, per_line=4)
 
 
-def patch_similarities(
-    embedder: Embedder, first: Image.Image, second: Image.Image
-) -> tuple[np.ndarray, np.ndarray]:
+def patch_grids(embedder: Embedder, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Return the patch tokens of images.
+
+    Args:
+        embedder: Embedder of all.
+        pictures: B images.
+
+    Returns:
+        (B, h, w, D), float16.
+    """
+    import torch
+
+    from ..embedding.embedder import Embedder
+    from ..embedding.preparation import preprocess
+
+    pixels = torch.stack([preprocess(picture, embedder.processor) for picture in pictures])
+    tokens = Embedder(embedder.model, embedder.processor, tokens="patches")
+    found = [tokens.embed_tokens(batch)[1] for batch in pixels.split(embedder.batch_size)]
+    return np.concatenate([patches for patches in found if patches is not None])
+
+
+def patch_similarities(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how well each patch of an image is matched by some patch of another one.
 
     Args:
-        embedder: Embedder of both.
-        first: Image.
-        second: Other image.
+        first: Patch tokens of an image, (h, w, D).
+        second: Those of another image.
 
     Returns:
         Largest cosine similarity of each patch to a patch of the other image, (h, w) each.
     """
-    import torch
-
-    from ..embedding.embedder import preprocess
-
-    pixels = torch.stack([preprocess(image, embedder.processor) for image in (first, second)])
-    tokens = Embedder(embedder.model, embedder.processor, tokens="patches")
-    _, patches = tokens.embed_tokens(pixels)
-    assert patches is not None
-    h, w = patches.shape[1:3]
-    a, b = (directions_of(grid.reshape(h * w, -1).astype(np.float32)) for grid in patches)
+    h, w = first.shape[:2]
+    a, b = (directions_of(grid.reshape(h * w, -1).astype(np.float32)) for grid in (first, second))
     similarities = a @ b.T  # (h w, h w)
     return similarities.max(axis=1).reshape(h, w), similarities.max(axis=0).reshape(h, w)
 

@@ -9,18 +9,16 @@ transformers, so that PEFT targets, quantizers and the weights of its ViT can be
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from .attention_functions import attention_function
 from .masking import gather_patches
 from .position_embeddings import (
     Rotation,
@@ -164,25 +162,6 @@ class SelfViTEmbeddings(nn.Module):
         return torch.cat([*prefix, patches], dim=1)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[Tensor, Tensor]:
-    """Compute attention with explicit weights, which `output_attentions` needs.
-
-    query, key and value are (B, A, T, D/A), or (B, A, Q, D/A) for the query.
-    """
-    weights = query @ key.transpose(2, 3) * scaling  # (B, A, T, T)
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 class SelfViTAttention(nn.Module):
     """Multi-head self-attention through transformers' attention interface."""
 
@@ -210,6 +189,10 @@ class SelfViTAttention(nn.Module):
         Only the first Q = `num_queries` tokens are queries; all T if None. `rotation` holds the
         rotary positions of the T tokens, if the encoder has them.
         """
+        device = hidden_states.device.type
+        if hidden_states.dtype == torch.float32 and torch.is_autocast_enabled(device):
+            # once, because autocast would cast and save them for each projection
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
         queries = hidden_states[:, :num_queries]
 
         def split_heads(tokens: Tensor) -> Tensor:
@@ -218,9 +201,7 @@ class SelfViTAttention(nn.Module):
         query, key = split_heads(self.q_proj(queries)), split_heads(self.k_proj(hidden_states))
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attend = attention_function(self.config._attn_implementation, query)
         attended, weights = attend(
             self,
             query,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .data.sources import open_images as open_images
     from .embedding.embedder import EmbeddedImages as EmbeddedImages
     from .embedding.embedder import Embedder as Embedder
-    from .embedding.embedder import preprocess as preprocess
+    from .embedding.preparation import preprocess as preprocess
     from .embedding.preprocessing import build_processor as build_processor
     from .embedding.vectors.reader import read_vectors as read_vectors
     from .embedding.vectors.writer import write_embeddings as write_embeddings
@@ -118,7 +118,7 @@ MODULES = {
     "plot_embedding_map": "visualization.embedding_map",
     "plot_pca_maps": "visualization.pca_maps",
     "plot_reconstructions": "visualization.reconstructions",
-    "preprocess": "embedding.embedder",
+    "preprocess": "embedding.preparation",
     "publish": "sharing.publish",
     "publish_space": "sharing.space",
     "read_vectors": "embedding.vectors.reader",

@@ -10,6 +10,7 @@ import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
 SIGPIPE_CODE = 128 + 13
 
@@ -103,6 +104,20 @@ def printable_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def without_line_breaks(text: str) -> str:
+    """Return a text with line breaks and control characters escaped, and all else as it is.
+
+    Args:
+        text: Text, for example a line with the name of a file.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) in {"Cc", "Zl", "Zp"} else c
+        for c in text
+    )
+
+
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """Join names into one line, at most `limit` of them: "a, b and 3 more"."""
     names = list(names)
@@ -110,4 +125,11 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
-__all__ = ["one_line", "one_line_errors", "printable", "printable_line", "shorten"]
+__all__ = [
+    "one_line",
+    "one_line_errors",
+    "printable",
+    "printable_line",
+    "shorten",
+    "without_line_breaks",
+]

@@ -7,4 +7,4 @@ try:
 except ImportError:  # umap-learn is optional
     pass
 else:
-    numba.njit = functools.partial(numba.njit, cache=True)
+    numba.njit = functools.partial(numba.njit, cache=True)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import duplicates, duplicates_images, objectives_runs
+from benchmarks import duplicates, duplicates_images, gpu, objectives_runs
 from benchmarks.duplicates_report import Measured, table
 from benchmarks.fashion_mnist import LabeledImages, load_splits, read_idx
 from benchmarks.interleaved import Times, measure, write_section
@@ -26,6 +26,9 @@ from benchmarks.side_by_side import (
     step_at_equal_time,
     train_side_by_side,
 )
+from benchmarks.training import Measured as MeasuredStep
+from benchmarks.training import table_of
+from benchmarks.training_sides import Case, Trainer
 from selfvit.exploration.duplication.alignment import SIDE, agreement
 
 OBJECTIVES = list(objectives_runs.CHANGES)
@@ -223,3 +226,38 @@ def test_a_section_of_results_is_replaced_and_others_stay(tmp_path):
     for title, text in (("A", "old"), ("B", "kept"), ("A", "new")):
         write_section(page, title, text)
     assert page.read_text().split("## ")[1:] == ["B\n\nkept\n\n", "A\n\nnew\n"]
+
+
+def test_a_table_of_steps_compares_with_its_first_row():
+    slow = MeasuredStep(Times([2.0, 4.0]), peak=2 << 30, limit=1.5)
+    fast = MeasuredStep(Times([1.0, 2.0]), peak=1 << 30, limit=0.75)
+    *_, row = table_of({"slow": slow, "fast": fast}).splitlines()
+    assert row == "| fast | 1.50 | 2.00 | 2.00 to 2.00 | 1.00 | 50% | 0.75 s, 50% |"
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_a_step_to_measure_trains_and_knows_its_matrix_products(in_bfloat16):
+    trainer = Trainer(Case("selfvit_dino", "vitti32", 1, in_bfloat16, num_prototypes=16))
+    weight = trainer.model.student.vit.layers[0].mlp.fc1.weight
+    before, of_teacher = weight.detach().clone(), trainer.model.vit.layers[0].mlp.fc1.weight
+    products = trainer.products()
+    assert not torch.equal(weight, before)
+    assert not of_teacher.requires_grad
+    # 2 global views of 1 + 49 tokens, 6 local views of 1 + 9, in the first 11 of 12 blocks
+    assert products[2 * 50, 192, 768, False] == products[2 * 50, 192, 768, True] == 11
+    assert products[6 * 10, 192, 768, True] == 11
+
+
+def test_the_benchmark_of_a_gpu_runs_in_its_dry_mode(capsys, tmp_path):
+    page = tmp_path / "gpu.md"
+    gpu.main(["--device", "cpu", "--quick", "--output", str(page)])
+    shown = capsys.readouterr().out
+    for title in ("DINO, S/16, a training step", "MAE, B/16, a training step", "Embedding, S/16"):
+        assert title in shown and title in page.read_text()
+    assert "failed" not in shown and "no time" not in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_a_gpu_says_that_there_is_none():
+    with pytest.raises(SystemExit, match="needs a GPU"):
+        gpu.main([])

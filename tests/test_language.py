@@ -7,11 +7,12 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from .test_architecture import FILES, PACKAGE_FILES, ROOT
+from .test_architecture import FILES, PACKAGE_FILES, ROOT, tree_of
 
 SOURCES = sorted({*FILES, *PACKAGE_FILES})
 
@@ -53,11 +54,14 @@ def is_overload(node: ast.AST) -> bool:
     return any(ast.unparse(name) == "overload" for name in getattr(node, "decorator_list", ()))
 
 
-def docstrings(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name of every definition that has a docstring, private ones too, and the text."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, DEFINITIONS) and (text := ast.get_docstring(node)) is not None:
-            yield getattr(node, "name", "module"), text
+@cache
+def docstrings(file: Path) -> list[tuple[str, str]]:
+    """Return the name of every definition that has a docstring, private ones too, and the text."""
+    return [
+        (getattr(node, "name", "module"), text)
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, DEFINITIONS) and (text := ast.get_docstring(node)) is not None
+    ]
 
 
 def entries(text: str) -> Iterator[tuple[str, str]]:
@@ -73,39 +77,38 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
     """Yield line and text of every string and comment, docstrings and parts of f-strings too."""
-    source = file.read_text()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_every_public_definition_has_a_docstring(file):
+def test_every_public_definition_has_a_docstring():
     missing = [
-        name
-        for name, node in public_definitions(ast.parse(file.read_text()))
+        f"{name_of(file)}: {name}"
+        for file in SOURCES
+        for name, node in public_definitions(tree_of(file))
         if ast.get_docstring(node) is None and not is_overload(node)
     ]
     assert not missing
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_the_first_line_of_a_docstring_is_a_sentence(file):
+def test_the_first_line_of_a_docstring_is_a_sentence():
     wrong = [
-        f"{name}: {first}"
+        f"{name_of(file)}: {name}: {first}"
+        for file in SOURCES
         for name, text in docstrings(file)
         if not (first := text.splitlines()[0]).endswith(".") or EVASIVE_START.match(first)
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_arguments_and_errors_are_named_first(file):
+def test_arguments_and_errors_are_named_first():
     wrong = [
-        f"{owner}: {name}: {text}"
+        f"{name_of(file)}: {owner}: {name}: {text}"
+        for file in SOURCES
         for owner, docstring in docstrings(file)
         for name, text in entries(docstring)
         if not START.match(text) or EVASIVE_START.match(text)
@@ -113,19 +116,23 @@ def test_arguments_and_errors_are_named_first(file):
     assert not wrong
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_spelling_is_american_and_words_are_plain(file):
+def test_spelling_is_american_and_words_are_plain():
     wrong = [
-        f"line {line}: {found[0]}"
+        f"{name_of(file)}:{line}: {found[0]}"
+        for file in SOURCES
         for line, text in texts(file)
         for found in UNWANTED.finditer(text)
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_pages_follow_the_same_spelling(page):
-    assert not [found[0] for found in UNWANTED.finditer(page.read_text())]
+def test_pages_follow_the_same_spelling():
+    wrong = [
+        f"{name_of(page)}: {found[0]}"
+        for page in PAGES
+        for found in UNWANTED.finditer(page.read_text())
+    ]
+    assert not wrong
 
 
 class TestTheRules:

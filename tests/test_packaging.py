@@ -12,6 +12,8 @@ import pytest
 
 from selfvit import __version__
 
+from .python_without_selfvit import FORGET_SELFVIT
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = (
     "configuration", "modeling", "data", "embedding", "conversion", "evaluation", "visualization",
@@ -72,22 +74,23 @@ def test_the_source_distribution_holds_the_modules_the_template_and_the_license(
 
 
 def test_the_installed_package_embeds_without_the_checkout(
-    wheel, tiny_checkpoint, image_folder, tmp_path
+    wheel, python_with_torch, tiny_checkpoint, image_folder, tmp_path
 ):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    command = [
-        sys.executable, "-P", "-m", "selfvit.cli", "embed", str(tiny_checkpoint),
-        "--data", str(image_folder), "--output", "vectors", "--num-workers", "0",
-    ]  # fmt: skip
+    arguments = ["embed", str(tiny_checkpoint), "--data", str(image_folder)]
+    arguments += ["--output", "vectors", "--num-workers", "0"]
+    code = FORGET_SELFVIT + (
+        f"sys.path.insert(0, {str(site)!r})\n"
+        "import selfvit.cli\n"
+        "print(selfvit.cli.__file__)\n"
+        f"selfvit.cli.app({arguments!r})\n"
+    )
     printed = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
+        [python_with_torch, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith(str(site))
     assert (tmp_path / "vectors" / "part-00000.parquet").is_file()
 
 

@@ -180,7 +180,9 @@ class TestRegistration:
         assert result.returncode == 0, result.stderr
         assert "selfvit could not register its classes" in result.stderr
 
-    def test_a_thread_that_waits_for_the_import_of_transformers_gets_its_names(self):
+    def test_a_thread_that_waits_for_the_import_of_transformers_gets_its_names(
+        self, python_with_torch
+    ):
         # Without selfvit, this thread gets the module that transformers replaces by a lazy one.
         result = run(
             """
@@ -198,11 +200,12 @@ class TestRegistration:
             import transformers
             thread.join()
             assert not errors, errors
-            """
+            """,
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    def test_threads_that_import_both_at_once_do_not_fail(self):
+    def test_threads_that_import_both_at_once_do_not_fail(self, python_with_torch):
         # one imports transformers, which imports selfvit's modules; the others import these first
         result = run(
             """
@@ -226,16 +229,16 @@ class TestRegistration:
                 if thread.name == "selfvit registration": thread.join()
             assert not errors, errors
             """
-            + textwrap.indent(REGISTERED, " " * 12)
+            + textwrap.indent(REGISTERED, " " * 12),
+            python_with_torch,
         )
         assert result.returncode == 0, result.stderr
 
-    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-    def test_objects_travel_to_new_processes(self, method, python_with_torch, tmp_path):
+    def test_objects_travel_to_new_processes(self, python_with_torch, tmp_path):
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent(
-                f"""
+                """
                 import multiprocessing
                 import selfvit
 
@@ -248,18 +251,24 @@ class TestRegistration:
                         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8,
                         patch_size=8,
                     )
-                    with multiprocessing.get_context({method!r}).Pool(1) as pool:
-                        print(*pool.apply(hidden_size, (config,)))
+                    for method in ("spawn", "forkserver"):
+                        with multiprocessing.get_context(method).Pool(1) as pool:
+                            print(*pool.apply(hidden_size, (config,)))
                 """
             )
         )
         result = subprocess.run([python_with_torch, script], capture_output=True, text=True)
-        assert result.stdout.split() == ["SelfViTModel", "8"], result.stderr
+        assert result.stdout.split() == ["SelfViTModel", "8"] * 2, result.stderr
 
-    def test_the_launchers_entry_point_registers_once(self):
-        result = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "selfvit.training.train", "--help"],
-            capture_output=True,
-            text=True,
+    def test_the_launchers_entry_point_registers_once(self, python_with_torch):
+        # as `python -W error -m selfvit.training.train --help`
+        result = run(
+            """
+            import runpy, sys, warnings
+            warnings.simplefilter("error")
+            sys.argv = ["selfvit.training.train", "--help"]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            """,
+            python_with_torch,
         )
         assert result.returncode == 0 or "selfvit" not in result.stderr, result.stderr

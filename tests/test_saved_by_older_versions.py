@@ -29,7 +29,7 @@ from selfvit.embedding.embedder import Embedder
 from selfvit.modeling.checkpoints.loading import load_strictly
 
 from .image_files import noise
-from .python_without_selfvit import create_python_without_selfvit
+from .python_without_selfvit import FORGET_SELFVIT
 
 FIXTURES = Path(__file__).parent / "fixtures" / "saved_by_0_1"
 CHECKPOINT = FIXTURES / "checkpoint"
@@ -117,19 +117,14 @@ def test_embedder_gives_the_same_vectors_of_images(expected, tmp_path):
     assert_close(torch.from_numpy(vectors), expected["images"])
 
 
-def test_its_own_code_opens_it_without_selfvit(expected, tmp_path):
-    python = create_python_without_selfvit(tmp_path / "environment")
+def test_its_own_code_opens_it_without_selfvit(python_with_torch, expected, tmp_path):
     output = tmp_path / "results.safetensors"
     vectors = FIXTURES / "expected_vectors.safetensors"
+    code = FORGET_SELFVIT + WITHOUT_SELFVIT
     process = subprocess.run(
-        [python, "-I", "-c", WITHOUT_SELFVIT, CHECKPOINT, vectors, tmp_path / "resaved", output],
+        [python_with_torch, "-c", code, CHECKPOINT, vectors, tmp_path / "resaved", output],
         cwd=tmp_path,
-        env={
-            "PATH": os.environ["PATH"],
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
         capture_output=True,
         text=True,
     )

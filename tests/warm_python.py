@@ -3,7 +3,9 @@
 Importing torch and transformers takes seconds, and the documentation contains dozens of commands.
 Each command still runs in its own process with its own arguments, folder, environment and exit
 code. The only difference: variables that a library reads when it is imported have the values that
-they had when the server was started.
+they had when the server was started. A command whose client is killed is killed, too. A process
+that a command starts with `sys.executable` is forked here if the variable PYTHON_EXEC names the
+client, as it does for torchrun.
 """
 
 # Requires Linux or macOS: fork, and sockets that transfer file descriptors.
@@ -16,9 +18,11 @@ import os
 import runpy
 import select
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,14 +46,21 @@ COMMANDS = (
 THIRD_PARTY = (
     "PIL.Image",
     "accelerate",
-    "huggingface_hub",
+    "httpx",
+    "huggingface_hub.hf_api",
+    "huggingface_hub.repocard",
+    "huggingface_hub.serialization",
+    "jinja2.sandbox",
     "regex",
     "requests",
     "safetensors.torch",
     "sklearn",
     "tokenizers",
     "torch._dynamo",
-    "torchvision",
+    "torch.distributed._composable.fsdp",
+    "torch.distributed.checkpoint",
+    "torch.nn.attention.flex_attention",
+    "torchvision.transforms.v2",
     "yaml",
 )
 
@@ -143,9 +154,18 @@ def answer(connection: socket.socket) -> None:
             os.dup2(file, number)
             os.close(file)
         run(**request)
+    threading.Thread(target=kill_after, args=(connection, command), daemon=True).start()
     _, status = os.waitpid(command, 0)
     connection.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
     os._exit(0)
+
+
+def kill_after(connection: socket.socket, command: int) -> None:
+    """Wait until the client has ended, and kill its command."""
+    poll = select.poll()
+    poll.register(connection, 0)  # the end of both directions is always reported
+    poll.poll()
+    os.kill(command, signal.SIGKILL)
 
 
 def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
@@ -198,4 +218,10 @@ if __name__ == "__main__":
         importlib.import_module(module)
     if preload == list(THIRD_PARTY):
         assert not {"selfvit", "transformers"} & sys.modules.keys()
+    if "selfvit.training.train" in preload:  # parse the code of the checkpoints that it saves
+        from selfvit.modeling.checkpoints.code_generator import generate_code
+        from selfvit.modeling.registry import MODEL_CLASSES
+
+        for model_class in MODEL_CLASSES.values():
+            generate_code(model_class.auto_classes())
     serve(address)

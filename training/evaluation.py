@@ -6,9 +6,11 @@ uniformity (how evenly the vectors fill the sphere), and the nearest neighbors o
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.dataset_source import StreamingImageSource
-from ..data.image_source import NO_LABEL, ChosenSource, ImageSource
+from ..data.image_source import NO_LABEL
 from ..data.pixel_format import PixelFormat
-from ..data.sources import open_images
-from ..data.stream_reader import first_images
 from ..data.workers import use_one_thread
 from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
 from ..evaluation.bootstrap import MetricSample
@@ -28,7 +27,6 @@ from ..evaluation.comparison import Measurement
 from ..evaluation.evaluate import (
     MAX_RANKME_IMAGES,
     accuracy_hits,
-    check_labels,
     label_free_measures,
     matched_labels,
     spread,
@@ -40,12 +38,12 @@ from ..evaluation.label_free import (
     uniformity_influences,
     view_retrieval,
 )
-from ..evaluation.linear_probe import hold_out
-from ..modeling.modeling_selfvit import SelfViTPreTrainedModel
+from ..evaluation.raw_pixels import RawPixelEmbedder
 from .augmentations.multi_crop import MultiCrop
 from .config.run_config import RunConfig
 from .dataloader.collate import collate, normalize
 from .dataloader.views import ViewDataset
+from .evaluation_images import EvaluationImages
 
 # N images · E embedding
 
@@ -61,101 +59,35 @@ VIEWS = MultiCrop(
 MAX_VIEW_IMAGES = 1000
 MAX_PAIR_IMAGES = 2000  # images for uniformity and neighbors, which compare all pairs
 NUM_NEIGHBORS = 10
-MAX_STREAM_IMAGES = 2000  # first images of a stream, kept in memory without decoding
-SEEN_IN_TRAINING = (
-    "Measured on images that were trained on; the initial weights may not have seen them. Labels, "
-    "where a metric uses them, were not trained on. Choose other images with --eval-train and "
-    "--eval-test."
-)
-TEST_EQUALS_TRAIN = (
-    "The accuracies are too high: --eval-test has the images of --eval-train, so each test image "
-    "is its own nearest neighbor. Give --eval-test other images."
-)
+NUM_WARM_UP, NUM_TIMED = 4, 8  # images whose measurement is timed
 
 
 @dataclass(frozen=True)
-class EvaluationImages:
-    """Images that a run is evaluated on.
+class InitialEncoder:
+    """Copy of the encoder that a run starts from, which `Evaluation` measures like a model.
 
     Args:
-        images: Images for label-free metrics. k-NN and the linear probe learn from their labels.
-        test: Labeled images to test on, separate from `images`; None without labels.
-        note: Caveat that is reported with the metrics, or "".
+        vit: The encoder.
     """
 
-    images: ImageSource
-    test: ImageSource | None = None
-    note: str = ""
-
-    @property
-    def sources(self) -> list[ImageSource]:
-        """Image sources to embed."""
-        return [self.images] if self.test is None else [self.images, self.test]
-
-    def accuracy_names(self) -> list[str]:
-        """Return the names of the accuracies that can be measured, the most informative first.
-
-        k-NN comes before the linear probe because it uses the features without fitting anything.
-        """
-        if self.test is None or self.test.labels() is None:
-            return []
-        labels = self.images.labels()
-        num_labeled = 0 if labels is None else int((labels != NO_LABEL).sum())
-        names = [f"knn_{k}" for k in (20, 10) if k <= num_labeled]
-        return [*names, "linear_probe"] if num_labeled else []
+    vit: nn.Module
 
 
-def open_evaluation_images(
-    run: RunConfig, source: ImageSource | StreamingImageSource
-) -> EvaluationImages | None:
-    """Return the images that a run is evaluated on, or None if it is not evaluated.
+def copy_for_evaluation(model: Any) -> Any:
+    """Return a copy of what `Evaluation` measures of a model, on the CPU.
 
-    These are the images of `eval_train` and `eval_test`, or else training images. If the training
-    images have labels that the objective does not use, a fifth of each class becomes the test set
-    and the rest its training set. The trained weights have seen these images and the initial
-    weights perhaps have not, so the comparison slightly favors training; the note says so. A
-    classifier was trained on all labels, so it gets no accuracies.
-
-    Args:
-        run: Configuration of the run.
-        source: Training images. For a stream, its first images in shuffled order are used.
-
-    Raises:
-        ImportError: If there are labels and scikit-learn is not installed.
-        ValueError: If the test images have a class that the images to learn from lack.
+    Heads and student are not copied, except a classifier, whose accuracy is measured.
     """
-    if run.evaluation.eval_steps is None and not run.compares_with_start:
-        return None
-    if run.evaluation.eval_train is not None and run.evaluation.eval_test is not None:
-        train, test = (
-            open_images(
-                name, image_column=run.data.image_column, label_column=run.data.label_column
-            ).sample(run.evaluation.eval_limit)
-            for name in (run.evaluation.eval_train, run.evaluation.eval_test)
-        )
-        check_labels(train, test)
-        if run.is_classifier and isinstance(source, ImageSource):
-            check_labels(source, test)  # the classifier's own accuracy is measured, too
-        same = run.evaluation.eval_train == run.evaluation.eval_test
-        return EvaluationImages(train, test, note=TEST_EQUALS_TRAIN if same else "")
-    if isinstance(source, StreamingImageSource):
-        source = first_images(source, min(run.evaluation.eval_limit, MAX_STREAM_IMAGES))
-    source = source.sample(run.evaluation.eval_limit)
-    labels = source.labels()
-    if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
-        return EvaluationImages(source, note=SEEN_IN_TRAINING)
-    is_test = hold_out(labels, np.random.default_rng(0)) & (labels != NO_LABEL)
-    if not is_test.any():
-        return EvaluationImages(source, note=SEEN_IN_TRAINING)
-    train, test = (ChosenSource(source, np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
-    return EvaluationImages(train, test, note=SEEN_IN_TRAINING)
+    if hasattr(model, "classify"):
+        return copy.deepcopy(model).cpu()
+    return InitialEncoder(copy.deepcopy(model.vit).cpu())
 
 
 class Evaluation:
     """Measures a model's embeddings, without changing the model or the random states.
 
     Args:
-        model: Model in training; its `vit` is measured.
+        model: Model in training, or `copy_for_evaluation` of it; its `vit` is measured.
         processor: Image processor that is saved with the model.
         run: Configuration of the run.
         images: Images from `open_evaluation_images`, or None to measure nothing.
@@ -164,7 +96,7 @@ class Evaluation:
 
     def __init__(
         self,
-        model: SelfViTPreTrainedModel,
+        model: Any,
         processor: Any,
         run: RunConfig,
         images: EvaluationImages | None,
@@ -174,13 +106,21 @@ class Evaluation:
         self.device = device
         self.run = run
         self.images = images
-        self.embedder = Embedder(
-            model.vit,
-            processor,
-            batch_size=min(256, run.schedule.batch_size),
-            num_workers=run.data.num_workers,
-        )
+        self.processor = processor
+        self.embedder = self._embedder(Embedder)
         self._latest: tuple[int, Measurement] | None = None
+
+    def _embedder(self, kind: type[Embedder]) -> Embedder:
+        return kind(
+            self.model.vit,
+            self.processor,
+            batch_size=min(256, self.run.schedule.batch_size),
+            num_workers=self.run.data.num_workers,
+        )
+
+    def of(self, model: Any, images: EvaluationImages | None) -> Evaluation:
+        """Return the evaluation of another model or on other images, with the same settings."""
+        return Evaluation(model, self.processor, self.run, images, self.device)
 
     @property
     def data(self) -> str:
@@ -218,11 +158,13 @@ class Evaluation:
         samples: dict[str, MetricSample] = {}
         metrics = label_free_measures(vectors)
         if self.images.test is not None:
-            test = self.embedder.embed(self.images.test)
+            is_same = self.images.test is self.images.images
+            test = train if is_same else self.embedder.embed(self.images.test)
             hits = accuracy_hits(train, test) | self._classifier_hits(test)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}
-        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*self._embed_views()))
+        views = self._embed_views(self.embedder)
+        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))
         ranked = vectors[spread(len(vectors), MAX_RANKME_IMAGES)]
         samples["rankme"] = MetricSample(metrics["rankme"], rankme_influences(ranked))
         paired = vectors[spread(len(vectors), MAX_PAIR_IMAGES)]
@@ -233,6 +175,39 @@ class Evaluation:
             data=self.data,
             metrics={name: sample.value for name, sample in samples.items()} | metrics,
         )
+
+    def measure_raw_pixels(self) -> dict[str, MetricSample]:
+        """Return k-NN and view retrieval of raw pixels, of the same images; without labels, one."""
+        assert self.images is not None
+        embedder = self._embedder(RawPixelEmbedder)
+        samples: dict[str, MetricSample] = {}
+        if self.images.test is not None:
+            train, test = map(embedder.embed, self.images.sources)
+            hits = accuracy_hits(train, test, with_linear_probe=False)
+            samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
+        views = self._embed_views(embedder)
+        samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))
+        return samples
+
+    def seconds_per_image(self) -> float:
+        """Return the time to measure an image with the model, from a few images.
+
+        No worker processes are used, so that the time of their start does not count. The first
+        images only warm up.
+        """
+        assert self.images is not None
+        seconds = 0.0
+        for count in (NUM_WARM_UP, NUM_TIMED):
+            source = self.images.sources[-1].sample(count)
+            trial = replace(self.images, images=source, test=None)
+            timed = self.of(self.model, trial)
+            timed.embedder.num_workers = 0
+            with on_device(self.model.vit, self.device):
+                started = time.perf_counter()
+                timed.embedder.embed(source)
+                timed._embed_views(timed.embedder)
+                seconds = (time.perf_counter() - started) / len(source)
+        return seconds
 
     def _classifier_hits(self, embedded: EmbeddedImages) -> dict[str, np.ndarray]:
         """Return whether the model's own classifier is right, per labeled image, as "accuracy".
@@ -253,7 +228,7 @@ class Evaluation:
             predictions = classify(vectors).argmax(dim=-1).cpu().numpy()
         return {"accuracy": predictions == labels}
 
-    def _embed_views(self) -> tuple[np.ndarray, np.ndarray]:
+    def _embed_views(self, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors of two views of each image, (N, E) each; of test images, if any."""
         assert self.images is not None
         source = self.images.sources[-1].sample(MAX_VIEW_IMAGES)
@@ -270,20 +245,21 @@ class Evaluation:
         loader = DataLoader(
             views,
             sampler=[(position, position) for position in range(len(source))],  # type: ignore[arg-type]
-            batch_size=self.embedder.batch_size,
-            num_workers=run.data.num_workers,
+            batch_size=embedder.batch_size,
+            num_workers=embedder.num_workers,
             collate_fn=_collate_readable,
             worker_init_fn=use_one_thread,
             generator=torch.Generator(),  # keeps the DataLoader from advancing the global state
         )
         statistics = run.preprocessing
         vectors = [
-            self.embedder.embed_pixels(normalize(view, statistics.image_mean, statistics.image_std))
+            embedder.embed_pixels(normalize(view, statistics.image_mean, statistics.image_std))
             for pair in loader
             if pair is not None
             for view in pair
         ]
-        return np.concatenate(vectors[0::2]), np.concatenate(vectors[1::2])
+        none = np.empty((0, embedder.embedding_size), dtype=np.float32)
+        return np.concatenate([none, *vectors[0::2]]), np.concatenate([none, *vectors[1::2]])
 
 
 @contextmanager
@@ -308,54 +284,4 @@ def _collate_readable(samples: list[dict[str, Any]]) -> torch.Tensor | None:
     return collate(readable)["global_views"] if readable else None
 
 
-def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None:
-    """Return the name of the metric that judges a run, or None if no metric can.
-
-    By default this is the accuracy of a classifier's own head, or else weighted k-NN, or, without
-    labels, `view_retrieval`. A collapsed encoder and a noisy one both do badly in view retrieval,
-    while RankMe and uniformity rise with noise. Label-free metrics do not judge a classifier,
-    because it is meant to bring images of one class together. A classifier with a new head has no
-    accuracy before training, so its before/after report is judged by k-NN.
-
-    Args:
-        run: Configuration of the run, with `best_metric` if the user chose one.
-        images: Images of the evaluations, or None.
-
-    Raises:
-        ValueError: If `best_metric` cannot be measured on these images, or
-            `require_improvement` is set and no metric can judge the run.
-    """
-    wanted = run.evaluation.best_metric
-    if images is None:
-        if wanted is not None:
-            raise ValueError(
-                f"--best-metric ({wanted}) needs evaluations, and this run has none; give "
-                "--eval-steps or --init-from."
-            )
-        return None
-    names = images.accuracy_names()
-    if run.is_classifier:
-        names = ["accuracy", *names] if names else []
-    else:
-        names = [*names, "view_retrieval", "rankme"]
-    if wanted is None and names:
-        return names[0]
-    if wanted not in names and (wanted is not None or run.evaluation.require_improvement):
-        rule = (
-            "--require-improvement needs a metric that can judge the run"
-            if wanted is None
-            else f"--best-metric ({wanted}) cannot be measured on this data"
-        )
-        raise ValueError(
-            f"{rule}; available: {', '.join(names) or 'none for a classifier'}. Give labeled "
-            "images that are not trained on with --eval-train and --eval-test."
-        )
-    return wanted
-
-
-__all__ = [
-    "Evaluation",
-    "EvaluationImages",
-    "choose_metric",
-    "open_evaluation_images",
-]
+__all__ = ["Evaluation", "copy_for_evaluation"]

@@ -14,7 +14,7 @@ from ..data.image_source import ImageSource
 from ..sharing.publish import Target
 from .config.run_config import RunConfig
 from .dataloader.sampler import BatchPlan
-from .evaluation import EvaluationImages
+from .evaluation_images import EvaluationImages
 
 
 @dataclass(frozen=True)

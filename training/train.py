@@ -7,6 +7,7 @@ accelerate launch -m selfvit.training.train RECIPE --data IMAGES --output RUN [O
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,34 @@ from .optimization import build_optimizer
 from .preflight.batch_size import with_saved_accumulation
 from .preflight.checks import check, labeled_images
 from .preflight.dry_run import describe_plan
+from .preflight.folder import fit_to_folder
 from .recipes import RECIPES, check_start
+from .run_length import explain_too_short
 from .runtime.accelerator import build_accelerator, shut_down, synchronize
+from .runtime.compiler import check_compile, compile_encoders
 from .runtime.errors import translate_errors
 from .runtime.fsdp import FullModel, num_shards
+from .runtime.memory import keep_freed_memory
+from .runtime.precision import precision_line
 from .runtime.signals import StopSignal
 from .state import CheckedRun, TrainState
 
 Source = ImageSource | StreamingImageSource
 
 
-def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dict[str, float]:
+def train(
+    run: RunConfig,
+    source: Source,
+    stop: StopSignal | None = None,
+    remarks: Sequence[str] = (),
+) -> dict[str, float]:
     """Train a model and write it to the run folder.
 
     Args:
         run: Configuration of the run.
         source: Training images.
         stop: Signal handlers that ask the run to stop; without them, signals are not handled.
+        remarks: Lines to print first.
 
     Returns:
         Metrics of the last evaluation or of the before/after report, by name; empty without.
@@ -79,7 +91,11 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
     accelerator = build_accelerator(run)
-    _print_inventory(source, accelerator)
+    if run.runtime.compile:
+        check_compile(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    _print_inventory(source, accelerator, remarks)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
     run = checked.run
@@ -87,15 +103,10 @@ def train(run: RunConfig, source: Source, stop: StopSignal | None = None) -> dic
     model = build_trainable(run)
     check_run_folder(run)  # in all processes, so that each of them reports an error
     if run.start.dry_run:
-        for line in [*_start_lines(run), _describe(checked, model, accelerator)]:
+        for line in [*_start_lines(checked, accelerator), _describe(checked, model, accelerator)]:
             accelerator.print(line)
         return {}
-    if isinstance(source, StreamingImageSource):
-        accelerator.print(
-            f"stream: {partition_stream(source, checked.plan.num_processes, run.data.num_workers)}"
-        )
-    for line in _start_lines(run):
-        accelerator.print(line)
+    _print_start(checked, accelerator)
     _open_run_folder(run, accelerator)
 
     state, checkpointer = _prepare(checked, model, accelerator)
@@ -136,9 +147,26 @@ def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
     )
 
 
-def _start_lines(run: RunConfig) -> list[str]:
+def _print_start(checked: CheckedRun, accelerator: Accelerator) -> None:
+    """Print what a run does that its options do not say."""
+    source, num_workers = checked.source, checked.run.data.num_workers
+    if isinstance(source, StreamingImageSource):
+        partition = partition_stream(source, checked.plan.num_processes, num_workers)
+        accelerator.print(f"stream: {partition}")
+    for line in _start_lines(checked, accelerator):
+        accelerator.print(line)
+
+
+def _start_lines(checked: CheckedRun, accelerator: Accelerator) -> list[str]:
     """Return what a run does that its options do not say, in lines to print."""
+    run = checked.run
     lines, num_channels = [], run.model.num_channels
+    precision = precision_line(run.runtime, accelerator.mixed_precision)
+    if precision is not None:
+        lines.append(precision)
+    too_short = explain_too_short(run, checked.plan.num_steps)
+    if too_short is not None:
+        lines.append(f"warning: {too_short}")
     if run.is_classifier and run.start.init_from is None:
         lines.append(
             f"warning: {run.recipe} starts from random weights, and its values are for a "
@@ -175,6 +203,8 @@ def _prepare(
         pixel_range=preprocessing.declared_range,
     )
     full_model = FullModel(accelerator, model)
+    if run.runtime.compile:
+        compile_encoders(model)
     wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, run.optimizer))
     writer = ModelWriter(full_model, processor, save_code=run.checkpoints.save_code)
     set_seed(run.start.seed, device_specific=True)  # drop path differs between processes
@@ -206,10 +236,12 @@ def _resume(checked: CheckedRun, state: TrainState, checkpointer: Checkpointer) 
     return saved
 
 
-def train_or_roll_back(run: RunConfig, source: Source, stop: StopSignal) -> dict[str, float]:
+def train_or_roll_back(
+    run: RunConfig, source: Source, stop: StopSignal, remarks: Sequence[str] = ()
+) -> dict[str, float]:
     """Train; after a collapse, continue from the last checkpoint before it, if the run asks to."""
     try:
-        return train(run, source, stop)
+        return train(run, source, stop, remarks)
     except CollapseError as error:
         if run.monitoring.on_collapse != "rollback" or error.kept is None:
             raise
@@ -266,15 +298,17 @@ def run_request(request: RunRequest) -> dict[str, float]:
             f"for example {first.name}: {first.reason}; repair or remove them."
         )
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
+    request, remarks = fit_to_folder(request, source)
     run = build_run(request, num_images)
     with StopSignal() as stop, translate_errors():
-        return train_or_roll_back(run, source, stop)
+        return train_or_roll_back(run, source, stop, remarks)
 
 
-def _print_inventory(source: Source, accelerator: Accelerator) -> None:
+def _print_inventory(source: Source, accelerator: Accelerator, remarks: Sequence[str]) -> None:
     lines = opening_lines(source.inventory, source.label_rule)
     summary = source.inventory.summary()
-    for line in [summary, *lines] if summary is not None else lines:
+    found = [] if summary is None else [summary]
+    for line in [*remarks, *found, *lines]:
         accelerator.print(line)
 
 

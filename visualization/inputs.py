@@ -17,7 +17,7 @@ from ..data.image_source import ImageRecord, ImageSource
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import DecodedPixels, PixelFormat
 from ..data.reading import read_spread_images
-from ..embedding.embedder import preprocess, warn_of_findings
+from ..embedding.preparation import preprocess, warn_of_findings
 from ..embedding.preprocessing import (
     needed_size,
     pixel_format_of,

@@ -71,27 +71,4 @@ def measure_difference(
     return largest
 
 
-def centered_cosines(reference: Tensor, other: Tensor) -> Tensor:
-    """Return the cosine of the two vectors of each image, after subtracting the reference mean.
-
-    Vectors of an encoder share a large mean, so plain cosines are close to 1 in any case.
-
-    Args:
-        reference: (N, E).
-        other: (N, E).
-
-    Returns:
-        (N,).
-
-    Raises:
-        ValueError: If there are fewer than two images.
-    """
-    if len(reference) < 2:
-        raise ValueError(
-            f"images ({len(reference)}) must be at least 2, because their mean is subtracted."
-        )
-    mean = reference.mean(dim=0)
-    return F.cosine_similarity(reference - mean, other - mean, dim=-1)
-
-
-__all__ = ["Fidelity", "centered_cosines", "measure_difference"]
+__all__ = ["Fidelity", "measure_difference"]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import BaseImageProcessor
 
+from ...embedding.engines.fidelity import centered_cosines
 from ...embedding.engines.onnx_graph import silence_logging, to_onnx
 from ...modeling.modeling_selfvit import SelfViTModel
-from .fidelity import Fidelity, centered_cosines, measure_difference
+from .fidelity import Fidelity, measure_difference
 
 MODEL, INT8_MODEL = "model.onnx", "model_int8.onnx"
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")

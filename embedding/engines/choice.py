@@ -22,6 +22,7 @@ from . import torch as pytorch
 from .cpu import multiplies_bfloat16
 from .encoder import check_linear_layers
 from .interface import AUTO, Engine, Selection, name_of
+from .quantization import Quantization
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ PACKAGES = {
 }
 PRECISIONS = {
     pytorch.NAME: tuple(DTYPES.values()),
-    openvino.NAME: tuple(openvino.PRECISIONS),
+    openvino.NAME: (torch.float32, torch.bfloat16, torch.int8),
     onnxruntime.NAME: (torch.float32,),
 }
 MIN_COSINE = 0.999  # to the float32 vectors of torch, smallest of the first batch
@@ -51,10 +52,36 @@ class Request:
     Args:
         engine: Name of an engine, or "auto".
         dtype: Precision, "auto", or None for that of the model.
+        quantization: Rounding in int8; None to calibrate it on images.
     """
 
     engine: str
     dtype: torch.dtype | str | None
+    quantization: Quantization | None = None
+
+    @classmethod
+    def create(
+        cls,
+        engine: str | None,
+        dtype: torch.dtype | str | None,
+        quantization: Quantization | None = None,
+    ) -> Request:
+        """Create a request, where only one engine can meet it, for that one.
+
+        Args:
+            engine: Name of an engine; None for torch, or for OpenVINO in int8.
+            dtype: Precision, also as "int8".
+            quantization: Rounding in int8, if it is known.
+
+        Raises:
+            ValueError: If there is a rounding, but another precision.
+        """
+        if dtype in (torch.int8, "int8"):
+            is_free = engine in (None, AUTO)
+            return cls(openvino.NAME if is_free else str(engine), torch.int8, quantization)
+        if quantization is not None:
+            raise ValueError(f"quantization is for dtype int8, not {dtype}; leave it out.")
+        return cls(pytorch.NAME if engine is None else engine, dtype)
 
     def check(self, model: SelfViTModel, tokens: str) -> None:
         """Check that the request can be met, and warn if its precision is emulated.
@@ -73,6 +100,10 @@ class Request:
         device, dtype = model.device, model.dtype if self.dtype is None else self.dtype
         if dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16():
             _warn_of_emulation()
+        if dtype == torch.int8 and self.engine != openvino.NAME:
+            raise ValueError(
+                f"engine {self.engine} does not compute in int8; use engine openvino or auto."
+            )
         if self.engine in (AUTO, pytorch.NAME):
             return
         packages, extra = PACKAGES[self.engine]
@@ -101,24 +132,38 @@ class Request:
 
     @property
     def is_open(self) -> bool:
-        """Whether engine or precision is left to choose."""
-        return AUTO in (self.engine, self.dtype)
+        """Whether engine, precision or rounding is left to choose."""
+        return AUTO in (self.engine, self.dtype) or self.needs_calibration
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the rounding must be calibrated on images."""
+        return self.dtype == torch.int8 and self.quantization is None
 
     def fixed(self, model: SelfViTModel) -> Selection:
         """Return the selection of a request that is not open."""
         dtype = model.dtype if self.dtype is None else self.dtype
         assert isinstance(dtype, torch.dtype)
-        return Selection(self.engine, dtype)
+        return Selection(self.engine, dtype, self.quantization)
 
     def like(self, earlier: Mapping[str, Any]) -> Request:
         """Return the request with engine and precision of earlier vectors where it is open.
 
         Args:
             earlier: Fingerprint of the earlier vectors, see `checkpoint_fingerprint`.
+
+        Raises:
+            ValueError: If it is for int8, and they have another precision.
         """
         engine = earlier.get("engine", pytorch.NAME) if self.engine == AUTO else self.engine
-        dtype = DTYPES[earlier["dtype"]] if self.dtype == AUTO else self.dtype
-        return Request(engine, dtype)
+        if earlier["dtype"] == "int8" and self.dtype in (AUTO, torch.int8):
+            return Request.create(engine, "int8", Quantization.from_dict(earlier["quantization"]))
+        if self.dtype == torch.int8:
+            raise ValueError(
+                f"dtype (int8) must be that of the earlier vectors, {earlier['dtype']}; use dtype "
+                f"{earlier['dtype']}, or write to a new folder."
+            )
+        return Request(engine, DTYPES[earlier["dtype"]] if self.dtype == AUTO else self.dtype)
 
     def candidates(
         self, model: SelfViTModel, num_images: int | None, tokens: str

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...modeling.modeling_selfvit import SelfViTModel
+from .quantization import Quantization
 
 AUTO = "auto"
 
@@ -21,11 +22,13 @@ class Selection:
 
     Args:
         engine: "torch", "openvino" or "onnxruntime".
-        dtype: Precision.
+        dtype: Precision; int8 for linear layers in 8 bits.
+        quantization: Rounding in int8; None in other precisions.
     """
 
     engine: str
     dtype: torch.dtype
+    quantization: Quantization | None = None
 
     @property
     def dtype_name(self) -> str:

@@ -13,9 +13,10 @@ from ...modeling.modeling_selfvit import SelfViTModel
 from .encoder import FusedEncoder
 from .interface import CopyingEngine, Selection
 from .onnx_graph import silence_logging
+from .quantization import round_layers
 
 NAME = "openvino"
-PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVINOEngine(CopyingEngine):
@@ -23,7 +24,7 @@ class OpenVINOEngine(CopyingEngine):
 
     Args:
         model: Model on the CPU.
-        selection: Precision: float32 or bfloat16.
+        selection: Precision: float32, bfloat16, or int8 with its quantization.
 
     Raises:
         ImportError: If OpenVINO is not installed.
@@ -34,7 +35,11 @@ class OpenVINOEngine(CopyingEngine):
         self._embeddings = model.embeddings.patch_embeddings
         self._encoder = FusedEncoder(model).eval()
         self._positions: dict[tuple[int, int], Any] = {}
-        self._compiled = _compile(self._encoder, model, PRECISIONS[selection.dtype])
+        other_dtype = selection.dtype_name
+        if (rounding := selection.quantization) is not None:
+            round_layers(self._encoder, rounding.ranges, rounding.max_weight)
+            other_dtype = rounding.other_dtype
+        self._compiled = _compile(self._encoder, model, PRECISIONS[other_dtype])
 
     def __call__(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, E), float32, see `Engine`."""

@@ -24,8 +24,10 @@ def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, A
     """
     pixel_range = embedder.pixel_format.pixel_range
     selection = embedder.selection
+    rounding = selection.quantization
+    weights_dtype = selection.dtype if rounding is None else torch.float32
     return {
-        "weights": hash_of_weights(embedder.model, selection.dtype),
+        "weights": hash_of_weights(embedder.model, weights_dtype),
         "processor": _hash_of_processor(embedder.processor),
         "pixel_range": None if pixel_range is None else [float(value) for value in pixel_range],
         "pooling": embedder.model.config.pooling,
@@ -35,6 +37,7 @@ def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, A
         "vector_dtype": vector_dtype,
         "embedding_size": embedder.embedding_size,
         "patch_grid": None if embedder.patch_grid is None else list(embedder.patch_grid),
+        **({} if rounding is None else {"quantization": rounding.to_dict()}),
     }
 
 

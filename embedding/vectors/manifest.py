@@ -125,7 +125,9 @@ class Manifest:
         mine = {**self.checkpoint, "data": self.data["fingerprint"]}
         theirs = {**other.checkpoint, "data": other.data["fingerprint"]}
         return [
-            f"{name} ({mine.get(name)}, now {theirs.get(name)})"
+            name
+            if isinstance(mine.get(name) or theirs.get(name), dict)  # too long to show
+            else f"{name} ({mine.get(name)}, now {theirs.get(name)})"
             for name in sorted({**mine, **theirs})
             if mine.get(name) != theirs.get(name)
         ]

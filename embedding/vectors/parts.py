@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.inventory import SkippedImage
-from ..embedder import EmbeddedBatch
 from .manifest import FOOTER
+
+if TYPE_CHECKING:
+    from ..embedder import EmbeddedBatch
 
 VALUES_PER_ROW_GROUP = 4 * 2**20  # values per row group of a part: 16 MiB of float32
 

@@ -104,7 +104,13 @@ def write_in_processes(
     check_output(output, overwrite, resume)
     check_part_options(part_images, PART_SECONDS, vector_dtype)
     folder = open_folder(
-        embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
+        embedder,
+        source,
+        output,
+        resume=resume,
+        vector_dtype=vector_dtype,
+        metadata=metadata,
+        progress=True,
     )
 
     def embed() -> None:

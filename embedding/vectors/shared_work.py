@@ -277,6 +277,7 @@ def write_in_group(
         resume=resume and is_leader,
         vector_dtype=vector_dtype,
         metadata=metadata,
+        progress=is_leader,
     )
     if not is_leader:
         folder = join_group(folder)

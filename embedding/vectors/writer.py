@@ -89,7 +89,13 @@ def write_embeddings(
     check_output(output, overwrite, resume)
     check_part_options(part_images, part_seconds, vector_dtype)
     folder = open_folder(
-        embedder, source, output, resume=resume, vector_dtype=vector_dtype, metadata=metadata
+        embedder,
+        source,
+        output,
+        resume=resume,
+        vector_dtype=vector_dtype,
+        metadata=metadata,
+        progress=progress,
     )
 
     def embed() -> None:
@@ -156,10 +162,12 @@ def open_folder(
     resume: bool,
     vector_dtype: str,
     metadata: dict[str, Any] | None,
+    progress: bool = False,
 ) -> VectorFolder:
     """Return the folder of a run, with the parts that it has if it is resumed.
 
-    An engine that is left to choose is chosen; a resumed run goes on with that of the earlier one.
+    An engine that is left to choose is chosen, and int8 is calibrated; a resumed run goes on with
+    what the earlier one had.
 
     Raises:
         ValueError: If the earlier run had another checkpoint, other options or other data.
@@ -173,7 +181,8 @@ def open_folder(
         "is_video": source.is_video,
     }
     stored = Manifest.load(output) if resume else None
-    embedder.choose_engine(source, None if stored is None else stored.checkpoint)
+    earlier = None if stored is None else stored.checkpoint
+    embedder.choose_engine(source, earlier, progress=progress)
     manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     if stored is not None:
         if differences := stored.differences(manifest):
@@ -299,12 +308,14 @@ def _finish(folder: VectorFolder, source: AnySource) -> list[SkippedImage]:
 def _embedder_metadata(embedder: Embedder) -> dict[str, Any]:
     from ... import __version__
 
+    rounding = embedder.selection.quantization
     return {
         "created_by": CREATED_BY,
         "pooling": embedder.model.config.pooling,
         "normalize": embedder.normalize,
         "engine": embedder.selection.engine,
         "dtype": embedder.selection.dtype_name,
+        **({} if rounding is None else {"quantization": rounding.summary()}),
         "embedding_size": embedder.embedding_size,
         "selfvit_version": __version__,
         "transformers_version": transformers.__version__,

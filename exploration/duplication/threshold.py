@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...atomic_output import atomic_output
-from ...embedding.embedder import Embedder
 from ..collection import CollectionImages, directions_of
 from .alignment import agreement
 from .density import FINEST, measure_density, stretched
 from .pictures import Pictures, is_alike_in_shape, thumbnail
 from .variants import VARIANTS
+
+if TYPE_CHECKING:
+    from ...embedding.embedder import Embedder
 
 NUM_SAMPLED = 200  # images that variants are made of
 CANDIDATE_RECALL = 0.99  # share of the variants whose vectors are similar enough
@@ -27,7 +30,9 @@ CLEAN_RECALLS = (0.98, 0.95, 0.9, 0.8)  # share of the variants above what other
 MAX_RECALL = 0.95  # share of the variants that are found; more would be bought with false ones
 DUPLICATE_SHARE = 0.1  # assumed share of the images that have a near duplicate
 LEAST_TAIL = 20  # rows that the tail of the other images is measured on
-TAIL_SHARE = 0.1  # of the rows
+TAIL_SHARE = 0.05  # of the rows; with more, a tail that falls ever faster seems too heavy
+RATE_ERRORS = 0.5  # standard errors that the rate of the tail is lowered by
+LEAST_BELOW = 0.5  # share of the rows below the limit; with fewer, it is no tail that is above
 MIN_ROWS = 50  # below, the tail cannot be measured
 UNLIKELY = 0.01  # chance below which the density does not explain a neighbor
 
@@ -130,7 +135,8 @@ def choose_threshold(variants: Variants, ranked: np.ndarray, precision: float) -
       that the pairs of high agreement let expect.
 
     Both parts are rather too large. If all rows in the second part, without the first one, give
-    less, as on images that are hardly alike, that is F.
+    less, as on images that are hardly alike, that is F. The second part needs half of the rows
+    below its limit; if others are above it, they are no tail, and F is 1.
 
     Args:
         variants: Variants of a sample of images.
@@ -180,6 +186,8 @@ def _false_share(
     """Return the share of images that another one is taken for a duplicate of, by agreement."""
     values = np.sort(stretched(others))
     limit = stretched(limit_agreement)
+    if (values < limit).mean() < LEAST_BELOW:
+        return np.ones(len(agreements))
     below = values[(values > 0) & (values < limit)]
     places = stretched(agreements)
     counted = len(below) - np.searchsorted(below, places)
@@ -198,6 +206,8 @@ def _false_share(
         clean = size - duplicates
         mean = (excesses.sum() - duplicates * (own.mean() if len(own) else 0)) / clean
         rate = _rate(float(np.clip(mean, 0, limit)), limit - start)
+        error = 1 / (np.sqrt(clean) * max(float(excesses.std()), 1e-6))  # by Fisher's information
+        rate = max(rate - RATE_ERRORS * error, 1e-3 / (limit - start))
         # number of rows above the limit that are expected if excesses are exponential
         above = clean / np.expm1(min(rate * (limit - start), 700))
     tail = above * np.exp(-rate * np.maximum(places - limit, 0))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -20,6 +19,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from ...configuration.format_version import VERSION
 from .weight_files import CONFIGURATION, MODELING
@@ -150,8 +150,9 @@ def _read(name: str) -> Module:
     return _parse(name, source)
 
 
-@functools.cache  # a run writes the same modules with each checkpoint
+@cache
 def _parse(name: str, source: str) -> Module:
+    """Parse a module, once per process: a run saves many checkpoints of the same code."""
     tree = ast.parse(source)
     future: set[str] = set()
     outside: list[Import] = []

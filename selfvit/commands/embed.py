@@ -101,7 +101,7 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         help="Library that computes: auto takes OpenVINO for a long run on a CPU if it is "
-        "installed ([openvino]), else torch.",
+        "installed ([openvino]) and for int8, else torch.",
     ),
 ]
 PartImages = Annotated[
@@ -162,6 +162,7 @@ def embed(
     _check_combination(update, devices, on_ray, ray_address, overwrite or resume)
     declared_range = options.choose_pixel_range(pixel_range, bits)
     folder = resolve(output)
+    device = device or ("cpu" if dtype is options.DTypeName.int8 else None)
     group, size, device = _group_of(devices, device, folder)
     if group is None and not update:
         check_output(folder, overwrite, resume)
@@ -296,6 +297,8 @@ def _write(
     before = f" ({report.num_before} before)" if report.num_before else ""
     noun = "frames" if source.is_video else "images"
     typer.echo(f"{num_new} {noun} embedded in {report.seconds:.1f} s{before}: {output}")
+    if (rounding := embedder.selection.quantization) is not None:
+        typer.echo(f"int8: {rounding}")
     if num_left_out := len(source.inventory.all_left_out(report.skipped)):
         typer.echo(f"{num_left_out} images skipped, with reasons: {output / SKIPPED}")
     return report.skipped

@@ -100,11 +100,17 @@ def _open_sources(
     """Open the images by name, each with its split, and print their labels and notes."""
     from ..data.sources import open_images
 
-    sources = {
-        name: open_images(images, split=split, image_column=image_column, label_column=label_column)
-        for name, (images, split) in data.items()
-        if images  # typer gives an empty list without the option
-    }
+    opened: dict[str, ImageSource] = {}  # the same images are opened and embedded once
+    sources = {}
+    for name, (images, split) in data.items():
+        if not images:  # typer gives an empty list without the option
+            continue
+        key = repr((images, split))
+        if key not in opened:
+            opened[key] = open_images(
+                images, split=split, image_column=image_column, label_column=label_column
+            )
+        sources[name] = opened[key]
     for name, source in sources.items():
         report_source(source, name)
     return sources

@@ -122,7 +122,7 @@ def _load_pixels(
     import torch
     from transformers import AutoImageProcessor
 
-    from ..embedding.embedder import preprocess_spread_images
+    from ..embedding.preparation import preprocess_spread_images
     from ..modeling.checkpoints.resolve import resolve_checkpoint
 
     processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))

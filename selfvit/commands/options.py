@@ -28,6 +28,7 @@ class DTypeName(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
 
 
 class Size(NamedTuple):
@@ -175,7 +176,8 @@ Network = Annotated[
 Normalize = Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")]
 _DTYPE_HELP = (
     "Data type of the model's weights; auto is bfloat16 where the device has instructions for it "
-    "(in convert, the source's)."
+    "(in convert, the source's), int8 is calibrated on the images and measured ([openvino], not in "
+    "convert)."
 )
 DType = Annotated[DTypeName, typer.Option("--dtype", help=_DTYPE_HELP)]
 OptionalDType = Annotated[

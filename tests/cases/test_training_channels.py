@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from selfvit.cli import app
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder, preprocess
+from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.train import main, train_recipe
@@ -296,14 +297,14 @@ def test_init_scope_all_adapts_student_and_teacher_but_not_the_decoder_of_mae(
 @pytest.mark.parametrize(
     ("recipe", "instead"),
     [
-        ("dino_finetune", "dino_vits16_in1k or dino_demo"),
-        ("dinov2_finetune", "dinov2_vits16_in1k or dinov2_demo"),
-        ("distill_finetune", "distill_vits16 or distill_demo"),
-        ("lejepa_finetune", "lejepa_vits16_in1k or lejepa_demo"),
-        ("mae_finetune", "mae_vitb16_in1k or mae_demo"),
-        ("pmsn_finetune", "pmsn_demo"),
+        ("dino_finetune", "dino_vits16_in1k or dino"),
+        ("dinov2_finetune", "dinov2_vits16_in1k or dinov2"),
+        ("distill_finetune", "distill_vits16 or distill"),
+        ("lejepa_finetune", "lejepa_vits16_in1k or lejepa"),
+        ("mae_finetune", "mae_vitb16_in1k or mae"),
+        ("pmsn_finetune", "msn_vits16_in1k or pmsn"),
         ("linear_probe", "classify"),
-        ("dino_lora", "dino_demo"),
+        ("dino_lora", "dino_vits16_in1k or dino"),
     ],
 )
 def test_a_recipe_for_pretrained_encoders_needs_init_from(recipe, instead, image_folder, tmp_path):

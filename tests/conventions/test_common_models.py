@@ -73,6 +73,22 @@ LEFT_OUT = {
     "weight of an embedding layer": ("enable_input_require_grads_with_gradient_checkpointing",),
 }
 
+# Tests of padding and masks, which images have not: for each of three types, six of the eight
+# variants compute the same as `pad_left` with and without the kernels of SDPA.
+PADDED = tuple(
+    f"eager_matches_sdpa_inference_{number:02d}_" for number in range(24) if number % 8 >= 2
+)
+# Tests of what transformers does for any class, in ways that no class of selfvit overrides. They
+# run for the encoders, TestEncoder, only.
+SAME_FOR_ALL = (
+    "bc_torch_dtype",
+    "can_load_with_device_context_manager",
+    "can_load_with_global_device_set",
+    "cannot_load_with_meta_device_context_manager",
+    "load_contiguous_weights",
+    "can_use_safetensors",
+)
+
 # SelfViTForDINO, SelfViTForDINOv2, SelfViTForDistill, SelfViTForLeJEPA and SelfViTForPMSN return a
 # loss and no features; the tests of the encoder cover features, and
 # test_sdpa_gives_the_loss_of_eager covers attention.
@@ -131,7 +147,7 @@ class ModelTests(ModelTesterMixin):
             assert model.get_output_embeddings() is None
 
 
-leave_out(ModelTests, LEFT_OUT)
+leave_out(ModelTests, {**LEFT_OUT, "padding": PADDED})
 
 
 class TestEncoder(ModelTests, unittest.TestCase):
@@ -141,14 +157,21 @@ class TestEncoder(ModelTests, unittest.TestCase):
         self.model_tester = encoder_tester()
 
 
-class TestEncoderWithEveryOption(ModelTests, unittest.TestCase):
+class OtherModelTests(ModelTests):
+    """Common tests of a class other than the plain encoder."""
+
+
+leave_out(OtherModelTests, {"the same for all": SAME_FOR_ALL})
+
+
+class TestEncoderWithEveryOption(OtherModelTests, unittest.TestCase):
     all_model_classes = (SelfViTModel, SelfViTForImageClassification, SelfViTBackbone)
 
     def setUp(self):
         self.model_tester = full_encoder_tester()
 
 
-class TestMAE(ModelTests, unittest.TestCase):
+class TestMAE(OtherModelTests, unittest.TestCase):
     all_model_classes = (SelfViTForMAE,)
 
     def setUp(self):
@@ -162,7 +185,7 @@ def gradients_of(model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.trained_parameters()}
 
 
-class LossTests(ModelTests):
+class LossTests(OtherModelTests):
     """Common tests of models that return a loss only."""
 
     has_attentions = False

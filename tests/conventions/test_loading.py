@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -29,10 +31,18 @@ def class_name(model_class: type) -> str:
     return model_class.__name__
 
 
-@pytest.fixture(params=TESTERS, ids=class_name)
+@pytest.fixture(scope="module", params=TESTERS, ids=class_name)
 def model(request):
     torch.manual_seed(0)
     return request.param(TESTERS[request.param].get_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """Folder of the model."""
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    return folder
 
 
 def first_output(model):
@@ -42,38 +52,35 @@ def first_output(model):
     return first[0] if isinstance(first, tuple) else first  # feature maps of a backbone
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_device_map_gives_the_same_outputs(device_map, model, tmp_path):
-    model.save_pretrained(tmp_path)
-    placed = type(model).from_pretrained(tmp_path, device_map=device_map).eval()
+def test_device_map_gives_the_same_outputs(model, saved):
+    placed = type(model).from_pretrained(saved, device_map="auto").eval()
     assert {value.device.type for value in placed.state_dict().values()} == {"cpu"}
     torch.testing.assert_close(first_output(placed), first_output(model))
 
 
-def test_weights_that_do_not_fit_into_memory_are_offloaded_to_disk(model, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_weights_that_do_not_fit_into_memory_are_offloaded_to_disk(model, saved, tmp_path):
     placed = type(model).from_pretrained(
-        tmp_path, device_map="auto", max_memory={"cpu": 1000}, offload_folder=tmp_path / "offload"
+        saved, device_map="auto", max_memory={"cpu": 1000}, offload_folder=tmp_path / "offload"
     )
     assert all(parameter.is_meta for parameter in placed.parameters())
     torch.testing.assert_close(first_output(placed.eval()), first_output(model))
 
 
-def test_a_model_is_built_on_the_meta_device_and_loaded_later(model, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_a_model_is_built_on_the_meta_device_and_loaded_later(model, saved):
     with torch.device("meta"):
         empty = type(model)(model.config)
     assert {value.device.type for value in empty.state_dict().values()} == {"meta"}
-    filled = type(model).from_pretrained(tmp_path, low_cpu_mem_usage=True).eval()
+    filled = type(model).from_pretrained(saved, low_cpu_mem_usage=True).eval()
     assert empty.state_dict().keys() == filled.state_dict().keys()
     torch.testing.assert_close(first_output(filled), first_output(model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16", torch.bfloat16], ids=str)
-def test_weights_load_in_half_precision(dtype, model, tmp_path):
-    saved = model if dtype != "auto" else type(model)(model.config).to(torch.bfloat16)
-    saved.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path, dtype=dtype).eval()
+@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16], ids=str)
+def test_weights_load_in_half_precision(dtype, model, saved, tmp_path):
+    if dtype == "auto":
+        saved = tmp_path
+        type(model)(copy.deepcopy(model.config)).to(torch.bfloat16).save_pretrained(saved)
+    loaded = type(model).from_pretrained(saved, dtype=dtype).eval()
     assert loaded.dtype == loaded.config.dtype == torch.bfloat16
     others = {name for name, value in loaded.state_dict().items() if value.dtype != torch.bfloat16}
     # the updates of the center are too small for bfloat16, slices and vectors have norm 1

@@ -220,13 +220,13 @@ def test_a_timm_name_is_found_in_the_hub_cache(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def test_torchvision_vit_b_32_at_full_size(tmp_path):
-    theirs = torchvision.models.vit_b_32()
+def test_torchvision_vit_s_32_at_full_size(tmp_path):
+    theirs = torchvision.models.VisionTransformer(224, 32, 12, 6, 384, 4 * 384)
     with torch.no_grad():
         nn.init.normal_(theirs.heads.head.weight, std=0.02)  # zero by default
     theirs.eval()
     conversion = convert_state(theirs, tmp_path)
-    assert conversion.config.patch_size == 32 and conversion.config.num_attention_heads == 12
+    assert conversion.config.patch_size == 32 and conversion.config.num_attention_heads == 6
     ours = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     images = images_of(224, 1)
     torch.testing.assert_close(ours(images).logits, theirs(images), **CLOSE)
@@ -367,13 +367,15 @@ def test_vitmae_keeps_its_decoder_and_loss(tmp_path):
 
 
 @torch.no_grad()
-def test_transformers_vit_b_32_at_full_size(tmp_path):
+def test_transformers_vit_s_32_at_full_size(tmp_path):
     torch.manual_seed(0)
-    config = transformers.ViTConfig(patch_size=32)
+    config = transformers.ViTConfig(
+        patch_size=32, hidden_size=384, num_attention_heads=6, intermediate_size=4 * 384
+    )
     theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     conversion = convert(tmp_path / "theirs", tmp_path / "out")
-    assert conversion.fields["num_attention_heads"] == (12, "config.json")
+    assert conversion.fields["num_attention_heads"] == (6, "config.json")
     assert conversion.fields["layer_norm_eps"] == (1e-12, "config.json")
     ours = AutoModel.from_pretrained(tmp_path / "out").eval()
     images = images_of(224, 1)

@@ -1,7 +1,5 @@
 import json
-import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -80,16 +78,16 @@ def exported(checkpoints, tmp_path_factory):
     return folder
 
 
-def test_stock_transformers_vectors_match_without_selfvit(checkpoints, exported, photos, tmp_path):
+def test_stock_transformers_vectors_match_without_selfvit(
+    python_with_torch, checkpoints, exported, photos, tmp_path
+):
     (tmp_path / "images").mkdir()
     paths = [tmp_path / "images" / f"{index}.png" for index in range(len(photos))]
     for image, path in zip(photos, paths, strict=True):
         image.save(path)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
-        [sys.executable, "-P", "-c", WITHOUT_SELFVIT, exported, tmp_path / "images"],
+        [python_with_torch, "-c", WITHOUT_SELFVIT, exported, tmp_path / "images"],
         cwd=tmp_path,
-        env={**environment, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -12,8 +12,8 @@ import tifffile
 from PIL import Image
 
 from selfvit.data.decoding import UnreadableImageError, decode_pixels
-from selfvit.data.files import deep_pixels, raw_pixels, tiff_pixels
 from selfvit.data.pixel_format import PixelFormat
+from selfvit.data.pixels import deep_pixels, raw_pixels, tiff_pixels
 
 HEIGHT, WIDTH = 6, 9
 TWELVE_BITS = (0, 4095)

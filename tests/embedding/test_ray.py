@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -55,13 +55,15 @@ def whole(embedder, images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(python_with_selfvit):
     # a lost node is noticed after two seconds instead of half a minute
     checks = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     head = {**NODE, "include_dashboard": False, "_system_config": checks}
     started = Cluster(initialize_head=True, head_node_args=head)
     started.add_node(**NODE)
-    ray.init(address=started.address, log_to_driver=False)
+    # the workers are forks that have imported everything but ray
+    workers = {"py_executable": str(python_with_selfvit)}
+    ray.init(address=started.address, log_to_driver=False, runtime_env=workers)
     yield started
     ray.shutdown()
     started.shutdown()
@@ -154,9 +156,11 @@ def test_a_killed_driver_is_resumed(
     output = tmp_path / "v"
     words = ["embed", tiny_checkpoint, "--data", images, "-o", output, "--batch-size", BATCH]
     words += ["--runner", "ray", "--ray-address", cluster.address, "--part-images", 40, "--resume"]
-    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
+    command = [str(python_with_selfvit), "-m", "selfvit.cli", *map(str, words)]
+    job = {"runtime_env": {"py_executable": command[0]}}
+    environment = {"OMP_NUM_THREADS": "1", "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
     options: dict[str, Any] = {
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+        "env": {**os.environ, **environment},
         "stderr": subprocess.PIPE,
     }
     driver = subprocess.Popen(command, **options)
@@ -167,6 +171,6 @@ def test_a_killed_driver_is_resumed(
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert len(read_vectors(output)) < NUM_IMAGES  # the manifest may not name the part yet
-    resumed = subprocess.run([python_with_selfvit, *command[1:]], check=False, **options)
+    resumed = subprocess.run(command, check=False, **options)
     assert resumed.returncode == 0, resumed.stderr
     assert_equal(output, whole)

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
 
 import av
@@ -146,12 +145,15 @@ def test_other_videos_or_rates_are_refused(embedder, videos, whole, tmp_path):
         update_embeddings(embedder, open_images(videos, video_fps=FPS), folder)
 
 
-def test_two_processes_share_the_videos(tiny_checkpoint, videos, whole, tmp_path):
+def test_two_processes_share_the_videos(
+    python_with_selfvit, tiny_checkpoint, videos, whole, tmp_path
+):
     words = ["embed", tiny_checkpoint, "--data", videos, "--video-fps", FPS, "-o", tmp_path / "v"]
     words += ["--batch-size", BATCH, "--num-workers", 0, "--devices", 2, "--device", "cpu"]
     words += ["--engine", "torch"]  # as in the other tests; a stream is a long run to auto
-    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [str(python_with_selfvit), "-m", "selfvit.cli", *map(str, words)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": command[0]}
+    subprocess.run(command, check=True, env={**os.environ, **environment})
     assert_equal(tmp_path / "v", whole)
 
 

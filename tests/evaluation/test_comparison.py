@@ -88,12 +88,19 @@ def test_measurements_of_different_data_are_rejected():
         compare(measurement(0.7), measurement(0.8), "knn_5")
 
 
-def test_a_saved_measurement_loads_bit_identically(tmp_path):
-    before = measurement(1 / 3)
-    before.save(tmp_path / "before.npz")
-    again = Measurement.load(tmp_path / "before.npz")
-    assert list(tmp_path.iterdir()) == [tmp_path / "before.npz"]
-    assert (again.data, again.metrics) == (before.data, before.metrics)
-    assert np.array_equal(again.neighbors, before.neighbors)
-    after = measurement(0.4)
-    assert compare(again, after, "knn_20") == compare(before, after, "knn_20")
+def test_raw_pixels_stand_beside_the_encoder_and_a_sentence_says_if_they_are_as_good():
+    better = {"knn_20": MetricSample.mean_of(np.arange(1000) < 850)}
+    worse = {"knn_20": MetricSample.mean_of(np.arange(1000) < 750)}
+    before, after = measurement(0.7), measurement(0.8)
+    described = {"start": "untrained", "num_images": 1000, "num_available": 5000}
+    comparison = compare(before, after, "knn_20", raw_pixels=better, **described)
+    assert comparison.passes_raw_pixels is False
+    lines = format_comparison(comparison).splitlines()
+    assert lines[0].split() == ["raw", "pixels", "untrained", "after", "change"]
+    assert lines[1].split()[4:6] == ["85.0", "%"]
+    after_value = 100 * comparison.deciding.after.value
+    assert f"k-NN, k = 20 is 85.0 % for them and {after_value:.1f} % for" in lines[-2]
+    assert "over a sample of 1,000 of 5,000 evaluation images" in lines[-3]
+    comparison = compare(before, after, "knn_20", raw_pixels=worse)
+    assert comparison.passes_raw_pixels is True and comparison.raw_pixels_verdict == ""
+    assert compare(before, after, "knn_20").passes_raw_pixels is None

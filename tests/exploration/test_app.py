@@ -41,7 +41,7 @@ def bomb() -> bytes:
         return len(content).to_bytes(4, "big") + name + content + check.to_bytes(4, "big")
 
     side = (10_000).to_bytes(4, "big")
-    lines = zlib.compressobj(9)
+    lines = zlib.compressobj(1)
     pixels = b"".join(lines.compress(bytes(30_001)) for _ in range(10_000)) + lines.flush()
     header = chunk(b"IHDR", side + side + b"\x08\x02\x00\x00\x00")
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -72,14 +72,15 @@ def address(vectors):
 
 @pytest.fixture(scope="module")
 def browser():
+    """Browser whose pages share a cache, so that the files of the app are loaded once."""
     with open_browser() as opened:
-        yield opened
+        yield opened.new_context(viewport={"width": 1200, "height": 800})
 
 
 @pytest.fixture
 def page(browser, address):
     """Page that reports errors, dialogs and requests to other servers."""
-    opened = browser.new_page(viewport={"width": 1200, "height": 800})
+    opened = browser.new_page()
     found = []
     opened.on("pageerror", lambda error: found.append(str(error)))
     opened.on("dialog", lambda dialog: found.append(dialog.message))
@@ -110,9 +111,8 @@ def names(page, grid="#results"):
     return page.eval_on_selector_all(f"{grid} button[data-row]", script)
 
 
-def drop(page, name, content):
-    file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
-    page.set_input_files("#upload input[type=file]", [file])
+def drop(page, path):
+    page.set_input_files("#upload input[type=file]", path)
 
 
 def search_json(vectors, *words):
@@ -126,7 +126,7 @@ class TestBrowser:
     ):
         visit(page, address)
         path = collection_images / "a" / "04.png"
-        drop(page, "query.png", path.read_bytes())
+        drop(page, path)
         wait_for(page, "10 images most similar to the image that you dropped")
         expected = search_json(vectors, path)
         assert names(page) == expected and expected[0] == "a/04.png"
@@ -212,21 +212,21 @@ class TestBrowser:
         ],
         ids=["text", "bomb", "large"],
     )
-    def test_what_cannot_be_used_is_a_message(self, page, address, make, message):
+    def test_what_cannot_be_used_is_a_message(self, page, address, make, message, tmp_path):
         visit(page, address)
         before = names(page)
-        drop(page, "query.png", make())
+        (tmp_path / "query.png").write_bytes(make())
+        drop(page, tmp_path / "query.png")
         wait_for(page, message)
         assert names(page) == before
 
-    @pytest.mark.parametrize("scheme, is_dark", [("light", False), ("dark", True)])
-    def test_it_is_light_or_dark_as_the_system_is(self, browser, address, scheme, is_dark):
-        opened = browser.new_page(color_scheme=scheme)
-        visit(opened, address)
-        color = opened.evaluate("getComputedStyle(document.body).backgroundColor")
-        red = int(color.partition("(")[2].partition(",")[0])
-        assert (red < 128) == is_dark
-        opened.close()
+    def test_it_is_light_or_dark_as_the_system_is(self, page, address):
+        for scheme, is_dark in [("light", False), ("dark", True)]:
+            page.emulate_media(color_scheme=scheme)
+            visit(page, address)
+            color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            red = int(color.partition("(")[2].partition(",")[0])
+            assert (red < 128) == is_dark
 
 
 SECRETS = [

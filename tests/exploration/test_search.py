@@ -17,7 +17,7 @@ from selfvit.exploration import search as search_module
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.index import build_index, load_index
 from selfvit.exploration.neighbors import nearest
-from selfvit.exploration.search import patch_similarities, search
+from selfvit.exploration.search import patch_grids, patch_similarities, search
 
 from .. import image_files
 from .conftest import embed
@@ -149,7 +149,7 @@ def test_patches_of_an_image_match_themselves(collection_vectors, collection_ima
     embedder = Collection(collection_vectors).embedder()
     assert isinstance(embedder, Embedder)
     with Image.open(collection_images / "a" / "00.png") as image:
-        first, second = patch_similarities(embedder, image, image)
+        first, second = patch_similarities(*patch_grids(embedder, [image, image]))
     assert first.shape == second.shape
     np.testing.assert_allclose(first, 1, atol=1e-5)
 
@@ -192,6 +192,6 @@ def test_patches_show_the_part_that_two_images_share(collection_vectors):
     first, second = (np.asarray(image_files.noise(32, 32, seed=seed)).copy() for seed in (90, 91))
     second[:, 16:] = first[:, 16:]  # the right half: patches of 8 pixels in columns 2 and 3
     images = [Image.fromarray(pixels) for pixels in (first, second)]
-    for heat in patch_similarities(embedder, *images):
+    for heat in patch_similarities(*patch_grids(embedder, images)):
         assert heat.shape == (4, 4)
         assert heat[:, 2:].mean() > heat[:, :2].mean() + 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,28 +117,30 @@ import selfvit
 from transformers import AutoModel
 from transformers.utils import logging
 logging.disable_progress_bar()
-folder, network, image_file, embedding_file = sys.argv[1:]
-choice = {} if network == "default" else {"network": network}
-model = AutoModel.from_pretrained(folder, **choice)
-with torch.no_grad():
-    torch.save(model(torch.load(image_file)).pooler_output, embedding_file)
+folder, image_file, *networks = sys.argv[1:]
+for network in networks:
+    choice = {} if network == "default" else {"network": network}
+    model = AutoModel.from_pretrained(folder, **choice)
+    with torch.no_grad():
+        torch.save(model(torch.load(image_file)).pooler_output, f"{folder}/{network}.pt")
 """
 
 
 def embed_in_a_new_process(
-    python: Path, folder: Path, network: str, images: Tensor
-) -> tuple[Tensor, str]:
-    """Return the embedding that AutoModel computes in a new process, and its output."""
-    image_file, embedding_file = folder / "images.pt", folder / f"{network}.pt"
+    python: Path, folder: Path, networks: Iterable[str], images: Tensor
+) -> tuple[list[Tensor], str]:
+    """Return the embeddings that AutoModel computes in a new process, and its output."""
+    image_file = folder / "images.pt"
     torch.save(images, image_file)
     result = subprocess.run(
-        [python, "-c", OPEN_IN_A_NEW_PROCESS, folder, network, image_file, embedding_file],
+        [python, "-c", OPEN_IN_A_NEW_PROCESS, folder, image_file, *networks],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    return torch.load(embedding_file), result.stdout + result.stderr
+    embeddings = [torch.load(folder / f"{network}.pt") for network in networks]
+    return embeddings, result.stdout + result.stderr
 
 
 def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(
@@ -151,13 +154,11 @@ def test_a_new_process_opens_the_checkpoint_silently_and_computes_the_same(
     if model.trained_encoder is not model.vit:
         networks["student"] = model.trained_encoder
     images = images_of(objective)
-    embeddings = []
-    for network, encoder in networks.items():
-        embedding, printed = embed_in_a_new_process(python_with_torch, tmp_path, network, images)
+    embeddings, printed = embed_in_a_new_process(python_with_torch, tmp_path, networks, images)
+    assert printed == ""
+    for embedding, (network, encoder) in zip(embeddings, networks.items(), strict=True):
         with torch.no_grad():
             assert torch.equal(embedding, encoder(images).pooler_output), network
-        assert printed == ""
-        embeddings.append(embedding)
     if len(embeddings) == 2:
         assert not torch.equal(*embeddings)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, pipeline
 
 from selfvit import SelfViTModel
-from selfvit.embedding.embedder import preprocess
+from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.preprocessing import (
     build_processor,
     pixel_format_of,
@@ -31,7 +31,7 @@ from selfvit.modeling.image_processing_selfvit import (
 from selfvit.visualization.inputs import denormalize
 from tests.image_files import noise
 from tests.objectives import tiny_config
-from tests.python_without_selfvit import create_python_without_selfvit
+from tests.python_without_selfvit import FORGET_SELFVIT
 
 CODE = "image_processing_selfvit.py"
 
@@ -218,20 +218,20 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-def test_without_selfvit_the_saved_code_gives_the_same_vectors(checkpoints, tmp_path):
+def test_without_selfvit_the_saved_code_gives_the_same_vectors(
+    python_with_torch, checkpoints, tmp_path
+):
     np.save(tmp_path / "image.npy", array(4))
     noise(50, 40).save(tmp_path / "photo.png")
-    python = create_python_without_selfvit(tmp_path / "environment")
     arguments = [
         checkpoints / "4", checkpoints / "1", tmp_path / "image.npy", tmp_path / "photo.png",
         tmp_path / "results.json",
     ]  # fmt: skip
     process = subprocess.run(
-        [python, "-I", "-c", WITHOUT_SELFVIT, *map(str, arguments)],
+        [python_with_torch, "-c", FORGET_SELFVIT + WITHOUT_SELFVIT, *map(str, arguments)],
         cwd=tmp_path,
         env={
-            "PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
+            **os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1",
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTForDINO, SelfViTModel
-from selfvit.modeling.dino_head import DINOHead, DINOLoss
+from selfvit.modeling.dino_head import ROWS_AT_A_TIME, DINOHead, DINOLoss, ScaledRows
 from tests.golden import load_golden, weights_of
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import random_views, tiny_config, tiny_dino_config
@@ -108,6 +108,23 @@ def test_the_head_is_finite_for_extreme_features_in_half_precision():
     head = make_model().head.half()
     for scale in (0.0, 1e-4, 3e4):
         assert head(torch.full((2, 32), scale, dtype=torch.float16)).isfinite().all()
+
+
+def test_scaled_rows_are_those_of_normalize_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    rows = ROWS_AT_A_TIME + 3
+    directions = torch.randn(rows, 4, generator=generator)
+    directions[1] = 0  # without a direction
+    downstream = torch.randn(rows, 4, generator=generator)
+    results = []
+    magnitudes = torch.rand(rows, 1, generator=generator)
+    for scaled in (ScaledRows.apply, lambda rows, sizes: F.normalize(rows, dim=-1) * sizes):
+        leaf = directions.clone().requires_grad_()
+        units = scaled(leaf, magnitudes)
+        (gradient,) = torch.autograd.grad(units, leaf, downstream)
+        results.append((units, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ..hub_requests import TOKEN
 from ..local_hub import LocalHub
@@ -38,9 +41,14 @@ class HubClient:
         """Run a task in the process; return its result or raise its exception."""
         return self.pool.submit(_as_user, token, task, *args).result(timeout=300)
 
-    def run(self, *arguments: object, token: str | None = TOKEN) -> tuple[int, str]:
-        """Run a `selfvit` command in the process; return its exit code and output."""
-        return self(command, [str(argument) for argument in arguments], token=token)
+    def run(
+        self, *arguments: object, token: str | None = TOKEN, waits: bool = True
+    ) -> tuple[int, str]:
+        """Run a `selfvit` command in the process; return its exit code and output.
+
+        With `waits=False`, pauses between retries last at most 10 milliseconds.
+        """
+        return self(command, [str(argument) for argument in arguments], waits, token=token)
 
 
 def _enter(environment: dict[str, str]) -> None:
@@ -56,14 +64,20 @@ def _as_user(token: str | None, task: Callable[..., Any], *args: Any) -> Any:
     return task(*args)
 
 
-def command(arguments: list[str]) -> tuple[int, str]:
+def command(arguments: list[str], waits: bool = True) -> tuple[int, str]:
     """Run a `selfvit` command; return its exit code and output."""
     from accelerate.state import AcceleratorState, GradientState
     from typer.testing import CliRunner
 
     from selfvit.cli import app
 
-    result = CliRunner().invoke(app, arguments)
+    sleep = time.sleep
+
+    def sleep_briefly(seconds: float) -> None:
+        sleep(min(seconds, 0.01))
+
+    with nullcontext() if waits else mock.patch("time.sleep", sleep_briefly):
+        result = CliRunner().invoke(app, arguments)
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
     if result.exception is not None and not isinstance(result.exception, SystemExit):

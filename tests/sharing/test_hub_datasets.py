@@ -3,12 +3,13 @@
 import multiprocessing
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import torch
 
 from ..data.shards import write_parquet_shards, write_tar_shards
-from ..hub_requests import TOKEN, USER, Fault
+from ..hub_requests import USER, Fault
 from ..image_files import noise
 from ..training.processes import AtLogLine, kill_self, start_training
 from ..training.tiny_runs import arguments, log_of, weights_of
@@ -91,9 +92,15 @@ def test_a_stream_recovers_from_a_broken_connection(photos, hub, client):
     assert hub.faults[0].times == 0
 
 
-def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
-    photos, hub, client, tmp_path, monkeypatch
-):
+def train_until_killed(command, printed_to):
+    """Train in a fork of the client, which kills itself after 6 steps; return code and output."""
+    context: Any = multiprocessing.get_context("fork")
+    hook = AtLogLine(6, kill_self)
+    training = start_training(command, printed_to, hook, context=context)
+    return training.exit_code(), training.printed
+
+
+def test_a_killed_run_resumes_at_its_commit_with_the_same_result(photos, client, tmp_path):
     def command(output, *options, data=NAME):
         steps = ("--streaming", "--max-steps", 9, "--batch-size", 4, "--save-steps", 2)
         loader = ("--shuffle-buffer", 5, "--num-workers", 2, "--no-save-code", "--cpu")
@@ -102,12 +109,9 @@ def test_a_killed_run_resumes_at_its_commit_with_the_same_result(
     folder, commit = photos
     code, printed = client.run("train", *command("unbroken"))
     assert code == 0, printed
-    for name, value in hub.environment(tmp_path / "home", TOKEN).items():
-        monkeypatch.setenv(name, value)  # a spawned process reads them at its start
-    hook, spawn = AtLogLine(6, kill_self), multiprocessing.get_context("spawn")
-    killed = start_training(command("killed"), tmp_path / "printed.txt", hook, context=spawn)
-    assert killed.exit_code() == -signal.SIGKILL, killed.printed
-    assert "5 shards for 1 processes x 2 workers" in killed.printed
+    code, printed = client(train_until_killed, command("killed"), tmp_path / "printed.txt")
+    assert code == -signal.SIGKILL, printed
+    assert "5 shards for 1 processes x 2 workers" in printed
 
     shutil.rmtree(folder / "train")
     client(upload, write_tar_shards(folder / "train", [2] * 5).parent, NAME)

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
@@ -32,6 +31,7 @@ from selfvit.sharing import space_folder
 from ..exploration.conftest import embed
 from ..hub_requests import USER
 from ..image_files import noise
+from ..python_without_selfvit import FORGET_SELFVIT
 from .hub_client import download_space
 
 NAME = f"{USER}/stamps"
@@ -62,8 +62,19 @@ def vectors(checkpoints, tmp_path_factory):
     return found
 
 
+# Runs app.py as `python app.py` does, with no other selfvit than that of its folder.
+APP = (
+    FORGET_SELFVIT
+    + """
+import runpy
+sys.path.insert(0, str(Path.cwd()))
+runpy.run_path(str(Path.cwd() / "app.py"), run_name="__main__")
+"""
+)
+
+
 @contextmanager
-def running(folder):
+def running(python, folder):
     """Run the app.py of a Space in a process without the network; yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,7 +83,7 @@ def running(folder):
     log = folder.parent / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder, env=environment, stdout=output, stderr=output
+            [python, "-c", APP], cwd=folder, env=environment, stdout=output, stderr=output
         )
     deadline = time.monotonic() + SECONDS
     try:
@@ -119,7 +130,7 @@ def titles(printed):
 
 class TestSpace:
     def test_it_is_published_downloaded_and_finds_neighbors(
-        self, hub, client, checkpoints, vectors, tmp_path
+        self, hub, client, python_with_torch, checkpoints, vectors, tmp_path
     ):
         words = ("publish", checkpoints["dino"], "--space", NAME, "--vectors", vectors)
         code, printed = client.run(*words)
@@ -130,7 +141,7 @@ class TestSpace:
         assert commit.message == "Upload 13 images"
         folder = tmp_path / "space"
         client(download_space, NAME, str(folder))
-        with running(folder) as address:
+        with running(python_with_torch, folder) as address:
             image = httpx.get(f"{address}/images/12?size=640")
             assert image.headers["content-type"] == "image/jpeg" and b"home" not in image.content
             printed = neighbors(address, 3)

@@ -121,7 +121,7 @@ def test_values_and_flags_are_not_changed_by_normalization():
     [
         (["dino_demo", "--max-step", "3"], "no option '--max-step'. Did you mean --max-steps"),
         (["dino_dem"], "no recipe or YAML file 'dino_dem'. Did you mean 'dino_demo'"),
-        (["dino_dem"], "Recipes: dino_vits16_in1k"),
+        (["dino_dem"], "Recipes: dino, dinov2"),
         (["dino_demo", "--learning-rat", "3"], "Did you mean --.*learning-rate"),
         (["dino_demo", "stray"], "there is no option 'stray'"),
         (["dino_demo", "--max-steps", "many"], "argument --max-steps: invalid int value"),

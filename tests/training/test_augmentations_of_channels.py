@@ -36,45 +36,50 @@ def levels(num_channels, dtype=np.uint8, size=(40, 30)):
     return smooth if dtype == np.float32 else smooth.round().astype(dtype)
 
 
-# --- RGB images of eight bits: the functions before other channels were possible
+# --- RGB images of eight bits
 
 
-def jitter_before(pixels, strengths, generator):
+def jitter_in_float64(pixels, strengths, generator):
+    """Return the pixels after each change, computed in float64 but for the colors of the circle."""
     for kind in generator.permutation(4):
         strength = strengths[kind]
         if strength == 0:
             continue
         if kind == 3:
-            hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+            hsv = cv2.cvtColor(np.rint(pixels).astype(np.uint8), cv2.COLOR_RGB2HSV_FULL)
             hsv[..., 0] += np.uint8(round(generator.uniform(-strength, strength) * 255) % 256)
-            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL).astype(float)
             continue
         factor = generator.uniform(max(0.0, 1 - strength), 1 + strength)
-        if kind == 0:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, 0)
-            continue
-        gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        if kind == 1:
-            pixels = cv2.addWeighted(pixels, factor, pixels, 0, (1 - factor) * cv2.mean(gray)[0])
-        else:
-            gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
-            pixels = cv2.addWeighted(pixels, factor, gray, 1 - factor, 0)
+        gray = pixels @ [0.299, 0.587, 0.114]
+        other = (0, gray.mean(), gray[..., None])[kind]
+        pixels = np.clip(factor * pixels + (1 - factor) * other, 0, 255)
     return pixels
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rgb_images_of_eight_bits_are_jittered_as_before_bit_for_bit(seed):
-    pixels = rng(seed).integers(0, 256, (24, 31, 3), dtype=np.uint8)
-    strengths = [0.4, 0.8, 0.5, 0.3]
-    expected = jitter_before(pixels, strengths, rng(seed))
-    assert np.array_equal(jitter_color(pixels, strengths, rng(seed)), expected)
-    assert not np.array_equal(expected, pixels)
+def test_rgb_images_of_eight_bits_are_jittered_exactly_up_to_rounding(seed):
+    pixels = levels(3).astype(float)
+    strengths = [0.4, 0.8, 0.5, 0.0]
+    expected = jitter_in_float64(pixels, strengths, rng(seed))
+    changed = jitter_color(pixels.astype(np.uint8), strengths, rng(seed))
+    assert np.abs(changed - expected).max() <= 2.5  # three roundings, of which two are scaled
+    assert abs((changed - expected).mean()) < 0.3 and np.abs(expected - pixels).max() > 3
 
 
-def test_rgb_images_of_eight_bits_are_flipped_blurred_and_solarized_as_before_bit_for_bit():
+@pytest.mark.parametrize("seed", range(4))
+def test_the_color_circle_is_turned_by_the_drawn_angle(seed):
+    pixels = levels(3)
+    expected = jitter_in_float64(pixels.astype(float), [0, 0, 0, 0.3], rng(seed))
+    assert np.array_equal(jitter_color(pixels, [0, 0, 0, 0.3], rng(seed)), expected)
+
+
+def test_rgb_images_of_eight_bits_are_flipped_blurred_and_solarized():
     pixels = rng().integers(0, 256, (24, 31, 3), dtype=np.uint8)
     assert np.array_equal(flip(pixels), cv2.flip(pixels, 1))
-    assert np.array_equal(blur(pixels, 1.3), cv2.GaussianBlur(pixels, (0, 0), 1.3))
+    for sigma in (0.0, 0.1, 1.3, 2.0):
+        exact = cv2.GaussianBlur(pixels.astype(np.float64), (13, 13), max(sigma, 1e-6))
+        assert np.abs(blur(pixels, sigma) - exact).max() < 1.0
     assert np.array_equal(solarize(pixels), np.where(pixels < 128, pixels, 255 - pixels))
     gray = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     assert np.array_equal(to_gray(pixels), gray)

@@ -4,6 +4,7 @@ import torch
 from transformers import AutoImageProcessor  # noqa: F401 - registers the processors
 
 from selfvit import SelfViTConfig
+from selfvit.data.decoding import decode_pixels
 from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations.multi_crop import MultiCrop
@@ -115,6 +116,23 @@ def loader(
         shuffle_buffer=10,
         stream_state=stream_state,
     )
+
+
+def test_a_large_photo_is_decoded_no_larger_than_its_crops_need(tmp_path):
+    noise(800, 600).save(tmp_path / "a.jpg", quality=95)
+    augmentation = MultiCrop(num_local_views=2, local_view_size=16)
+    views = ViewDataset(open_images(tmp_path), augmentation, (64, 64), 8, 3, with_labels=False)
+    record = views.source[0]
+    whole = decode_pixels(record.image)
+    assert whole.pixels.shape == (600, 800, 3)
+    sizes = set()
+    for draw in range(20):
+        reduced = views.decode(record, draw)
+        sizes.add(reduced.pixels.shape)
+        first, second = (views.make_views(image, record, draw) for image in (reduced, whole))
+        for name in ("global_views", "local_views"):
+            assert np.abs(first[name].astype(int) - second[name]).mean() < 2
+    assert sizes == {(300, 400, 3), (150, 200, 3)}  # by what is drawn
 
 
 def views_of(batches):

@@ -39,6 +39,22 @@ def test_crop_areas_and_ratios_cover_the_requested_ranges():
     assert 0.74 < ratios.min() < 0.80 and 1.25 < ratios.max() < 1.36
 
 
+def test_crop_boxes_are_uniform_in_area_place_and_the_logarithm_of_the_ratio():
+    generator = rng()  # no draw is rejected, as the largest crop is 164 pixels wide
+    boxes = [random_crop_box(200, 200, [0.25, 0.5], generator) for _ in range(3000)]
+    top, left, height, width = np.array(boxes, dtype=float).T
+    values = {
+        "area": (height * width / 40000 - 0.25) / 0.25,
+        "ratio": np.log(width / height) / np.log(4 / 3) / 2 + 0.5,
+        "top": (top + 0.5) / (200 - height + 1),
+        "left": (left + 0.5) / (200 - width + 1),
+    }
+    for name, value in values.items():
+        deciles = np.quantile(value, np.arange(0.1, 1, 0.1))
+        assert np.abs(deciles - np.arange(0.1, 1, 0.1)).max() < 0.035, name
+    assert np.abs(np.corrcoef(list(values.values())) - np.eye(4)).max() < 0.08
+
+
 def test_jitter_of_strength_0_changes_nothing():
     pixels = np.array(noise(8, 8))
     assert np.array_equal(jitter_color(pixels, [0, 0, 0, 0], rng()), pixels)

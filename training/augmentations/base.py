@@ -20,6 +20,9 @@ import numpy as np
 
 from ..options import check_fields
 
+# (top, left, height, width) of a crop in its image, and (height, width) of its view, in pixels.
+Crop = tuple[tuple[int, int, int, int], tuple[int, int]]
+
 
 def count_patches(image_size: tuple[int, int], patch_size: int) -> int:
     """Return the number of patches of an image.
@@ -72,15 +75,33 @@ class Augmentation:
         """Return the (height, width) of the views, to check them against the patch size."""
         raise NotImplementedError
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the (height, width) that an image needs so that no view is enlarged.
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the boxes of the views, relative to the size of the image, and before all else.
 
-        None means that it is not known, so that images are decoded completely.
+        By default there are none, so that no image is reduced while it is decoded.
 
         Args:
+            size: Height and width of the image, pixels.
             image_size: Height and width of the model's images, pixels.
+            rng: Random number generator.
         """
-        return None
+        return []
+
+    def source_size(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that none of its crops is enlarged.
+
+        Args:
+            size: Height and width of the image, pixels.
+            image_size: Height and width of the model's images, pixels.
+            rng: Random number generator, in the state in which the augmentation will get it.
+        """
+        crops = self.crops(size, image_size, rng)
+        ratios = [max(h / box[2], w / box[3]) for box, (h, w) in crops] or [1.0]
+        return math.ceil(size[0] * max(ratios)), math.ceil(size[1] * max(ratios))
 
     def for_image_size(
         self, old_size: tuple[int, int], new_size: tuple[int, int], patch_size: int
@@ -155,18 +176,8 @@ class Augmentation:
         return batch
 
 
-def source_size_of(*crops: tuple[tuple[int, int], list[float]]) -> tuple[int, int]:
-    """Return the (height, width) that an image needs so that its smallest crops are not enlarged.
-
-    Args:
-        crops: (height, width) of each kind of view, and the range of its area as fractions.
-    """
-    sides = [tuple(math.ceil(side / math.sqrt(scale[0])) for side in size) for size, scale in crops]
-    return max(height for height, _ in sides), max(width for _, width in sides)
-
-
 def _shown(value: float | list[float]) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-__all__ = ["Augmentation"]
+__all__ = ["Augmentation", "Crop"]

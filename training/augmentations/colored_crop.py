@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..options import option
-from .base import source_size_of
+from .base import Crop
+from .functional import random_crops
 from .multi_crop import ColoredCrops
 
 
@@ -36,9 +37,11 @@ class ColoredCrop(ColoredCrops):
         """Return the (height, width) of the crop."""
         return [image_size]
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no crop is enlarged."""
-        return source_size_of((image_size, self.crop_scale))
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the box of the crop."""
+        return random_crops(1, size, self.crop_scale, image_size, rng)
 
     def __call__(
         self,
@@ -48,7 +51,8 @@ class ColoredCrop(ColoredCrops):
         patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "pixel_values" (C, H, W), and "mixing" (2,) float32 in 0 to 1."""
-        view = self._view(image, image_size, self.crop_scale, self.blur_probability, rng)
+        (crop,) = self.crops(image.shape[:2], image_size, rng)
+        view = self._view(image, crop, self.blur_probability, rng)
         return {
             "pixel_values": np.ascontiguousarray(view),
             "mixing": rng.random(2, dtype=np.float32),

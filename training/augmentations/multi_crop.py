@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..options import option
-from .base import Augmentation, count_patches, source_size_of
+from .base import Augmentation, Crop, count_patches
 from .block_masks import random_block_mask
 from .functional import (
     blur,
     crop_and_resize,
     flip,
     jitter_color,
-    random_crop_box,
+    random_crops,
     solarize,
     to_gray,
 )
@@ -61,14 +61,12 @@ class ColoredCrops(Augmentation):
     def _view(
         self,
         pixels: np.ndarray,
-        size: tuple[int, int],
-        scale: list[float],
+        crop: Crop,
         blur_probability: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Return one view of (H, W, C) pixels, (C, h, w)."""
-        box = random_crop_box(pixels.shape[0], pixels.shape[1], scale, rng)
-        view = crop_and_resize(pixels, box, size)
+        view = crop_and_resize(pixels, *crop)
         if rng.random() < self.flip_probability:
             view = flip(view)
         if rng.random() < self.color_jitter_probability:
@@ -142,24 +140,22 @@ class MultiCrop(ColoredCrops):
         patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "global_views" (2, C, H, W) and, if any, "local_views" (V - 2, C, h, w)."""
-        global_views = [
-            self._solarized_view(image, kind, image_size, self.global_crop_scale, rng)
-            for kind in (0, 1)
-        ]
-        views = {"global_views": np.stack(global_views)}
+        crops = self.crops(image.shape[:2], image_size, rng)
+        views = self._solarized_views(image, crops, rng)
+        inputs = {"global_views": np.stack(views[:2])}
         if self.num_local_views:
-            local_size = (self.local_view_size, self.local_view_size)
-            local_views = [
-                self._solarized_view(image, 2, local_size, self.local_crop_scale, rng)
-                for _ in range(self.num_local_views)
-            ]
-            views["local_views"] = np.stack(local_views)
-        return views
+            inputs["local_views"] = np.stack(views[2:])
+        return inputs
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no view is enlarged."""
-        scales = (self.global_crop_scale, self.local_crop_scale)
-        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the boxes of the global views, then of the local views."""
+        local_size = (self.local_view_size, self.local_view_size)
+        return [
+            *random_crops(2, size, self.global_crop_scale, image_size, rng),
+            *random_crops(self.num_local_views, size, self.local_crop_scale, local_size, rng),
+        ]
 
     def without_color(self) -> dict[str, Any]:
         """Return the fields of color changes, with the values that other channels get by default.
@@ -168,18 +164,18 @@ class MultiCrop(ColoredCrops):
         """
         return {**self.rgb_only(), "solarize_probability": [0.0, 0.0, 0.0]}
 
-    def _solarized_view(
-        self,
-        pixels: np.ndarray,
-        kind: int,
-        size: tuple[int, int],
-        scale: list[float],
-        rng: np.random.Generator,
-    ) -> np.ndarray:
-        view = self._view(pixels, size, scale, self.blur_probability[kind], rng)
-        if rng.random() < self.solarize_probability[kind]:
-            view = solarize(view)
-        return view
+    def _solarized_views(
+        self, pixels: np.ndarray, crops: list[Crop], rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """Return the views of (H, W, C) pixels, (C, h, w) each, the two global ones first."""
+        views = []
+        for number, crop in enumerate(crops):
+            kind = min(number, 2)
+            view = self._view(pixels, crop, self.blur_probability[kind], rng)
+            if rng.random() < self.solarize_probability[kind]:
+                view = solarize(view)
+            views.append(view)
+        return views
 
 
 @dataclass(frozen=True)
@@ -226,12 +222,11 @@ class MaskedMultiCrop(MultiCrop):
         larger = [] if self.gram_resolution_factor == 1 else [self._gram_size(image_size)]
         return [*super().view_sizes(image_size), *larger]
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no view is enlarged."""
-        sizes = [(self._gram_size(image_size), self.global_crop_scale)]
-        if self.num_local_views:
-            sizes.append(((self.local_view_size, self.local_view_size), self.local_crop_scale))
-        return source_size_of(*sizes)
+    def source_size(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Return the (height, width) that an image needs so that none of its crops is enlarged."""
+        return super().source_size(size, self._gram_size(image_size), rng)
 
     def __call__(
         self,
@@ -250,7 +245,7 @@ class MaskedMultiCrop(MultiCrop):
         larger = {}
         if self.gram_resolution_factor > 1:
             same = copy.deepcopy(rng)  # the same crops, flips and colors
-            larger["gram_views"] = self._gram_views(image, same, image_size, patch_size)
+            larger["gram_views"] = self._gram_views(image, same, image_size)
         views = super().__call__(image, rng, image_size, patch_size)
         return {**views, **larger, "bool_masked_pos": self._masks(image_size, patch_size, rng)}
 
@@ -268,17 +263,13 @@ class MaskedMultiCrop(MultiCrop):
         return masks
 
     def _gram_views(
-        self,
-        image: np.ndarray,
-        rng: np.random.Generator,
-        image_size: tuple[int, int],
-        patch_size: int,
+        self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
     ) -> np.ndarray:
         """Return the global views that a generator gives, in the size of the Gram teacher."""
         sigma = [self.gram_resolution_factor * value for value in self.blur_sigma]  # pixels
-        larger = replace(self, blur_sigma=sigma, num_local_views=0, gram_resolution_factor=1)
-        size = self._gram_size(image_size)
-        return larger(image, rng, size, patch_size)["global_views"]
+        crops = self.crops(image.shape[:2], self._gram_size(image_size), rng)
+        larger = replace(self, blur_sigma=sigma)
+        return np.stack(larger._solarized_views(image, crops[:2], rng))
 
     def _gram_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         height, width = image_size
@@ -340,10 +331,16 @@ class FocalCrops(ColoredCrops):
         focal_size = (self.focal_view_size, self.focal_view_size)
         return [image_size, focal_size] if self.num_focal_views else [image_size]
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no view is enlarged."""
-        scales = (self.random_crop_scale, self.focal_crop_scale)
-        return source_size_of(*zip(self.view_sizes(image_size), scales, strict=False))
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the boxes of the target view, then of the random and the focal views."""
+        focal_size = (self.focal_view_size, self.focal_view_size)
+        num_large = 1 + self.num_random_views
+        return [
+            *random_crops(num_large, size, self.random_crop_scale, image_size, rng),
+            *random_crops(self.num_focal_views, size, self.focal_crop_scale, focal_size, rng),
+        ]
 
     def __call__(
         self,
@@ -358,21 +355,16 @@ class FocalCrops(ColoredCrops):
             "target_view" (C, H, W), "random_views" (R, C, H, W), "noise" (R, N) float32 in 0 to 1
             and, if any, "focal_views" (F, C, h, w).
         """
-
-        def crops(num_views: int, size: tuple[int, int], scale: list[float]) -> np.ndarray:
-            views = [
-                self._view(image, size, scale, self.blur_probability, rng) for _ in range(num_views)
-            ]
-            return np.stack(views)
-
-        large = crops(1 + self.num_random_views, image_size, self.random_crop_scale)
+        crops = self.crops(image.shape[:2], image_size, rng)
+        views = [self._view(image, crop, self.blur_probability, rng) for crop in crops]
+        num_large = 1 + self.num_random_views
+        large = np.stack(views[:num_large])
         num_patches = count_patches(image_size, patch_size)
         noise = rng.random((self.num_random_views, num_patches), dtype=np.float32)
-        views = {"target_view": large[0], "random_views": large[1:], "noise": noise}
+        inputs = {"target_view": large[0], "random_views": large[1:], "noise": noise}
         if self.num_focal_views:
-            focal_size = (self.focal_view_size, self.focal_view_size)
-            views["focal_views"] = crops(self.num_focal_views, focal_size, self.focal_crop_scale)
-        return views
+            inputs["focal_views"] = np.stack(views[num_large:])
+        return inputs
 
 
 __all__ = ["FocalCrops", "MaskedMultiCrop", "MultiCrop"]

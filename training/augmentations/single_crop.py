@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..options import option
-from .base import Augmentation, count_patches, source_size_of
-from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crop_box
+from .base import Augmentation, Crop, count_patches
+from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crops
 from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
 from .randaugment_arrays import ARRAY_OPERATIONS
@@ -41,9 +41,11 @@ class CropAndFlip(Augmentation):
         """Return the (height, width) of the crop."""
         return [image_size]
 
-    def source_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) that an image needs so that no crop is enlarged."""
-        return source_size_of((image_size, self.crop_scale))
+    def crops(
+        self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
+    ) -> list[Crop]:
+        """Draw the box of the crop."""
+        return random_crops(1, size, self.crop_scale, image_size, rng)
 
     def rgb_only(self) -> dict[str, Any]:
         """Return the field of saturation and hue, with its value without these."""
@@ -57,12 +59,18 @@ class CropAndFlip(Augmentation):
         patch_size: int,
     ) -> dict[str, np.ndarray]:
         """Return "pixel_values" (C, H, W)."""
-        box = random_crop_box(image.shape[0], image.shape[1], self.crop_scale, rng)
-        view = crop_and_resize(image, box, image_size)
+        view = self._view(image, rng, image_size)
+        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+
+    def _view(
+        self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the view, (h, w, C)."""
+        (crop,) = self.crops(image.shape[:2], image_size, rng)
+        view = crop_and_resize(image, *crop)
         if rng.random() < self.flip_probability:
             view = flip(view)
-        view = jitter_color(view, self.color_jitter, rng)
-        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+        return jitter_color(view, self.color_jitter, rng)
 
 
 @dataclass(frozen=True)
@@ -145,21 +153,16 @@ class MixedCrop(CropAndFlip):
         maximum=1,
     )
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        rng: np.random.Generator,
-        image_size: tuple[int, int],
-        patch_size: int,
-    ) -> dict[str, np.ndarray]:
-        """Return "pixel_values" (C, H, W)."""
-        crop = super().__call__(image, rng, image_size, patch_size)["pixel_values"]
-        view = np.ascontiguousarray(crop.transpose(1, 2, 0))
+    def _view(
+        self, image: np.ndarray, rng: np.random.Generator, image_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the view, (h, w, C)."""
+        view = super()._view(image, rng, image_size)
         if self.rand_augment_magnitude > 0:
             view = rand_augment(view, self.rand_augment_magnitude, self.rand_augment_std, rng)
         if rng.random() < self.random_erasing_probability:
             view = erase_box(view, self.erased_area, self.erased_ratio, rng)
-        return {"pixel_values": np.ascontiguousarray(view.transpose(2, 0, 1))}
+        return view
 
     def describe_color(self) -> str:
         """Return the values of the fields of color changes, and the operations of RandAugment."""

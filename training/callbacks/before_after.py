@@ -1,30 +1,40 @@
-"""Compare the encoder before and after training."""
+"""Compare the encoder before and after training, and with raw pixels."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from ...evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
 from ...sharing.provenance import display_name
-from ..checkpoints.run_folder import BEFORE_FILE, CHECKPOINTS, REPORT_FILE
+from ..checkpoints.run_folder import REPORT_FILE
 from ..config.run_config import RunConfig
-from ..evaluation import Evaluation
+from ..evaluation import Evaluation, copy_for_evaluation
+from ..evaluation_images import EvaluationImages
 from ..exceptions import NoImprovementError
+from ..report_size import report_size, sample_evaluation_images
+from ..run_length import explain_too_short
 from ..runtime.fsdp import FullModel
 from ..state import TrainState
 from .base import Callback
 from .best_checkpoint import BestCheckpoint
+from .cost import CostMeter
+
+MIN_IMAGES = 3  # fewer have no neighbors to compare
 
 
 class BeforeAfterReport(Callback):
     """Measures an encoder before and after training, and reports whether it improved.
 
-    The main process measures and the others wait; gathering the model is collective.
+    Both are measured at the end, when the training time is known: as many images as can be measured
+    in a tenth of it. A run with `eval_steps` compares the images of its evaluations instead, so
+    that nothing is embedded twice. The main process measures and the others wait; gathering the
+    model is collective.
 
     Args:
         accelerator: Accelerator of the run.
@@ -32,6 +42,7 @@ class BeforeAfterReport(Callback):
         evaluation: Evaluation of its encoder.
         run: Configuration of the run.
         best: Best checkpoint, which the report mentions.
+        cost: Training time so far.
     """
 
     def __init__(
@@ -41,63 +52,95 @@ class BeforeAfterReport(Callback):
         evaluation: Evaluation,
         run: RunConfig,
         best: BestCheckpoint,
+        cost: CostMeter,
     ):
         self.accelerator = accelerator
         self.full_model = full_model
         self.evaluation = evaluation
         self.run = run
         self.best = best
+        self.cost = cost
         self.output = Path(run.start.output)
         self.comparison: Comparison | None = None
-        self._before: Measurement | None = None
+        self._initial: Any = None
+        self._seconds_per_image = 0.0
 
     def on_init(self, state: TrainState) -> None:
-        """Measure the initial weights, or read the measurement from before an interruption.
+        """Keep a copy of the initial weights, and time the measurement of a few images.
 
-        No checkpoint is loaded yet, so a resumed run can measure the initial weights again. It does
-        so if the evaluation data has changed, or if an older version started the run.
+        No checkpoint is loaded yet, so a resumed run has its initial weights here, too.
         """
+        images = self.evaluation.images
         if not (self.run.compares_with_start and self.accelerator.is_main_process):
             return
-        path = self.output / CHECKPOINTS / BEFORE_FILE
-        if path.is_file():
-            self._before = Measurement.load(path)
-        if self._before is None or self._before.data != self.evaluation.data:
-            self._announce("before")
-            self._before = self.evaluation.measure(0)
-            if self.run.start.init_scope != "all":
-                self._before = _without_accuracy(self._before)
-            self._before.save(path)
+        if images is None or len(images) < MIN_IMAGES:
+            return
+        self._initial = copy_for_evaluation(self.full_model.gathered)
+        self._seconds_per_image = self.evaluation.seconds_per_image()
 
     def on_train_end(self, state: TrainState) -> None:
-        """Measure the trained model, write report.json and print the table."""
+        """Measure initial and trained weights, write report.json and print the table."""
         self.full_model.gather()
-        if self._before is None:
-            return
-        self._announce("after")
-        after = self.evaluation.measure(state.step)
-        images = self.evaluation.images
-        assert images is not None
-        metric = self.best.metric
-        if metric is not None and metric not in self._before.samples:  # a new classifier's accuracy
-            metric = images.accuracy_names()[0]
-        self.comparison = compare(self._before, after, metric, images.note)
+        too_short = explain_too_short(self.run, state.num_steps)
+        if self._initial is not None:
+            self._report(state, too_short)
+        if too_short is not None:
+            self.accelerator.print(f"This run was too short: {too_short}")
+
+    def _report(self, state: TrainState, too_short: str | None) -> None:
+        images, after = self._images(), self.evaluation
+        count, available = len(images), images.available or len(images)
+        if images is not self.evaluation.images:
+            after = self.evaluation.of(self.full_model.gathered, images)
+        sampled = f" of {available:,}" if count < available else ""
+        self.accelerator.print(f"measuring before and after training, on {count:,}{sampled} images")
+        before = self.evaluation.of(self._initial, images)
+        raw_pixels = before.measure_raw_pixels()
+        measured = before.measure(0), after.measure(state.step)
+        self._initial = None
+        is_scratch = self.run.start.init_from is None
+        self.comparison = compare(
+            measured[0] if self.run.start.init_scope == "all" else _without_accuracy(measured[0]),
+            measured[1],
+            self._deciding_metric(measured[0], images),
+            images.note,
+            raw_pixels,
+            start="untrained" if is_scratch else "before",
+            num_images=count,
+            num_available=available,
+        )
         content = {
-            "init_from": display_name(str(self.run.start.init_from)),
+            "init_from": None if is_scratch else display_name(str(self.run.start.init_from)),
             "step": state.step,
+            "too_short": too_short,
             **self.comparison.to_dict(),
             "best": self.best.read(),
         }
         save_metrics(content, self.output / REPORT_FILE)
         self.accelerator.print(f"\n{format_comparison(self.comparison)}")
-        state.evaluation = dict(after.metrics)
+        state.evaluation = state.evaluation or dict(measured[1].metrics)
 
-    def _announce(self, when: str) -> None:
-        """Announce the measurement, which takes minutes for a large encoder on a CPU."""
-        images = self.evaluation.images
+    def _images(self) -> EvaluationImages:
+        """Return the images to report on: those of the evaluations, or a sample."""
+        images, requested = self.evaluation.images, self.run.evaluation.report_images
         assert images is not None
-        count = sum(map(len, images.sources))
-        self.accelerator.print(f"measuring the encoder {when} training, on {count:,} images")
+        if self.run.evaluation.eval_steps is not None and requested is None:
+            return images
+        seconds = self.cost.read()["seconds"] or 0.0
+        size = report_size(seconds, self._seconds_per_image, len(images), requested)
+        return sample_evaluation_images(images, max(MIN_IMAGES, size))
+
+    def _deciding_metric(self, before: Measurement, images: EvaluationImages) -> str | None:
+        """Return the metric of the run, or the best one that these images have instead."""
+        metric = self.best.metric
+        if metric is None or (metric in before.samples and metric != "accuracy"):
+            return metric
+        if metric == "accuracy" and self.run.start.init_scope == "all":
+            return metric  # of the classifier that the run started from
+        names = images.accuracy_names()
+        if not self.run.is_classifier:
+            names = [*names, "view_retrieval"]
+        return next((name for name in names if name in before.samples), None)
 
     def on_result(self, state: TrainState) -> None:
         """Raise an error if the run had to improve the encoder and did not; everything is saved.

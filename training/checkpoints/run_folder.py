@@ -13,7 +13,7 @@ OUTPUT/checkpoints/step-00001000/
 OUTPUT/checkpoints/step-.../unmerged.safetensors
                                  for a run with adapters: the adapters and the base, not merged
 OUTPUT/best/                     model, processor and card of the best evaluation so far
-OUTPUT/report.json               metrics before and after, for a run that started from weights
+OUTPUT/report.json               metrics before and after training, and of raw pixels
 OUTPUT/config.json, model.safetensors, preprocessor_config.json, README.md, trainer_state.json
                                  the result
 OUTPUT/adapter/                  for a run with adapters: the adapters alone, in PEFT's format
@@ -42,7 +42,6 @@ LOG_FILE = "log.jsonl"
 PICTURES = "images"
 TRACKERS_FILE = "trackers.json"
 REPORT_FILE = "report.json"
-BEFORE_FILE = "before.npz"  # among the checkpoints, since a resumed run needs it
 BEST = "best"
 BEST_FILE = "best.json"
 SECONDS_TO_APPEAR = 60.0
@@ -208,7 +207,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 __all__ = [
-    "BEFORE_FILE",
     "BEST",
     "BEST_FILE",
     "CHECKPOINTS",

@@ -95,8 +95,8 @@ class RunConfig:
         self._check_pushes()
         if self.evaluation.require_improvement and not self.compares_with_start:
             raise ValueError(
-                "--require-improvement compares the encoder with the one that the run starts from; "
-                "give --init-from, and a --freeze-encoder-ratio below 1."
+                "--require-improvement needs a report that compares the encoder with its initial "
+                "weights; give a --freeze-encoder-ratio below 1, and not --report-images 0."
             )
         if self.lora.lora_rank is not None and self.schedule.freeze_encoder_ratio == 1:
             raise ValueError(
@@ -152,8 +152,8 @@ class RunConfig:
 
     @property
     def compares_with_start(self) -> bool:
-        """Whether the run ends with a before/after report: it changes weights it started from."""
-        return self.start.init_from is not None and self.schedule.freeze_encoder_ratio < 1
+        """Whether the run ends with a before/after report: it changes the encoder."""
+        return self.schedule.freeze_encoder_ratio < 1 and self.evaluation.report_images != 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by section, without the private ones."""

@@ -249,12 +249,19 @@ class RuntimeConfig(Section):
     )
     mixed_precision: str | None = option(
         None,
-        "Precision: no, bf16 or fp16; Accelerate's setting by default",
-        choices=(None, "no", "bf16", "fp16"),
+        "Precision: auto, no, bf16 or fp16; auto is bf16 on devices with instructions for it, "
+        "otherwise no (float32). Accelerate's setting by default",
+        choices=(None, "auto", "no", "bf16", "fp16"),
     )
     activation_checkpointing: bool = option(
         False,
         "Recompute activations in the backward pass: less memory, about a third more time",
+        resumable=True,
+    )
+    compile: bool = option(
+        False,
+        "Compile the encoders with torch.compile, which takes a minute or more at the start; for "
+        "long runs on GPUs",
         resumable=True,
     )
     cpu: bool = option(False, "Train on the CPU, even if there is a GPU")
@@ -293,6 +300,13 @@ class EvaluationConfig(Section):
     eval_limit: int = option(
         10000, "Maximum number of images to use from each dataset", minimum=2, resumable=True
     )
+    report_images: int | None = option(
+        None,
+        "Number of images in the report at the end of the run, 0 for no report; by default as many "
+        "as a tenth of the training time allows",
+        minimum=0,
+        resumable=True,
+    )
     best_metric: str | None = option(
         None,
         "Metric that chooses the best evaluation and judges the run; by default accuracy for a "
@@ -302,8 +316,8 @@ class EvaluationConfig(Section):
     )
     require_improvement: bool = option(
         False,
-        "Fail if the metric of a run with --init-from did not rise; the model is saved, but not "
-        "published",
+        "Fail if the metric did not rise above that of the initial weights; the model is saved, "
+        "but not published",
         resumable=True,
     )
 

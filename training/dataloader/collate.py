@@ -83,7 +83,7 @@ def normalize(views: Tensor, mean: list[float], std: list[float]) -> Tensor:
     shape = (-1, 1, 1)
     scale = torch.tensor(std, device=views.device).view(shape) * 255
     shift = torch.tensor(mean, device=views.device).view(shape) * 255
-    return (views.float() - shift) / scale
+    return (views.float() - shift).div_(scale)
 
 
 def to_model_inputs(

@@ -50,15 +50,18 @@ class _ViewMaker:
         self.with_labels = with_labels
         self.board = board or ReadingBoard(0)
         self.pixel_format = pixel_format
-        self.target = augmentation.source_size(image_size)
 
-    def decode(self, record: ImageRecord) -> DecodedPixels:
-        """Return the pixels of an image, with no more of a huge one than views need.
+    def decode(self, record: ImageRecord, draw: int) -> DecodedPixels:
+        """Return the pixels of an image, with no more of a large one than its views need.
 
         Raises:
             UnreadableImageError: If the image cannot be decoded.
         """
-        return decode_pixels(record.image, self.pixel_format, self.target)
+
+        def source_size(size: tuple[int, int]) -> tuple[int, int]:
+            return self.augmentation.source_size(size, self.image_size, self._generator(draw))
+
+        return decode_pixels(record.image, self.pixel_format, source_size)
 
     def make_views(self, image: DecodedPixels, record: ImageRecord, draw: int) -> dict[str, Any]:
         """Return the views and the label of one decoded image.
@@ -66,8 +69,7 @@ class _ViewMaker:
         "draw" seeds them. "findings" has the name of the image and what its file holds besides the
         pixels, if anything (`PixelCheck`).
         """
-        # The 1 makes these random numbers independent of the permutations of the epochs.
-        rng = np.random.default_rng([self.seed, draw, 1])
+        rng = self._generator(draw)
         views: dict[str, Any] = dict(
             self.augmentation(image.pixels, rng, self.image_size, self.patch_size)
         )
@@ -75,6 +77,10 @@ class _ViewMaker:
             views["labels"] = record.label
         findings = [] if image.findings is None else [(record.id, image.findings)]
         return {**views, "draw": draw, "findings": findings}
+
+    def _generator(self, draw: int) -> np.random.Generator:
+        # The 1 makes these random numbers independent of the permutations of the epochs.
+        return np.random.default_rng([self.seed, draw, 1])
 
 
 class ViewDataset(_ViewMaker, Dataset):
@@ -106,7 +112,7 @@ class ViewDataset(_ViewMaker, Dataset):
             try:
                 with self.board.reading(place):
                     record = self.source[place]
-                    image = self.decode(record)
+                    image = self.decode(record, draw)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 continue
@@ -165,14 +171,14 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         samples = self.readers[own].samples
         skipped: list[tuple[str, str]] = []
         for record, position in records:
+            draw = samples * partition.num_readers + reader
             try:
-                image = self.decode(record)
+                image = self.decode(record, draw)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))
                 if len(skipped) >= MAX_UNREADABLE_IN_A_ROW:
                     raise _too_many_unreadable(skipped) from error
                 continue
-            draw = samples * partition.num_readers + reader
             samples += 1
             yield {
                 **self.make_views(image, record, draw),

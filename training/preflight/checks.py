@@ -16,7 +16,7 @@ from ..checkpoints.card import check_card
 from ..config.run_config import RunConfig
 from ..dataloader.loader import build_run_loader
 from ..dataloader.sampler import BatchPlan
-from ..evaluation import choose_metric, open_evaluation_images
+from ..evaluation_images import choose_metric, open_evaluation_images
 from ..lora import check_adapters
 from ..model import build_trainable, check_start_channels
 from ..optimization import check_optimizer

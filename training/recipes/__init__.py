@@ -19,11 +19,18 @@ from .distill import distill_demo, distill_finetune, distill_vits16
 from .lejepa import lejepa_demo, lejepa_finetune, lejepa_vits16_in1k
 from .mae import mae_demo, mae_finetune, mae_vitb16_in1k
 from .pmsn import msn_vits16_in1k, pmsn_demo, pmsn_finetune, pmsn_vits16_in1k
+from .small_folder import SMALL_FOLDER, dino, dinov2, distill, lejepa, mae, pmsn
 from .supervised import classify, linear_probe, mae_classify
 
 RECIPES: dict[str, Recipe] = {
     recipe.__name__: recipe
     for recipe in (
+        dino,
+        dinov2,
+        distill,
+        lejepa,
+        mae,
+        pmsn,
         dino_vits16_in1k,
         dino_finetune,
         dino_lora,
@@ -54,29 +61,38 @@ RECIPES: dict[str, Recipe] = {
 
 # Recipes that presuppose a pretrained encoder: the recipe that starts from random weights instead.
 FROM_CHECKPOINT = {
-    "dino_finetune": "dino_vits16_in1k or dino_demo",
-    "dino_lora": "dino_vits16_in1k or dino_demo",
-    "dinov2_finetune": "dinov2_vits16_in1k or dinov2_demo",
-    "dinov2_high_resolution": "dinov2_vits16_in1k or dinov2_demo",
-    "distill_finetune": "distill_vits16 or distill_demo",
-    "lejepa_finetune": "lejepa_vits16_in1k or lejepa_demo",
-    "mae_finetune": "mae_vitb16_in1k or mae_demo",
-    "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn_demo",
+    "dino_finetune": "dino_vits16_in1k or dino",
+    "dino_lora": "dino_vits16_in1k or dino",
+    "dinov2_finetune": "dinov2_vits16_in1k or dinov2",
+    "dinov2_high_resolution": "dinov2_vits16_in1k or dinov2",
+    "distill_finetune": "distill_vits16 or distill",
+    "lejepa_finetune": "lejepa_vits16_in1k or lejepa",
+    "mae_finetune": "mae_vitb16_in1k or mae",
+    "pmsn_finetune": "pmsn_vits16_in1k, msn_vits16_in1k or pmsn",
     "linear_probe": "classify, which also trains the encoder",
 }
 FINETUNING = "_finetune"  # end of the names of recipes that fine-tune, also of registered ones
 
 
 def check_start(run: RunConfig) -> None:
-    """Check that a run of a recipe for pretrained encoders starts from a checkpoint.
+    """Check that a run starts from the weights that its recipe is for: pretrained or random ones.
 
-    Its learning rates and frozen first steps would make a bad encoder from random weights.
+    Learning rates and frozen first steps of a recipe for pretrained encoders would make a bad
+    encoder from random weights, and those of a recipe for random weights would ruin a good one.
 
     Raises:
-        ValueError: If the run starts from random weights.
+        ValueError: If the run starts from other weights.
     """
     name = run.recipe
     if run.start.init_from is not None:
+        from_scratch_only = {recipe.__name__: start for recipe, start in SMALL_FOLDER.items()}
+        if name in from_scratch_only:
+            start = from_scratch_only[name]
+            instead = "distill_finetune" if start is None else start[0]
+            raise ValueError(
+                f"{name} starts from random weights, and --init-from ({run.start.init_from}) names "
+                f"others; use {instead} --init-from {run.start.init_from}."
+            )
         return
     if name in FROM_CHECKPOINT or name.endswith(FINETUNING):
         from_scratch = FROM_CHECKPOINT.get(name, "a recipe of pretraining")

@@ -19,6 +19,7 @@ from ..config.run_config import RunConfig
 from ..config.tracker_names import chosen_trackers
 from ..config.training_config import DataConfig
 from .fsdp import configure_fsdp
+from .precision import mixed_precision_of
 
 
 def build_accelerator(run: RunConfig) -> Accelerator:
@@ -34,7 +35,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
         warnings.filterwarnings("ignore", message="This DataLoader will create")
     accelerator = Accelerator(
         cpu=run.runtime.cpu,
-        mixed_precision=run.runtime.mixed_precision,
+        mixed_precision=mixed_precision_of(run.runtime),
         gradient_accumulation_steps=run.runtime.gradient_accumulation_steps,
         log_with=chosen_trackers(run.monitoring.tracker) or None,
         project_dir=Path(run.start.output),

@@ -81,7 +81,9 @@ def _report(result: ClusterResult, num_seeds: int) -> None:
     typer.echo(f"{len(result.clusters)} clusters: {result.method}")
     for found in result.clusters:
         label = "" if found.label is None else f", {found.share:.0%} {found.label}"
-        typer.echo(f"{found.id:4}  {found.size} images{label}; center: {found.exemplars[0]}")
+        collection_options.print_line(
+            f"{found.id:4}  {found.size} images{label}; center: {found.exemplars[0]}"
+        )
     if result.num_noise:
         typer.echo(f"noise  {result.num_noise} images")
     if result.stability is not None:

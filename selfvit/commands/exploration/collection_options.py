@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...errors import without_line_breaks
 from ...option_help import HELP
 
 Vectors = Annotated[
@@ -97,6 +98,15 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def print_line(line: str) -> None:
+    """Print one line, in which a line break of a file's name is printed as an escape.
+
+    Args:
+        line: Line that may hold names of images.
+    """
+    typer.echo(without_line_breaks(line))
+
+
 __all__ = [
     "Checkpoint",
     "Count",
@@ -108,4 +118,5 @@ __all__ = [
     "check_new_file",
     "method",
     "print_json",
+    "print_line",
 ]

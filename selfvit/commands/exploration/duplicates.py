@@ -157,6 +157,6 @@ def _print(result: DuplicatesResult, collection: Collection, other: Collection |
         f"{len(members) - exact:,} near, in {len(result.groups):,} groups"
     )
     for group in result.groups:
-        typer.echo(f"keep {group.keep}")
+        collection_options.print_line(f"keep {group.keep}")
         for name in group.members:
-            typer.echo(f"     {name}")
+            collection_options.print_line(f"     {name}")

@@ -72,4 +72,4 @@ def _report(result: LabelResult) -> None:
     if result.uncertain:
         typer.echo("most uncertain images, to label next:")
     for row in result.uncertain:
-        typer.echo(f"{row.probability:.3f}  {row.prediction}  {row.path}")
+        collection_options.print_line(f"{row.probability:.3f}  {row.prediction}  {row.path}")

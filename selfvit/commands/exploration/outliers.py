@@ -47,6 +47,8 @@ def outliers(
         )
     typer.echo(f"mean cosine distance to the {result.num_neighbors} nearest neighbors:")
     for row in result.rows:
-        typer.echo(f"{row.score:.4f}  {row.path}  (nearest: {row.neighbors[0].path})")
+        collection_options.print_line(
+            f"{row.score:.4f}  {row.path}  (nearest: {row.neighbors[0].path})"
+        )
     if sheet is not None:
         typer.echo(f"sheet: {sheet}")

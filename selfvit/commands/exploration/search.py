@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from .. import options
 from . import collection_options
 
 if TYPE_CHECKING:
+    from ...embedding.embedder import Embedder
     from ...exploration.collection import Collection
     from ...exploration.search import SearchResult
 
@@ -63,14 +66,23 @@ def search(
         collection, images or [], like=like or [], k=k, checkpoint=checkpoint, device=device
     )
     if output is not None:
-        _draw(collection, result, output, patches, like or [], images or [], data, checkpoint)
+        embedder = partial(collection.embedder, checkpoint, device=device)
+        _draw(
+            collection,
+            result,
+            output,
+            like or [],
+            images or [],
+            data,
+            embedder if patches else None,
+        )
     if as_json:
         collection_options.print_json(result.to_dict())
         return
     if result.note:
         typer.echo(f"note: {result.note}")
     for match in result.results:
-        typer.echo(f"{match.similarity:.4f}  {match.path}")
+        collection_options.print_line(f"{match.similarity:.4f}  {match.path}")
     if output is not None:
         typer.echo(f"sheet: {output}")
 
@@ -79,22 +91,21 @@ def _draw(
     collection: Collection,
     result: SearchResult,
     output: Path,
-    patches: bool,
     like: list[str],
     given: list[str],
     data: list[str] | None,
-    checkpoint: str | None,
+    embedder: Callable[[], Embedder] | None,
 ) -> None:
     from ...exploration.search import draw_patch_matches, draw_results, query_pictures
 
     images = collection.images(data)
     queries = query_pictures(collection, images, like, given)
-    if not patches:
+    if embedder is None:
         draw_results(result, queries, images, output)
         return
     if len(queries) > 1:
         raise ValueError(f"--patches needs one query, not {len(queries)}; give one image.")
-    draw_patch_matches(result, queries[0], images, collection.embedder(checkpoint), output)
+    draw_patch_matches(result, queries[0], images, embedder(), output)
 
 
 def index(vectors: collection_options.Vectors, as_json: options.Json = False) -> None:

@@ -56,7 +56,9 @@ def select(
         typer.echo(f"note: {result.note}")
     if output is None:
         for row in result.rows:
-            typer.echo(f"{'first' if row.score is None else f'{row.score:.4f}':6}  {row.path}")
+            collection_options.print_line(
+                f"{'first' if row.score is None else f'{row.score:.4f}':6}  {row.path}"
+            )
     typer.echo(
         f"{len(result.rows)} of {len(collection)} images selected; cosine distance to the nearest "
         f"selected image: {result.coverage.largest[-1]:.4f} at most, "
