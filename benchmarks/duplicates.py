@@ -109,9 +109,15 @@ SETS = {
         read_wallpaper_tiles,
         SEEDS,
         VARIANTS,
-        "The pairs are tiles of one photograph, all but one of a clear sky; one seed found them.",
+        "Each pair is of one photograph, nearly all of a clear sky; one seed found all of them.",
     ),
-    "fashion": ImageSet("Fashion-MNIST sample, test images", read_fashion, SEEDS, VARIANTS),
+    "fashion": ImageSet(
+        "Fashion-MNIST sample, test images",
+        read_fashion,
+        SEEDS,
+        VARIANTS,
+        "The pairs are two of trousers and one of boots, which differ in brightness only.",
+    ),
     "stamps_tuning": ImageSet("Tuning: stamps of Tux Paint", read_stamps, TUNING_SEEDS, VARIANTS),
     "photographs_tuning": ImageSet(
         "Tuning: tiles of other photographs", read_background_tiles, SEEDS, VARIANTS
@@ -254,7 +260,12 @@ def _shrink(picture: Image.Image) -> Image.Image:
 
 def write_results(work: Path) -> None:
     """Put the sections of all sets that were measured into one file, with their remarks."""
-    lines = ["# Planted duplicates", "", "Written by `python -m benchmarks.duplicates`.", ""]
+    lines = [
+        "# Planted duplicates",
+        "",
+        "Written by `python -m benchmarks.duplicates`, which says what counts as a true pair.",
+        "",
+    ]
     for name, images in SETS.items():
         path = work / f"{name}.md"
         if path.is_file():

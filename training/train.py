@@ -90,11 +90,7 @@ def train(
         TimeoutError: If reading an image takes longer than `data_timeout`.
         RunInterrupted: If a signal asked to stop; the run is saved.
     """
-    accelerator = build_accelerator(run)
-    if run.runtime.compile:
-        check_compile(accelerator)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    accelerator = _start(run)
     _print_inventory(source, accelerator, remarks)
     source = labeled_images(source, run, accelerator.print)
     checked = check(run, source, accelerator)
@@ -302,6 +298,16 @@ def run_request(request: RunRequest) -> dict[str, float]:
     run = build_run(request, num_images)
     with StopSignal() as stop, translate_errors():
         return train_or_roll_back(run, source, stop, remarks)
+
+
+def _start(run: RunConfig) -> Accelerator:
+    """Return the accelerator of a run, and prepare the process for it."""
+    accelerator = build_accelerator(run)
+    if run.runtime.compile:
+        check_compile(accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def _print_inventory(source: Source, accelerator: Accelerator, remarks: Sequence[str]) -> None:
