@@ -70,7 +70,7 @@ def _ratios(objectives: dict[str, Any]) -> list[str]:
         ratios = [seed["lightly"]["step_time_ratio"] for seed in seeds]
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         lines.append(
-            f"| {TITLES[objective]} | {measured['run']['training']['max_steps']:,} "
+            f"| {TITLES[objective]} | {measured['run']['schedule']['max_steps']:,} "
             f"| {seconds[0]:.0f} / {seconds[1]:.0f} | {statistics.mean(ratios):.2f} ({each}) |"
         )
     return lines

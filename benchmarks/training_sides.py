@@ -154,9 +154,10 @@ class Trainer:
         torch.manual_seed(SEED)
         self.case = case
         if case.builder.startswith("selfvit"):
-            from selfvit.training.runtime.memory import keep_freed_memory
+            from selfvit.training.runtime.memory import freed_memory_kept
 
-            keep_freed_memory()  # as in `selfvit train`
+            self.memory = freed_memory_kept(torch.device("cpu"))  # as in `selfvit train`
+            self.memory.__enter__()
         self.model, self.inputs = BUILDERS[case.builder](case)
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]

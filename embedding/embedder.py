@@ -313,10 +313,14 @@ class Embedder:
 
     def _calibrate(self, source: AnySource, progress: bool) -> None:
         """Calibrate the rounding on a sample of the images of a source."""
-        sample = sample_images(source, NUM_IMAGES)
-        batches = self.preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
+        sample, preparation = sample_images(source, NUM_IMAGES), self.preparation
+        batches = preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
         with closing(batches):
-            pixels = [batch.pixels[0] for _, batch in batches if batch.pixels is not None]
+            pixels = [
+                preparation.normalize(batch.pixels[0], self.model.device)
+                for _, batch in batches
+                if batch.pixels is not None
+            ]
         pixel_values = torch.cat(pixels) if pixels else torch.empty(0)
         with (
             progress_bar(description="calibrating", disable=not progress) as bar,

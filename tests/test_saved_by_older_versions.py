@@ -6,8 +6,11 @@ checkpoint/                    result of a tiny `dino_demo` run, with 22 code fi
 expected_vectors.safetensors   pixel values, and the vectors and the loss computed from them; the
                                vectors of the images of `write_images`
 run/                           another such run, stopped after step 2 of 4
-expected_weights.safetensors   weights of the same run without a stop
+expected_weights.safetensors   weights of the run after it was resumed
 expected_log.jsonl             its last two log lines
+
+0.1.0 itself resumed to the weights of a run without a stop, and so did later versions until the
+random numbers of the views of a seed changed; the last two files were written then.
 """
 
 from __future__ import annotations
@@ -151,7 +154,7 @@ def test_saving_again_replaces_its_22_code_files_by_two(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_run_resumes_to_the_weights_of_a_run_without_a_stop(python_with_selfvit, tmp_path):
+def test_a_run_resumes_with_its_weights_optimizer_and_schedule(python_with_selfvit, tmp_path):
     write_images(tmp_path / "images")
     shutil.copytree(FIXTURES / "run", tmp_path / "run")
     options = [

@@ -83,6 +83,19 @@ def copy_for_evaluation(model: Any) -> Any:
     return InitialEncoder(copy.deepcopy(model.vit).cpu())
 
 
+def with_known_classes(test: EmbeddedImages, train: EmbeddedImages) -> EmbeddedImages:
+    """Return test images without the labels of classes that only unreadable images of train have.
+
+    Args:
+        test: Test images.
+        train: Images to learn from, with the same classes.
+    """
+    if not train.skipped or test.labels is None or test.label_names != train.label_names:
+        return test
+    is_known = np.isin(test.labels, train.labels if train.labels is not None else [])
+    return replace(test, labels=np.where(is_known, test.labels, NO_LABEL))
+
+
 class Evaluation:
     """Measures a model's embeddings, without changing the model or the random states.
 
@@ -160,6 +173,7 @@ class Evaluation:
         if self.images.test is not None:
             is_same = self.images.test is self.images.images
             test = train if is_same else self.embedder.embed(self.images.test)
+            test = with_known_classes(test, train)
             hits = accuracy_hits(train, test) | self._classifier_hits(test)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}
@@ -183,6 +197,7 @@ class Evaluation:
         samples: dict[str, MetricSample] = {}
         if self.images.test is not None:
             train, test = map(embedder.embed, self.images.sources)
+            test = with_known_classes(test, train)
             hits = accuracy_hits(train, test, with_linear_probe=False)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
         views = self._embed_views(embedder)

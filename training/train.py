@@ -54,7 +54,7 @@ from .runtime.accelerator import build_accelerator, shut_down, synchronize
 from .runtime.compiler import check_compile, compile_encoders
 from .runtime.errors import translate_errors
 from .runtime.fsdp import FullModel, num_shards
-from .runtime.memory import keep_freed_memory
+from .runtime.memory import freed_memory_kept
 from .runtime.precision import precision_line
 from .runtime.signals import StopSignal
 from .state import CheckedRun, TrainState
@@ -110,16 +110,15 @@ def train(
     try:
         notify(callbacks, "on_init", state)
         saved = _resume(checked, state, checkpointer)
-        for callback in callbacks:
-            if type(callback).__name__ in saved.get("callbacks", {}):
-                callback.load_state_dict(saved["callbacks"][type(callback).__name__])
+        _restore(callbacks, saved)
         if state.step == state.num_steps and (Path(run.start.output) / CONFIG_NAME).exists():
             accelerator.print(f"{run.start.output} is already trained to its end.")
             notify(callbacks, "on_result", state)
             return {}
         plan = replace(checked.plan, start_step=state.step)
         state.loader = build_run_loader(run, source, plan, saved.get("stream"))
-        fit(state, iter(state.loader), callbacks)
+        with freed_memory_kept(accelerator.device):
+            fit(state, iter(state.loader), callbacks)
         if state.step == state.num_steps:
             shut_down(accelerator)
             notify(callbacks, "on_result", state)
@@ -131,6 +130,14 @@ def train(
     accelerator.print(interrupted.message)
     shut_down(accelerator)
     raise interrupted
+
+
+def _restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:
+    """Give callbacks the states that were saved, under the names of their classes."""
+    states = saved.get("callbacks", {})
+    for callback in callbacks:
+        if type(callback).__name__ in states:
+            callback.load_state_dict(states[type(callback).__name__])
 
 
 def _describe(checked: CheckedRun, model: Any, accelerator: Accelerator) -> str:
@@ -305,8 +312,6 @@ def _start(run: RunConfig) -> Accelerator:
     accelerator = build_accelerator(run)
     if run.runtime.compile:
         check_compile(accelerator)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     return accelerator
 
 

@@ -90,6 +90,7 @@ def test_a_run_without_the_required_improvement_is_not_published(hub, train, tmp
     assert train(output="start")[0] == 0
     still = ("--base-learning-rate", 0, "--min-learning-rate", 0)
     wanted = ("--init-from", tmp_path / "start", "--require-improvement")
+    wanted = (*wanted, "--report-images", 200)
     for again in ((), ("--resume",)):
         code, printed = train("--push-to-hub", NAME, *still, *wanted, *again)
         assert code == 2 and "not published" in " ".join(printed.split()), printed

@@ -191,7 +191,7 @@ def test_an_interrupted_run_after_a_rollback_resumes_exactly_from_its_training_y
     images, tmp_path
 ):
     # with this learning rate and 55 steps, the run collapses, and at half the rate it does not yet
-    options = ("--max-steps", 55, "--batch-size", 12, *CONSTANT, "--base-learning-rate", 0.001)
+    options = ("--max-steps", 55, "--batch-size", 12, *CONSTANT, "--base-learning-rate", 0.0015)
     options = (*options, "--on-collapse", "rollback", "--save-steps", 15, "--save-total-limit", 9)
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
     main(arguments("dino", images, uninterrupted, *options))

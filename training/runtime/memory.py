@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 # Parameters of mallopt(3)
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-# Bytes. Larger tensors are few, and would leave gaps in the heap: a prototype matrix of DINO has 64
-# MiB. Those of activations are smaller.
-LARGEST_KEPT = 2**26
-NEVER_TRIM = 2**31 - 1  # the largest C int
+USUAL = {M_MMAP_THRESHOLD: 2**17, M_TRIM_THRESHOLD: 2**17}  # bytes, defaults of glibc
+# Larger tensors are few, and would leave gaps in the heap: a prototype matrix of DINO has 64 MiB.
+# Those of activations are smaller. The heap is never trimmed.
+KEPT = {M_MMAP_THRESHOLD: 2**26, M_TRIM_THRESHOLD: 2**31 - 1}
 
 
-def keep_freed_memory() -> bool:
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[bool]:
     """Let glibc keep freed memory for the next tensor instead of returning it to the system.
 
     A step on a CPU frees its tensors and allocates the same sizes again in the next one. By
     default, glibc returns the end of its heap, so that the system must fill every page with zeros
-    again. Tensors of 64 MiB or more are still returned.
+    again. Tensors of 64 MiB or more are still returned. At the end, all is returned.
 
-    Returns:
-        Whether it applies: only with glibc.
+    Args:
+        device: Device of the run.
+
+    Yields:
+        Whether it applies: only on a CPU and with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    applies = device.type == "cpu" and hasattr(library, "mallopt")  # musl has none
+    if library is None or not applies:
+        yield False
+        return
+    for name, value in KEPT.items():
+        library.mallopt(name, value)
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library, such as musl
-        return False
-    settings = {M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: NEVER_TRIM}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+        yield True
+    finally:
+        for name, value in USUAL.items():
+            library.mallopt(name, value)
+        library.malloc_trim(0)
 
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["freed_memory_kept"]
