@@ -26,7 +26,7 @@ import threading
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Slow imports of the commands of selfvit.
@@ -154,18 +154,20 @@ def answer(connection: socket.socket) -> None:
             os.dup2(file, number)
             os.close(file)
         run(**request)
-    threading.Thread(target=kill_after, args=(connection, command), daemon=True).start()
+    arguments = (connection, os.pidfd_open(command))  # unlike its number, it is not used again
+    threading.Thread(target=kill_after, args=arguments, daemon=True).start()
     _, status = os.waitpid(command, 0)
     connection.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
     os._exit(0)
 
 
 def kill_after(connection: socket.socket, command: int) -> None:
-    """Wait until the client has ended, and kill its command."""
+    """Wait until the client has ended, and kill its command, a file descriptor of the process."""
     poll = select.poll()
     poll.register(connection, 0)  # the end of both directions is always reported
     poll.poll()
-    os.kill(command, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(command, signal.SIGKILL)
 
 
 def run(arguments: Sequence[str], folder: str, environment: Mapping[str, str]) -> None:
