@@ -89,8 +89,8 @@ def test_pushing_does_not_change_the_training(hub, train, tmp_path):
 def test_a_run_without_the_required_improvement_is_not_published(hub, train, tmp_path):
     assert train(output="start")[0] == 0
     still = ("--base-learning-rate", 0, "--min-learning-rate", 0)
-    wanted = ("--init-from", tmp_path / "start", "--require-improvement")
-    wanted = (*wanted, "--report-images", 200)
+    report = ("--require-improvement", "--report-images", 200)
+    wanted = ("--init-from", tmp_path / "start", *report)
     for again in ((), ("--resume",)):
         code, printed = train("--push-to-hub", NAME, *still, *wanted, *again)
         assert code == 2 and "not published" in " ".join(printed.split()), printed
