@@ -59,12 +59,14 @@ class Manifest:
             column, and whether it is labeled and has videos.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.
+        group: Token of the group of processes that writes it; "" for a single process.
     """
 
     checkpoint: dict[str, Any]
     data: dict[str, Any]
     parts: list[Part] = field(default_factory=list)
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    group: str = ""
 
     @property
     def schema(self) -> pa.Schema:

@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from filelock import FileLock, Timeout
 from ...data.dataset_source import AnySource, StreamingImageSource, split_at_shards
 from ...progress import progress_bar
 from ..embedder import EmbeddedBatch, Embedder
-from .folder import VectorFolder, check_output
+from .folder import METADATA, VectorFolder, check_output
 from .manifest import Manifest
-from .storage import LOCKS, check_local
+from .storage import LOCKS, check_local, read_text
 from .writer import PART_IMAGES, WriteReport, embed_ranges, open_folder, write_folder
 
 UNITS_PER_PROCESS = 8  # the last unit of the slowest process is all that the others wait for
@@ -115,25 +116,40 @@ def start_group(folder: VectorFolder, token: str, size: int) -> None:
     unfinished.replace(started)
 
 
-def wait_for_group(output: Path, token: str) -> None:
+def wait_for_group(output: Path, token: str) -> bool:
     """Wait until the leader of a group has begun its folder.
 
     Args:
         output: Folder of the vectors.
         token: Token of the group.
 
+    Returns:
+        Whether there may be work left; False if the leader has completed the folder already.
+
     Raises:
         TimeoutError: If the group does not start.
     """
     deadline = time.monotonic() + SECONDS_TO_START
     path = output / LOCKS / STARTED
-    while not (path.is_file() and json.loads(path.read_text())["token"] == token):
+    while True:
+        with suppress(FileNotFoundError):  # it is deleted at the end
+            if json.loads(path.read_text())["token"] == token:
+                return True
+        if _is_completed_by(output, token):
+            return False
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"the first process has not started {str(output)!r} after "
                 f"{SECONDS_TO_START:.0f} seconds; see its output."
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _is_completed_by(output: Path, token: str) -> bool:
+    manifest, metadata = Manifest.load(output), read_text(output / METADATA)
+    if manifest is None or metadata is None:
+        return False
+    return manifest.group == token and bool(json.loads(metadata).get("complete"))
 
 
 def join_group(folder: VectorFolder) -> VectorFolder:
@@ -267,7 +283,8 @@ def write_in_group(
     if is_leader:
         check_output(output, overwrite, resume)
     else:
-        wait_for_group(output, group.token)
+        if not wait_for_group(output, group.token):
+            return None
         if (begun := Manifest.load(output)) is not None:
             embedder.choose_engine(source, begun.checkpoint)  # that of the leader
     folder = open_folder(
@@ -285,8 +302,11 @@ def write_in_group(
         return None
 
     def embed() -> None:
+        folder.manifest = replace(folder.manifest, group=group.token)
         if not resume or folder.is_new_run:
             folder.begin()
+        else:
+            folder.manifest.save(folder.path)
         start_group(folder, group.token, group.size)
         _embed_as_leader(embedder, source, folder, group, part_options)
 

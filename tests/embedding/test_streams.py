@@ -15,6 +15,7 @@ from selfvit.cli import app
 from selfvit.data.dataset_source import SHARD_POSITIONS, split_at_shards
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.vectors import shared_work
 from selfvit.embedding.vectors.manifest import Manifest
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.embedding.vectors.shared_work import Group, write_in_group
@@ -180,9 +181,24 @@ def test_two_processes_share_the_shards(embedder, tars, tmp_path):
         process.start()
     for process in processes:
         process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     write(embedder, tars, tmp_path / "whole")
     assert_equal(folder, tmp_path / "whole")
     assert len(Manifest.load(folder).parts) >= 2
+
+
+def test_a_process_that_starts_after_the_end_has_nothing_to_do(
+    embedder, tars, tmp_path, monkeypatch
+):
+    source, folder = open_images(tars, streaming=True), tmp_path / "v"
+    write_in_group(embedder, source, folder, Group(0, 2, 0, "1", has_supervisor=False))
+    before = Manifest.load(folder)
+    monkeypatch.setattr(shared_work, "SECONDS_TO_START", 1)
+    late = Group(1, 2, 1, "1", has_supervisor=False)
+    assert write_in_group(embedder, source, folder, late) is None
+    assert Manifest.load(folder) == before
+    with pytest.raises(TimeoutError, match="has not started"):  # the folder is of another group
+        write_in_group(embedder, source, folder, Group(1, 2, 1, "2", has_supervisor=False))
 
 
 def test_the_command_says_that_a_stream_is_not_counted(tiny_checkpoint, tables, tmp_path):
