@@ -38,7 +38,7 @@ class Fidelity:
             other: Vectors of the same images, (N, E).
 
         Raises:
-            ValueError: If there are fewer than 12 images, all of which would be neighbors.
+            ValueError: If there are fewer than 12 images; all others would be neighbors.
         """
         cosines = centered_cosines(reference, other)
         return cls(
@@ -87,7 +87,7 @@ def neighbors_kept(reference: Tensor, other: Tensor) -> float:
         other: (N, E).
 
     Raises:
-        ValueError: If there are fewer than 12 images, all of which would be neighbors.
+        ValueError: If there are fewer than 12 images; all others would be neighbors.
     """
     if len(reference) < NUM_NEIGHBORS + 2:
         raise ValueError(f"images ({len(reference)}) must be at least {NUM_NEIGHBORS + 2}.")
@@ -96,7 +96,7 @@ def neighbors_kept(reference: Tensor, other: Tensor) -> float:
 
 
 def _is_neighbor(vectors: Tensor) -> Tensor:
-    """Return which images are the nearest neighbors of which, (N, N)."""
+    """Return whether each column's image is a nearest neighbor of each row's, (N, N)."""
     directions = F.normalize(vectors.double(), dim=-1)
     similarities = (directions @ directions.T).fill_diagonal_(-torch.inf)
     nearest = similarities.topk(NUM_NEIGHBORS, dim=-1).indices

@@ -33,7 +33,7 @@ SHAPES = [(75, 100), (100, 75), (73, 73), (40, 60), (64, 64), (300, 90), (210, 6
 
 @pytest.fixture(scope="module")
 def photo_folder(tmp_path_factory):
-    """Three photos of 1200 x 900 pixels, of which libjpeg decodes a quarter per side."""
+    """Three photos of 1200 x 900 pixels, which libjpeg decodes at a quarter of each side."""
     folder = tmp_path_factory.mktemp("photos")
     for seed in range(3):
         photo = synthesize_photo((1200, 900), np.random.default_rng(seed))
