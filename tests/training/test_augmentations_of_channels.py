@@ -63,7 +63,7 @@ def test_rgb_images_of_eight_bits_are_jittered_exactly_up_to_rounding(seed):
     strengths = [0.4, 0.8, 0.5, 0.0]
     expected = jitter_in_float64(pixels, strengths, rng(seed))
     changed = jitter_color(pixels.astype(np.uint8), strengths, rng(seed))
-    assert np.abs(changed - expected).max() <= 2.5  # it rounds three times, and scales two of the results
+    assert np.abs(changed - expected).max() <= 2.5  # rounds three times, scales twice
     assert abs((changed - expected).mean()) < 0.3 and np.abs(expected - pixels).max() > 3
 
 
