@@ -10,7 +10,6 @@ JPEG files of 500 x 375 pixels. Everything runs in turns in one process, pinned 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 import time
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel, pipeline
 
 from benchmarks.interleaved import (
+    build_parser,
     format_times,
     machine,
     measure,
@@ -257,23 +257,10 @@ def files_table(plan: Plan) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, and print or write its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.embedding",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="Fewer rounds, without ONNX Runtime: in less than two minutes.",
+    parser = build_parser(
+        "embedding", __doc__, "Fewer rounds, without ONNX Runtime: in less than two minutes."
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="Measure CPU seconds instead of seconds, for a busy machine; with --threads 1.",
-    )
     options = parser.parse_args(arguments)
     pin_threads(options.threads)
     plan = plan_of(options.quick, options.threads, options.cpu_time)

@@ -6,6 +6,7 @@ of the machine affects all. Ratios are those within a round.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
@@ -70,6 +71,29 @@ def measure(
                 programs[name]()
             times[name].seconds.append((clock() - begun) / num_calls)
     return times
+
+
+def build_parser(name: str, description: str | None, quick: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all these benchmarks have.
+
+    Args:
+        name: Name of the module.
+        description: Text of its help.
+        quick: Help of `--quick`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="Measure CPU seconds instead of seconds, for a busy machine; with --threads 1.",
+    )
+    return parser
 
 
 def pin_threads(num_threads: int) -> None:

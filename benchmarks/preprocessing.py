@@ -11,7 +11,6 @@ large enough, they are synthesized.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from transformers.image_utils import load_image
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from benchmarks.interleaved import (
+    build_parser,
     format_times,
     machine,
     measure,
@@ -145,23 +145,12 @@ def _vectors(model: SelfViTModel, pixel_values: Tensor) -> Tensor:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, and print or write its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.preprocessing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="Fewer files and rounds: in less than two minutes."
+    parser = build_parser(
+        "preprocessing", __doc__, "Fewer files and rounds: in less than two minutes."
     )
     parser.add_argument("--threads", type=int, default=1, help="Number of cores.")
     parser.add_argument(
         "--photos", type=Path, nargs="*", default=FOLDERS, help="Folders with photos."
-    )
-    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="Measure CPU seconds instead of seconds, for a busy machine.",
     )
     options = parser.parse_args(arguments)
     pin_threads(options.threads)

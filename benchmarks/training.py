@@ -12,14 +12,12 @@ step: AdamW in its fused form, clipped gradients, autocast for bfloat16.
 
 from __future__ import annotations
 
-import argparse
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from benchmarks.interleaved import Times, machine, versions, write_section
+from benchmarks.interleaved import Times, build_parser, machine, versions, write_section
 from benchmarks.training_sides import Case, Process
 from selfvit.embedding.engines.cpu import multiplies_bfloat16
 
@@ -149,23 +147,12 @@ def table_of(measured: dict[str, Measured]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, and print or write its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="Batches of 4 images and 3 rounds, without 65,536 prototypes: under two minutes.",
+    parser = build_parser(
+        "training",
+        __doc__,
+        "Batches of 4 images and 3 rounds, without 65,536 prototypes: under two minutes.",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="Measure CPU seconds instead of seconds, for a busy machine; with --threads 1.",
-    )
     options = parser.parse_args(arguments)
     clock = "cpu" if options.cpu_time else "wall"
     plan = Plan(3 if options.quick else 7, options.threads, clock)
