@@ -13,10 +13,8 @@ photos to 1/8 of their size. Photos are synthetic unless --photos has real ones.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks.interleaved import (
+    build_parser,
+    choose_clock,
     format_times,
     machine,
     measure,
@@ -179,29 +179,17 @@ def write_large_photos(folder: Path, count: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, and print or write its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.augmentation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="Fewer rounds: within two minutes.")
-    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
+    parser = build_parser("augmentation", __doc__, "Fewer rounds: in less than two minutes.")
     parser.add_argument("--photos", type=Path, help="Folder of JPEG files to use instead.")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="Measure CPU seconds instead of seconds, for a busy machine.",
-    )
     options = parser.parse_args(arguments)
     pin_threads(1)
     cv2.setNumThreads(1)
     num_photos, num_large, num_rounds = (8, 2, 5) if options.quick else (32, 4, 21)
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    clock, clock_name = choose_clock(options.cpu_time)
     lines = [
         f"1 thread; {versions(PACKAGES)}; {num_rounds} rounds; "
-        f"{'CPU time' if options.cpu_time else 'wall-clock time'}, which includes reading and "
-        "decoding. Ratios are the time of Lightly divided by that of the row, within a round: "
-        "median, smallest and largest.",
+        f"{clock_name}, which includes reading and decoding. Ratios are the time of Lightly "
+        "divided by that of the row, within a round: median, smallest and largest.",
     ]
     with tempfile.TemporaryDirectory() as place:
         folders = {"your photos": options.photos}

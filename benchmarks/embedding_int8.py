@@ -12,11 +12,9 @@ at 224 pixels in batches of 8. Everything runs in turns in one process, pinned t
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -28,6 +26,8 @@ from torch import Tensor
 
 from benchmarks.embedding import BASELINE, Program, size_of, stock_model
 from benchmarks.interleaved import (
+    build_parser,
+    choose_clock,
     format_times,
     machine,
     measure,
@@ -174,30 +174,19 @@ def table_of(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark, and print or write its tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.embedding_int8",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("embedding_int8", __doc__, "Fewer rounds.")
     parser.add_argument("--images", type=Path, required=True, help="Folder of images.")
     parser.add_argument("--runs", type=Path, required=True, help="Folder of the trained encoders.")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--quick", action="store_true", help="Fewer rounds.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="Markdown file with a section per CPU.")
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="Measure CPU seconds instead of seconds, for a busy machine; with --threads 1.",
-    )
     options = parser.parse_args(arguments)
     checkpoints = {name: train(name, options.images, options.runs) for name in options.sizes}
     pin_threads(options.threads)
     num_rounds = 5 if options.quick else 30
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    clock, clock_name = choose_clock(options.cpu_time)
     lines = [
         f"{options.threads} threads; {versions(PACKAGES)}; {num_rounds} rounds; "
-        f"{'CPU time' if options.cpu_time else 'wall-clock time'}. {COLUMNS}",
+        f"{clock_name}. {COLUMNS}",
     ]
     pixels = pixels_of(options.images)
     for name, checkpoint in checkpoints.items():

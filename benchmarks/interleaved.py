@@ -96,6 +96,11 @@ def build_parser(name: str, description: str | None, quick: str) -> argparse.Arg
     return parser
 
 
+def choose_clock(cpu_time: bool) -> tuple[Callable[[], float], str]:
+    """Return the clock that `--cpu-time` asks for, and its name."""
+    return (time.process_time, "CPU time") if cpu_time else (time.perf_counter, "wall-clock time")
+
+
 def pin_threads(num_threads: int) -> None:
     """Let this process use the first cores only, with a thread of torch on each.
 
@@ -162,6 +167,8 @@ def write_section(path: Path, title: str, text: str) -> None:
 
 __all__ = [
     "Times",
+    "build_parser",
+    "choose_clock",
     "format_times",
     "machine",
     "measure",

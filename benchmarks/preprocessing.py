@@ -12,7 +12,6 @@ large enough, they are synthesized.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from benchmarks.interleaved import (
     build_parser,
+    choose_clock,
     format_times,
     machine,
     measure,
@@ -154,11 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     pin_threads(options.threads)
-    clock = time.process_time if options.cpu_time else time.perf_counter
+    clock, clock_name = choose_clock(options.cpu_time)
     cases = QUICK if options.quick else FULL
     lines = [
         f"{options.threads} threads; {versions(PACKAGES)}; {cases[0].num_rounds} and "
-        f"{cases[1].num_rounds} rounds; {'CPU time' if options.cpu_time else 'wall-clock time'}. "
+        f"{cases[1].num_rounds} rounds; {clock_name}. "
         "Ratios are the time of the first row divided by that of the row, within a round: median, "
         "smallest and largest. Cosines are the smallest to the first row, of the vectors of a "
         "ViT-S/16 with random weights.",
