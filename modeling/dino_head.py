@@ -138,16 +138,6 @@ class DINOLoss(TeacherTargets):
     The loss owns the center of the teacher's outputs.
     """
 
-    def __init__(
-        self,
-        num_prototypes: int,
-        student_temperature: float,
-        center_momentum: float,
-        sinkhorn_iterations: int = 0,
-    ):
-        super().__init__(num_prototypes, center_momentum, sinkhorn_iterations)
-        self.student_temperature = student_temperature
-
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temperature: float
     ) -> DINOOutput:

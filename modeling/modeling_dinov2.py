@@ -116,16 +116,6 @@ class PatchLoss(TeacherTargets):
     The loss owns the center of the teacher's masked patches.
     """
 
-    def __init__(
-        self,
-        num_prototypes: int,
-        student_temperature: float,
-        center_momentum: float,
-        sinkhorn_iterations: int = 0,
-    ):
-        super().__init__(num_prototypes, center_momentum, sinkhorn_iterations)
-        self.student_temperature = student_temperature
-
     def forward(
         self,
         student_logits: Tensor,

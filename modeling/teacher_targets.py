@@ -44,6 +44,7 @@ class TeacherTargets(nn.Module):
 
     Args:
         num_prototypes: Number of prototypes (K).
+        student_temperature: Temperature that the loss divides the student's logits by.
         center_momentum: EMA momentum of the center.
         sinkhorn_iterations: Number of Sinkhorn iterations that balance the targets of a
             (micro-)batch of all processes instead; 0 subtracts the center.
@@ -51,8 +52,15 @@ class TeacherTargets(nn.Module):
 
     center: Tensor  # (K,) float32
 
-    def __init__(self, num_prototypes: int, center_momentum: float, sinkhorn_iterations: int = 0):
+    def __init__(
+        self,
+        num_prototypes: int,
+        student_temperature: float,
+        center_momentum: float,
+        sinkhorn_iterations: int = 0,
+    ):
         super().__init__()
+        self.student_temperature = student_temperature
         self.center_momentum = center_momentum
         self.sinkhorn_iterations = sinkhorn_iterations
         self.register_buffer("center", torch.zeros(num_prototypes, dtype=torch.float32))
