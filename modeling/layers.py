@@ -9,9 +9,12 @@ transformers, so that PEFT targets, quantizers and the weights of its ViT can be
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
@@ -215,6 +218,18 @@ class SelfViTAttention(nn.Module):
         return self.o_proj(attended.reshape(queries.shape)), weights
 
 
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call elementwise operations and a linear layer, and keep only their inputs for the backward.
+
+    The backward pass repeats the elementwise operations, and stops before the product. Results and
+    gradients are the same bit for bit.
+    """
+    if not (torch.is_grad_enabled() and inputs[0].requires_grad):
+        return function(*inputs)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
 class SelfViTMLP(nn.Module):
     """Two linear layers with an activation in between."""
 
@@ -226,7 +241,10 @@ class SelfViTMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        return recomputed(self._project, self.fc1(hidden_states))
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.activation(hidden))
 
 
 class SelfViTGatedMLP(nn.Module):
@@ -244,8 +262,10 @@ class SelfViTGatedMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        gate = self.activation(self.gate_proj(hidden_states))
-        return self.down_proj(gate * self.up_proj(hidden_states))
+        return recomputed(self._project, self.gate_proj(hidden_states), self.up_proj(hidden_states))
+
+    def _project(self, gate: Tensor, values: Tensor) -> Tensor:
+        return self.down_proj(self.activation(gate) * values)
 
 
 class SelfViTLayerScale(nn.Module):

@@ -547,6 +547,32 @@ def test_the_gate_multiplies_the_hidden_layer():
     )
 
 
+@pytest.mark.parametrize("options", [{}, DINOV3], ids=["mlp", "gated"])
+def test_the_mlp_saves_half_of_its_hidden_tensors_and_has_the_same_gradients(options):
+    mlp = make_model(**options).layers[0].mlp
+    tokens = torch.randn(2, 5, 32, requires_grad=True)
+
+    def plain(tokens):
+        if options:
+            return mlp.down_proj(mlp.activation(mlp.gate_proj(tokens)) * mlp.up_proj(tokens))
+        return mlp.fc2(mlp.activation(mlp.fc1(tokens)))
+
+    gradients, num_saved = [], []
+    for call in (plain, mlp):
+        saved = {}
+
+        def save(tensor, saved=saved):
+            saved[tensor.data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            output = call(tokens)
+        gradients.append(torch.autograd.grad(output.sum(), [tokens, *mlp.parameters()]))
+        num_saved.append(sum(tensor.numel() == 2 * 5 * 128 for tensor in saved.values()))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    assert num_saved == ([4, 2] if options else [2, 1])
+
+
 # Precision and compilation
 
 
