@@ -44,7 +44,7 @@ def distill_vits16(num_images: int | None, batch_size: int | None) -> RunConfig:
         recipe="distill_vits16",
         architecture="SelfViTForDistill",
         model=SelfViTConfig.from_name(
-            "vits16", distill_config=DistillConfig(queue_size=_queue_size(num_images))
+            "vits16", distill_config=DistillConfig(queue_size=queue_size(num_images))
         ),
         augmentation=ColoredCrop(),
         preprocessing=PreprocessingConfig(image_mean=OF_THE_TEACHER, image_std=OF_THE_TEACHER),
@@ -60,7 +60,7 @@ def distill_vits16(num_images: int | None, batch_size: int | None) -> RunConfig:
     )
 
 
-def _queue_size(num_images: int | None) -> int:
+def queue_size(num_images: int | None) -> int:
     """Return a quarter of the number of images, as a power of two from 16 to 8,192."""
     if num_images is None:
         return 8192
@@ -91,7 +91,7 @@ def distill_finetune(num_images: int | None, batch_size: int | None) -> RunConfi
         recipe="distill_finetune",
         architecture="SelfViTForDistill",
         model=SelfViTConfig.from_name(
-            "vits16", distill_config=DistillConfig(queue_size=_queue_size(num_images))
+            "vits16", distill_config=DistillConfig(queue_size=queue_size(num_images))
         ),
         augmentation=ColoredCrop(),
         preprocessing=PreprocessingConfig(image_mean=OF_THE_TEACHER, image_std=OF_THE_TEACHER),
@@ -131,7 +131,7 @@ def distill_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
             image_size=28,
             patch_size=7,
             pooling="cls+mean",
-            distill_config=DistillConfig(queue_size=min(2048, _queue_size(num_images))),
+            distill_config=DistillConfig(queue_size=min(2048, queue_size(num_images))),
         ),
         augmentation=ColoredCrop(
             crop_scale=[0.5, 1.0],
@@ -154,4 +154,4 @@ def distill_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     )
 
 
-__all__ = ["distill_demo", "distill_finetune", "distill_vits16"]
+__all__ = ["distill_demo", "distill_finetune", "distill_vits16", "queue_size"]

@@ -10,9 +10,9 @@ from ..config.training_config import (
     CheckpointConfig,
     DataConfig,
     OptimizerConfig,
-    PreprocessingConfig,
     ScheduleConfig,
 )
+from .fashion_mnist import fashion_mnist_preprocessing
 
 
 def lejepa_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
@@ -161,11 +161,7 @@ def lejepa_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
             solarize_probability=[0.0, 0.0, 0.0],
         ),
         data=DataConfig(num_workers=1),
-        preprocessing=PreprocessingConfig(
-            image_mean=[0.2860] * 3,  # training images of Fashion-MNIST
-            image_std=[0.3530] * 3,
-            resize="square",
-        ),
+        preprocessing=fashion_mnist_preprocessing(),
         schedule=ScheduleConfig(
             epochs=12,
             batch_size=64,

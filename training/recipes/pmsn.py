@@ -12,9 +12,9 @@ from ..config.training_config import (
     CheckpointConfig,
     DataConfig,
     OptimizerConfig,
-    PreprocessingConfig,
     ScheduleConfig,
 )
+from .fashion_mnist import fashion_mnist_preprocessing
 from .teacher_momentum import finetuning_momentum
 
 
@@ -201,11 +201,7 @@ def pmsn_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
             blur_sigma=[0.1, 1.0],
         ),
         data=DataConfig(num_workers=1),
-        preprocessing=PreprocessingConfig(
-            image_mean=[0.2860] * 3,  # training images of Fashion-MNIST
-            image_std=[0.3530] * 3,
-            resize="square",
-        ),
+        preprocessing=fashion_mnist_preprocessing(),
         schedule=ScheduleConfig(
             epochs=24,
             batch_size=64,

@@ -29,6 +29,7 @@ from ..config.training_config import (
     PreprocessingConfig,
     ScheduleConfig,
 )
+from .distill import queue_size
 from .scale import Scale
 
 MEASURED: list[float] = []  # mean and std are measured on the images
@@ -99,14 +100,13 @@ def distill(num_images: int | None, batch_size: int | None, scale: Scale = Scale
     Time: depends on the teacher, which embeds each view, too.
     Status: mechanics tested here.
     """
-    queue_size = (
-        2048 if num_images is None else max(16, 2 ** int(math.log2(max(num_images, 1))) // 4)
-    )
     color = _color(scale)
     return RunConfig(
         recipe="distill",
         architecture="SelfViTForDistill",
-        model=_encoder(scale, distill_config=DistillConfig(queue_size=min(2048, queue_size))),
+        model=_encoder(
+            scale, distill_config=DistillConfig(queue_size=min(2048, queue_size(num_images)))
+        ),
         augmentation=ColoredCrop(
             crop_scale=[0.5, 1.0],
             color_jitter=color["color_jitter"],
