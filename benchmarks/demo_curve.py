@@ -24,10 +24,11 @@ SAMPLE = EXAMPLES / "fashion_mnist_sample"
 ENCODERS = ("raw_pixels", "untrained", "trained")
 
 
-def run_demo(objective: str, seed: int, folder: Path) -> dict:
-    """Run the demo and return its metrics.json."""
+def run_demo(objective: str, seed: int, folder: Path, options: list[str]) -> dict:
+    """Run the demo with some options of it and return its metrics.json."""
     command = [sys.executable, str(EXAMPLES / "demo.py"), "--objective", objective]
-    subprocess.run([*command, "--output", str(folder), "--seed", str(seed)], check=True)
+    command += ["--output", str(folder), "--seed", str(seed), *options]
+    subprocess.run(command, check=True)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -104,14 +105,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", default="dino")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--long-epochs", "--long_epochs", type=int, default=100)
+    parser.add_argument("--long-epochs", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--teacher", help="Teacher of distill.")
+    parser.add_argument("--max-steps", help="Number of optimizer steps of the demo.")
     arguments = parser.parse_args()
+    given = {"--teacher": arguments.teacher, "--max-steps": arguments.max_steps}
+    options = [part for pair in given.items() if pair[1] is not None for part in pair]
     objective, output = arguments.objective, arguments.output
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         by_seed = {
-            seed: run_demo(objective, seed, Path(folder) / f"seed{seed}")
+            seed: run_demo(objective, seed, Path(folder) / f"seed{seed}", options)
             for seed in arguments.seeds
         }
         table = demo_table(by_seed)
