@@ -559,7 +559,7 @@ def test_the_mlp_saves_half_of_its_hidden_tensors_and_has_the_same_gradients(opt
 
     gradients, num_saved = [], []
     for call in (plain, mlp):
-        saved = {}
+        saved: dict[int, torch.Tensor] = {}
 
         def save(tensor, saved=saved):
             saved[tensor.data_ptr()] = tensor
