@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,39 +37,55 @@ class DINOOutput(ModelOutput):
 
 
 EPS = 1e-12  # of F.normalize
-ROWS_AT_A_TIME = 8192
+PROTOTYPES_AT_A_TIME = 8192
 
 
-class ScaledRows(torch.autograd.Function):
-    """`F.normalize` of the rows of a matrix, times fixed magnitudes.
+class NormalizedLinear(torch.autograd.Function):
+    """`F.linear` whose weight is `F.normalize` of its rows times fixed magnitudes.
 
-    Results and gradients are those of the two operations bit for bit, with less memory in the
-    backward pass. Theirs makes six copies of the matrix, at the time of a step when most memory is
-    in use. With 65,536 prototypes, a copy is 64 MiB. Here, only some rows are copied at a time.
+    The weight is never there as a whole: it is made for some prototypes at a time, and again in the
+    backward pass. With 65,536 prototypes, each copy of it would have 64 MiB. For up to
+    `PROTOTYPES_AT_A_TIME`, results and gradients are those of the two operations bit for bit.
     """
 
     @staticmethod
-    def forward(ctx: Any, directions: Tensor, magnitudes: Tensor) -> Tensor:
-        """(K, bottleneck) and (K, 1) -> (K, bottleneck)."""
+    def forward(ctx: Any, features: Tensor, directions: Tensor, magnitudes: Tensor) -> Tensor:
+        """(*, bottleneck), (K, bottleneck) and (K, 1) -> (*, K)."""
         norms = directions.norm(dim=-1, keepdim=True)
-        ctx.save_for_backward(directions, norms, magnitudes)
-        return (directions / norms.clamp_min(EPS)).mul_(magnitudes)
+        ctx.save_for_backward(features, directions, norms, magnitudes)
+        logits = [
+            F.linear(features, _unit_rows(*part).mul_(part_magnitudes).to(features.dtype))
+            for *part, part_magnitudes in _split(directions, norms, magnitudes)
+        ]
+        return torch.cat(logits, dim=-1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the directions."""
-        parts = [tensor.split(ROWS_AT_A_TIME) for tensor in (*gradients, *ctx.saved_tensors)]
-        result = torch.empty_like(gradients[0])
-        for rows, gradient, directions, norms, magnitudes in zip(
-            result.split(ROWS_AT_A_TIME), *parts, strict=True
-        ):
-            gradient = gradient * magnitudes
-            lengths = norms.clamp_min(EPS)
-            of_lengths = (-gradient * (directions / lengths / lengths)).sum(dim=-1, keepdim=True)
-            of_lengths.masked_fill_(norms < EPS, 0)
-            torch.div(gradient, lengths, out=rows)
-            rows += of_lengths * (directions / norms).masked_fill_(norms == 0, 0)
-        return result, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of features and directions."""
+        features, directions, norms, magnitudes = ctx.saved_tensors
+        inputs = features.flatten(0, -2)  # (N, bottleneck)
+        of_features = torch.zeros_like(inputs, dtype=torch.float32)
+        of_directions = torch.empty_like(directions)
+        of_logits = gradients[0].flatten(0, -2).split(PROTOTYPES_AT_A_TIME, dim=-1)
+        parts = _split(of_directions, directions, norms, magnitudes)
+        for of_part, (result, rows, sizes, scales) in zip(of_logits, parts, strict=True):
+            units = _unit_rows(rows, sizes)
+            of_features += of_part @ (units * scales).to(of_part.dtype)
+            of_units = (of_part.T @ inputs) * scales
+            lengths = sizes.clamp_min(EPS)
+            of_lengths = (-of_units * (units / lengths)).sum(dim=-1, keepdim=True)
+            of_lengths.masked_fill_(sizes < EPS, 0)
+            torch.div(of_units, lengths, out=result)
+            result += of_lengths * (rows / sizes).masked_fill_(sizes == 0, 0)
+        return of_features.to(features.dtype).view_as(features), of_directions, None
+
+
+def _split(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(PROTOTYPES_AT_A_TIME) for tensor in tensors), strict=True)
+
+
+def _unit_rows(rows: Tensor, norms: Tensor) -> Tensor:
+    return rows / norms.clamp_min(EPS)
 
 
 class DINOLastLayer(nn.Module):
@@ -95,12 +112,10 @@ class DINOLastLayer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(*, bottleneck) -> (*, K)."""
-        weight: Any = (
-            F.normalize(self.direction, dim=-1) * self.magnitude
-            if self.magnitude.requires_grad
-            else ScaledRows.apply(self.direction, self.magnitude)
-        )
-        return F.linear(features, weight)
+        if self.magnitude.requires_grad:
+            return F.linear(features, F.normalize(self.direction, dim=-1) * self.magnitude)
+        logits: Tensor = NormalizedLinear.apply(features, self.direction, self.magnitude)
+        return logits
 
 
 class DINOHead(nn.Module):
@@ -188,4 +203,4 @@ class DINOLoss(TeacherTargets):
         return DINOOutput(loss=loss, teacher_entropy=entropy)
 
 
-__all__ = ["DINOHead", "DINOLastLayer", "DINOLoss", "DINOOutput", "ScaledRows"]
+__all__ = ["DINOHead", "DINOLastLayer", "DINOLoss", "DINOOutput", "NormalizedLinear"]

@@ -15,7 +15,12 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForPreTraining
 
 from selfvit import SelfViTForDINO, SelfViTModel
-from selfvit.modeling.dino_head import ROWS_AT_A_TIME, DINOHead, DINOLoss, ScaledRows
+from selfvit.modeling.dino_head import (
+    PROTOTYPES_AT_A_TIME,
+    DINOHead,
+    DINOLoss,
+    NormalizedLinear,
+)
 from tests.golden import load_golden, weights_of
 from tests.modeling.test_modeling_selfvit import INITIALIZATION, assert_statistics
 from tests.objectives import random_views, tiny_config, tiny_dino_config
@@ -110,21 +115,27 @@ def test_the_head_is_finite_for_extreme_features_in_half_precision():
         assert head(torch.full((2, 32), scale, dtype=torch.float16)).isfinite().all()
 
 
-def test_scaled_rows_are_those_of_normalize_bit_for_bit():
+@pytest.mark.parametrize("rows", [PROTOTYPES_AT_A_TIME, PROTOTYPES_AT_A_TIME + 3])
+def test_the_last_layer_is_a_linear_layer_with_a_normalized_weight(rows):
     generator = torch.Generator().manual_seed(0)
-    rows = ROWS_AT_A_TIME + 3
+    features = torch.randn(2, 5, 4, generator=generator)
     directions = torch.randn(rows, 4, generator=generator)
     directions[1] = 0  # without a direction
-    downstream = torch.randn(rows, 4, generator=generator)
-    results = []
     magnitudes = torch.rand(rows, 1, generator=generator)
-    for scaled in (ScaledRows.apply, lambda rows, sizes: F.normalize(rows, dim=-1) * sizes):
-        leaf = directions.clone().requires_grad_()
-        units = scaled(leaf, magnitudes)
-        (gradient,) = torch.autograd.grad(units, leaf, downstream)
-        results.append((units, gradient))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
+    downstream = torch.randn(2, 5, rows, generator=generator)
+
+    def plain(features, directions, magnitudes):
+        return F.linear(features, F.normalize(directions, dim=-1) * magnitudes)
+
+    results = []
+    for layer in (NormalizedLinear.apply, plain):
+        leaves = features.clone().requires_grad_(), directions.clone().requires_grad_()
+        logits = layer(*leaves, magnitudes)
+        results.append([logits, *torch.autograd.grad(logits, leaves, downstream)])
+    for ours, theirs in zip(*results, strict=True):
+        if rows == PROTOTYPES_AT_A_TIME:
+            assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
