@@ -84,18 +84,22 @@ def curve_table(curve: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def plot(objective: str, curve: list[dict], metrics: dict, path: Path) -> None:
+def plot(
+    label: str,
+    curve: list[dict],
+    metrics: dict,
+    path: Path,
+    title: str = "Fashion-MNIST sample, k = 20",
+) -> None:
     """Plot k-NN accuracy over images seen; `metrics` of the demo contain the untrained accuracy."""
     raw_pixels, untrained = (metrics[name]["knn_20"] for name in ("raw_pixels", "untrained"))
     figure = new_figure(800, 480)
     axes = figure.add_subplot()
     images = [0, *(point["images"] for point in curve)]
     accuracy = [untrained, *(point["knn_20"] for point in curve)]
-    axes.plot(images, [100 * value for value in accuracy], marker="o", label=objective)
+    axes.plot(images, [100 * value for value in accuracy], marker="o", label=label)
     axes.axhline(100 * raw_pixels, color="gray", linestyle="--", label="raw pixels")
-    axes.set(
-        xlabel="images seen", ylabel="k-NN accuracy in %", title="Fashion-MNIST sample, k = 20"
-    )
+    axes.set(xlabel="images seen", ylabel="k-NN accuracy in %", title=title)
     axes.legend()
     save_png(figure, path)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import continuing, which_objective
+from benchmarks import continuing, full_curve, which_objective
 from benchmarks.continuing_report import last_within, mean_curve
 from benchmarks.continuing_report import render_page as render_continuing
 from benchmarks.image_sets import accuracies, embed, fashion_mnist, stamps
@@ -180,3 +180,20 @@ def test_a_continued_encoder_is_measured_on_both_sets(data_folder, stamp_folder,
     assert all(0 <= point[name] <= 1 for point in curve for name in ("first", "second"))
     rates = {name: runs.run(name, 0).schedule.base_learning_rate for name in continuing.VARIANTS}
     assert rates["gram-4"] == 4 * rates["dinov2"] and rates["dino-0.25"] == rates["dino"] / 4
+
+
+def test_the_page_of_a_full_run_says_when_raw_pixels_are_passed():
+    result = {
+        "cpu_seconds": 600,
+        "raw_pixels": {"knn_20": 0.8, "linear_probe": 0.84},
+        "untrained": {"knn_20": 0.7, "linear_probe": 0.75},
+        "curve": [
+            {"step": 10, "images": 640, "knn_20": 0.79, "linear_probe": 0.8},
+            {"step": 20, "images": 1280, "knn_20": 0.81, "linear_probe": 0.83},
+        ],
+    }
+    page = full_curve.render("dino_demo", "Ten images", result)
+    assert "above that of raw pixels from step 20 on" in page
+    assert "| 10 | 640 | 5.0 | 79.0 | 80.0 |" in page
+    result["raw_pixels"]["knn_20"] = 0.9
+    assert "does not pass" in full_curve.render("dino_demo", "Ten images", result)
