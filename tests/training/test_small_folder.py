@@ -115,7 +115,7 @@ def test_few_images_get_the_advice_first_with_a_command_that_parses(two_classes,
     start = parse_arguments(command.replace("my run", "run").replace("'", "").split(), RECIPES)
     assert start.name == "mae_finetune" and start.start.init_from == "facebook/vit-mae-base"
     assert chosen.startswith("chosen for 24 color images and a CPU with ")
-    assert "image_size 36 (median side 36), patch_size 9" in chosen and "2,000 steps" in chosen
+    assert "image_size 36 (median side 36), patch_size 9" in chosen and "1,000 steps" in chosen
     enough = parse_arguments(words, RECIPES)
     many = [Image.new("RGB", (8, 8), (index % 256, 0, 0)) for index in range(FEW_IMAGES)]
     folder = tmp_path / "many"

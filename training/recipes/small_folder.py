@@ -151,7 +151,6 @@ def mae(num_images: int | None, batch_size: int | None, scale: Scale = Scale()) 
         architecture="SelfViTForMAE",
         model=_encoder(
             scale,
-            num_hidden_layers=4 if scale.is_small else 12,
             initializer_range=0.02,
             position_embedding_type="sincos",
             mae_config=MAEConfig(
@@ -206,7 +205,7 @@ def _encoder(scale: Scale, **values: Any) -> SelfViTConfig:
     """
     small = {
         "hidden_size": 128,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "initializer_range": 0.08,
     }
@@ -229,15 +228,15 @@ def _num_prototypes(num_images: int | None) -> int:
 
 
 def _small_crop(scale: Scale) -> int:
-    """Return the size of local views, if they are asked for: half the image, whole patches."""
+    """Return the size of local views: half the image, in whole patches."""
     return max(1, scale.image_size // scale.patch_size // 2) * scale.patch_size
 
 
 def _crops(scale: Scale) -> dict[str, Any]:
-    """Return the fields of mild crops without local views: images of a folder show one subject."""
+    """Return the fields of mild crops, as images of a folder often show one subject each."""
     return {
-        "num_local_views": 0,
-        "local_view_size": _small_crop(scale),  # used with --num-local-views
+        "num_local_views": 4,
+        "local_view_size": _small_crop(scale),
         "global_crop_scale": [0.5, 1.0],
         "blur_probability": [0.5, 0.1, 0.0],
         "blur_sigma": [0.1, 1.0],
