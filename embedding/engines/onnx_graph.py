@@ -28,8 +28,10 @@ def to_onnx(module: nn.Module, config: SelfViTConfig, device: torch.device | str
         `torch.onnx.ONNXProgram`, without the stack traces of its nodes, which contain local paths.
     """
     patch = config.patch_size
-    # Unusual sizes, so that the exporter takes none of them for a constant of the model.
-    example = torch.zeros(2, config.num_channels, 3 * patch, 5 * patch, device=device)
+    # Unusual sizes, so that the exporter takes none of them for a constant of the model. The size
+    # of its own grid would be one, because its positions are not resized.
+    rows, columns = (5, 3) if tuple(config.grid_size) == (3, 5) else (3, 5)
+    example = torch.zeros(2, config.num_channels, rows * patch, columns * patch, device=device)
     sizes = {
         0: torch.export.Dim("batch", min=1),
         2: patch * torch.export.Dim("rows", min=1),

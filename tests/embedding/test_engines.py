@@ -36,8 +36,8 @@ needs_bf16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="the CPU has n
 def model_of(pooling="cls", **fields) -> SelfViTModel:
     torch.manual_seed(0)
     config = SelfViTConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8,
-        initializer_range=0.2, pooling=pooling, **fields,
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, patch_size=8,
+        initializer_range=0.2, pooling=pooling, **{"image_size": 32, **fields},
     )  # fmt: skip
     model = SelfViTModel(config).eval()
     with torch.no_grad():  # biases of 0 and LayerNorms of 1 would hide mistakes
@@ -119,6 +119,16 @@ class TestEngines:
             np.testing.assert_allclose(found, expected, atol=1e-5)
         with pytest.raises(ValueError, match="height"):
             embedders[1].embed_pixels(pixels_of((1, 3, 30, 32)))
+
+    def test_the_grid_of_the_exported_example_is_not_a_constant_of_the_graph(self):
+        require("onnxruntime")
+        model = model_of("mean", image_size=(24, 40))  # the example has 3 x 5 patches, too
+        pixels = pixels_of((1, 3, 16, 24))
+        expected, found = (
+            embedder_of(model, engine=name).embed_pixels(pixels)
+            for name in ("torch", "onnxruntime")
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
     @needs_bf16
     @pytest.mark.parametrize("engine", ["torch", "openvino"])
