@@ -157,7 +157,7 @@ def _check_same_checkpoint(collection: Collection, other: Collection) -> None:
     if first is None or second is None:
         is_same = collection.metadata.get("model") == other.metadata.get("model")
     else:
-        keys = set(first.checkpoint) | set(second.checkpoint)
+        keys = set(first.checkpoint) & set(second.checkpoint)
         ignored = {"vector_dtype", "patch_grid", "engine", "quantization"}
         is_same = all(
             first.checkpoint.get(key) == second.checkpoint.get(key) for key in keys - ignored

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BaseImageProcessor
 
 from ..embedder import Embedder
+from .manifest import ENCODER_FIELDS
 
 
 def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def checkpoint_fingerprint(embedder: Embedder, vector_dtype: str) -> dict[str, A
         "processor": _hash_of_processor(embedder.processor),
         "pixel_range": None if pixel_range is None else [float(value) for value in pixel_range],
         "pooling": embedder.model.config.pooling,
+        **{name: getattr(embedder.model.config, name) for name in ENCODER_FIELDS},
         "normalize": embedder.normalize,
         "dtype": selection.dtype_name,
         "engine": selection.engine,

@@ -22,6 +22,15 @@ MANIFEST = "manifest.json"
 TABLE = "embeddings.parquet"  # the only file of vectors before there were parts
 PART_PATTERN = "part-*.parquet"
 VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
+# Fields of an encoder's configuration that change its vectors, and do not show in its weights.
+ENCODER_FIELDS = (
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "position_embedding_type",
+    "interpolate_antialias",
+    "rope_theta",
+)
 FOOTER = b"selfvit"  # key of a part's own description, in the metadata of its Parquet file
 
 
@@ -126,11 +135,12 @@ class Manifest:
         """Return what differs in another manifest, one text for each value."""
         mine = {**self.checkpoint, "data": self.data["fingerprint"]}
         theirs = {**other.checkpoint, "data": other.data["fingerprint"]}
+        unknown = {name for name in ENCODER_FIELDS if name not in mine}  # in older manifests
         return [
             name
             if isinstance(mine.get(name) or theirs.get(name), dict)  # too long to show
             else f"{name} ({mine.get(name)}, now {theirs.get(name)})"
-            for name in sorted({**mine, **theirs})
+            for name in sorted({**mine, **theirs}.keys() - unknown)
             if mine.get(name) != theirs.get(name)
         ]
 

@@ -482,5 +482,9 @@ class TestUpdate:
         other = Embedder.from_pretrained(tiny_checkpoint, device="cpu", pooling="mean")
         with pytest.raises(ValueError, match="cannot be updated.*pooling"):
             self.update(other, folder, output)
+        other = Embedder.from_pretrained(tiny_checkpoint, device="cpu")
+        other.model.config.num_attention_heads *= 2  # the weights are the same
+        with pytest.raises(ValueError, match="cannot be updated.*num_attention_heads"):
+            self.update(other, folder, output)
         with pytest.raises(ValueError, match="has the columns path, label"):
             self.update(embedder, folder / "a", output)
