@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from selfvit.data.sources import open_images
@@ -87,6 +88,14 @@ def test_facts_are_those_of_the_images(tmp_path):
     for index in range(6):
         noise(50, 40, index).save(tmp_path / f"{index}.png")
     assert image_facts(open_images(tmp_path)) == ImageFacts(6, 40, 3, True)
+
+
+def test_colors_are_judged_in_the_declared_range(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 1024, (40, 40, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    words = ["dino", "--data", str(tmp_path), "--output", str(tmp_path / "run"), "--bits", "10"]
+    _, lines = fit_to_folder(parse_arguments(words, RECIPES), open_images(tmp_path))
+    assert "1 color images" in lines[-1]
     gray = tmp_path / "gray"
     gray.mkdir()
     for index in range(6):

@@ -51,7 +51,8 @@ def fit_to_folder(request: RunRequest, source: Source) -> tuple[RunRequest, list
         return request, []
     if request.start.resume:
         return _as_started(request), []
-    facts = image_facts(source, request.options.get("num_channels"))
+    pixel_range = request.sections.preprocessing.declared_range
+    facts = image_facts(source, request.options.get("num_channels"), pixel_range)
     machine = this_machine(request.sections)
     scale = choose_scale(facts, machine, request.options)
     fitted = RunRequest(request.name, request.draft, partial(recipe, scale=scale), request.options)
@@ -99,13 +100,18 @@ def pretrained_advice(request: RunRequest, num_images: int | None) -> str | None
     )
 
 
-def image_facts(source: Source, num_channels: int | None = None) -> ImageFacts:
+def image_facts(
+    source: Source,
+    num_channels: int | None = None,
+    pixel_range: tuple[float, float] | None = None,
+) -> ImageFacts:
     """Return the properties of images that a run should fit, from a fixed sample.
 
     Args:
         source: Images; of a stream, the first ones are read.
         num_channels: Number of channels to read; None for 3, or the number that the files have if
             they cannot be read as RGB.
+        pixel_range: Values of black and white in files of more than eight bits, if declared.
 
     Raises:
         ValueError: If no image of the sample can be read.
@@ -117,7 +123,7 @@ def image_facts(source: Source, num_channels: int | None = None) -> ImageFacts:
     sides, colored, reason = [], [], "there are none"
     for record in records:
         try:
-            pixels = decode_pixels(record.image, PixelFormat(num_channels)).pixels
+            pixels = decode_pixels(record.image, PixelFormat(num_channels, pixel_range)).pixels
         except UnreadableImageError as error:
             reason = f"{record.id} {error}"
             continue
