@@ -95,10 +95,10 @@ def decode_image(image: Content, pixel_range: tuple[float, float] | None = None)
     """Decode the first frame of an image to eight-bit RGB, rotated upright.
 
     The alpha channel is dropped, not blended with a background, so the color stored in transparent
-    pixels becomes visible. `transformers.image_utils.load_image` does the same, and
-    `pipeline("image-feature-extraction")` and selfvit must compute the same vectors. There is one
-    difference: values of more than eight bits are scaled, where Pillow's `convert` would clip them
-    to white.
+    pixels becomes visible. A single color that a file without an alpha channel declares transparent
+    becomes white. `pipeline("image-feature-extraction")` does the same, and must compute the same
+    vectors as selfvit. There is one difference: values of more than eight bits are scaled, where
+    Pillow's `convert` would clip them to white.
 
     Args:
         image: Content of a file, path of a file, an open image, which is not changed, or an array.
@@ -255,19 +255,24 @@ def _decode_pillow(
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which fails if another entry of
     # the block is invalid.
     upright = UPRIGHT.get(orientation)
-    converted = _convert(image, mode) if factor == 1 else _reduce(image, mode, factor)
+    fills = pixel_format.fills_transparent_color and pixel_format.pixel_range is None
+    fills = fills and pixel_format.num_channels == 3
+    convert = _convert_filled if fills else _convert
+    converted = convert(image, mode) if factor == 1 else _reduce(image, mode, factor, convert)
     converted = converted if upright is None else converted.transpose(upright)
     pixels = np.array(converted)  # a copy, which may be changed
-    has_lost = pixel_format.num_channels in (1, 3) and _is_transparent(image)
+    has_lost = pixel_format.num_channels in (1, 3) and _is_transparent(image, fills)
     unread = (TRANSPARENCY,) if has_lost else ()
     return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None], unread=unread)
 
 
-def _is_transparent(image: Image.Image) -> bool:
-    """Return whether an image has pixels that are not opaque."""
+def _is_transparent(image: Image.Image, fills: bool) -> bool:
+    """Return whether an image has pixels that are not opaque; `fills`: those of one color are."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa", "RGBX"):
         return image.getextrema()[-1][0] < OPAQUE  # type: ignore[index]
     if "transparency" not in image.info or image.mode not in ("L", "P", "RGB"):
+        return False
+    if fills and not isinstance(image.info["transparency"], bytes):
         return False
     if image.width * image.height > LARGE:
         return True  # most likely; a copy with alpha would take too much memory
@@ -305,7 +310,18 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _reduce(image: Image.Image, mode: str, factor: int) -> Image.Image:
+def _convert_filled(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to RGB, with white in place of the color that is declared transparent."""
+    converted = _convert(image, mode)
+    if converted.info.get("transparency") is None:
+        return converted
+    white = Image.new("RGBA", converted.size, "white")
+    return Image.alpha_composite(white, converted.convert("RGBA")).convert(mode)
+
+
+def _reduce(
+    image: Image.Image, mode: str, factor: int, convert: Callable[[Image.Image, str], Image.Image]
+) -> Image.Image:
     """Return the means of blocks of pixels; blocks of rows are converted one after the other."""
     width, height = image.size
     size = (-(-width // factor), -(-height // factor))
@@ -313,7 +329,7 @@ def _reduce(image: Image.Image, mode: str, factor: int) -> Image.Image:
     rows = factor * max(1, BLOCK_PIXELS // (width * factor))
     for top in range(0, height, rows):
         block = image.crop((0, top, width, min(height, top + rows)))
-        reduced.paste(_convert(block, mode).reduce(factor), (0, top // factor))
+        reduced.paste(convert(block, mode).reduce(factor), (0, top // factor))
     return reduced
 
 
@@ -378,10 +394,12 @@ def _first_bytes(path: str | Path) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8; a broken EXIF block does not make the pixels unusable."""
     try:
-        return image.getexif().get(ORIENTATION_TAG, 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     except DECODER_ERRORS:
-        return 1  # a broken EXIF block does not make the pixels unusable
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _reason(error: BaseException) -> str:

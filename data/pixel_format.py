@@ -49,6 +49,9 @@ class PixelFormat:
         pixel_range: Values of black and white in files of more than eight bits; None for the
             smallest and the largest value of the type of the file (0 and 1 for floats). Files of at
             most eight bits always have the range 0 to 255.
+        fills_transparent_color: Whether the one color that a palette image, or an RGB or gray file
+            without an alpha channel, declares transparent becomes white, as in transformers'
+            `convert_to_rgb`. Only for RGB of eight bits.
 
     Raises:
         ValueError: If a value is out of range.
@@ -56,6 +59,7 @@ class PixelFormat:
 
     num_channels: int = 3
     pixel_range: tuple[float, float] | None = None
+    fills_transparent_color: bool = True
 
     def __post_init__(self) -> None:
         if self.num_channels < 1:

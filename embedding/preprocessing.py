@@ -47,6 +47,7 @@ def build_processor(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop_ratio: float = 256 / 224,  # DINO (eval_knn.py): resize to 256, crop 224
+    resample: int = BICUBIC,
     pixel_range: tuple[float, float] | None = None,
 ) -> BaseImageProcessor:
     """Return an image processor whose output has the size `config.image_size`.
@@ -61,6 +62,7 @@ def build_processor(
         std: Std per channel, for pixel values in [0, 1]; None for the std of ImageNet for 3
             channels, and 0.5 for other numbers.
         crop_ratio: Shorter side before the crop, as a multiple of `image_size`; at least 1.
+        resample: Interpolation, a number of `PIL.Image.Resampling`.
         pixel_range: Values of black and white in images of more than eight bits; None for the
             smallest and the largest value of the type of the file.
 
@@ -86,7 +88,7 @@ def build_processor(
     return processor_class(
         do_resize=True,
         size=size if crops else {"height": height, "width": width},
-        resample=BICUBIC,
+        resample=resample,
         do_center_crop=crops,
         crop_size={"height": height, "width": width} if crops else None,
         do_rescale=True,
@@ -115,6 +117,8 @@ def pixel_format_of(
 ) -> PixelFormat:
     """Return the pixels that a processor takes: 3 channels without a range for a stock class.
 
+    A transparent color becomes white if the processor would do that in a pipeline.
+
     Args:
         processor: Any image processor.
         pixel_range: Range that replaces the one of the processor, or None.
@@ -124,6 +128,7 @@ def pixel_format_of(
     return PixelFormat(
         num_channels=getattr(fields, "num_channels", None) or 3,
         pixel_range=stored if pixel_range is None else pixel_range,
+        fills_transparent_color=bool(getattr(fields, "do_convert_rgb", False)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,23 @@ def exif_rotated_jpeg(path: Path, orientation: int = 6) -> None:
 def broken_exif_jpeg(path: Path) -> None:
     exif = b"Exif\x00\x00II*\x00\xff\xff\xff\x7f" + b"\xff" * 20
     light_left().save(path, "JPEG", quality=95, exif=exif)
+
+
+def text_orientation_jpeg(path: Path) -> None:
+    """Write a photo whose EXIF orientation is a text instead of a number."""
+    entry = struct.pack("<HHI", 0x0112, 2, 2) + b"6\0\0\0"
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    light_left().save(path, "JPEG", quality=95, exif=exif)
+
+
+def transparent_gif(path: Path) -> None:
+    """Write an image without an alpha channel, whose dark half has a color that is transparent."""
+    image = light_left().convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+    image.save(path, "GIF", transparency=image.getpixel((image.width - 1, 0)))
+
+
+def transparent_png(path: Path) -> None:
+    light_left().save(path, "PNG", transparency=(DARK, DARK, DARK))
 
 
 def cmyk_jpeg(path: Path) -> None:
@@ -123,6 +141,9 @@ def huge_png(path: Path) -> None:
 READABLE = {
     "exif.jpg": exif_rotated_jpeg,
     "broken_exif.jpg": broken_exif_jpeg,
+    "text_orientation.jpg": text_orientation_jpeg,
+    "transparent.gif": transparent_gif,
+    "transparent.png": transparent_png,
     "cmyk.jpg": cmyk_jpeg,
     "sixteen_bit.png": sixteen_bit_png,
     "float.tiff": float_tiff,

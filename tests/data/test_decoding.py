@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
@@ -46,8 +47,18 @@ def test_the_error_for_an_unreadable_file_gives_the_reason(name, tmp_path):
 )
 def test_pixels_equal_those_of_transformers(name, tmp_path):
     image_files.READABLE[name](tmp_path / name)
-    ours, theirs = decode_image(tmp_path / name), load_image(str(tmp_path / name))
-    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    ours = decode_image(tmp_path / name)
+    theirs = convert_to_rgb(load_image(str(tmp_path / name)), return_numpy=True)  # as a pipeline
+    np.testing.assert_array_equal(np.asarray(ours), theirs)
+
+
+@pytest.mark.parametrize("name", ["transparent.gif", "transparent.png"])
+def test_a_transparent_color_becomes_white_if_the_processor_would_fill_it(name, tmp_path):
+    image_files.READABLE[name](tmp_path / name)
+    for fills, dark in ((True, 255), (False, DARK)):
+        pixels = decode_pixels(tmp_path / name, PixelFormat(fills_transparent_color=fills))
+        assert (pixels.pixels[:, -1] == dark).all() and (pixels.pixels[:, 0] == LIGHT).all()
+        assert pixels.unread == (() if fills else (TRANSPARENCY,))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
