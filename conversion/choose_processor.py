@@ -87,11 +87,14 @@ def _build(
     draft: Draft, config: SelfViTConfig, mean: Sequence[float], std: Sequence[float]
 ) -> BaseImageProcessor:
     wanted = draft.preprocessing
-    processor: Any = build_processor(
-        config, resize=wanted.resize, mean=mean, std=std, crop_ratio=wanted.crop_ratio
+    return build_processor(
+        config,
+        resize=wanted.resize,
+        mean=mean,
+        std=std,
+        crop_ratio=wanted.crop_ratio,
+        resample=wanted.resample,
     )
-    processor.resample = wanted.resample
-    return processor
 
 
 def _check_length(name: str, values: Sequence[float], num_channels: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from PIL.Image import Resampling
 from transformers.utils import CONFIG_NAME
 from transformers.utils.logging import disable_progress_bar
 
@@ -203,6 +204,8 @@ def _prepare(
         resize=preprocessing.resize,
         mean=preprocessing.image_mean,
         std=preprocessing.image_std,
+        crop_ratio=preprocessing.crop_ratio,
+        resample=Resampling[preprocessing.resample.upper()],
         pixel_range=preprocessing.declared_range,
     )
     full_model = FullModel(accelerator, model)

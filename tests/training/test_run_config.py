@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from PIL.Image import Resampling
 
 from selfvit import SelfViTForMAE
 from selfvit.embedding.preprocessing import build_processor
@@ -230,6 +231,11 @@ def test_a_run_uses_the_preprocessing_of_its_initial_checkpoint(
     assert (preprocessing.image_mean, preprocessing.image_std) == (mean, std)
     assert preprocessing.resize == "square"
     assert run_of(*start, "--image-mean", "0", "0", "0").preprocessing.image_mean == [0, 0, 0]
+    resizing = {"crop_ratio": 1.25, "resample": Resampling.BILINEAR}
+    build_processor(tiny_config, **resizing).save_pretrained(checkpoint)
+    preprocessing = run_of(*start).preprocessing
+    assert (preprocessing.resize, preprocessing.crop_ratio) == ("shortest_edge", 1.25)
+    assert preprocessing.resample == "bilinear"
 
 
 def test_fixed_positions_of_a_run_at_another_image_size_are_those_of_its_grid(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL.Image import Resampling
 from transformers import AutoConfig, AutoImageProcessor
 
 from ...configuration.configuration_selfvit import SelfViTConfig
@@ -40,11 +41,17 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
     except OSError:
         return {}
     pixel_range = pixel_format_of(processor).pixel_range
+    crops = bool(getattr(processor, "do_center_crop", False))
+    taken: dict[str, Any] = {"resample": Resampling(processor.resample).name.lower()}
+    if pixel_range is not None:
+        taken["pixel_range"] = list(pixel_range)
+    if crops and "shortest_edge" in processor.size:
+        taken["crop_ratio"] = processor.size["shortest_edge"] / processor.crop_size["height"]
     return {
-        **({} if pixel_range is None else {"pixel_range": list(pixel_range)}),
+        **taken,
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
-        "resize": "shortest_edge" if getattr(processor, "do_center_crop", False) else "square",
+        "resize": "shortest_edge" if crops else "square",
     }
 
 

@@ -92,6 +92,16 @@ class PreprocessingConfig(Section):
         "Resizing in embedding: shortest_edge (followed by a center crop) or square (direct)",
         choices=("shortest_edge", "square"),
     )
+    crop_ratio: float = option(
+        256 / 224,  # as in `build_processor`
+        "Shorter side before the center crop of embedding, as a multiple of the image size",
+        minimum=1,
+    )
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = option(
+        "bicubic",
+        "Interpolation of resizing in embedding",
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
