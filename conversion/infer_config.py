@@ -120,6 +120,9 @@ def _set_rotary_positions(draft: Draft) -> None:
             draft.set_field(name, stored[name], "config.json")
         else:
             draft.set_field(name, usual, "convention")
+    for name in ("pos_embed_shift", "pos_embed_jitter"):  # only if they are used
+        if stored.get(name) is not None:
+            draft.set_field(name, stored[name], "config.json")
 
 
 def _count_registers(draft: Draft, prefix: str, width: int) -> int:

@@ -261,6 +261,7 @@ def _build_config(draft: Draft) -> SelfViTConfig:
             fields["num_labels"] = num_labels
     else:
         fields.pop("id2label", None)
+        fields.pop("problem_type", None)
     try:
         return SelfViTConfig(**fields)
     except (StrictDataclassError, ValueError) as error:

@@ -157,14 +157,31 @@ class Collection:
         if name in self._rows:
             return self._rows[name]
         parts = name.split("/")
-        ends = ["/".join(parts[start:]) for start in range(1, len(parts))]
-        below = [self._rows[end] for end in ends if end in self._rows]
+        below = [
+            self._rows[end]
+            for start in range(1, len(parts))
+            if (end := "/".join(parts[start:])) in self._rows and self._may_be_in(parts[:start])
+        ]
         if len(below) == 1:
             return below[0]
         raise ValueError(
             f"{str(self.folder)!r} has no image {name!r}; its names are like "
             f"{self.ids[0] if self.ids else '-'!r}."
         )
+
+    def _may_be_in(self, folders: list[str]) -> bool:
+        """Return whether the images are in a folder, given by the last parts of its path.
+
+        It is True if the vectors do not name their images.
+        """
+        place = (self.metadata.get("images") or {}).get("data")
+        if not isinstance(place, str):
+            return True
+        known = os.path.abspath(place)
+        places = [known] if os.path.isdir(known) else [known, os.path.dirname(known)]
+        wanted = "/" + "/".join(part for part in folders if part not in ("", "."))
+        is_tail = any(known.endswith(wanted) for known in places)
+        return is_tail or os.path.abspath("/".join(folders)) in places
 
     @functools.cached_property
     def _counts(self) -> Counter[str]:

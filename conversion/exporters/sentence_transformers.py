@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -58,6 +59,7 @@ def write_sentence_transformers(
     """
     config = encoder.config
     check_sentence_transformers(config)
+    height, width = _output_size(processor)
     pooling = config.pooling
     class_token = copy.copy(encoder)  # shares the weights, but pools by the class token
     class_token.config = copy.deepcopy(config)
@@ -66,8 +68,7 @@ def write_sentence_transformers(
     modules = [("", TRANSFORMER), ("1_Pooling", POOLING)]
     if pooling != "cls":
         modules.append((f"{len(modules)}_Dense", DENSE))
-        _write_dense(config, folder / modules[-1][0])
-        height, width = config.image_height_width
+        _write_dense(config, (height, width), folder / modules[-1][0])
         notes += (
             f"{pooling} is computed from the class token and the mean of all tokens. This is exact "
             f"only for images of {height} x {width} pixels, the output size of the processor.",
@@ -86,7 +87,15 @@ def write_sentence_transformers(
     def embed(pixel_values: Tensor) -> Tensor:
         return model({"pixel_values": pixel_values, "modality": "image"})["sentence_embedding"]
 
-    return Fidelity(measure_difference(encoder, embed, normalize=normalize), notes)
+    sizes = [(height, width)]
+    return Fidelity(measure_difference(encoder, embed, sizes=sizes, normalize=normalize), notes)
+
+
+def _output_size(processor: Any) -> tuple[int, int]:
+    """Return (height, width) of what a processor gives, which need not be the encoder's size."""
+    image = np.zeros((200, 300, 3), dtype=np.uint8)
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    return pixels.shape[-2], pixels.shape[-1]
 
 
 def check_sentence_transformers(config: SelfViTConfig) -> None:
@@ -116,14 +125,14 @@ def check_sentence_transformers(config: SelfViTConfig) -> None:
     check_transformers(as_class_token)
 
 
-def _write_dense(config: SelfViTConfig, folder: Path) -> None:
+def _write_dense(config: SelfViTConfig, image_size: tuple[int, int], folder: Path) -> None:
     """Write the linear layer that removes the class token from the mean of all tokens.
 
     Its input is (c, m), with class token c and m = (c + sum of patches) / (1 + N). The mean of the
     patches is ((1 + N) m - c) / N.
     """
-    rows, columns = config.grid_size
-    num_patches = rows * columns
+    height, width = image_size
+    num_patches = (height // config.patch_size) * (width // config.patch_size)
     identity = torch.eye(config.hidden_size)
     mean = torch.cat([-identity / num_patches, identity * (1 + num_patches) / num_patches], dim=1)
     class_token = torch.cat([identity, torch.zeros_like(identity)], dim=1)

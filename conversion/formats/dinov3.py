@@ -95,6 +95,12 @@ RELEASED_ENCODER = {
     "norm.*": "layernorm.*",
 }
 PERIODS, BIAS_MASK = "rope_embed.periods", ".attn.qkv.bias_mask"
+ROTARY_ARGUMENTS = {  # of timm, and the fields that they become
+    "rope_temperature": "rope_theta",
+    "rope_shift_coords": "pos_embed_shift",
+    "rope_jitter_coords": "pos_embed_jitter",
+    "rope_rescale_coords": "pos_embed_rescale",
+}
 PERIODS_TOLERANCE = 1e-2  # relative; periods of the largest models were stored in bfloat16
 
 
@@ -182,6 +188,13 @@ def adapt_released(draft: Draft) -> None:
             )
 
 
+def read_timm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration fields that timm's config.json holds, with its rotary positions."""
+    fields, arguments = timm.read_config(config), config.get("model_args") or {}
+    named = {name: field for name, field in ROTARY_ARGUMENTS.items() if name in arguments}
+    return {**fields, **{field: arguments[name] for name, field in named.items()}}
+
+
 def _has_storage_tokens(names: Iterable[str]) -> bool:
     return "storage_tokens" in names
 
@@ -205,7 +218,7 @@ TIMM = WeightFormat(
     name="timm DINOv3",
     key_mapping={**add_prefixes(TIMM_ENCODER, target="vit."), "head.*": "classifier.*"},
     adapt=adapt_timm,
-    read_config=timm.read_config,
+    read_config=read_timm_config,
     preprocessing=Preprocessing(
         resample=BICUBIC,
         crop_ratio=1.0,

@@ -8,6 +8,7 @@ fine-tuned MAE.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
@@ -40,11 +41,11 @@ PLAIN_ENCODER = {
     if not any(part in theirs for part in ("reg_token", ".ls", ".fc1_"))
 }
 
-# timm/models/vision_transformer.py, `_cfg`
+CROP_PCT = 0.9  # timm/models/vision_transformer.py, `_cfg`, as the following
 TIMM_PREPROCESSING = Preprocessing(
     mean=IMAGENET_STANDARD_MEAN,
     std=IMAGENET_STANDARD_STD,
-    crop_ratio=1 / 0.9,
+    crop_ratio=math.floor(224 / CROP_PCT) / 224,
     origin="convention: timm's default for ViT, mean and std 0.5; some models need the ImageNet "
     "values (--statistics imagenet)",
 )
@@ -62,11 +63,21 @@ def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
     """Return the preprocessing in the `pretrained_cfg` of timm's config.json, or None.
 
     Raises:
-        ValueError: If the interpolation is neither bicubic nor bilinear.
+        ValueError: If no processor of transformers gives the same pixels.
     """
     stored = config.get("pretrained_cfg", config)
     if not isinstance(stored, dict) or "mean" not in stored or "std" not in stored:
         return None
+    crop_mode, crop_pct = stored.get("crop_mode") or "center", stored.get("crop_pct", CROP_PCT)
+    height, width = list(stored.get("input_size") or (3, 224, 224))[-2:]
+    is_possible = crop_mode == "center" and height == width or crop_mode == "squash" and crop_pct == 1
+    if not is_possible:
+        raise ValueError(
+            f"crop_mode ({crop_mode!r}) with crop_pct ({crop_pct}) at {height} x {width} pixels in "
+            "config.json cannot be expressed by an image processor of transformers: it must be "
+            "'center' at a square size, or 'squash' with crop_pct 1. Edit the file to use one of "
+            "them; the vectors are then those of that preprocessing."
+        )
     interpolation = stored.get("interpolation", "bicubic")
     if interpolation not in RESAMPLING:
         raise ValueError(
@@ -76,9 +87,9 @@ def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
     return Preprocessing(
         mean=tuple(stored["mean"]),
         std=tuple(stored["std"]),
-        resize="square" if stored.get("crop_mode") == "squash" else "shortest_edge",
+        resize="square" if crop_mode == "squash" else "shortest_edge",
         resample=RESAMPLING[interpolation],
-        crop_ratio=1 / stored.get("crop_pct", 0.9),
+        crop_ratio=math.floor(height / crop_pct) / height,  # timm rounds down
         origin="config.json, pretrained_cfg",
     )
 
@@ -99,6 +110,11 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"{name} ({arguments[name]!r}) in config.json must be {plain!r}, because the "
                 "encoder has no other blocks and norms."
             )
+    if arguments.get("pool_include_prefix"):
+        raise ValueError(
+            "pool_include_prefix in config.json must be false: timm's mean then includes class "
+            "token and registers, which no pooling of the encoder does."
+        )
     if read_size(arguments.get("img_size")) is not None:
         fields["image_size"] = arguments["img_size"]
     if arguments.get("act_layer") is not None:

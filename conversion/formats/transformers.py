@@ -98,6 +98,8 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
         fields["use_gated_mlp"] = bool(config.get("use_swiglu_ffn"))
         if fields["use_gated_mlp"]:
             fields["hidden_act"] = ACTIVATION  # whatever hidden_act says
+    if config.get("problem_type"):
+        fields["problem_type"] = config["problem_type"]  # sigmoid or softmax
     if config.get("id2label"):
         fields["id2label"] = {int(index): label for index, label in config["id2label"].items()}
     return fields
