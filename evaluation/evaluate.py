@@ -298,6 +298,9 @@ def accuracy_hits(
         )
     by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
     hits = {f"knn_{k}": hit for k, hit in by_k.items()}
+    if with_linear_probe and (train_labels == train_labels[0]).all():
+        logger.warning("The linear probe is skipped: all training images have the same class.")
+        with_linear_probe = False
     return {**hits, "linear_probe": linear_probe_hits(*arrays)} if with_linear_probe else hits
 
 

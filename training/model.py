@@ -6,7 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
@@ -71,6 +71,8 @@ def _starting_model(run: RunConfig) -> Any:
     config = _config_to_load(run.model, stored)
     if run.start.init_scope == "all":
         whole: Any = load_strictly(model_class, checkpoint, config=config, dtype=torch.float32)
+        if run.is_classifier:
+            _sort_classes(whole.classifier, stored, run.model)
         if config is run.model:
             return whole
         adapted: Any = model_class(run.model)
@@ -96,6 +98,26 @@ def _starting_model(run: RunConfig) -> Any:
     model.vit.load_state_dict(_fitted_weights(weights, config, run.model))
     model.init_student_from_teacher()
     return model
+
+
+@torch.no_grad()
+def _sort_classes(classifier: nn.Linear, stored: SelfViTConfig, wanted: SelfViTConfig) -> None:
+    """Bring the classes of a stored classifier into the order of the data.
+
+    Raises:
+        ValueError: If they are not the classes of the data.
+    """
+    names, found = (list((config.id2label or {}).values()) for config in (stored, wanted))
+    if names == found or names == [f"LABEL_{index}" for index in range(len(names))]:
+        return
+    if sorted(names) != sorted(found):
+        raise ValueError(
+            f"--init-scope all keeps the classifier, but its classes ({', '.join(names)}) are not "
+            f"those of the data ({', '.join(found)}); leave it out for a new classifier."
+        )
+    order = [names.index(name) for name in found]
+    for parameter in classifier.parameters():
+        parameter.copy_(parameter[order].clone())
 
 
 def _config_to_load(wanted: SelfViTConfig, stored: SelfViTConfig) -> SelfViTConfig:
@@ -124,7 +146,9 @@ def _fitted_weights(
             value = (
                 sincos_position_embeddings(value.shape[-1], wanted.grid_size).to(value)
                 if is_fixed
-                else interpolate_position_embeddings(value, config.grid_size, wanted.grid_size)
+                else interpolate_position_embeddings(
+                    value, config.grid_size, wanted.grid_size, wanted.interpolate_antialias
+                )
             )
         fitted[name] = value
     return fitted

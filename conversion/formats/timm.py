@@ -70,8 +70,8 @@ def pretrained_preprocessing(config: dict[str, Any]) -> Preprocessing | None:
         return None
     crop_mode, crop_pct = stored.get("crop_mode") or "center", stored.get("crop_pct", CROP_PCT)
     height, width = list(stored.get("input_size") or (3, 224, 224))[-2:]
-    is_possible = crop_mode == "center" and height == width or crop_mode == "squash" and crop_pct == 1
-    if not is_possible:
+    is_center = crop_mode == "center" and height == width
+    if not is_center and (crop_mode, crop_pct) != ("squash", 1):
         raise ValueError(
             f"crop_mode ({crop_mode!r}) with crop_pct ({crop_pct}) at {height} x {width} pixels in "
             "config.json cannot be expressed by an image processor of transformers: it must be "

@@ -9,6 +9,7 @@ from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations.registry import AUGMENTATIONS
 from selfvit.training.config.arguments import build_run, parse_arguments
 from selfvit.training.config.run_config import RunConfig
+from selfvit.training.config.teacher_momentum import FINETUNING, finetuning_momentum
 from selfvit.training.config.training_config import ScheduleConfig
 from selfvit.training.model import build_trainable
 from selfvit.training.recipes import RECIPES
@@ -163,6 +164,24 @@ def test_dino_finetune_chooses_the_number_of_prototypes_from_the_number_of_image
         return dino_finetune(num_images, None).model.dino_config.num_prototypes
 
     assert [prototypes(n) for n in (50, 5_000, 100_000, 10_000_000)] == [256, 1024, 16384, 65536]
+
+
+@pytest.mark.parametrize("recipe", FINETUNING)
+def test_the_teacher_momentum_of_fine_tuning_follows_the_length_that_is_asked_for(recipe):
+    start = ["--lora-rank", "2"] if recipe == "dino_lora" else []
+
+    def momentum(*options):
+        model = run_of(recipe, *start, *options).model
+        return next(part.teacher_momentum for part in parts_of(model) if part is not None)
+
+    assert momentum("--max-steps", "50") == finetuning_momentum(64, 50) == 0.9
+    assert momentum("--epochs", "10") == finetuning_momentum(64, 150) > 0.9
+    assert momentum("--max-steps", "50", "--batch-size", "32") == finetuning_momentum(32, 50)
+    assert momentum("--max-steps", "50", "--teacher-momentum", "0.99") == 0.99
+
+
+def parts_of(model):
+    return model.dino_config, model.dinov2_config, model.pmsn_config
 
 
 def test_dino_finetune_chooses_the_teacher_momentum_from_batch_size_and_length():

@@ -8,6 +8,8 @@ import signal
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from selfvit.data.files.tars import survey_positions
@@ -19,6 +21,7 @@ from selfvit.training.dataloader.streaming import partition_stream, stream_state
 from selfvit.training.train import main
 
 from ..data.shards import write_parquet_shards, write_tar_shards
+from ..image_files import noise
 from .processes import AtLogLine, kill_self, start_training, start_two
 from .test_watchdog import hanging
 from .tiny_runs import LOOP, arguments, assert_equal_tensors, log_of, weights_of
@@ -44,7 +47,7 @@ def loader_of(source, rank=0, num_processes=1, num_workers=0, start_step=0, **op
         image_size=(16, 16),
         patch_size=8,
         seed=SEED,
-        with_labels=False,
+        with_labels=options.pop("with_labels", False),
         num_workers=num_workers,
         shuffle_buffer=options.pop("shuffle_buffer", 4),
         **options,
@@ -121,6 +124,17 @@ def test_unreadable_images_of_a_stream_are_skipped_and_reported_once_per_pass(pa
             skipped += batch["skipped"]
     assert sorted(name for name, _ in skipped) == ["30", "5"]
     assert all(reason for _, reason in skipped)
+
+
+def test_images_of_a_stream_without_a_label_are_skipped_in_supervised_training(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    rows = {"image": [noise(8, 8, n) for n in range(6)], "label": [0, -1, 1, -1, 0, 1]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data.parquet")
+    source = open_images(tmp_path / "data.parquet", streaming=True)
+    batches = take(loader_of(source, with_labels=True), 2)
+    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == [0, 0, 1, 1]
+    skipped = [entry for batch in batches for entry in batch["skipped"]]
+    assert {reason for _, reason in skipped} == {"it has no label"}
 
 
 def test_a_stream_without_readable_images_is_an_error(tmp_path):

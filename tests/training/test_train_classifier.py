@@ -10,6 +10,8 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from selfvit import SelfViTModel
 from selfvit.modeling.checkpoints.loading import load_strictly
+from selfvit.training.config.arguments import build_run, parse_arguments
+from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main
 
 from .tiny_runs import LOOP, assert_equal_tensors, log_of, weights_of
@@ -125,3 +127,40 @@ def test_evaluating_a_linear_probe_does_not_change_its_running_statistics(
         main(command("linear_probe", tiny_checkpoint, two_classes, out, *steps, *options))
     plain, other = weights_of(tmp_path / "plain"), weights_of(tmp_path / "evaluated")
     assert_equal_tensors(other, plain)
+
+
+def test_the_rows_of_a_kept_classifier_follow_the_names_of_the_classes(
+    two_classes, tiny_checkpoint, tmp_path
+):
+    trained, again = tmp_path / "trained", tmp_path / "again"
+    main(command("linear_probe", tiny_checkpoint, two_classes, trained, "--max-steps", 2))
+    kept = ("--init-scope", "all", "--max-steps", 1, "--base-learning-rate", 0)
+    swapped = json.loads((trained / "config.json").read_text())
+    labels = swapped["id2label"]
+    swapped["id2label"] = dict(zip(labels, reversed(labels.values()), strict=True))
+    swapped["label2id"] = {name: int(row) for row, name in swapped["id2label"].items()}
+    (trained / "config.json").write_text(json.dumps(swapped))
+    main(command("linear_probe", trained, two_classes, again, *kept))
+    before, after = weights_of(trained), weights_of(again)
+    assert torch.equal(after["classifier.weight"], before["classifier.weight"].flip(0))
+    assert torch.equal(after["classifier.bias"], before["classifier.bias"].flip(0))
+    others = tmp_path / "others"
+    for number, folder in enumerate(sorted(path for path in two_classes.iterdir())):
+        shutil.copytree(folder, others / f"other_{number}")
+    with pytest.raises(ValueError, match="are not those of the data.*leave it out"):
+        main(command("linear_probe", trained, others, tmp_path / "third", *kept))
+
+
+def test_one_class_is_an_error_and_the_kind_of_problem_is_not_inherited(
+    two_classes, tiny_checkpoint, tmp_path
+):
+    one = tmp_path / "one.csv"
+    one.write_text("file_name,label\n" + "".join(f"{p},only\n" for p in two_classes.rglob("*.png")))
+    with pytest.raises(ValueError, match="has one class.*needs at least two"):
+        main(command("linear_probe", tiny_checkpoint, one, tmp_path / "run"))
+    start = tmp_path / "start"
+    shutil.copytree(tiny_checkpoint, start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
+    words = command("linear_probe", start, two_classes, tmp_path / "run")
+    assert build_run(parse_arguments(words, RECIPES), 24).model.problem_type is None

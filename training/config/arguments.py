@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import parse_google_format_docstring
 from ...option_help import HELP
 from .from_checkpoint import read_config, read_preprocessing
 from .run_config import STATISTICS, Recipe, RunConfig, model_fields, own_fields, select
+from .teacher_momentum import with_finetuning_momentum
 from .training_config import SECTION_OF, SECTIONS, DataConfig, StartConfig
 
 SHORT_NAMES = {"output": ("-o",)}
@@ -138,7 +139,7 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
     init_from = request.start.init_from
     is_written = request.recipe is None and init_from == request.draft.start.init_from
     if init_from is None or is_written:
-        return run.with_options(options)
+        return _for_its_length(run.with_options(options), request, num_images)
     encoder, taken = read_config(init_from), read_preprocessing(init_from)
     num_channels = options.get("num_channels", encoder.num_channels)
     for name in STATISTICS:
@@ -146,7 +147,15 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
             taken.pop(name, None)  # those of other channels
     if "bits" in options:
         taken.pop("pixel_range", None)
-    return run.with_options({**taken, **options}, encoder=encoder)
+    run = run.with_options({**taken, **options}, encoder=encoder)
+    return _for_its_length(run, request, num_images)
+
+
+def _for_its_length(run: RunConfig, request: RunRequest, num_images: int | None) -> RunConfig:
+    """Return the run of a recipe with the values that follow from its length."""
+    if request.recipe is None or "teacher_momentum" in request.options:
+        return run
+    return with_finetuning_momentum(run, num_images)
 
 
 class TrainParser(argparse.ArgumentParser):

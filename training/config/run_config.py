@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 
-from ...configuration.configuration_selfvit import SelfViTConfig
+from ...configuration.configuration_selfvit import INHERITED_FIELDS, SelfViTConfig
 from ...configuration.format_version import WRITTEN_BY
 from ...data.pixel_format import PixelFormat
 from ..augmentations.base import Augmentation
@@ -250,7 +250,7 @@ class RunConfig:
                 and RUN_FIELDS stay those of the run.
         """
         model = (self.model if encoder is None else encoder).to_diff_dict()
-        for name in ("architectures", "id2label", "label2id", *DERIVED_FIELDS, *CHECKPOINT_KEYS):
+        for name in ("architectures", *INHERITED_FIELDS, *DERIVED_FIELDS, *CHECKPOINT_KEYS):
             model.pop(name, None)
         model |= {name: getattr(self.model, name) for name in RUN_FIELDS}
         if self.model.use_mask_token:  # also if the checkpoint has none

@@ -173,6 +173,8 @@ class StreamingViewDataset(_ViewMaker, IterableDataset):
         for record, position in records:
             draw = samples * partition.num_readers + reader
             try:
+                if self.with_labels and record.label is None:
+                    raise UnreadableImageError("it has no label")
                 image = self.decode(record, draw)
             except UnreadableImageError as error:
                 skipped.append((record.id, str(error)))

@@ -131,7 +131,7 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -
     """Return the run of a classifier with the class names of its data; other runs unchanged.
 
     Raises:
-        ValueError: If the data has no labels.
+        ValueError: If the data has no labels, or one class.
     """
     if not run.is_classifier:
         return run
@@ -142,6 +142,11 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -
         raise ValueError(
             f"{source.description} has no labels, and {run.recipe} needs them: {fix}, or name the "
             f"column with --label-column.{' '.join(['', *source.inventory.notes])}"
+        )
+    if len(source.label_names) < 2:
+        raise ValueError(
+            f"{source.description} has one class ({source.label_names[0]}), and {run.recipe} needs "
+            "at least two; add images of another class."
         )
     model = type(run.model)(**run.model.to_diff_dict())
     model.id2label = dict(enumerate(source.label_names))

@@ -8,6 +8,7 @@ from ...configuration.configuration_dinov2 import DINOv2Config
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.multi_crop import MaskedMultiCrop
 from ..config.run_config import RunConfig
+from ..config.teacher_momentum import finetuning_momentum
 from ..config.training_config import (
     CheckpointConfig,
     DataConfig,
@@ -16,7 +17,6 @@ from ..config.training_config import (
     StartConfig,
 )
 from .fashion_mnist import fashion_mnist_preprocessing
-from .teacher_momentum import finetuning_momentum
 
 
 def dinov2_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:

@@ -8,6 +8,7 @@ from ...configuration.configuration_pmsn import PMSNConfig
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ..augmentations.multi_crop import FocalCrops
 from ..config.run_config import RunConfig
+from ..config.teacher_momentum import finetuning_momentum
 from ..config.training_config import (
     CheckpointConfig,
     DataConfig,
@@ -15,7 +16,6 @@ from ..config.training_config import (
     ScheduleConfig,
 )
 from .fashion_mnist import fashion_mnist_preprocessing
-from .teacher_momentum import finetuning_momentum
 
 
 def msn_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunConfig:
