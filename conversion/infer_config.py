@@ -215,6 +215,8 @@ def _set_fields_without_tensors(draft: Draft, stored: dict[str, Any]) -> None:
         stored.get("hidden_act", usual_act),
         "config.json" if known_act else "convention",
     )
+    if "problem_type" in stored:
+        draft.set_field("problem_type", stored["problem_type"], "config.json")
     if "id2label" in stored:
         draft.set_field("id2label", stored["id2label"], "config.json")
     if "layerscale_value" in stored and "layerscale_value" in draft.fields:

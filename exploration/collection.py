@@ -174,11 +174,13 @@ class Collection:
 
         It is True if the vectors do not name their images.
         """
-        place = (self.metadata.get("images") or {}).get("data")
-        if not isinstance(place, str):
+        stored = (self.metadata.get("images") or {}).get("data")
+        if stored is None:
             return True
-        known = os.path.abspath(place)
-        places = [known] if os.path.isdir(known) else [known, os.path.dirname(known)]
+        places = [
+            os.path.abspath(place) for place in ([stored] if isinstance(stored, str) else stored)
+        ]
+        places += [os.path.dirname(place) for place in places if not os.path.isdir(place)]
         wanted = "/" + "/".join(part for part in folders if part not in ("", "."))
         is_tail = any(known.endswith(wanted) for known in places)
         return is_tail or os.path.abspath("/".join(folders)) in places

@@ -210,6 +210,11 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
         ValueError: If timm's transforms cannot express the processor.
     """
     height, width = config.image_height_width
+    if not processor.do_resize:
+        raise ValueError(
+            "do_resize of the image processor must be true, because timm's transforms always "
+            f"resize. Change it in {IMAGE_PROCESSOR_NAME}."
+        )
     size, resample = dict(processor.size), int(processor.resample)
     if resample not in RESAMPLING:
         raise ValueError(
@@ -237,12 +242,21 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
         "fixed_input_size": False,
         "interpolation": RESAMPLING[resample],
         **crop,
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
+        **_statistics(config, processor),
         "num_classes": 0,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
+
+
+def _statistics(config: SelfViTConfig, processor: Any) -> dict[str, list[float]]:
+    """Return mean and std for pixels in 0 to 1, where the processor may scale them otherwise."""
+    mean, std = [0.0] * config.num_channels, [1.0] * config.num_channels
+    if processor.do_normalize:
+        mean, std = list(processor.image_mean), list(processor.image_std)
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    scale = 1.0 if math.isclose(scale, 1) else scale
+    return {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
 
 
 __all__ = ["check_timm", "write_timm"]

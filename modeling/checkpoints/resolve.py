@@ -43,21 +43,23 @@ def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
     """
     repo_id, revision = split_revision(checkpoint)
     location = repo_id if revision is None else download_revision(repo_id, revision)
-    if _converters and _is_foreign(location):
+    if _converters and _is_foreign(location, is_downloaded=revision is not None):
         return _converters[0](str(checkpoint))
     return location
 
 
-def _is_foreign(location: str) -> bool:
+def _is_foreign(location: str, *, is_downloaded: bool) -> bool:
     """Return whether a name stands for weights, but not for a selfvit checkpoint.
 
-    Names that stand for nothing are left to `from_pretrained`, whose errors say so.
+    Names that stand for nothing are left to `from_pretrained`, whose errors say so. Of a downloaded
+    repository, files of weights that selfvit does not write are not there.
     """
     path = Path(location).expanduser()
     if path.is_file():
         return not _is_selfvit(path.parent / CONFIG_NAME)
     if path.is_dir():
-        has_weights = any((path / name).is_file() for name in (*SINGLE_FILES, *INDEXES))
+        files = (CONFIG_NAME,) if is_downloaded else (*SINGLE_FILES, *INDEXES)
+        has_weights = any((path / name).is_file() for name in files)
         return has_weights and not _is_selfvit(path / CONFIG_NAME)
     if location.startswith((".", "/", "~")) or location.count("/") > 1:
         return False

@@ -20,7 +20,10 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from selfvit import SelfViTConfig, build_processor
 from selfvit.conversion.convert import convert
+from selfvit.conversion.formats.dinov3 import read_timm_config
+from selfvit.conversion.formats.timm import pretrained_preprocessing, read_config
 from tests.conversion.source_files import save_weights, with_prefix
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -196,6 +199,49 @@ def test_stored_timm_preprocessing_is_kept(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("size", [96, 224, 384])
+def test_the_shorter_side_before_the_crop_is_that_of_timm(size, crop_pct):
+    stored = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": crop_pct}
+    found = pretrained_preprocessing({"pretrained_cfg": {**stored, "input_size": [3, size, size]}})
+    config = SelfViTConfig(image_size=size, patch_size=16)
+    processor = build_processor(config, crop_ratio=found.crop_ratio)
+    resize = timm.data.create_transform((3, size, size), crop_pct=crop_pct).transforms[0]
+    assert processor.size["shortest_edge"] == resize.size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_mode": "border"}, {"crop_mode": "squash"}, {"input_size": [3, 64, 96]}],
+)
+def test_a_preprocessing_of_timm_that_no_processor_has_is_an_error(settings):
+    stored = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, **settings}
+    with pytest.raises(ValueError, match="crop_mode"):
+        pretrained_preprocessing({"pretrained_cfg": stored})
+
+
+def test_the_mean_of_timm_over_all_tokens_is_an_error():
+    with pytest.raises(ValueError, match="pool_include_prefix"):
+        read_config({"model_args": {"pool_include_prefix": True}})
+
+
+def test_rotary_arguments_of_timm_are_read():
+    arguments = {"rope_temperature": 20.0, "rope_rescale_coords": None}
+    fields = read_timm_config({"model_args": arguments})
+    assert fields == {"rope_theta": 20.0, "pos_embed_rescale": None}
+
+
+def test_the_kind_of_problem_of_a_classifier_is_kept(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        image_size=32, patch_size=8, num_labels=3, problem_type="multi_label_classification",
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out")
+    kept = SelfViTConfig.from_pretrained(tmp_path / "out")
+    assert kept.problem_type == "multi_label_classification"
+
+
 def test_a_timm_name_is_found_in_the_hub_cache(tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     (cache / "refs").mkdir(parents=True)

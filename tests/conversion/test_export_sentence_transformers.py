@@ -2,9 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from transformers import AutoImageProcessor
 
 from selfvit.conversion.exporters.export import export
 from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.preprocessing import resized_processor
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -28,6 +30,18 @@ def test_encode_vectors_match(pooling, normalize, checkpoint, photos, tmp_path):
     )
     np.testing.assert_allclose(model.encode(photos), embedder(photos), atol=1e-5)
     assert model.get_embedding_dimension() == embedder.embedding_size
+
+
+def test_the_mean_is_that_of_the_patches_that_the_processor_gives(
+    make_checkpoint, photos, tmp_path
+):
+    checkpoint = make_checkpoint()
+    processor = resized_processor(AutoImageProcessor.from_pretrained(checkpoint), 16)
+    processor.save_pretrained(checkpoint)  # half the size of the encoder's grid
+    export(checkpoint, tmp_path / "out", to="sentence-transformers", pooling="mean")
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    embedder = Embedder.from_pretrained(checkpoint, pooling="mean", device="cpu")
+    np.testing.assert_allclose(model.encode(photos), embedder(photos), atol=1e-5)
 
 
 def test_pooling_and_normalization_are_stored(checkpoint, tmp_path):

@@ -86,6 +86,32 @@ def test_the_edge_before_the_crop_is_not_rounded_down(make_checkpoint, tmp_path)
     assert int(32 / stored["crop_pct"]) == 37
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False}],
+)
+def test_other_scales_of_the_processor_become_mean_and_std(settings, make_checkpoint, tmp_path):
+    pytest.importorskip("torchvision")
+    checkpoint = make_checkpoint(resize="square", image_size=56)
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    processor.from_dict({**processor.to_dict(), **settings}).save_pretrained(checkpoint)
+    export(checkpoint, tmp_path / "out", to="timm")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    ours = processor(noise(96, 64), return_tensors="pt")["pixel_values"][0]
+    scale = ours.abs().max().item()
+    torch.testing.assert_close(transform(noise(96, 64)), ours, atol=1e-5 * scale, rtol=0)
+
+
+def test_an_export_for_timm_without_resizing_is_an_error(make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    processor.from_dict({**processor.to_dict(), "do_resize": False}).save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="do_resize"):
+        export(checkpoint, tmp_path / "out", to="timm")
+
+
 def test_names_match_timm_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(), tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")

@@ -71,6 +71,18 @@ class TestSearch:
             assert match.path == collection.ids[match.row]
             assert match.similarity == pytest.approx(similarities[match.row], abs=1e-6)
 
+    def test_a_path_of_another_folder_is_no_name_of_a_row(
+        self, collection_vectors, collection_images
+    ):
+        collection = Collection(collection_vectors)
+        row = collection.row_of("a/02.png")
+        inside = collection_images.resolve() / "a" / "02.png"
+        named = f"{collection_images.name}/a/02.png"
+        assert [collection.row_of(str(name)) for name in (inside, named)] == [row, row]
+        for name in ("/elsewhere/a/02.png", "other/a/02.png"):
+            with pytest.raises(ValueError, match="has no image"):
+                collection.row_of(name)
+
     def test_an_image_file_finds_its_own_row_first(self, collection_vectors, collection_images):
         path = collection_images / "b" / "07.png"
         result = search(collection_vectors, [path], k=3)
