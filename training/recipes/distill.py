@@ -112,7 +112,10 @@ def distill_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Distill a tiny student on 28 x 28 gray images in minutes, on two CPU cores.
 
     Command: `selfvit train distill_demo --teacher TEACHER --data IMAGES --output RUN`
-    Status: mechanics tested; not tuned.
+    Time: four fifths of that of `dino_demo`.
+    Quality: better than `dino_demo` with a teacher that was trained on more images; see
+    benchmarks/results/demo_distill.md.
+    Status: measured here; not tuned.
 
     Differences from `distill_vits16`, needed for a few thousand steps and images:
 
