@@ -42,7 +42,9 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
         return {}
     pixel_range = pixel_format_of(processor).pixel_range
     crops = bool(getattr(processor, "do_center_crop", False))
-    taken: dict[str, Any] = {"resample": Resampling(processor.resample).name.lower()}
+    taken: dict[str, Any] = {}
+    if processor.resample is not None:
+        taken["resample"] = Resampling(processor.resample).name.lower()
     if pixel_range is not None:
         taken["pixel_range"] = list(pixel_range)
     if crops and "shortest_edge" in processor.size:
