@@ -61,7 +61,7 @@ def test_estimated_memory_of_activations_grows_linearly_with_the_batch(
 
     large = ("--image-size", 64, "--max-steps", 4)
     four = activations(*large, "--batch-size", 4)
-    assert four > 1
+    assert four > 0.5
     assert activations(*large, "--batch-size", 24) == pytest.approx(6 * four, rel=0.1)
 
 
