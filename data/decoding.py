@@ -255,8 +255,9 @@ def _decode_pillow(
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which fails if another entry of
     # the block is invalid.
     upright = UPRIGHT.get(orientation)
-    fills = pixel_format.fills_transparent_color and pixel_format.pixel_range is None
-    fills = fills and pixel_format.num_channels == 3
+    fills = (
+        mode == "RGB" and pixel_format.pixel_range is None and pixel_format.fills_transparent_color
+    )
     convert = _convert_filled if fills else _convert
     converted = convert(image, mode) if factor == 1 else _reduce(image, mode, factor, convert)
     converted = converted if upright is None else converted.transpose(upright)
@@ -267,7 +268,12 @@ def _decode_pillow(
 
 
 def _is_transparent(image: Image.Image, fills: bool) -> bool:
-    """Return whether an image has pixels that are not opaque; `fills`: those of one color are."""
+    """Return whether an image has pixels whose transparency is not read.
+
+    Args:
+        image: Image, loaded.
+        fills: Whether a single transparent color has become white, which counts as read.
+    """
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa", "RGBX"):
         return image.getextrema()[-1][0] < OPAQUE  # type: ignore[index]
     if "transparency" not in image.info or image.mode not in ("L", "P", "RGB"):

@@ -43,8 +43,8 @@ PROTOTYPES_AT_A_TIME = 8192
 class NormalizedLinear(torch.autograd.Function):
     """`F.linear` whose weight is `F.normalize` of its rows times fixed magnitudes.
 
-    The weight is never there as a whole: it is made for some prototypes at a time, and again in the
-    backward pass. With 65,536 prototypes, each copy of it would have 64 MiB. For up to
+    The whole weight is never in memory: it is computed for some prototypes at a time, and again in
+    the backward pass. With 65,536 prototypes, each copy of it would have 64 MiB. For up to
     `PROTOTYPES_AT_A_TIME`, results and gradients are those of the two operations bit for bit.
     """
 

@@ -219,7 +219,7 @@ class SelfViTAttention(nn.Module):
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call elementwise operations and a linear layer, and keep only their inputs for the backward.
+    """Call elementwise operations and a linear layer; save only their inputs for backpropagation.
 
     The backward pass repeats the elementwise operations, and stops before the product. Results and
     gradients are the same bit for bit.

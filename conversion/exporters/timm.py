@@ -255,7 +255,7 @@ def _statistics(config: SelfViTConfig, processor: Any) -> dict[str, list[float]]
     if processor.do_normalize:
         mean, std = list(processor.image_mean), list(processor.image_std)
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    scale = 1.0 if math.isclose(scale, 1) else scale
+    scale = 1.0 if math.isclose(scale, 1) else scale  # 255 * (1 / 255) may be rounded
     return {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
 
 
