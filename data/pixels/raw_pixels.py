@@ -135,15 +135,19 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
     pixel_range = (0.0, WHITE) if is_eight_bit or pixel_range is None else pixel_range
     shape = (-(-height // factor), -(-width // factor), pixel_format.num_channels)
     pixels = np.empty(shape, np.uint8 if is_eight_bit else np.float32)
+    read = slice(3) if bands is None else bands
+    if read == [0, 0, 0]:  # a gray image is scaled once
+        read = [0]
     low, high = np.inf, -np.inf
     rows = factor * max(1, BLOCK_VALUES // (width * raw.values.shape[2] * factor))
     for top in range(0, height, rows):
-        block = raw.values[top : top + rows, :, slice(3) if bands is None else bands]
-        block = _in_file(block, raw)
-        finite = np.isfinite(block) if block.dtype.kind == "f" else np.ones(1, bool)
-        low = min(low, float(block.min(where=finite, initial=np.inf)))
-        high = max(high, float(block.max(where=finite, initial=-np.inf)))
-        block[np.isnan(block)] = pixel_range[0]
+        block = _in_file(raw.values[top : top + rows, :, read], raw)
+        finite = block
+        if raw.values.dtype.kind == "f":
+            finite = block[np.isfinite(block)]
+            block[np.isnan(block)] = pixel_range[0]
+        low = min(low, float(finite.min(initial=np.inf)))
+        high = max(high, float(finite.max(initial=-np.inf)))
         scaled = to_eight_bit_scale(block, pixel_range)
         if raw.white_is_zero:
             scaled = WHITE - scaled
