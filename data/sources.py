@@ -6,6 +6,7 @@ A source returns records of encoded images; they are decoded in the workers of t
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import shorten
-from .dataset_source import DatasetSource, DatasetStream, StreamingImageSource
+from .dataset_source import AnySource, DatasetSource, DatasetStream, StreamingImageSource
 from .files.image_files import open_folder, open_list, open_zip, source_of_files
 from .files.image_formats import extension_of
 from .files.listing import CONTAINERS, NOT_REGULAR, Listing, list_images
@@ -23,7 +24,7 @@ from .files.tables import ROWS_AT_ONCE, open_parquet
 from .files.tar_source import TarSource, TarStream
 from .folder_source import FolderSource
 from .image_source import ImageSource
-from .inventory import Inventory, LeftOut
+from .inventory import Inventory, LeftOut, opening_lines
 from .labels import first_folders
 from .remote.file_system import is_url
 from .remote.remote_images import open_remote
@@ -31,6 +32,8 @@ from .videos.video_source import open_videos
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 SAVED_DATASET_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 KINDS = {".parquet": "Parquet files", ".tar": "WebDataset tars", ".zip": "zip files"}
@@ -144,6 +147,44 @@ def open_images(
         return _open_directory(path, split, streaming, columns)
     _check_file(path)
     return _open_file(path, split, streaming, columns)
+
+
+@overload
+def as_source(images: ImageSource | Data) -> ImageSource: ...
+
+
+@overload
+def as_source(images: AnySource | Data) -> AnySource: ...
+
+
+def as_source(images: AnySource | Data) -> AnySource:
+    """Return a source as it is, and the source of paths as `open_images` opens it.
+
+    For paths, the images that are left out, the rule of the labels and other remarks are logged.
+
+    Args:
+        images: Source, or paths as in `open_images`.
+
+    Raises:
+        FileNotFoundError: As `open_images`.
+        TypeError: If it is neither.
+        ValueError: As `open_images`.
+    """
+    if isinstance(images, ImageSource | StreamingImageSource):
+        return images
+    paths = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"a source or paths are needed, not an object of type {type(path).__name__}; open "
+                "paths by open_images, or call an Embedder with images in memory."
+            )
+    source = open_images(paths)
+    if (summary := source.inventory.summary()) is not None:
+        logger.warning(summary)
+    for line in opening_lines(source.inventory, source.label_rule):
+        logger.info(line)
+    return source
 
 
 def _mode(path: Path) -> int | None:
@@ -457,4 +498,4 @@ def _open_hub_dataset(
         ) from error
 
 
-__all__ = ["Data", "open_images"]
+__all__ = ["Data", "as_source", "open_images"]

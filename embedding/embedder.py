@@ -24,6 +24,7 @@ from ..data.inventory import SkippedImage
 from ..data.pixel_format import Findings, PixelCheck
 from ..data.reading import unreadable_reason
 from ..data.reading_ahead import decode_in_threads
+from ..data.sources import Data, as_source
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
@@ -430,13 +431,14 @@ class Embedder:
         for warning in self._pixel_check.warnings_once():
             logger.warning(warning)
 
-    def embed(self, source: AnySource, *, progress: bool = False) -> EmbeddedImages:
+    def embed(self, source: AnySource | Data, *, progress: bool = False) -> EmbeddedImages:
         """Embed all images of a source and return all vectors in memory.
 
         Args:
-            source: Images to embed, see `open_images`.
+            source: Images to embed: a source, or paths as in `open_images`.
             progress: Whether to show a progress bar.
         """
+        source = as_source(source)
         batches = list(self.stream(source, progress=progress))
         vectors = [batch.vectors for batch in batches if len(batch.ids)]
         labels = [label for batch in batches for label in batch.labels]
@@ -455,7 +457,7 @@ class Embedder:
 
     def stream(
         self,
-        source: AnySource,
+        source: AnySource | Data,
         *,
         ranges: Sequence[range] | None = None,
         progress: bool = False,
@@ -463,7 +465,7 @@ class Embedder:
         """Embed a source batch by batch.
 
         Args:
-            source: Images to embed, see `open_images`.
+            source: Images to embed: a source, or paths as in `open_images`.
             ranges: Positions to embed; no batch continues from one range into the next. All
                 positions of the source by default.
             progress: Whether to show a progress bar with images per second and the number of
@@ -476,6 +478,7 @@ class Embedder:
             LostWorkersError: If too many workers in a row were killed.
             ValueError: If vectors are not finite.
         """
+        source = as_source(source)
         self.choose_engine(source, progress=progress)
         ranges = [range(source.num_positions)] if ranges is None else ranges
         total = source.num_images

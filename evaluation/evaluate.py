@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..atomic_output import atomic_output
 from ..data.image_source import NO_LABEL, ImageSource
+from ..data.sources import Data, as_source
 from ..embedding.embedder import EmbeddedImages, Embedder
 from .knn import weighted_knn_hits
 from .label_free import feature_standard_deviation, rankme
@@ -45,8 +46,8 @@ FRACTIONS = ("linear_probe", "accuracy", "view_retrieval", "neighbor_overlap")  
 
 def evaluate_checkpoint(
     checkpoint: str | PathLike[str],
-    train: ImageSource,
-    test: ImageSource | None = None,
+    train: ImageSource | Data,
+    test: ImageSource | Data | None = None,
     *,
     ks: Sequence[int] = (10, 20),
     network: str = "teacher",
@@ -62,7 +63,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: Checkpoint folder, Hub id or USER/NAME@REVISION.
-        train: Images that the classifiers are fitted on.
+        train: Images that the classifiers are fitted on: a source, or paths as in `open_images`.
         test: Images that the accuracies are measured on. Without test images, or without labels,
             only the label-free metrics are computed.
         ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
@@ -84,8 +85,10 @@ def evaluate_checkpoint(
         FileNotFoundError: If there is no such checkpoint.
         ValueError: As in `evaluate_embeddings` and `Embedder.from_pretrained`.
     """
+    is_same, train = test == train, as_source(train)
+    test = train if is_same else None if test is None else as_source(test)
     if limit is not None:
-        is_same, train = test is train, train.sample(limit)
+        train = train.sample(limit)
         test = train if is_same else None if test is None else test.sample(limit)
     embedded = embed_splits(
         checkpoint,

@@ -15,6 +15,7 @@ from ...data.dataset_source import AnySource
 from ...data.inventory import SkippedImage
 from ...data.reading_workers import LostWorkersError
 from ...data.remote.file_system import StorageError
+from ...data.sources import Data, as_source
 from ..embedder import EmbeddedBatch, Embedder
 from .fingerprint import checkpoint_fingerprint
 from .folder import CREATED_BY, VectorFolder, check_output, skipped_of
@@ -45,7 +46,7 @@ class WriteReport:
 
 def write_embeddings(
     embedder: Embedder,
-    source: AnySource,
+    source: AnySource | Data,
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -67,7 +68,7 @@ def write_embeddings(
 
     Args:
         embedder: Embedder that computes the vectors.
-        source: Images to embed.
+        source: Images to embed: a source, or paths as in `open_images`.
         output: Folder to write, or its URL in object storage; it must be new or empty, unless
             `overwrite` or `resume` is set.
         overwrite: Whether to replace the embeddings of an earlier run, once there is a new part.
@@ -88,6 +89,7 @@ def write_embeddings(
     output = resolve(output)
     check_output(output, overwrite, resume)
     check_part_options(part_images, part_seconds, vector_dtype)
+    source = as_source(source)
     folder = open_folder(
         embedder,
         source,

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from selfvit.data.decoding import UnreadableImageError, decode_image
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.preprocessing import build_processor
+from selfvit.embedding.vectors.writer import write_embeddings
 
 from .. import image_files
 from ..image_files import noise
@@ -68,6 +70,26 @@ class TestEmbed:
         assert embedded.label_names == ["cat", "dog", "owl"] and embedded.skipped == []
         alone = embedder([source[i].image for i in range(7)])
         np.testing.assert_allclose(embedded.vectors, alone, atol=1e-6)
+
+    def test_paths_are_opened_and_images_that_are_left_out_are_logged(
+        self, embedder, image_folder, tmp_path, caplog
+    ):
+        expected = embedder.embed(open_images(image_folder))
+        embedded = embedder.embed(image_folder)
+        assert (embedded.ids, embedded.label_names) == (expected.ids, expected.label_names)
+        np.testing.assert_array_equal(embedded.vectors, expected.vectors)
+        assert caplog.text == ""
+        report = write_embeddings(embedder, str(image_folder), tmp_path / "out", progress=False)
+        assert report.num_embedded == 7
+        photos = tmp_path / "photos"
+        shutil.copytree(image_folder, photos)
+        (photos / "pipe.jpg").symlink_to(photos / "missing.jpg")
+        assert len(embedder.embed(photos).ids) == 7
+        assert "8 found, 7 taken, 1 left out" in caplog.text
+
+    def test_images_in_memory_are_no_source(self, embedder):
+        with pytest.raises(TypeError, match="an object of type Image; open paths by open_images"):
+            embedder.embed([Image.new("RGB", (8, 8))])
 
     def test_different_images_give_different_vectors(self, embedder, image_folder):
         vectors = embedder.embed(open_images(image_folder)).vectors
