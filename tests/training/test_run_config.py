@@ -255,6 +255,10 @@ def test_a_run_uses_the_preprocessing_of_its_initial_checkpoint(
     preprocessing = run_of(*start).preprocessing
     assert (preprocessing.resize, preprocessing.crop_ratio) == ("shortest_edge", 1.25)
     assert preprocessing.resample == "bilinear"
+    build_processor(tiny_config, resample=Resampling.BOX).save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=r"resample \('box'\).*nearest, bilinear, bicubic"):
+        run_of(*start)
+    assert run_of(*start, "--resample", "bicubic").preprocessing.resample == "bicubic"
 
 
 def test_fixed_positions_of_a_run_at_another_image_size_are_those_of_its_grid(tmp_path):

@@ -97,10 +97,10 @@ class PreprocessingConfig(Section):
         "Shorter side before the center crop of embedding, as a multiple of the image size",
         minimum=1,
     )
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = option(
+    resample: Literal["nearest", "bilinear", "bicubic"] = option(
         "bicubic",
         "Interpolation of resizing in embedding",
-        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+        choices=("nearest", "bilinear", "bicubic"),  # others depend on the version of torch
     )
 
     def __post_init__(self) -> None:
