@@ -13,10 +13,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
-from ..modeling.position_embeddings import (
-    interpolate_position_embeddings,
-    sincos_position_embeddings,
-)
+from ..modeling.position_embeddings import interpolate_position_embeddings
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
@@ -27,14 +24,13 @@ from .lora import add_adapters
 MAE = "SelfViTForMAE"
 MASK_TOKEN = r"mask_token$"
 POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
-DECODER = "decoder."  # MAE's, whose positions are fixed
 
 
 def build_trainable(run: RunConfig) -> Any:
     """Build the model to train: with random weights, a pretrained encoder, or a full checkpoint.
 
     If the encoder is never trained (`freeze_encoder_ratio` 1), its parameters do not require
-    gradients.
+    gradients, nor does a mask token that the objective does not use.
 
     Raises:
         ImportError: If adapters are to be trained and PEFT is not installed.
@@ -55,6 +51,9 @@ def build_trainable(run: RunConfig) -> Any:
         )
     check_start_channels(run)
     model = _starting_model(run)
+    token = model.trained_encoder.embeddings.mask_token
+    if token is not None and not model.uses_mask_token:
+        token.requires_grad_(False)
     if run.schedule.freeze_encoder_ratio == 1:
         model.trained_encoder.requires_grad_(False)
     if run.lora.lora_rank is not None:
@@ -73,11 +72,12 @@ def _starting_model(run: RunConfig) -> Any:
         whole: Any = load_strictly(model_class, checkpoint, config=config, dtype=torch.float32)
         if run.is_classifier:
             _sort_classes(whole.classifier, stored, run.model)
-        if config is run.model:
-            return whole
-        adapted: Any = model_class(run.model)
-        adapted.load_state_dict(_fitted_weights(whole.state_dict(), config, run.model))
-        return adapted
+        if config is not run.model:
+            weights = _fitted_weights(whole.state_dict(), config, run.model)
+            whole = model_class(run.model)
+            whole.load_state_dict(weights)
+        whole.start_new_run()
+        return whole
     model: Any = model_class(run.model)
     num_blocks = _deeper_start(run, stored.num_hidden_layers)
     to_load = config
@@ -134,7 +134,11 @@ def _config_to_load(wanted: SelfViTConfig, stored: SelfViTConfig) -> SelfViTConf
 def _fitted_weights(
     weights: dict[str, Tensor], config: SelfViTConfig, wanted: SelfViTConfig
 ) -> dict[str, Tensor]:
-    """Return weights with patch embeddings and positions that fit the wanted configuration."""
+    """Return weights with patch embeddings and positions that fit the wanted configuration.
+
+    Positions are interpolated as in the forward pass, fixed ones too: computed for a larger grid,
+    their distances from patch to patch would be other ones than those that the weights know.
+    """
     if config.num_channels != wanted.num_channels:
         weights = adapted_weights(weights, wanted.num_channels)
     if config.grid_size == wanted.grid_size:
@@ -142,13 +146,8 @@ def _fitted_weights(
     fitted = {}
     for name, value in weights.items():
         if name.endswith(POSITIONS):
-            is_fixed = wanted.position_embedding_type == "sincos" or name.startswith(DECODER)
-            value = (
-                sincos_position_embeddings(value.shape[-1], wanted.grid_size).to(value)
-                if is_fixed
-                else interpolate_position_embeddings(
-                    value, config.grid_size, wanted.grid_size, wanted.interpolate_antialias
-                )
+            value = interpolate_position_embeddings(
+                value, config.grid_size, wanted.grid_size, wanted.interpolate_antialias
             )
         fitted[name] = value
     return fitted
