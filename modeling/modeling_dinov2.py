@@ -191,6 +191,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
 
     main_input_name = "global_views"
     objective_field = "dinov2_config"
+    uses_mask_token = True
     _no_split_modules = [
         "SelfViTPatchEmbeddings",
         "SelfViTEmbeddings",
@@ -259,6 +260,10 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
     def init_student_from_teacher(self) -> None:
         """Copy the encoder that the run starts from to the student and to the Gram teacher."""
         super().init_student_from_teacher()
+        self.init_gram_teacher()
+
+    def start_new_run(self) -> None:
+        """Replace the Gram teacher of the checkpoint, which is of an earlier start."""
         self.init_gram_teacher()
 
     def train(self, mode: bool = True) -> SelfViTForDINOv2:

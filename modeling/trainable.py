@@ -19,6 +19,9 @@ class Trainable(nn.Module):
 
     Attributes:
         vit: Encoder that embeds images (the teacher's, for objectives with a teacher).
+        uses_mask_token: Whether the objective replaces patches by the encoder's mask token. If not,
+            a token that a checkpoint has is not trained: DistributedDataParallel refuses parameters
+            without a gradient.
         undecayed_parameters: Names of parameters without weight decay, in addition to biases and
             other vectors.
         observations: Statistics for the collapse monitors, which `forward` records; None in steps
@@ -26,6 +29,7 @@ class Trainable(nn.Module):
     """
 
     vit: Any
+    uses_mask_token = False
     undecayed_parameters: tuple[str, ...] = ()
     observations: Observations | None = None
 
@@ -38,6 +42,12 @@ class Trainable(nn.Module):
         """Update the other networks after pretrained weights were loaded into `vit`.
 
         Does nothing for models with a single encoder.
+        """
+
+    def start_new_run(self) -> None:
+        """Update networks that depend on the start of a run, after a whole checkpoint was loaded.
+
+        Does nothing by default.
         """
 
     def trained_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:

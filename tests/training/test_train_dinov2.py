@@ -65,14 +65,18 @@ def test_a_run_at_another_image_size_starts_with_resized_positions(
     tiny_checkpoint, two_classes, tmp_path
 ):
     first, larger = tmp_path / "first", tmp_path / "larger"
-    main(command(tiny_checkpoint, two_classes, first, "--max-steps", 1))
-    options = ("--max-steps", 1, "--image-size", 48, "--init-scope", "all", *FROZEN)
     anchor = ("--gram-weight", 1)
+    main(command(tiny_checkpoint, two_classes, first, "--max-steps", 1, *anchor))
+    options = ("--max-steps", 1, "--image-size", 48, "--init-scope", "all", *FROZEN)
     main(command(first, two_classes, larger, *options, *anchor))
     before, after = weights_of(first), weights_of(larger)
+    # the Gram teacher is the encoder of `first`, not its Gram teacher
     gram_teacher = part_of(after, "gram_teacher.vit.")
     assert_equal_tensors(gram_teacher, part_of(after, "vit."))
-    kept = {name: value for name, value in after.items() if not name.startswith("gram_teacher.")}
+    before, kept = (
+        {name: value for name, value in weights.items() if not name.startswith("gram_teacher.")}
+        for weights in (before, after)
+    )
     for prefix in ("", "student."):
         name = f"{prefix}vit.embeddings.position_embeddings"
         before[name] = interpolate_position_embeddings(before[name], (4, 4), (6, 6))
