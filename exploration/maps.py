@@ -8,6 +8,8 @@ UMAP (McInnes et al., arXiv 1802.03426) or t-SNE (van der Maaten and Hinton, JML
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,13 +155,28 @@ def load_positions(collection: Collection, method: str, seed: int) -> np.ndarray
         return None
     table = stored[1]
     points = np.stack([table[axis].to_numpy() for axis in ("x", "y")], axis=1)
-    keys = zip(table["id"].to_pylist(), table["checksum"].to_pylist(), strict=True)
+    keys = _numbered(table["id"].to_pylist(), table["checksum"].to_pylist())
     known = dict(zip(keys, points, strict=True))
     positions = np.full((len(collection), 2), np.nan, dtype=np.float32)
-    for row, key in enumerate(zip(collection.ids, collection.checksums, strict=True)):
+    for row, key in enumerate(_numbered(collection.ids, collection.checksums)):
         if key in known:
             positions[row] = known[key]
     return None if np.isnan(positions).all() else positions
+
+
+def _numbered(
+    ids: Sequence[str], checksums: Sequence[str | None]
+) -> list[tuple[str, str | None, int]]:
+    """Return a key of each row: name, checksum and how many rows before it have the same ones.
+
+    Frames of a video have one name and no checksum.
+    """
+    seen = Counter[tuple[str, str | None]]()
+    keys = []
+    for key in zip(ids, checksums, strict=True):
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
 
 
 def last_settings(collection: Collection) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -97,6 +99,20 @@ class TestLayout:
         assert np.isfinite(after.positions).all()
         again = lay_out(Collection(folder), method="tsne")
         assert np.array_equal(again.positions, after.positions) and again.num_kept == 44
+
+    def test_rows_of_one_name_keep_their_own_positions(self, tiny_checkpoint, tmp_path):
+        names = ["a"] * 6 + ["b"] * 2  # as frames of videos
+        images = []
+        for seed in range(len(names)):
+            file = io.BytesIO()
+            image_files.noise(24, 24, seed).save(file, "PNG")
+            images.append(file.getvalue())
+        pq.write_table(pa.table({"id": names, "image": images}), tmp_path / "t.parquet")
+        folder = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "v")
+        first = lay_out(Collection(folder), method="tsne")
+        second = lay_out(Collection(folder), method="tsne")
+        assert len(np.unique(first.positions, axis=0)) == 8 == second.num_kept
+        np.testing.assert_array_equal(second.positions, first.positions)
 
     def test_umap_is_the_same_for_the_same_seed_and_keeps_groups_together(self):
         random = np.random.default_rng(0)
