@@ -42,6 +42,13 @@ class DINOConfig(ObjectiveConfig):
 
     model_type = "selfvit_dino"
     base_config_key = "dino_config"
+    weight_fields = (
+        "num_prototypes",
+        "head_hidden_size",
+        "head_bottleneck_size",
+        "num_head_layers",
+        "normalize_last_layer",
+    )
 
     num_prototypes: int = 65536  # Sec. 3.2, "Implementation details"
     head_hidden_size: int = 2048  # Appendix C, "Projection head"

@@ -50,6 +50,14 @@ class DINOv2Config(ObjectiveConfig):
 
     model_type = "selfvit_dinov2"
     base_config_key = "dinov2_config"
+    weight_fields = (
+        "separate_patch_head",
+        "num_prototypes",
+        "head_hidden_size",
+        "head_bottleneck_size",
+        "num_head_layers",
+        "normalize_last_layer",
+    )
 
     class_loss_weight: float | int = 1.0  # dino.loss_weight
     patch_loss_weight: float | int = 1.0  # ibot.loss_weight

@@ -41,6 +41,12 @@ class LeJEPAConfig(ObjectiveConfig):
 
     model_type = "selfvit_lejepa"
     base_config_key = "lejepa_config"
+    weight_fields = (
+        "head_input",
+        "head_hidden_size",
+        "head_output_size",
+        "head_activation",
+    )
 
     regularizer: Literal["sigreg", "visreg"] = "sigreg"
     regularization_weight: float | int = 0.05  # LeJEPA, lambda; VISReg: 0.6 to 0.9

@@ -25,6 +25,13 @@ class MAEConfig(ObjectiveConfig):
 
     model_type = "selfvit_mae"
     base_config_key = "mae_config"
+    weight_fields = (
+        "decoder_hidden_size",
+        "decoder_num_layers",
+        "decoder_num_attention_heads",
+        "decoder_mlp_ratio",
+        "norm_pix_loss",
+    )
 
     mask_ratio: float | int = 0.75  # Sec. 4.1, "Masking ratio"
     decoder_hidden_size: int = 512  # Table 1b

@@ -50,6 +50,11 @@ class PMSNConfig(ObjectiveConfig):
 
     model_type = "selfvit_pmsn"
     base_config_key = "pmsn_config"
+    weight_fields = (
+        "num_prototypes",
+        "head_hidden_size",
+        "head_output_size",
+    )
 
     prior: Literal["uniform", "power_law"] = "power_law"
     power_law_exponent: float | int = 0.25  # PMSN, arXiv 2210.07277

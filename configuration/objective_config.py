@@ -1,7 +1,7 @@
 """Base class of the objectives' configurations."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -13,7 +13,13 @@ class ObjectiveConfig(PreTrainedConfig):
 
     `PreTrainedConfig.to_dict` also writes the fields of every transformers model (`id2label`,
     `dtype`, ...). They mean nothing for an objective and would appear twice in config.json.
+
+    Attributes:
+        weight_fields: Names of the fields that the weights of heads and decoders depend on, by
+            their shape or by their meaning.
     """
+
+    weight_fields: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check that there is no other field, which would be a typing error.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL.Image import Resampling
 
-from selfvit import SelfViTForMAE
+from selfvit import LeJEPAConfig, SelfViTForMAE
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations.registry import AUGMENTATIONS
 from selfvit.training.config.arguments import build_run, parse_arguments
@@ -267,9 +267,7 @@ def test_fixed_positions_of_a_run_at_another_image_size_are_interpolated(tmp_pat
     model.save_pretrained(tmp_path)
     build_processor(config).save_pretrained(tmp_path)
     start = ("--init-from", str(tmp_path), "--init-scope", "all", "--image-size", "48")
-    decoder = ("--decoder-hidden-size", "16", "--decoder-num-layers", "2")
-    heads = ("--decoder-num-attention-heads", "2")
-    run = run_of("mae_finetune", *start, *decoder, *heads)
+    run = run_of("mae_finetune", *start)  # with the decoder of the checkpoint
     found = build_trainable(run).eval()
     weights = found.state_dict()
     positions = [name for name in weights if name.endswith("position_embeddings")]
@@ -279,6 +277,38 @@ def test_fixed_positions_of_a_run_at_another_image_size_are_interpolated(tmp_pat
     with torch.inference_mode():
         expected = model(pixels, noise=noise).loss
         torch.testing.assert_close(found(pixels, noise=noise).loss, expected)
+
+
+def test_solarization_of_four_channels_stays_as_it_was_asked_for(tmp_path):
+    start = tmp_path / "start"
+    tiny_config(num_channels=4).save_pretrained(start)
+    options = ("--init-from", str(start), "--solarize-probability", "0", "0.3", "0")
+    run = run_of("dino_finetune", *options)
+    assert run.augmentation.solarize_probability == [0, 0.3, 0]
+    assert run.augmentation.color_jitter[2:] == [0, 0]
+    (tmp_path / "training.yaml").write_text(run.to_yaml())
+    again = run_of(str(tmp_path / "training.yaml"), "--max-steps", "5")
+    assert again.augmentation == run.augmentation
+
+
+def test_a_whole_checkpoint_keeps_what_its_heads_depend_on(tmp_path):
+    mae = {"decoder_num_attention_heads": 4, "norm_pix_loss": False, "mask_ratio": 0.5}
+    lejepa = {"head_activation": "gelu", "head_input": "pooled", "head_hidden_size": 24}
+    for name, config in (
+        ("mae", tiny_config(mae_config=tiny_mae_config(**mae))),
+        ("lejepa", tiny_config(lejepa_config=LeJEPAConfig(**lejepa))),
+    ):
+        config.save_pretrained(tmp_path / name)
+    start = ("--init-from", str(tmp_path / "mae"))
+    found = run_of("mae_finetune", *start, "--init-scope", "all").model.mae_config
+    assert (found.decoder_num_attention_heads, found.norm_pix_loss) == (4, False)
+    assert found.mask_ratio == 0.75  # that of the recipe
+    assert run_of("mae_finetune", *start).model.mae_config.norm_pix_loss
+    chosen = run_of("mae_finetune", *start, "--init-scope", "all", "--norm-pix-loss")
+    assert chosen.model.mae_config.norm_pix_loss
+    start = ("--init-from", str(tmp_path / "lejepa"), "--init-scope", "all")
+    found = run_of("lejepa_finetune", *start).model.lejepa_config
+    assert lejepa.items() <= found.to_dict().items()
 
 
 def test_init_from_another_kind_of_checkpoint_is_an_error(tmp_path):
@@ -291,12 +321,17 @@ def test_init_from_another_kind_of_checkpoint_is_an_error(tmp_path):
         run_of("dino_finetune", "--init-from", str(tmp_path / "nothing"))
 
 
-def test_the_number_of_steps_follows_from_max_steps_or_epochs():
+def test_the_number_of_steps_follows_from_max_steps_or_epochs(tiny_checkpoint):
     schedule = ScheduleConfig(epochs=2, batch_size=32)
     assert schedule.num_steps(100) == 6
     assert ScheduleConfig(epochs=2, batch_size=32, max_steps=5).num_steps(100) == 5
     with pytest.raises(ValueError, match="--max-steps"):
         schedule.num_steps(None)
+    # a length in epochs replaces the steps of a recipe or file
+    high = ("dinov2_high_resolution", "--init-from", str(tiny_checkpoint), "--batch-size", "64")
+    assert run_of(*high).schedule.num_steps(1000) == 10_000
+    assert run_of(*high, "--epochs", "2").schedule.num_steps(1000) == 30
+    assert run_of(*high, "--epochs", "2", "--max-steps", "5").schedule.num_steps(1000) == 5
 
 
 def test_the_paper_recipe_of_dino_has_the_numbers_of_the_paper():

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from transformers.utils.chat_template_utils import parse_google_format_docstring
 
+from ...configuration.configuration_selfvit import SelfViTConfig
 from ...option_help import HELP
 from .from_checkpoint import read_config, read_preprocessing
 from .run_config import STATISTICS, Recipe, RunConfig, model_fields, own_fields, select
@@ -134,6 +135,8 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
         ValueError: If values contradict each other, or `init_from` is not a selfvit checkpoint.
     """
     options, run = request.options, request.draft
+    if "epochs" in options:  # instead of a number of steps that the recipe or file has
+        options = {"max_steps": None, **options}
     if request.recipe is not None:
         run = request.recipe(num_images, options.get("batch_size"))
     init_from = request.start.init_from
@@ -147,8 +150,21 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
             taken.pop(name, None)  # those of other channels
     if "bits" in options:
         taken.pop("pixel_range", None)
+    if options.get("init_scope", run.start.init_scope) == "all":
+        taken |= _weight_fields(run, encoder)
     run = run.with_options({**taken, **options}, encoder=encoder)
     return _for_its_length(run, request, num_images)
+
+
+def _weight_fields(run: RunConfig, stored: SelfViTConfig) -> dict[str, Any]:
+    """Return the fields that the stored weights of heads and decoders depend on, by name."""
+    parts: list[Any] = [getattr(stored, name) for name in run.objectives()]
+    return {
+        name: getattr(part, name)
+        for part in parts
+        if part is not None
+        for name in part.weight_fields
+    }
 
 
 def _for_its_length(run: RunConfig, request: RunRequest, num_images: int | None) -> RunConfig:

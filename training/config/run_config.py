@@ -274,7 +274,8 @@ class RunConfig:
             if len(getattr(self.preprocessing, name)) != config.num_channels
         }
         chosen = select(options, {entry.name for entry in fields(augmentation)})
-        augmentation = augmentation.for_num_channels(config.num_channels, chosen)
+        if config.num_channels != self.model.num_channels:
+            augmentation = augmentation.for_num_channels(config.num_channels, chosen)
         changed_run = replace(
             self,
             model=config,
