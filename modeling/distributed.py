@@ -83,6 +83,30 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return _reduced(tensor, dist.ReduceOp.SUM) / dist.get_world_size()
 
 
+class StepMetrics:
+    """Means of scalars over the micro-batches of an optimizer step and all processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, **values: Tensor) -> None:
+        """Add the scalars of one micro-batch.
+
+        Args:
+            values: Scalars by name, the same names in each micro-batch.
+        """
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means by name, and start the next step; collective."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return {name: mean_over_processes(mean).item() for name, mean in means.items()}
+
+
 def all_reduce_logsumexp(tensor: Tensor) -> Tensor:
     """Return log(sum(exp(tensor))) over all processes, elementwise and with gradient."""
     if not several_processes():
@@ -108,6 +132,7 @@ def all_gather(tensor: Tensor, dim: int) -> tuple[Tensor, int]:
 
 
 __all__ = [
+    "StepMetrics",
     "all_gather",
     "all_reduce_logsumexp",
     "all_reduce_sum",

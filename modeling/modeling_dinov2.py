@@ -36,7 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_dinov2 import DINOv2Config
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .dino_head import DINOHead, DINOLastLayer, DINOLoss
-from .distributed import mean_over_processes
+from .distributed import StepMetrics
 from .gram import gram_loss
 from .koleo import koleo_loss
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
@@ -214,7 +214,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         has_anchor = config.dinov2_config.gram_weight > 0
         self.gram_teacher = GramTeacher(config) if has_anchor else None
         self.loss = DINOv2Loss(config.dinov2_config)
-        self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
+        self._metrics = StepMetrics()
         self.post_init()
         self.init_teacher_from_student()
         self.init_gram_teacher()
@@ -334,7 +334,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         )
         output.loss = self._weighted_sum(output)
         if self.training:
-            self._metrics = {name: output[name].detach() for name in TERMS if name in output}
+            self._metrics.add(**{name: output[name] for name in TERMS if name in output})
             self._observe(output, tokens, teacher_tokens, targets, teacher_temperature)
         return output
 
@@ -442,8 +442,7 @@ class SelfViTForDINOv2(MomentumTeacher, SelfViTPreTrainedModel):
         )
         self.update_teacher(momentum)
         self.loss.update_centers()
-        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
-        return {"teacher_momentum": momentum} | {name: x.item() for name, x in metrics.items()}
+        return {"teacher_momentum": momentum} | self._metrics.take()
 
 
 __all__ = [

@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_distill import DistillConfig
 from ..configuration.configuration_selfvit import SelfViTConfig
-from .distributed import all_gather, mean_over_processes
+from .distributed import StepMetrics, all_gather
 from .frozen_teacher import FrozenTeacher, TeacherFeatures, open_teacher
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .observations import mean_cosine
@@ -236,7 +236,7 @@ class SelfViTForDistill(SelfViTPreTrainedModel):
         self.head = DistillHead(config.hidden_size, config.distill_config)
         self.loss = DistillLoss(config.distill_config)
         self._teacher: FrozenTeacher | None = None
-        self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
+        self._metrics = StepMetrics()
         self.post_init()
 
     @torch.no_grad()
@@ -307,7 +307,7 @@ class SelfViTForDistill(SelfViTPreTrainedModel):
         )
         output = self.loss(projected, patches, grid, teacher)
         if self.training:
-            self._metrics = {name: output[name].detach() for name in output if name != "loss"}
+            self._metrics.add(**{name: output[name] for name in output if name != "loss"})
         if self.training and self.observations is not None:
             self.observations.record(
                 class_tokens,
@@ -318,8 +318,7 @@ class SelfViTForDistill(SelfViTPreTrainedModel):
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
         """Add the teacher's vectors of this step to the queue."""
         self.loss.update_queue()
-        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
-        return {name: value.item() for name, value in metrics.items()}
+        return self._metrics.take()
 
 
 __all__ = [

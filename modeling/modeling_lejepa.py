@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_lejepa import LeJEPAConfig
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
-from .distributed import all_gather, all_reduce_sum, mean_over_processes, several_processes
+from .distributed import StepMetrics, all_gather, all_reduce_sum, several_processes
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 
 STD_EPS = 1e-4  # VISReg, added to the std that the shape term divides by
@@ -294,7 +294,7 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
         self.vit = SelfViTModel(config)
         self.head = LeJEPAHead(config.embedding_size if pooled else config.hidden_size, lejepa)
         self.loss = LeJEPALoss(lejepa)
-        self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
+        self._metrics = StepMetrics()
         self.post_init()
 
     @torch.no_grad()
@@ -337,7 +337,7 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
         projections = self.head(torch.cat(features)).unflatten(0, (-1, batch_size))  # (V, B, E)
         output = self.loss(projections, num_global_views)
         if self.training:
-            self._metrics = {name: output[name].detach() for name in output if name != "loss"}
+            self._metrics.add(**{name: output[name] for name in output if name != "loss"})
         if self.training and self.observations is not None:
             with torch.no_grad():
                 values = projections.float()
@@ -358,8 +358,7 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
         """Draw the slices of the next step."""
         self.loss.draw_slices(seed=step + 1)
-        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
-        return {name: value.item() for name, value in metrics.items()}
+        return self._metrics.take()
 
 
 __all__ = [

@@ -40,7 +40,7 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration.configuration_pmsn import PMSNConfig
 from ..configuration.configuration_selfvit import SelfViTConfig
 from .batch_norm import BatchNorm
-from .distributed import all_reduce_logsumexp, all_reduce_sum, mean_over_processes
+from .distributed import StepMetrics, all_reduce_logsumexp, all_reduce_sum
 from .masking import ids_to_keep, num_to_keep
 from .modeling_selfvit import SelfViTModel, SelfViTPreTrainedModel
 from .momentum_teacher import MomentumTeacher
@@ -258,7 +258,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
         self.student = PMSNNetwork(config)
         self.prototypes = nn.Parameter(torch.empty(pmsn.num_prototypes, pmsn.head_output_size))
         self.loss = PMSNLoss(pmsn)
-        self._metrics: dict[str, Tensor] = {}  # metrics of the last training step
+        self._metrics = StepMetrics()
         self.post_init()
         self.init_teacher_from_student()
         self.train()
@@ -324,10 +324,8 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             anchors.append(self._project(focal_views))
         output = self.loss(torch.cat(anchors), targets, self.prototypes)
         if self.training:
-            self._metrics = {
-                name: output[name].detach()
-                for name in ("cross_entropy", "regularizer", "mean_entropy")
-            }
+            terms = ("cross_entropy", "regularizer", "mean_entropy")
+            self._metrics.add(**{name: output[name] for name in terms})
         if self.training and self.observations is not None:
             with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
                 log_targets = self.loss.log_targets(targets, self.prototypes)
@@ -374,8 +372,7 @@ class SelfViTForPMSN(MomentumTeacher, SelfViTPreTrainedModel):
             step, num_steps + 1, pmsn.teacher_momentum, pmsn.teacher_momentum_end
         )
         self.update_teacher(momentum)
-        metrics = {name: mean_over_processes(value) for name, value in self._metrics.items()}
-        return {"teacher_momentum": momentum} | {name: x.item() for name, x in metrics.items()}
+        return {"teacher_momentum": momentum} | self._metrics.take()
 
 
 __all__ = ["PMSNHead", "PMSNLoss", "PMSNOutput", "SelfViTForPMSN"]

@@ -73,9 +73,9 @@ def _starting_model(run: RunConfig) -> Any:
         if run.is_classifier:
             _sort_classes(whole.classifier, stored, run.model)
         if config is not run.model:
-            weights = _fitted_weights(whole.state_dict(), config, run.model)
+            fitted = _fitted_weights(whole.state_dict(), config, run.model)
             whole = model_class(run.model)
-            whole.load_state_dict(weights)
+            whole.load_state_dict(fitted)
         whole.start_new_run()
         return whole
     model: Any = model_class(run.model)

@@ -417,12 +417,15 @@ def test_slices_are_new_in_each_step_and_saved(tmp_path):
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
 def test_terms_of_the_last_step_are_metrics(regularizer):
     model = make_model(lejepa={"regularizer": regularizer}).train()
-    output = model(**make_views())
-    metrics = model.after_optimizer_step(0, 10)
     names = {"invariance", "regularizer"}
     if regularizer == "visreg":
         names |= {"center", "scale", "shape"}
-    assert metrics == {name: output[name].item() for name in names}
+    outputs = [model(**make_views(seed=seed)) for seed in (0, 1)]  # two micro-batches
+    metrics = model.after_optimizer_step(0, 10)
+    expected = {name: (outputs[0][name] + outputs[1][name]).item() / 2 for name in names}
+    assert metrics == pytest.approx(expected)
+    output = model(**make_views())
+    assert model.after_optimizer_step(1, 10) == {name: output[name].item() for name in names}
 
 
 @pytest.mark.parametrize("regularizer", REGULARIZERS)
