@@ -36,8 +36,9 @@ class DINOConfig(ObjectiveConfig):
         freeze_last_layer_ratio: Fraction of the steps, from the start, in which the last layer is
             frozen.
         koleo_weight: Weight of the KoLeo regularizer on the class tokens of the global views
-            (from DINOv2; DINO has none). It compares the images of a micro-batch, so gradient
-            accumulation is not exactly equivalent to a larger batch.
+            (from DINOv2; DINO has none), a mean over the views, of which DINOv2 has the sum. It
+            compares the images of a micro-batch, so gradient accumulation is not exactly
+            equivalent to a larger batch.
     """
 
     model_type = "selfvit_dino"

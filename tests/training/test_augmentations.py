@@ -176,6 +176,14 @@ def test_mae_crop_equals_crop_and_flip_with_uniform_noise_for_the_mask():
     assert len(np.unique(numbers)) > 630
 
 
+def test_the_whole_area_is_the_largest_undistorted_part_in_the_center():
+    whole = CropAndFlip(crop_scale=[1.0, 1.0], flip_probability=0)
+    image = pixels(100, 40)
+    view = whole(image, rng(0), (40, 40), 8)["pixel_values"]
+    assert np.array_equal(view, image[:, 30:70].transpose(2, 0, 1))
+    assert whole.crops((100, 40), (32, 64), rng(0)) == [((40, 0, 20, 40), (32, 64))]
+
+
 def test_random_erasing_follows_its_probability_and_is_applied_after_the_crop():
     image, plain = pixels(40, 40), CropAndFlip()
     same = []

@@ -56,6 +56,22 @@ def random_crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
+def central_box(size: tuple[int, int], view_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest box in the center of an image that has the proportions of a view.
+
+    Args:
+        size: Height and width of the image, pixels.
+        view_size: Height and width of the view, pixels.
+
+    Returns:
+        (top, left, height, width) in pixels.
+    """
+    (height, width), (view_height, view_width) = size, view_size
+    crop_height = min(height, max(1, round(width * view_height / view_width)))
+    crop_width = min(width, max(1, round(height * view_width / view_height)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
 def random_crops(
     count: int,
     size: tuple[int, int],
@@ -244,6 +260,7 @@ def _random_levels(shape: tuple[int, ...], dtype: np.dtype, rng: np.random.Gener
 
 
 __all__ = [
+    "central_box",
     "blur",
     "crop_and_resize",
     "erase_box",

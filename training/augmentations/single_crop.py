@@ -9,7 +9,14 @@ import numpy as np
 
 from ..options import option
 from .base import Augmentation, Crop, count_patches
-from .functional import crop_and_resize, erase_box, flip, jitter_color, random_crops
+from .functional import (
+    central_box,
+    crop_and_resize,
+    erase_box,
+    flip,
+    jitter_color,
+    random_crops,
+)
 from .mixup import cutmix, mixup, random_cut_box, random_partners, smooth_labels
 from .randaugment import rand_augment
 from .randaugment_arrays import ARRAY_OPERATIONS
@@ -44,7 +51,9 @@ class CropAndFlip(Augmentation):
     def crops(
         self, size: tuple[int, int], image_size: tuple[int, int], rng: np.random.Generator
     ) -> list[Crop]:
-        """Draw the box of the crop."""
+        """Draw the box of the crop; for the whole area, the largest undistorted central one."""
+        if min(self.crop_scale) == 1:
+            return [(central_box(size, image_size), image_size)]
         return random_crops(1, size, self.crop_scale, image_size, rng)
 
     def rgb_only(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def dino_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
       frozen for the first tenth of the steps.
     - Learning rate: ten times lower than in pretraining, with layer-wise decay, so that the lower
       blocks, which are the most general, change least.
-    - KoLeo: a weight of 0.1, as in DINOv2, keeps class tokens spread out. With few images, they
+    - KoLeo (from DINOv2) with a weight of 0.1 keeps class tokens spread out. With few images, they
       would otherwise concentrate in a few directions (4 points of k-NN in `dino_demo`).
     - Crops: less extreme, with global views of 0.25 to 1 of the area, as images of small datasets
       often show one subject that fills the image.

@@ -36,7 +36,8 @@ def dinov2_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunCon
 
     For the long setup of the paper (train/vitl14.yaml), add `--separate-patch-head --num-prototypes
     131072 --head-bottleneck-size 384 --sinkhorn-iterations 3 --teacher-momentum 0.994
-    --weight-decay-end 0.2 --layer-decay 1 --base-learning-rate 0.00005 --epochs 500`.
+    --weight-decay-end 0.2 --layer-decay 1 --base-learning-rate 0.00005 --epochs 500 --warmup-ratio
+    0.16 --teacher-temperature-warmup-ratio 0.06 --freeze-last-layer-ratio 0.002`.
     """
     return RunConfig(
         recipe="dinov2_vits16_in1k",
