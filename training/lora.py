@@ -77,7 +77,8 @@ def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
     """Add adapters to the student's encoder and to the teacher's, in place.
 
     Both encoders start from the teacher's weights, even with `init_scope="all"`: they share one
-    base, and the teacher is the network that AutoModel opens. Heads do not change.
+    base, and the teacher is the network that AutoModel opens. Heads do not change. A mask token
+    that the objective uses is trained as well, since that of a checkpoint may be new.
 
     Args:
         model: Model with pretrained weights.
@@ -91,12 +92,14 @@ def add_adapters(model: Any, config: LoRAConfig, base: str) -> None:
     encoder, teacher = model.trained_encoder, model.vit
     if encoder is teacher:
         inject(adapter, encoder)  # sets requires_grad=False for all but the adapters
+        _train_mask_token(model)
         return
     copy_student(teacher, encoder)
     for network in (encoder, teacher):
         inject(copy.deepcopy(adapter), network)
     copy_student(encoder, teacher)
     _share_base(encoder, teacher)
+    _train_mask_token(model)
     model.train(model.training)  # sets requires_grad=False for the teacher, adapters included
 
 
@@ -140,11 +143,19 @@ def _peft() -> Any:
 
 
 def _share_base(encoder: nn.Module, teacher: nn.Module) -> None:
-    """Replace the teacher's parameters, except its adapters, by those of the other encoder."""
+    """Replace the teacher's parameters by those of the other encoder.
+
+    Adapters and the mask token stay its own.
+    """
     for name, parameter in encoder.named_parameters():
-        if ADAPTER_INFIX not in name:
+        if ADAPTER_INFIX not in name and not name.endswith("mask_token"):
             owner, _, attribute = name.rpartition(".")
             setattr(teacher.get_submodule(owner), attribute, parameter)
+
+
+def _train_mask_token(model: Any) -> None:
+    if model.uses_mask_token:
+        model.trained_encoder.embeddings.mask_token.requires_grad_(True)
 
 
 def has_adapters(model: Any) -> bool:
