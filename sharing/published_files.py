@@ -34,6 +34,8 @@ RUN_FILE = "training.yaml"
 STATE_FILE = "trainer_state.json"
 # Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
+# Weights of a checkpoint, in one file or in shards; model_ema.safetensors, for example, is not.
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
 LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
 TEACHER = "teacher"  # key in RUN_FILE and config.json, of a distillation
@@ -141,8 +143,8 @@ def _strip(section: dict[str, Any]) -> None:
 
 
 def is_weight_file(path: str) -> bool:
-    """Return whether transformers could load a file of a repository as weights."""
-    return path == INDEX or fnmatch(path, "model*.safetensors")
+    """Return whether a file of a repository has the name of weights of a published checkpoint."""
+    return path == INDEX or WEIGHT_FILE.fullmatch(path) is not None
 
 
 def _check_finished(folder: Path) -> None:
