@@ -265,6 +265,18 @@ class TestErrors:
         assert not (tmp_path / "space").exists()
 
 
+def test_the_path_of_a_teacher_is_not_in_it(checkpoints, tmp_path):
+    checkpoint = shutil.copytree(checkpoints["distill"], tmp_path / "model")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["distill_config"]["teacher"] = str(tmp_path / "teacher")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    noise(40, 30).save(tmp_path / "image.png")
+    found = embed(checkpoint, tmp_path / "image.png", tmp_path / "v")
+    space_folder.write_space(checkpoint, found, tmp_path / "space")
+    stored = json.loads((tmp_path / "space" / "checkpoint" / "config.json").read_text())
+    assert stored["distill_config"]["teacher"] == "teacher"  # was the whole path
+
+
 def test_rows_are_evenly_spaced():
     assert choose_rows(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert choose_rows(100, 5).tolist() == [0, 25, 50, 74, 99]
