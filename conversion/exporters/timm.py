@@ -215,7 +215,8 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
             "do_resize of the image processor must be true, because timm's transforms always "
             f"resize. Change it in {IMAGE_PROCESSOR_NAME}."
         )
-    size, resample = dict(processor.size), int(processor.resample)
+    resample = BICUBIC if processor.resample is None else int(processor.resample)
+    size = dict(processor.size)
     if resample not in RESAMPLING:
         raise ValueError(
             f"resample ({processor.resample}) of the image processor must be "

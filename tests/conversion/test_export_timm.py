@@ -112,6 +112,15 @@ def test_an_export_for_timm_without_resizing_is_an_error(make_checkpoint, tmp_pa
         export(checkpoint, tmp_path / "out", to="timm")
 
 
+def test_a_processor_without_an_interpolation_has_the_bicubic_one(make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()  # this was a TypeError
+    stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**stored, "resample": None}))
+    export(checkpoint, tmp_path / "out", to="timm")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["pretrained_cfg"]["interpolation"] == "bicubic"
+
+
 def test_names_match_timm_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(), tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
