@@ -102,6 +102,12 @@ def test_weights_of_another_architecture_have_no_known_format(tmp_path):
     assert "known weight format" in message and "conv1.weight" in message
 
 
+@pytest.mark.parametrize("option", [{"norm_pix_loss": False}, {"decoder_num_heads": 3}])
+def test_options_of_the_decoder_need_a_decoder(option, tmp_path):
+    message = refused(golden_weights("dino_vit"), tmp_path, num_heads=3, **option)
+    assert f"{next(iter(option))} ({next(iter(option.values()))}) belongs to the decoder" in message
+
+
 def test_an_unknown_number_of_heads_is_requested(tmp_path):
     assert "--num-heads" in refused(golden_weights("dino_vit"), tmp_path)
     assert "must divide" in refused(golden_weights("dino_vit"), tmp_path, num_heads=5)
