@@ -68,7 +68,8 @@ def convert(
         norm_pix_loss: Whether the MAE decoder predicts normalized pixels, which no tensor reveals.
             Default: as in the source's configuration, or False.
         statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5). Default: those
-            that the source stores, or the convention of its format.
+            that the source stores, or the convention of its format. Image size and interpolation
+            of a stored image processor are kept.
         image_mean: Mean per channel, for values in [0, 1], instead of `statistics`. `selfvit stats`
             measures it. Default for other numbers of channels than 3: 0.5.
         image_std: Std per channel, likewise.
