@@ -148,11 +148,24 @@ def test_encoders_that_timm_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_preprocessing_that_timm_cannot_express_is_refused(make_checkpoint, tmp_path):
-    checkpoint = make_checkpoint()
+@pytest.mark.parametrize(
+    ("image_size", "changed", "message"),
+    [
+        (32, {"resample": Image.Resampling.LANCZOS}, "must be bilinear or bicubic for timm"),
+        # timm resizes in another way; these were exported without a message
+        (32, {"size": {"shortest_edge": 40, "longest_edge": 44}}, "must be a shortest edge, foll"),
+        ([16, 40], {"size": {"shortest_edge": 48}}, "followed by a square center crop"),
+    ],
+    ids=["lanczos", "longest edge", "not square"],
+)
+def test_preprocessing_that_timm_cannot_express_is_refused(
+    image_size, changed, message, make_checkpoint, tmp_path
+):
+    checkpoint = make_checkpoint(image_size=image_size)
+    sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+    crop = {"do_center_crop": True, "crop_size": dict(zip(("height", "width"), sides, strict=True))}
     stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
-    stored["resample"] = Image.Resampling.LANCZOS
-    (checkpoint / "preprocessor_config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="must be bilinear or bicubic for timm"):
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**stored, **crop, **changed}))
+    with pytest.raises(ValueError, match=message):
         export(checkpoint, tmp_path / "out", to="timm")
     assert not list(tmp_path.iterdir())
