@@ -247,6 +247,7 @@ class TestErrors:
             ((checkpoint, "--space", NAME), "choose it with --vectors"),
             ((checkpoint, NAME, "--vectors", vectors), "--vectors is for a Space"),
             ((checkpoint, NAME, "--output", tmp_path), "--output is for a Space"),
+            ((checkpoint, NAME, "--space-images", 1000), "--space-images is for a Space"),
             ((checkpoint, *space, "--include", "*.txt"), "--include adds files of a checkpoint"),
             ((checkpoint, "--space", "name", "--vectors", vectors, *local), "must be USER/NAME"),
             ((checkpoint, *space, "--output", tmp_path / "full"), "must be a new or an empty fold"),
