@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from selfvit.cli import app
 from selfvit.data.sources import open_images
-from selfvit.exploration.app.subset import choose_rows
+from selfvit.exploration.app.subset import _public_names, choose_rows
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.maps import lay_out, load_positions
 from selfvit.exploration.search import search
@@ -287,9 +287,15 @@ def test_rows_are_evenly_spaced():
 
 def test_absolute_names_lose_their_folder(checkpoints, vectors, tmp_path):
     images = sorted((vectors.parent / "images").rglob("*.png"))[:2]
-    (tmp_path / "list.txt").write_text("\n".join(map(str, images)))
+    noise(40, 30).save(tmp_path / "c.png")
+    (tmp_path / "list.txt").write_text("\n".join([*map(str, images), "c.png"]))
     found = embed(checkpoints["dino"], tmp_path / "list.txt", tmp_path / "v")
     folder = tmp_path / "space"
     space_folder.write_space(checkpoints["dino"], found, folder)
-    assert all(not name.startswith("/") for name in Collection(folder / "vectors").ids)
+    # with a relative name among them, all names remained absolute
+    assert Collection(folder / "vectors").ids == ["00.png", "02.png", "c.png"]
     assert json.loads((folder / "vectors" / "metadata.json").read_text())["model"] == "checkpoint"
+
+
+def test_absolute_names_without_a_common_folder_keep_their_last_one():
+    assert _public_names(["/home/me/b/0.png", "/data/a/0.png"]) == ["b/0.png", "a/0.png"]
