@@ -12,17 +12,20 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..configuration.configuration_selfvit import SelfViTConfig
-from ..embedding.preprocessing import build_processor
+from ..embedding.preprocessing import GEOMETRY, build_processor
 from ..errors import one_line
 from ..modeling.image_processing_selfvit import SelfViTImageProcessor
 from .infer_grid import GUESS
 from .weight_format import STATISTICS, Draft
 
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std, one value per channel
 HALF = 0.5  # mean and std if nothing is known: pixel values from -1 to 1
 
 
 def choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:
     """Return the image processor of the source or of its format's convention, and its origin.
+
+    Mean and std of the options replace those of the source; its size and interpolation are kept.
 
     Args:
         draft: Matched draft. A guess of mean and std is recorded in it.
@@ -32,23 +35,19 @@ def choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProc
         ValueError: If the processor of the source cannot be used, or mean and std do not have one
             value per channel.
     """
-    options, folder = draft.options, draft.file.folder
+    folder = draft.file.folder
     file = None if folder is None else folder / IMAGE_PROCESSOR_NAME
     stored = file if file is not None and file.is_file() else None
-    if options.image_mean is not None and options.image_std is not None:
-        for name, values in (("image_mean", options.image_mean), ("image_std", options.image_std)):
-            _check_length(name, values, config.num_channels)
-        return _build(draft, config, options.image_mean, options.image_std), "option: image_mean"
-    if options.statistics is not None:
-        mean, std = STATISTICS[options.statistics]
-        if options.statistics == "half":
-            mean = std = [HALF] * config.num_channels
-        _check_length(f"statistics {options.statistics}", mean, config.num_channels)
-        return _build(draft, config, mean, std), "option: statistics"
+    source = f"{IMAGE_PROCESSOR_NAME} of the source"
+    given, origin = _given_statistics(draft, config.num_channels)
+    if given is not None and stored is not None:
+        return _open_stored(stored, config, given), f"{origin}; {source}"
+    if given is not None:
+        return _build(draft, config, *given), origin
     if config.num_channels != 3:
         return _choose_for_channels(draft, config, stored)
     if stored is not None:
-        return _open_stored(stored, config), f"{IMAGE_PROCESSOR_NAME} of the source"
+        return _open_stored(stored, config), source
     wanted = draft.preprocessing
     if wanted.origin.startswith("convention"):
         draft.add_guess(
@@ -59,6 +58,22 @@ def choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProc
     return _build(draft, config, wanted.mean, wanted.std), wanted.origin
 
 
+def _given_statistics(draft: Draft, num_channels: int) -> tuple[Statistics | None, str]:
+    """Return mean and std of the options, or None, and their origin."""
+    options = draft.options
+    if options.image_mean is not None and options.image_std is not None:
+        for name, values in (("image_mean", options.image_mean), ("image_std", options.image_std)):
+            _check_length(name, values, num_channels)
+        return (options.image_mean, options.image_std), "option: image_mean"
+    if options.statistics is None:
+        return None, ""
+    mean, std = STATISTICS[options.statistics]
+    if options.statistics == "half":
+        mean = std = [HALF] * num_channels
+    _check_length(f"statistics {options.statistics}", mean, num_channels)
+    return (mean, std), "option: statistics"
+
+
 def _choose_for_channels(
     draft: Draft, config: SelfViTConfig, stored: Path | None
 ) -> tuple[BaseImageProcessor, str]:
@@ -66,11 +81,10 @@ def _choose_for_channels(
     channels = config.num_channels
     if stored is not None:
         values = _read_settings(stored)
-        if values.get("image_processor_type") == SelfViTImageProcessor.__name__:
-            return _open_stored(stored, config), f"{IMAGE_PROCESSOR_NAME} of the source"
+        is_own = values.get("image_processor_type") == SelfViTImageProcessor.__name__
         mean, std = values.get("image_mean") or (), values.get("image_std") or ()
-        if _is_per_channel(mean, channels) and _is_per_channel(std, channels):
-            return _build(draft, config, mean, std), f"{IMAGE_PROCESSOR_NAME} of the source"
+        if is_own or (_is_per_channel(mean, channels) and _is_per_channel(std, channels)):
+            return _open_stored(stored, config), f"{IMAGE_PROCESSOR_NAME} of the source"
     wanted = draft.preprocessing
     if len(wanted.mean) == channels and len(wanted.std) == channels:  # timm's pretrained_cfg
         return _build(draft, config, wanted.mean, wanted.std), wanted.origin
@@ -80,13 +94,20 @@ def _choose_for_channels(
         "--image-mean and --image-std, which `selfvit stats` measures on the training images",
     )
     half = (HALF,) * channels
-    return _build(draft, config, half, half), f"{GUESS}: mean and std {HALF} for every channel"
+    processor = (
+        _build(draft, config, half, half)
+        if stored is None
+        else _open_stored(stored, config, (half, half))
+    )
+    return processor, f"{GUESS}: mean and std {HALF} for every channel"
 
 
 def _build(
     draft: Draft, config: SelfViTConfig, mean: Sequence[float], std: Sequence[float]
 ) -> BaseImageProcessor:
     wanted = draft.preprocessing
+    if wanted.guess:
+        draft.add_guess("size, resample", wanted.guess)
     return build_processor(
         config,
         resize=wanted.resize,
@@ -119,9 +140,18 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return values
 
 
-def _open_stored(file: Path, config: SelfViTConfig) -> BaseImageProcessor:
-    """Return the processor of the source, after a check of the pixels that it gives."""
-    is_own = _read_settings(file).get("image_processor_type") == SelfViTImageProcessor.__name__
+def _open_stored(
+    file: Path, config: SelfViTConfig, statistics: Statistics | None = None
+) -> BaseImageProcessor:
+    """Return the processor of the source, after a check of the pixels that it gives.
+
+    Args:
+        file: File of the processor.
+        config: Configuration of the converted model.
+        statistics: Mean and std that replace those of the file, or None.
+    """
+    values = _read_settings(file)
+    is_own = values.get("image_processor_type") == SelfViTImageProcessor.__name__
     advice = "Correct it, or remove the file to use the convention of the format."
     try:
         processor: Any = (
@@ -129,7 +159,14 @@ def _open_stored(file: Path, config: SelfViTConfig) -> BaseImageProcessor:
             if is_own
             else AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
         )
-        channels = processor.num_channels if is_own else 3  # stock classes take RGB
+        if statistics is not None:
+            mean, std = map(list, statistics)
+            changed = {"image_mean": mean, "image_std": std, "do_normalize": True}
+            processor = processor.from_dict({**processor.to_dict(), **changed})
+        if not is_own and config.num_channels != 3:  # stock classes take RGB
+            settings = {name: getattr(processor, name, None) for name in GEOMETRY}
+            processor = SelfViTImageProcessor(num_channels=config.num_channels, **settings)
+        channels = getattr(processor, "num_channels", None) or 3
         image = np.zeros((200, 300, channels), dtype=np.uint8)
         pixels = processor(image, return_tensors="pt")["pixel_values"]
     except (

@@ -68,7 +68,8 @@ def convert(
         norm_pix_loss: Whether the MAE decoder predicts normalized pixels, which no tensor reveals.
             Default: as in the source's configuration, or False.
         statistics: Mean and std of the preprocessing: "imagenet" or "half" (0.5). Default: those
-            that the source stores, or the convention of its format.
+            that the source stores, or the convention of its format. Image size and interpolation
+            of a stored image processor are kept.
         image_mean: Mean per channel, for values in [0, 1], instead of `statistics`. `selfvit stats`
             measures it. Default for other numbers of channels than 3: 0.5.
         image_std: Std per channel, likewise.
@@ -106,6 +107,7 @@ def convert(
 
 def _convert(draft: Draft, source: str | Path, output: Path, save_code: bool) -> Conversion:
     """Write the checkpoint of a matched draft."""
+    _check_decoder_options(draft)
     model, config = build_model(draft)
     processor, processor_origin = choose_processor(draft, config)
     provenance = _find_provenance(draft)
@@ -185,6 +187,17 @@ def _check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} ({value}) must be at least 1.")
+
+
+def _check_decoder_options(draft: Draft) -> None:
+    """Check that there is a decoder if an option is about it."""
+    for name in ("decoder_num_heads", "norm_pix_loss"):
+        value = getattr(draft.options, name)
+        if value is not None and "mae_config" not in draft.fields:
+            raise ValueError(
+                f"{name} ({value}) belongs to the decoder of MAE, but {draft.file.description!r} "
+                f"({draft.kind}) has none; leave it out."
+            )
 
 
 def _check_folder(output: Path, overwrite: bool) -> None:

@@ -226,7 +226,10 @@ def _read_weights(file: Path) -> tuple[Any, dict[str, Any]]:
     with open(file, "rb") as opened:
         start = opened.read(16)
     # Detected by content: a safetensors file starts with 8 bytes for the header size, then "{".
-    if start[8:9] == b"{" and start[:2] not in (b"PK", b"\x80\x02"):
+    # The size may look like the start of a zip file or pickle, whose 8 bytes are a larger number.
+    end_of_header = 8 + int.from_bytes(start[:8], "little")
+    fits = end_of_header <= file.stat().st_size
+    if start[8:9] == b"{" and (fits or start[:2] not in (b"PK", b"\x80\x02")):
         try:
             return load_file(file), {}
         except SafetensorError as error:

@@ -42,6 +42,7 @@ class Preprocessing:
         resample: `BICUBIC` or `BILINEAR`.
         crop_ratio: Length of the shorter side before the crop, as a multiple of the crop size.
         origin: Source of these values, in words.
+        guess: Assumption about size and interpolation, and how to correct it, or "".
     """
 
     mean: Sequence[float] = tuple(IMAGENET_DEFAULT_MEAN)
@@ -50,6 +51,7 @@ class Preprocessing:
     resample: int = BICUBIC
     crop_ratio: float = 256 / 224
     origin: str = "convention: ImageNet mean and std, as in the paper's evaluation"
+    guess: str = ""
 
 
 STATISTICS = {

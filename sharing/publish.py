@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers.utils import CONFIG_NAME
 
 from .hub_access import (
     RETRIES,
@@ -24,14 +23,7 @@ from .hub_access import (
     signed_in,
 )
 from .provenance import CARD
-from .published_files import (
-    RUN_FILE,
-    PublishedFiles,
-    choose_files,
-    is_weight_file,
-    strip_local_paths,
-    strip_teacher_path,
-)
+from .published_files import PublishedFiles, choose_files, is_weight_file, published_content
 
 # Places where a card names its own folder: from_pretrained("my_model"), pipeline(model="my_model"),
 # `selfvit embed my_model`, and --model my_model in older cards. A name with a slash is a Hub id.
@@ -274,12 +266,8 @@ class _Upload:
         """
         if self.target.repo_type == "space":  # whose writer has adapted them
             return self.folder / path
-        if path == RUN_FILE:
-            return strip_local_paths((self.folder / path).read_text(encoding="utf-8")).encode()
-        if path == CONFIG_NAME:
-            return strip_teacher_path((self.folder / path).read_text(encoding="utf-8")).encode()
         if path != CARD:
-            return self.folder / path
+            return published_content(self.folder / path)
         text = (self.folder / path).read_text(encoding="utf-8")
         text = IN_PYTHON.sub(rf"\1\2{self.target.repo_id}\2", text)
         return IN_SHELL.sub(rf"\g<1>{self.target.repo_id}", text).encode()

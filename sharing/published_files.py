@@ -34,6 +34,8 @@ RUN_FILE = "training.yaml"
 STATE_FILE = "trainer_state.json"
 # Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
 PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
+# Weights of a checkpoint, in one file or in shards; model_ema.safetensors, for example, is not.
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
 LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
 TEACHER = "teacher"  # key in RUN_FILE and config.json, of a distillation
@@ -98,6 +100,16 @@ def choose_files(folder: Path, include: Sequence[str] = ()) -> PublishedFiles:
     return PublishedFiles(architecture, sent, left_out)
 
 
+def published_content(file: Path) -> Path | bytes:
+    """Return a file to publish, or the text of a training.yaml or config.json without local paths.
+
+    Args:
+        file: File of a checkpoint folder or of a subfolder.
+    """
+    strip = {RUN_FILE: strip_local_paths, CONFIG_NAME: strip_teacher_path}.get(file.name)
+    return file if strip is None else strip(file.read_text(encoding="utf-8")).encode()
+
+
 def strip_local_paths(run: str) -> str:
     """Return the text of a training.yaml with local paths reduced to their last part.
 
@@ -131,18 +143,21 @@ def _strip(section: dict[str, Any]) -> None:
     for name, value in section.items():
         if isinstance(value, dict):
             _strip(value)
-        elif (
-            name in (*LOCAL_PATHS, TEACHER)
-            and isinstance(value, str)
-            and value
-            and hub_id(value) is None
-        ):
-            section[name] = display_name(value)
+        elif name in (*LOCAL_PATHS, TEACHER):
+            section[name] = _without_folders(value)
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a path, or a list of paths, reduced to the last part; Hub ids are kept."""
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    is_path = isinstance(value, str) and value and hub_id(value) is None
+    return display_name(value) if is_path else value
 
 
 def is_weight_file(path: str) -> bool:
-    """Return whether transformers could load a file of a repository as weights."""
-    return path == INDEX or fnmatch(path, "model*.safetensors")
+    """Return whether a file of a repository has the name of weights of a published checkpoint."""
+    return path == INDEX or WEIGHT_FILE.fullmatch(path) is not None
 
 
 def _check_finished(folder: Path) -> None:
@@ -250,6 +265,7 @@ __all__ = [
     "choose_files",
     "read_card",
     "is_weight_file",
+    "published_content",
     "strip_local_paths",
     "strip_teacher_path",
 ]

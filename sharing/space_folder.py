@@ -23,7 +23,7 @@ from ..exploration.app.explorer import Explorer
 from ..exploration.app.subset import IMAGES, LONGEST_SIDE, VECTORS, choose_rows, write_subset
 from ..exploration.collection import Collection
 from .provenance import CARD
-from .published_files import RUN_FILE, choose_files, read_card, strip_local_paths
+from .published_files import choose_files, published_content, read_card
 
 MAX_IMAGES = 1000
 MAX_BYTES = 1_000_000_000  # of the repository of a Space (hub/storage-limits, November 2026)
@@ -203,11 +203,11 @@ def _version() -> str:
 def _copy_checkpoint(source: Path, files: list[str], target: Path) -> None:
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if name == RUN_FILE:
-            run = (source / name).read_text(encoding="utf-8")
-            (target / name).write_text(strip_local_paths(run), encoding="utf-8")
+        content = published_content(source / name)
+        if isinstance(content, bytes):
+            (target / name).write_bytes(content)
         else:
-            shutil.copyfile(source / name, target / name)
+            shutil.copyfile(content, target / name)
 
 
 def _copy_package(folder: Path) -> None:

@@ -21,7 +21,7 @@ from ...modeling.checkpoints.processor_code import PROCESSING
 from ...modeling.checkpoints.resolve import resolve_checkpoint
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.modeling_selfvit import SelfViTModel
-from ...sharing.provenance import EXPORT_FILE, read_provenance
+from ...sharing.provenance import EXPORT_FILE, display_name, hub_id, read_provenance
 from .fidelity import Fidelity
 from .onnx import Int8, check_onnx, write_onnx
 from .sentence_transformers import (
@@ -137,7 +137,7 @@ def export(
         report = ExportReport(output, encoder.config.pooling, fidelity)
         content = {
             **_describe(report, normalize),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(checkpoint) if hub_id(checkpoint) else display_name(checkpoint),
             "license": provenance.license,
             "license_name": provenance.license_name,
             "license_link": provenance.license_link,

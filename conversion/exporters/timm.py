@@ -215,7 +215,8 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
             "do_resize of the image processor must be true, because timm's transforms always "
             f"resize. Change it in {IMAGE_PROCESSOR_NAME}."
         )
-    size, resample = dict(processor.size), int(processor.resample)
+    resample = BICUBIC if processor.resample is None else int(processor.resample)
+    size = dict(processor.size)
     if resample not in RESAMPLING:
         raise ValueError(
             f"resample ({processor.resample}) of the image processor must be "
@@ -224,7 +225,8 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
     crops = processor.do_center_crop
     last = dict(processor.crop_size) if crops else size
     fits = (last.get("height"), last.get("width")) == (height, width)
-    if fits and crops and size.get("shortest_edge"):
+    keeps_ratio = size.get("shortest_edge") and not size.get("longest_edge")
+    if fits and crops and keeps_ratio and height == width:  # for others, timm resizes differently
         ratio = height / size["shortest_edge"]
         if int(height / ratio) < size["shortest_edge"]:  # timm rounds down
             ratio = math.nextafter(ratio, 0)
@@ -233,9 +235,9 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
         crop = {"crop_pct": 1.0, "crop_mode": "squash"}
     else:
         raise ValueError(
-            f"size ({size}) of the image processor must be a shortest edge, followed by a center "
-            f"crop of {height} x {width}, or {height} x {width} without a crop; timm's transforms "
-            f"have no other mode. Change it in {IMAGE_PROCESSOR_NAME}."
+            f"size ({size}) of the image processor must be a shortest edge, followed by a square "
+            f"center crop of the image size ({height} x {width}), or this size without a crop; "
+            f"timm's transforms have no other mode. Change it in {IMAGE_PROCESSOR_NAME}."
         )
     return {
         "input_size": [config.num_channels, height, width],

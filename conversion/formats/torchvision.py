@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..key_mapping import add_prefixes
-from ..weight_format import BILINEAR, Draft, Preprocessing, WeightFormat
+from ..weight_format import BICUBIC, BILINEAR, Draft, Preprocessing, WeightFormat
 
 ENCODER = {
     "class_token": "embeddings.cls_token",
@@ -30,10 +30,21 @@ PREPROCESSING = Preprocessing(
     resample=BILINEAR,
     origin="convention: torchvision's preset, ImageNet mean and std, bilinear",
 )
+# torchvision/models/vision_transformer.py, SWAG_E2E_V1: 384, 512 or 518 pixels
+OTHER_SIZES = Preprocessing(
+    crop_ratio=1.0,
+    resample=BICUBIC,
+    origin="convention: torchvision's preset of its larger weights, ImageNet mean and std, bicubic",
+    guess="weights for other sizes than 224 have torchvision's preset of its larger ones, without "
+    "margins around the crop and bicubic. If the source has another one, correct "
+    "preprocessor_config.json",
+)
 
 
 def adapt(draft: Draft) -> None:
-    """Keep the classifier if it is a linear layer on the class token."""
+    """Choose the preprocessing, and keep the classifier if it is linear on the class token."""
+    if draft.fields["image_size"] != 224:
+        draft.preprocessing = OTHER_SIZES
     if not draft.has_weights("classifier."):
         return
     if any(".pre_logits." in f".{name}" for name in draft.left_out):

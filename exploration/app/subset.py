@@ -105,11 +105,24 @@ def _encoded_image(explorer: Explorer, row: int) -> bytes | None:
 
 
 def _public_names(names: Sequence[str]) -> list[str]:
-    """Return names without the folder that they have in common, if they are absolute paths."""
-    if not all(os.path.isabs(name) for name in names):
+    """Return names, where absolute paths lose the folder that they have in common.
+
+    If that is the root, only the last folder of each path remains.
+    """
+    folders = {os.path.dirname(name) for name in names if os.path.isabs(name)}
+    if not folders:
         return list(names)
-    common = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(name, common) for name in names]
+    common = os.path.commonpath(folders)
+    if common == os.path.dirname(common):
+        short = {folder: os.path.basename(folder) for folder in sorted(folders)}
+    else:
+        short = {folder: os.path.relpath(folder, common) for folder in folders}
+    return [
+        os.path.normpath(os.path.join(short[os.path.dirname(name)], os.path.basename(name)))
+        if os.path.isabs(name)
+        else name
+        for name in names
+    ]
 
 
 def _write_images(names: Sequence[str], contents: Sequence[bytes], path: Path) -> None:

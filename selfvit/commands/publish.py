@@ -41,7 +41,10 @@ SpaceVectors = Annotated[
     ),
 ]
 SpaceImages = Annotated[
-    int, typer.Option("--space-images", min=1, help="Maximum number of images in the Space.")
+    int | None,
+    typer.Option(
+        "--space-images", min=1, show_default="1000", help="Maximum number of images in the Space."
+    ),
 ]
 Private = Annotated[
     bool,
@@ -81,7 +84,7 @@ def publish(
     space: Space = None,
     vectors: SpaceVectors = None,
     data: collection_options.Images = None,
-    space_images: SpaceImages = 1000,
+    space_images: SpaceImages = None,
     output: Annotated[Path | None, options.output("FOLDER", "the Space is sent")] = None,
 ) -> None:
     """Publish a checkpoint on the Hub in one commit, or a Space that shows a collection.
@@ -98,7 +101,7 @@ def publish(
         "retries": retries,
     }
     if space is None:
-        _check_no_space(vectors, data, output)
+        _check_no_space(vectors, data, output, space_images)
         if repo_id is None:
             raise ValueError(
                 "publish needs a destination: USER/NAME for the checkpoint, or --space USER/NAME."
@@ -114,7 +117,9 @@ def publish(
         raise ValueError("--include adds files of a checkpoint; leave it out with --space.")
     if vectors is None:
         raise ValueError("--space shows a collection; choose it with --vectors.")
-    content: dict[str, Any] = {"data": data, "max_images": space_images}
+    content: dict[str, Any] = {"data": data}
+    if space_images is not None:
+        content["max_images"] = space_images
     if output is not None:
         _write_space(checkpoint, vectors, space, output, content)
         return
@@ -126,8 +131,16 @@ def publish(
     typer.echo(f"space: {published.url}")
 
 
-def _check_no_space(vectors: str | None, data: list[str] | None, output: Path | None) -> None:
-    for option, value in (("--vectors", vectors), ("--data", data), ("--output", output)):
+def _check_no_space(
+    vectors: str | None, data: list[str] | None, output: Path | None, space_images: int | None
+) -> None:
+    given = {
+        "--vectors": vectors,
+        "--data": data,
+        "--output": output,
+        "--space-images": space_images,
+    }
+    for option, value in given.items():
         if value:
             raise ValueError(f"{option} is for a Space; name it with --space USER/NAME.")
 

@@ -20,7 +20,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
-from selfvit import SelfViTConfig, build_processor
+from selfvit import Embedder, SelfViTConfig, build_processor
 from selfvit.conversion.convert import convert
 from selfvit.conversion.formats.dinov3 import read_timm_config
 from selfvit.conversion.formats.timm import pretrained_preprocessing, read_config
@@ -278,6 +278,16 @@ def test_torchvision_vit_s_32_at_full_size(tmp_path):
     torch.testing.assert_close(ours(images).logits, theirs(images), **CLOSE)
 
 
+def test_larger_torchvision_weights_have_their_own_preset(tmp_path):
+    for size, edge, resample in ((224, 256, 2), (384, 384, 3)):  # 384 was 439 and bilinear
+        theirs = tiny_torchvision(image_size=size, patch_size=32)
+        conversion = convert_state(theirs, tmp_path, num_heads=4, overwrite=True)
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+        assert processor.size["shortest_edge"] == edge and processor.resample == resample
+        assert processor.crop_size == {"height": size, "width": size}
+        assert ("size, resample" in conversion.guesses) == (size != 224)
+
+
 def tiny_torchvision(**overrides: Any) -> nn.Module:
     geometry = {
         "image_size": 32,
@@ -362,9 +372,9 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_transformers(name: str) -> Any:
+def tiny_transformers(name: str, **changed: Any) -> Any:
     config_name, overrides = TRANSFORMERS[name]
-    config = getattr(transformers, config_name)(**{**TINY, **overrides})
+    config = getattr(transformers, config_name)(**{**TINY, **overrides, **changed})
     return random_weights(getattr(transformers, name)(config))
 
 
@@ -440,6 +450,24 @@ def test_a_stored_processor_is_kept(tmp_path):
     assert conversion.preprocessing == "preprocessor_config.json of the source"
     kept = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert kept.to_dict() == AutoImageProcessor.from_pretrained(tmp_path / "theirs").to_dict()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("options", [{"statistics": "half"}, {}])
+def test_other_statistics_keep_the_size_of_a_stored_processor(options, channels, tmp_path):
+    tiny_transformers("ViTModel", num_channels=channels).save_pretrained(tmp_path / "theirs")
+    crop, size = {"height": 24, "width": 24}, {"shortest_edge": 30}  # were 32 without a crop
+    stored = transformers.BitImageProcessor(size=size, crop_size=crop, resample=0)
+    stored.save_pretrained(tmp_path / "theirs")
+    mean, std = [0.5] * channels, [0.5] * channels
+    if not options:
+        mean, std = [0.1] * channels, [0.2] * channels
+        options = {"image_mean": mean, "image_std": std}
+    conversion = convert(tmp_path / "theirs", tmp_path / "out", **options)
+    assert conversion.preprocessing.endswith("; preprocessor_config.json of the source")
+    kept: Any = Embedder.from_pretrained(tmp_path / "out").processor
+    assert (dict(kept.size), dict(kept.crop_size), kept.resample) == (size, crop, 0)
+    assert (list(kept.image_mean), list(kept.image_std)) == (mean, std)
 
 
 def test_label_names_are_kept(tmp_path):

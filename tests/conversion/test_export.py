@@ -39,7 +39,7 @@ class TestOutput:
         assert content == {
             "created_by": "selfvit export", "selfvit_version": __version__, "pooling": "cls",
             "normalize": False, "max_difference": report.fidelity.max_difference, "notes": [],
-            "checkpoint": str(checkpoint), "network": "teacher", "to": "transformers",
+            "checkpoint": checkpoint.name, "network": "teacher", "to": "transformers",
             "license": None, "license_name": None, "license_link": None, "base_model": None,
         }  # fmt: skip
 

@@ -112,6 +112,15 @@ def test_an_export_for_timm_without_resizing_is_an_error(make_checkpoint, tmp_pa
         export(checkpoint, tmp_path / "out", to="timm")
 
 
+def test_a_processor_without_an_interpolation_has_the_bicubic_one(make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()  # this was a TypeError
+    stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**stored, "resample": None}))
+    export(checkpoint, tmp_path / "out", to="timm")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["pretrained_cfg"]["interpolation"] == "bicubic"
+
+
 def test_names_match_timm_and_query_key_and_value_are_one_tensor(make_checkpoint, tmp_path):
     ours = exported(make_checkpoint(), tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -139,11 +148,24 @@ def test_encoders_that_timm_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_preprocessing_that_timm_cannot_express_is_refused(make_checkpoint, tmp_path):
-    checkpoint = make_checkpoint()
+@pytest.mark.parametrize(
+    ("image_size", "changed", "message"),
+    [
+        (32, {"resample": Image.Resampling.LANCZOS}, "must be bilinear or bicubic for timm"),
+        # timm resizes in another way; these were exported without a message
+        (32, {"size": {"shortest_edge": 40, "longest_edge": 44}}, "must be a shortest edge, foll"),
+        ([16, 40], {"size": {"shortest_edge": 48}}, "followed by a square center crop"),
+    ],
+    ids=["lanczos", "longest edge", "not square"],
+)
+def test_preprocessing_that_timm_cannot_express_is_refused(
+    image_size, changed, message, make_checkpoint, tmp_path
+):
+    checkpoint = make_checkpoint(image_size=image_size)
+    sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+    crop = {"do_center_crop": True, "crop_size": dict(zip(("height", "width"), sides, strict=True))}
     stored = json.loads((checkpoint / "preprocessor_config.json").read_text())
-    stored["resample"] = Image.Resampling.LANCZOS
-    (checkpoint / "preprocessor_config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="must be bilinear or bicubic for timm"):
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**stored, **crop, **changed}))
+    with pytest.raises(ValueError, match=message):
         export(checkpoint, tmp_path / "out", to="timm")
     assert not list(tmp_path.iterdir())

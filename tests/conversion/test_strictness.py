@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selfvit.conversion.convert import convert
+from selfvit.conversion.read_weights import read_source
 from tests.conversion.source_files import (
     SUFFIXES,
     dino_checkpoint,
@@ -98,6 +100,12 @@ def test_an_extra_tensor_is_named(tmp_path):
 def test_weights_of_another_architecture_have_no_known_format(tmp_path):
     message = refused({"conv1.weight": torch.zeros(8, 3, 7, 7), "fc.bias": torch.ones(3)}, tmp_path)
     assert "known weight format" in message and "conv1.weight" in message
+
+
+@pytest.mark.parametrize("option", [{"norm_pix_loss": False}, {"decoder_num_heads": 3}])
+def test_options_of_the_decoder_need_a_decoder(option, tmp_path):
+    message = refused(golden_weights("dino_vit"), tmp_path, num_heads=3, **option)
+    assert f"{next(iter(option))} ({next(iter(option.values()))}) belongs to the decoder" in message
 
 
 def test_an_unknown_number_of_heads_is_requested(tmp_path):
@@ -261,6 +269,19 @@ def test_a_damaged_file_raises(suffix, damage: Callable[[bytes], bytes], tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("size", [640, 19280])
+def test_a_header_of_any_size_is_read(size, tmp_path):
+    # bytes of these sizes look like the start of a pickle or zip file, which were refused
+    weights = golden_weights("dino_vit")
+
+    def write(padding: int) -> int:
+        save_file(weights, tmp_path / "weights", {"padding": "-" * padding})
+        return int.from_bytes((tmp_path / "weights").read_bytes()[:8], "little")
+
+    assert write((size - write(0)) % 2**16) % 2**16 == size
+    assert read_source(tmp_path / "weights").tensors.keys() == weights.keys()
+
+
 @pytest.mark.parametrize("around", ["", "model.", "module.", "state_dict.model.", "_orig_mod."])
 def test_the_format_is_detected_from_the_tensors_inside_any_wrapper(around, tmp_path):
     weights = with_prefix(golden_weights("timm_vit_registers"), around)
@@ -271,8 +292,6 @@ def test_the_format_is_detected_from_the_tensors_inside_any_wrapper(around, tmp_
 
 
 def test_the_averaged_weights_of_timm_training_are_used(tmp_path):
-    from safetensors.torch import load_file
-
     weights = golden_weights("timm_vit_registers")
     average = {name: tensor + 1 for name, tensor in weights.items()}
     torch.save({"state_dict": weights, "state_dict_ema": average}, tmp_path / "weights.pth")

@@ -17,6 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from selfvit import SelfViTConfig, SelfViTForImageClassification, SelfViTModel
 from selfvit.conversion.convert import convert
+from selfvit.data.sources import open_images
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.checkpoints.pretrained import write_checkpoint
 from selfvit.sharing.model_card import (
@@ -26,6 +27,7 @@ from selfvit.sharing.model_card import (
     render_model_card,
 )
 from selfvit.sharing.provenance import LICENSES, Provenance
+from selfvit.training.checkpoints.card import describe_data
 from selfvit.training.train import main
 
 from ..conversion.source_files import dino_checkpoint, golden_weights, heads_of, save_weights
@@ -369,6 +371,16 @@ def contents(**changes):
         training=facts,
     )
     return replace(filled, **changes)
+
+
+def test_files_that_are_listed_are_described_without_their_folder(two_classes, tmp_path):
+    files = sorted(two_classes.rglob("*.png"))[:3]
+    for data, expected in (
+        ([str(file) for file in files], "3 image files"),  # their folder was published
+        ([str(files[0])], files[0].name),
+        (str(two_classes), f"{len(open_images(two_classes))} image files in {two_classes.name}"),
+    ):
+        assert describe_data(open_images(data).description, data) == expected
 
 
 def test_data_base_model_and_license_are_in_the_metadata(tmp_path):

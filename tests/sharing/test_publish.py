@@ -82,9 +82,13 @@ class TestRoundTrip:
         sharded = write_checkpoint(tmp_path / "sharded", model, max_shard_size="60KB")
         shards = {path.name for path in sharded.glob("model-*.safetensors")}
         assert len(shards) > 2
+        files = hub.repositories[NAME].main.files
+        others = {"model_ema.safetensors", "models/vit_l/model.safetensors"}  # were deleted, too
+        files.update(dict.fromkeys(others, files["model.safetensors"]))
         code, printed = client.run("publish", sharded, NAME)
         assert code == 0, printed
         stored = set(hub.repositories[NAME].main.files)
+        assert others <= stored
         assert shards | {"model.safetensors.index.json"} <= stored
         # it used to remain, and transformers would have loaded it instead of the shards
         assert "model.safetensors" not in stored

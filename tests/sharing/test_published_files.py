@@ -154,4 +154,7 @@ def test_local_paths_of_a_run_are_reduced_to_their_last_part(sections):
     run[second]["init_from"] = "user/dino@main"
     expected = {**run, first: {**run[first], "data": "photos"}}
     assert yaml.safe_load(strip_local_paths(yaml.safe_dump(run))) == expected
+    run[first]["data"] = ["/home/me/photos/a.tar", "user/data", "/home/me/photos/b.tar"]
+    expected[first] |= {"data": ["a.tar", "user/data", "b.tar"]}  # lists were published unchanged
+    assert yaml.safe_load(strip_local_paths(yaml.safe_dump(run))) == expected
     assert strip_local_paths("recipe: dino\n") == "recipe: dino\n"

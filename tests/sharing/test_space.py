@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from selfvit.cli import app
 from selfvit.data.sources import open_images
-from selfvit.exploration.app.subset import choose_rows
+from selfvit.exploration.app.subset import _public_names, choose_rows
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.maps import lay_out, load_positions
 from selfvit.exploration.search import search
@@ -247,6 +247,7 @@ class TestErrors:
             ((checkpoint, "--space", NAME), "choose it with --vectors"),
             ((checkpoint, NAME, "--vectors", vectors), "--vectors is for a Space"),
             ((checkpoint, NAME, "--output", tmp_path), "--output is for a Space"),
+            ((checkpoint, NAME, "--space-images", 1000), "--space-images is for a Space"),
             ((checkpoint, *space, "--include", "*.txt"), "--include adds files of a checkpoint"),
             ((checkpoint, "--space", "name", "--vectors", vectors, *local), "must be USER/NAME"),
             ((checkpoint, *space, "--output", tmp_path / "full"), "must be a new or an empty fold"),
@@ -265,6 +266,18 @@ class TestErrors:
         assert not (tmp_path / "space").exists()
 
 
+def test_the_path_of_a_teacher_is_not_in_it(checkpoints, tmp_path):
+    checkpoint = shutil.copytree(checkpoints["distill"], tmp_path / "model")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["distill_config"]["teacher"] = str(tmp_path / "teacher")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    noise(40, 30).save(tmp_path / "image.png")
+    found = embed(checkpoint, tmp_path / "image.png", tmp_path / "v")
+    space_folder.write_space(checkpoint, found, tmp_path / "space")
+    stored = json.loads((tmp_path / "space" / "checkpoint" / "config.json").read_text())
+    assert stored["distill_config"]["teacher"] == "teacher"  # was the whole path
+
+
 def test_rows_are_evenly_spaced():
     assert choose_rows(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert choose_rows(100, 5).tolist() == [0, 25, 50, 74, 99]
@@ -274,9 +287,15 @@ def test_rows_are_evenly_spaced():
 
 def test_absolute_names_lose_their_folder(checkpoints, vectors, tmp_path):
     images = sorted((vectors.parent / "images").rglob("*.png"))[:2]
-    (tmp_path / "list.txt").write_text("\n".join(map(str, images)))
+    noise(40, 30).save(tmp_path / "c.png")
+    (tmp_path / "list.txt").write_text("\n".join([*map(str, images), "c.png"]))
     found = embed(checkpoints["dino"], tmp_path / "list.txt", tmp_path / "v")
     folder = tmp_path / "space"
     space_folder.write_space(checkpoints["dino"], found, folder)
-    assert all(not name.startswith("/") for name in Collection(folder / "vectors").ids)
+    # with a relative name among them, all names remained absolute
+    assert Collection(folder / "vectors").ids == ["00.png", "02.png", "c.png"]
     assert json.loads((folder / "vectors" / "metadata.json").read_text())["model"] == "checkpoint"
+
+
+def test_absolute_names_without_a_common_folder_keep_their_last_one():
+    assert _public_names(["/home/me/b/0.png", "/data/a/0.png"]) == ["b/0.png", "a/0.png"]

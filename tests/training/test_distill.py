@@ -12,8 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTMAEConfig, ViTMAEMode
 from selfvit import SelfViTModel
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.modeling.checkpoints.weight_files import weights_digest
-from selfvit.sharing.publish import strip_teacher_path
-from selfvit.sharing.published_files import strip_local_paths
+from selfvit.sharing.published_files import strip_local_paths, strip_teacher_path
 from selfvit.training.depth import spaced_blocks
 from selfvit.training.recipes import RECIPES
 from selfvit.training.train import main

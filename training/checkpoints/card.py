@@ -121,7 +121,7 @@ class RunCard:
                 has_code=run.checkpoints.save_code,
                 training=TrainingFacts(
                     recipe=run.recipe,
-                    data=describe_data(self.source.description, run.data.name),
+                    data=describe_data(self.source.description, run.data.data),
                     dataset=hub_id(run.data.name),
                     started_from=(
                         display_name(run.start.init_from)
@@ -184,16 +184,24 @@ class RunCard:
         return PICTURE
 
 
-def describe_data(description: str, data: str) -> str:
-    """Return the description of a source, with a local path reduced to its last part.
+def describe_data(description: str, data: str | list[str]) -> str:
+    """Return the description of a source, with local paths reduced to their last part.
 
     Args:
         description: Description of the source.
-        data: Data of the run, a path or Hub id.
+        data: Data of the run: a path or Hub id, or a list of files.
     """
-    path = str(Path(data).expanduser())
-    is_local_path = os.sep in path and hub_id(data) is None
-    return description.replace(path, display_name(data)) if is_local_path else description
+    given = [data] if isinstance(data, str) else data
+    local = [Path(path).expanduser() for path in given if hub_id(path) is None]
+    paths = [*local, *(path.absolute() for path in local)]
+    for path in paths:
+        if os.sep in str(path):
+            description = description.replace(str(path), display_name(path))
+    if isinstance(data, list):  # described by a folder that they have in common
+        folders = {str(folder) for path in paths for folder in path.parents}
+        for folder in sorted(folders, key=len, reverse=True):
+            description = re.sub(rf" in {re.escape(folder)}(?=,|$)", "", description)
+    return description
 
 
 def hyperparameters(run: RunConfig) -> dict[str, str]:
