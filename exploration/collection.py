@@ -70,6 +70,12 @@ class Collection:
             return short_hash(name.encode("utf-8", "surrogatepass") for name in self.ids)
         return fingerprint_of(self.manifest)
 
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """Values of black and white in image files of more than eight bits, as in `PixelFormat`."""
+        stored = None if self.manifest is None else self.manifest.checkpoint.get("pixel_range")
+        return None if stored is None else tuple(stored)
+
     @functools.cached_property
     def ids(self) -> list[str]:
         """Names of the images: paths or ids."""
@@ -285,9 +291,7 @@ class CollectionImages:
     def __init__(self, collection: Collection, source: ImageSource):
         self._ids = collection.ids
         self._source = source
-        self._pixel_range = (
-            None if collection.manifest is None else collection.manifest.checkpoint["pixel_range"]
-        )
+        self._pixel_range = collection.pixel_range
 
     @functools.cached_property
     def _positions(self) -> list[int | None]:

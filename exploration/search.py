@@ -264,7 +264,7 @@ def query_pictures(
     """
     return [
         *(images.picture(collection.row_of(name)) for name in like),
-        *(decode_image(path) for path in given),
+        *(decode_image(path, collection.pixel_range) for path in given),
     ]
 
 

@@ -61,7 +61,7 @@ class Explorer:
         places = [places] if isinstance(places, str | Path) else list(places or ())
         self._roots = [Path(place).resolve() for place in places if Path(str(place)).is_dir()]
         self._found: dict[str, SearchResult] = {}
-        self.uploads = Uploads(self._search_upload)
+        self.uploads = Uploads(self._search_upload, self.collection.pixel_range)
         self._lock = threading.Lock()
 
     @functools.cached_property
@@ -125,9 +125,9 @@ class Explorer:
 
     # ------------------------------------------------------------------ search
 
-    def _search_upload(self, digest: str, picture: Image.Image) -> None:
+    def _search_upload(self, digest: str, content: bytes) -> None:
         with self._lock:
-            direction = directions_of(self._embedder([picture]))
+            direction = directions_of(self._embedder([content]))
         self._found[digest] = self._as_result(direction[0], "the image that you dropped")
 
     @functools.cached_property

@@ -18,9 +18,9 @@ from selfvit.embedding.vectors.writer import write_embeddings
 from .. import image_files, numba_cache  # noqa: F401 - numba_cache before umap
 
 
-def embed(checkpoint, images, output):
+def embed(checkpoint, images, output, **options):
     """Write vectors as `selfvit embed` does, with the places of checkpoint and images."""
-    embedder = Embedder.from_pretrained(checkpoint, device="cpu")
+    embedder = Embedder.from_pretrained(checkpoint, device="cpu", **options)
     metadata = {
         "model": str(checkpoint),
         "network": "teacher",

@@ -24,6 +24,7 @@ from selfvit.exploration.app.uploads import Uploads, decode_upload
 from selfvit.exploration.app.view import View
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.maps import lay_out
+from selfvit.exploration.search import query_pictures, search
 
 from .. import image_files
 from .app_server import serve
@@ -333,14 +334,29 @@ class TestParts:
         with pytest.raises(UnreadableImageError, match="at most 20,000,000"):
             decode_upload(bytes(20_000_001))
         added = []
-        uploads = Uploads(lambda digest, picture: added.append(picture.size))
+        uploads = Uploads(lambda digest, content: added.append(content))
         digests = []
         for seed in range(34):
             file = io.BytesIO()
             image_files.noise(700, 30, seed).save(file, "PNG")
             digests.append(uploads.add(file.getvalue()))
-        assert added[0] == (700, 30) and uploads.get(digests[-1]).size == (640, 27)
+        assert added[-1] == file.getvalue() and uploads.get(digests[-1]).size == (640, 27)
         assert uploads.get(digests[0]) is None
+
+    def test_an_upload_is_read_and_embedded_as_a_query_of_search(self, tiny_checkpoint, tmp_path):
+        """A copy of eight bits was embedded, and 12 bits were read as 16: almost black."""
+        for seed in range(3):
+            pixels = np.asarray(image_files.noise(24, 24, seed).convert("L"), np.uint16) * 16 + 7
+            Image.fromarray(pixels).save(tmp_path / f"{seed}.png")
+        folder = embed(tiny_checkpoint, tmp_path, tmp_path / "v", pixel_range=(0, 4095))
+        explorer, path = Explorer(folder, device="cpu"), tmp_path / "1.png"
+        digest = explorer.uploads.add(path.read_bytes())
+        collection, found = explorer.collection, explorer.search(View(upload=digest)).results
+        assert found == search(collection, [path], device="cpu").results
+        assert found[0].path == "1.png" and found[0].similarity == pytest.approx(1, abs=1e-6)
+        expected = explorer.images.picture(1)
+        (drawn,) = query_pictures(collection, explorer.images, [], [str(path)])
+        assert explorer.uploads.get(digest).tobytes() == drawn.tobytes() == expected.tobytes()
 
     @pytest.mark.parametrize("num_images", [1, 2])
     def test_small_collections(self, tiny_checkpoint, tmp_path, num_images):
