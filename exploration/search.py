@@ -102,18 +102,37 @@ def search(
         given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
         queries.append(directions_of(embedder(given)))
     query = directions_of(np.concatenate(queries).mean(axis=0, keepdims=True))  # (1, E)
-    found, similarities, note = find_rows(collection, query, k + len(rows))
-    matches = [
-        Match(collection.ids[row], float(similarity), int(row))
-        for row, similarity in zip(found, similarities, strict=True)
-        if row not in rows and row >= 0
-    ]
     names = [*like, *(_name_of(image) for image in images)]
-    return SearchResult(names, matches[:k], note)
+    return find_matches(collection, query, names, k, rows)
 
 
 def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
     return "image" if isinstance(image, Image.Image) else str(image)
+
+
+def find_matches(
+    collection: Collection,
+    query: np.ndarray,
+    names: list[str],
+    k: int,
+    left_out: Sequence[int] = (),
+) -> SearchResult:
+    """Return the rows that are most similar to a query.
+
+    Args:
+        collection: Vectors.
+        query: Vector of length 1, (1, E).
+        names: Names of the query images.
+        k: Number of rows.
+        left_out: Rows that are not among the results, such as those of the query.
+    """
+    found, similarities, note = find_rows(collection, query, k + len(left_out))
+    matches = [
+        Match(collection.ids[row], float(similarity), int(row))
+        for row, similarity in zip(found, similarities, strict=True)
+        if row not in left_out and row >= 0
+    ]
+    return SearchResult(names, matches[:k], note)
 
 
 def find_rows(
@@ -273,6 +292,7 @@ __all__ = [
     "SearchResult",
     "draw_patch_matches",
     "draw_results",
+    "find_matches",
     "find_rows",
     "overlay",
     "patch_similarities",

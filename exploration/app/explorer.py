@@ -10,7 +10,7 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -19,9 +19,12 @@ from ...data.sources import Data
 from ..collection import Collection, check_rows, directions_of
 from ..map_files import choose_color, coloring_columns, render_map_page
 from ..maps import last_settings, lay_out
-from ..search import Match, SearchResult, search
+from ..search import SearchResult, find_matches
 from .uploads import Uploads
 from .view import View
+
+if TYPE_CHECKING:
+    from ..duplicates import DuplicatesResult
 
 RESULTS = 10  # of a search
 EXEMPLARS = 12  # of a cluster
@@ -128,22 +131,27 @@ class Explorer:
     def _search_upload(self, digest: str, content: bytes) -> None:
         with self._lock:
             direction = directions_of(self._embedder([content]))
-        self._found[digest] = self._as_result(direction[0], "the image that you dropped")
+        names = ["the image that you dropped"]
+        self._found[digest] = find_matches(self.collection, direction, names, RESULTS)
 
     @functools.cached_property
     def _embedder(self) -> Any:
         return self.collection.embedder(self._checkpoint, device=self._device)
 
-    def _as_result(self, direction: np.ndarray, name: str) -> SearchResult:
-        from ..search import find_rows
+    def query_row(self, view: View) -> int:
+        """Return the row of the image that a view searches by.
 
-        rows, similarities, note = find_rows(self.collection, direction[None], RESULTS)
-        matches = [
-            Match(self.collection.ids[row], float(similarity), int(row))
-            for row, similarity in zip(rows, similarities, strict=True)
-            if row >= 0
-        ]
-        return SearchResult([name], matches, note)
+        Args:
+            view: State of the app.
+
+        Raises:
+            ValueError: If there is no such image, or several have its name and no row is given.
+        """
+        ids = self.collection.ids
+        row = int(view.row) if view.row.isdecimal() else len(ids)
+        if row < len(ids) and ids[row] == view.image:
+            return row
+        return self.collection.rows_of(view.image)[0]
 
     def search(self, view: View) -> SearchResult | None:
         """Return the result of the search of a view; None if there is no query.
@@ -157,7 +165,9 @@ class Explorer:
         if view.upload:
             return self._found.get(view.upload)
         if view.image:
-            return search(self.collection, like=[view.image], k=RESULTS)
+            row = self.query_row(view)
+            direction = self.collection.directions[[row]]
+            return find_matches(self.collection, direction, [view.image], RESULTS, [row])
         return None
 
     # ------------------------------------------------------------------ clusters
@@ -187,8 +197,8 @@ class Explorer:
     # ------------------------------------------------------------------ duplicates
 
     @functools.cached_property
-    def duplicates(self) -> dict[str, Any]:
-        """Groups of duplicates, as `selfvit duplicates --json` prints them.
+    def duplicates(self) -> DuplicatesResult:
+        """Groups of duplicates, as `selfvit duplicates` finds them.
 
         Raises:
             ValueError: If they cannot be found.
@@ -201,7 +211,7 @@ class Explorer:
                 data=self._data,
                 checkpoint=self._checkpoint,
                 device=self._device,
-            ).to_dict()
+            )
 
     # ------------------------------------------------------------------ map and table
 

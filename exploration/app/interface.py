@@ -81,7 +81,7 @@ def _search(explorer: Explorer, view: View) -> dict[str, Any]:
         picture = explorer.uploads.get(view.upload)
         query = "" if picture is None else markup.query_picture(picture)
     else:
-        query = markup.query_row(explorer.collection.row_of(view.image), view.image)
+        query = markup.query_row(explorer.query_row(view), view.image)
     tiles = [(match.row, match.path, f"{match.similarity:.3f}") for match in result.results]
     count = len(explorer.collection)
     status = f"{len(tiles)} images most similar to {result.query[0]}, of {count:,}"
@@ -131,19 +131,19 @@ def _clusters(explorer: Explorer, view: View) -> dict[str, Any]:
 
 def _duplicates(explorer: Explorer, view: View) -> dict[str, Any]:
     found = explorer.duplicates
-    row_of = explorer.collection.row_of
+    names = explorer.collection.ids
     groups = []
-    for number, entry in enumerate(found["groups"][:MAX_SHOWN]):
-        kept = markup.grid([(row_of(entry["keep"]), entry["keep"], "keep")])
-        members = markup.grid((row_of(name), name, "") for name in entry["members"])
+    for number, (keeper, duplicates) in enumerate(list(found.rows.items())[:MAX_SHOWN]):
+        kept = markup.grid([(keeper, names[keeper], "keep")])
+        members = markup.grid((member.row, names[member.row], "") for member in duplicates)
         groups.append(
             markup.group(f"group {number + 1}", f'<div class="selfvit-pair">{kept}{members}</div>')
         )
-    threshold = found["threshold"]
+    threshold = found.threshold
     limit = "exact copies only" if threshold is None else f"threshold {threshold:.3f}"
     return {
         "duplicates": "".join(groups) or markup.message("There are no duplicates."),
-        "status": f"{len(found['groups'])} groups of duplicates, {limit}; nothing is deleted",
+        "status": f"{len(found.rows)} groups of duplicates, {limit}; nothing is deleted",
     }
 
 
@@ -277,7 +277,7 @@ def _connect(
         if not 0 <= row < len(explorer.collection):
             raise gr.Error("there is no such image.")
         name = explorer.collection.ids[row]
-        view = replace(current(query), tab="search", image=name, upload="")
+        view = replace(current(query), tab="search", image=name, row=str(row), upload="")
         return [gr.Tabs(selected="search"), *shown(view)]
 
     def open_upload(query: str, content: bytes | None) -> list[Any]:
@@ -291,7 +291,7 @@ def _connect(
             return [gr.skip(), status, *[gr.skip()] * (len(PARTS) - 1)]
         except (ValueError, OSError) as error:  # of the checkpoint
             raise gr.Error(markup.text(error)) from error
-        return shown(replace(current(query), tab="search", image="", upload=digest))
+        return shown(replace(current(query), tab="search", image="", row="", upload=digest))
 
     def change(name: str) -> Any:
         resets = {"value": ""} if name == "column" else {}

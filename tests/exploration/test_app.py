@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import socket
 import zlib
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -18,13 +21,16 @@ from typer.testing import CliRunner
 from selfvit.cli import app
 from selfvit.data.decoding import UnreadableImageError
 from selfvit.exploration.app.explorer import Explorer
+from selfvit.exploration.app.interface import render
 from selfvit.exploration.app.markup import text
 from selfvit.exploration.app.server import create_app
 from selfvit.exploration.app.uploads import Uploads, decode_upload
 from selfvit.exploration.app.view import View
+from selfvit.exploration.clusters import cluster, draw_clusters
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.maps import lay_out
 from selfvit.exploration.search import query_pictures, search
+from selfvit.exploration.sheets import SheetRow, Tile, compose_sheet
 
 from .. import image_files
 from .app_server import serve
@@ -149,7 +155,7 @@ class TestBrowser:
         wait_for(page, f"most similar to {name}")
         expected = search_json(vectors, "--like", name)
         assert names(page) == expected
-        page.wait_for_function("location.search.includes('image=')")
+        page.wait_for_function("location.search.includes('row=7')")
         visit(page, address, page.url.partition("?")[2])
         assert names(page) == expected
         page.focus("#results button[data-row]")
@@ -322,6 +328,38 @@ class TestParts:
 
         assert View.from_query(dict(parse_qsl(view.to_query()))) == view
         assert View.from_query({"tab": "nothing", "other": "x"}) == View()
+
+    def test_images_of_one_name_are_told_apart(self, tiny_checkpoint, tmp_path):
+        """All of them were shown as the first one, and a click on one was an error."""
+        files = []
+        for seed in (0, 1, 1, 2):
+            file = io.BytesIO()
+            image_files.noise(24, 24, seed).save(file, "PNG")
+            files.append({"bytes": file.getvalue()})
+        table = pa.table({"image": pa.array(files), "id": ["a", "a", "b", "b"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        folder = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "v")
+        explorer = Explorer(folder, device="cpu")
+
+        def rows(part):
+            return re.findall(r'data-row="(\d)"', part)
+
+        assert rows(render(explorer, View("duplicates"))["duplicates"]) == ["1", "2"]
+        shown = render(explorer, View(image="b", row="3"))
+        assert "/images/3?" in shown["query"] and sorted(rows(shown["results"])) == ["0", "1", "2"]
+        for row in ("", "0", "4", "x"):  # of no image of this name
+            assert "must be one image" in render(explorer, View(image="b", row=row))["status"]
+        result = cluster(explorer.collection, num_clusters=1, num_seeds=1, write=False)
+        draw_clusters(result, explorer.images, tmp_path / "sheet.png")
+        (found,) = result.clusters
+        assert sorted(found.rows) == [0, 1, 2, 3]
+        tiles = [
+            Tile(explorer.images.picture(row), "ab"[row // 2], row == found.rows[0])
+            for row in found.rows
+        ]
+        expected = compose_sheet([SheetRow(tiles, "cluster 0: 4 images")])
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.tobytes() == expected.tobytes()
 
     def test_text_is_escaped_for_html_and_for_templates_of_gradio(self):
         assert not set("<>${}`\"'") & set(text(HOSTILE + "'\"`"))

@@ -67,7 +67,7 @@ def cluster(
         seed=seed,
     )
     if sheet is not None:
-        draw_clusters(result, collection, collection.images(data), sheet)
+        draw_clusters(result, collection.images(data), sheet)
     if as_json:
         collection_options.print_json(result.to_dict())
         return
