@@ -100,9 +100,10 @@ class Collection:
         """Vectors, (N, E), float32.
 
         Raises:
-            ValueError: If a vector is not finite.
+            ValueError: If a vector is not finite, or the folder has other vectors by now.
         """
         vectors = vectors_of(read_vectors(self.folder, ["embedding"])["embedding"])
+        self._check_unchanged()
         is_finite = np.isfinite(vectors).all(axis=1)
         if not is_finite.all():
             row = int(np.flatnonzero(~is_finite)[0])
@@ -111,6 +112,17 @@ class Collection:
                 f"{str(self.folder)!r} is not; embed the images again in float32."
             )
         return vectors
+
+    def _check_unchanged(self) -> None:
+        """Check that no update has changed the vectors since the collection was opened."""
+        if self.manifest is None:
+            return
+        now = Manifest.load(self.folder)
+        if now is None or fingerprint_of(now) != self.fingerprint:
+            raise ValueError(
+                f"the vectors in {str(self.folder)!r} have changed since they were opened, so that "
+                "names and vectors would be mixed up; open the folder again."
+            )
 
     @functools.cached_property
     def directions(self) -> np.ndarray:

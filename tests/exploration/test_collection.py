@@ -80,6 +80,8 @@ def test_added_columns_are_read_until_the_vectors_change(
     embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu")
     update_embeddings(embedder, open_images(data), folder, progress=False)
     assert len(Collection(folder)) == 41 and Collection(folder).columns == {}
+    with pytest.raises(ValueError, match="have changed since they were opened.* open the folder"):
+        _ = collection.vectors  # of other names than those that were read
     write_embeddings(embedder, open_images(data), folder, overwrite=True, progress=False)
     assert not (folder / "cluster.feather").exists()
 
