@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -411,7 +411,7 @@ def check_rows(collection: Collection, minimum: int, purpose: str) -> None:
         )
 
 
-def names_of(collection: Collection, rows: Sequence[int]) -> list[str]:
+def names_of(collection: Collection, rows: Iterable[int]) -> list[str]:
     """Return the names of rows.
 
     Args:

@@ -26,7 +26,7 @@ from .classifier import (
     estimate_accuracy,
     softmax,
 )
-from .collection import Collection, check_rows
+from .collection import Collection, check_rows, names_of
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,11 @@ def label(
 
     "knn" is the weighted k-NN of DINO, with as many neighbors as a class has labels (median, at
     most 20), "linear" the linear probe of `selfvit evaluate`. The accuracy is that of a stratified
-    cross-validation with two to five folds, in which images with equal vectors are in the same
-    fold. Probabilities are calibrated by a temperature (Guo et al., arXiv 1706.04599, Sec. 4.2) on
-    the held-out folds. A class with one labeled image is never held out; if all classes have one,
-    there is no estimate, and the probabilities are not calibrated.
+    cross-validation with two to five folds, in which images with equal vectors, and the frames of
+    a video, are in the same fold. Probabilities are calibrated by a temperature (Guo et al., arXiv
+    1706.04599, Sec. 4.2) on the held-out folds. A class with one labeled image or video is never
+    held out; if all classes have one, there is no estimate, and the probabilities are not
+    calibrated.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
@@ -139,7 +140,7 @@ def label(
     rows = np.array(sorted(given))
     truth = np.array([names.index(given[row]) for row in rows])
     inputs = collection.directions if method == "knn" else collection.vectors
-    folds = assign_folds(collection.directions[rows], truth, seed)
+    folds = assign_folds(collection.directions[rows], truth, names_of(collection, rows), seed)
     notes += _notes_on_folds(names, truth, folds)
     classifier = Classifier(method, len(names), seed)
     temperature = estimate = None
@@ -254,12 +255,15 @@ def _notes_on_folds(names: list[str], labels: np.ndarray, folds: np.ndarray) -> 
     if len(single) == len(names):
         return [
             "the accuracy is not estimated, and the probabilities are not calibrated; label at "
-            "least two different images of a class"
+            "least two different images or videos of a class"
         ]
     if not single:
         return []
-    verb = "has one labeled image and is" if len(single) == 1 else "have one labeled image and are"
-    return [f"the accuracy is not estimated for {shorten(single)}, which {verb} never held out"]
+    has, are = ("has", "is") if len(single) == 1 else ("have", "are")
+    return [
+        f"the accuracy is not estimated for {shorten(single)}, which {has} one labeled image or "
+        f"video and {are} never held out"
+    ]
 
 
 def _predictions(
