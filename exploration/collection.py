@@ -182,6 +182,10 @@ class Collection:
         ]
         if len(below) == 1:
             return below[0]
+        if os.path.isabs(name) and self._image_folder is not None:
+            inside = os.path.relpath(name, self._image_folder)
+            if inside in self._rows:
+                return self._rows[inside]
         raise ValueError(
             f"{str(self.folder)!r} has no image {name!r}; its names are like "
             f"{self.ids[0] if self.ids else '-'!r}."
@@ -202,6 +206,18 @@ class Collection:
         wanted = "/" + "/".join(part for part in folders if part not in ("", "."))
         is_tail = any(known.endswith(wanted) for known in places)
         return is_tail or os.path.abspath("/".join(folders)) in places
+
+    @functools.cached_property
+    def _image_folder(self) -> str | None:
+        """Folder that the paths of the images start from; None if there is none."""
+        stored = self.metadata.get("images") or {}
+        if "data" not in stored or self._table.column_names[0] != "path":
+            return None
+        try:
+            folder = getattr(open_images(**stored), "folder", None)
+        except (OSError, ValueError, ImportError):  # the images are gone
+            return None
+        return None if folder is None else os.path.abspath(folder)
 
     @functools.cached_property
     def _counts(self) -> Counter[str]:
