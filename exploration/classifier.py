@@ -85,8 +85,11 @@ class Classifier:
             Scores, (M, L).
         """
         if self._method == "linear":
-            probe = fit_linear_probe(train, labels, strength=self.strength, seed=self._seed)
             scores = np.full((len(test), self._num_classes), np.log(LEAST_PROBABILITY))
+            if len(classes := np.unique(labels)) == 1:  # the other classes are held out
+                scores[:, classes] = 0
+                return scores
+            probe = fit_linear_probe(train, labels, strength=self.strength, seed=self._seed)
             found = probe.predict_log_proba(np.asarray(test, dtype=np.float32))
             scores[:, probe.classes_] = np.maximum(found, np.log(LEAST_PROBABILITY))
             return scores

@@ -132,7 +132,6 @@ class TestFolds:
         assert folds[4] == folds[5] == -1 and folds[0] != folds[1] and folds[2] != folds[3]
         assert folds[:4].min() == 0
 
-
     def test_frames_of_a_video_are_in_one_fold(self, tmp_path):
         """The others told the class of a frame, although nothing else does."""
         generator = np.random.default_rng(0)
@@ -144,6 +143,16 @@ class TestFolds:
         for method in METHODS:
             result = label(folder, classes, method=method, write=False)
             assert result.estimate.num_images == 200 and result.estimate.accuracy < 0.8
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_fold_may_leave_one_class(self, tmp_path, method):
+        """The only image of b is a copy of one of a; the linear probe was an error without it."""
+        vectors = np.random.default_rng(0).normal(size=(8, 6))
+        vectors[3] = vectors[0]
+        names = [f"{number}.png" for number in range(8)]
+        folder = write_vectors(tmp_path / "v", vectors, names)
+        result = label(folder, dict(zip(names, "aaab", strict=False)), method=method, write=False)
+        assert result.estimate.num_images == 4 and result.estimate.accuracy <= 0.75
 
 
 class TestLabels:
