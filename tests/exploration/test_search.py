@@ -225,6 +225,16 @@ class TestIndex:
         assert json.loads(output)["num_rows"] == 40
 
 
+def test_any_copies_of_a_row_are_its_neighbors(tmp_path):
+    """Those of one order were expected, so that no number of lists reached the recall."""
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).normal(size=(100, 16)).repeat(40, axis=0)
+    names = [f"{row}.png" for row in range(len(vectors))]
+    description = build_index(Collection(write_vectors(tmp_path / "v", vectors, names)))
+    assert description.recall >= index_module.NEEDED_RECALL
+    assert description.num_probes < description.num_lists
+
+
 def test_patches_show_the_part_that_two_images_share(collection_vectors):
     embedder = Collection(collection_vectors).embedder()
     first, second = (np.asarray(image_files.noise(32, 32, seed=seed)).copy() for seed in (90, 91))
