@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ...data.sources import Data
+from ...embedding.vectors.columns import COLUMNS_PATTERN
+from ...embedding.vectors.storage import is_remote
 from ..collection import Collection, check_rows, directions_of
 from ..map_files import choose_color, coloring_columns, render_map_page
 from ..maps import last_settings, lay_out
@@ -67,10 +69,21 @@ class Explorer:
         self.uploads = Uploads(self._search_upload, self.collection.pixel_range)
         self._lock = threading.Lock()
 
-    @functools.cached_property
+    @property
     def columns(self) -> dict[str, Sequence[Any]]:
         """Columns by name: labels, folders and those that were added to the vectors."""
+        return self._columns_of(self._column_files())
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one explorer per process)
+    def _columns_of(self, files: tuple[tuple[str, int], ...]) -> dict[str, Sequence[Any]]:
         return coloring_columns(self.collection)
+
+    def _column_files(self) -> tuple[tuple[str, int], ...]:
+        """Return the files of added columns with their times, as they change while the app runs."""
+        folder = self.collection.folder
+        if is_remote(folder):
+            return ()
+        return tuple((p.name, p.stat().st_mtime_ns) for p in sorted(folder.glob(COLUMNS_PATTERN)))
 
     @functools.cached_property
     def name(self) -> str:
@@ -172,12 +185,16 @@ class Explorer:
 
     # ------------------------------------------------------------------ clusters
 
-    @functools.cached_property
+    @property
     def clusters(self) -> dict[str, list[int]]:
         """Rows of each cluster, the most typical first; {} if there is no column `cluster`.
 
         The most typical row is the nearest to the mean direction of the cluster.
         """
+        return self._clusters_of(self._column_files())
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one explorer per process)
+    def _clusters_of(self, files: tuple[tuple[str, int], ...]) -> dict[str, list[int]]:
         values = self.columns.get("cluster")
         if values is None:
             return {}

@@ -402,6 +402,8 @@ class TestParts:
             image_files.noise(24, 24, seed=0).save(tmp_path / f"{index}.png")  # the same image
         explorer = Explorer(embed(tiny_checkpoint, tmp_path, tmp_path / "v"))
         assert explorer.clusters == {} and b"selfvit map" in explorer.map_page
+        cluster(explorer.collection, num_clusters=1, num_seeds=1)  # while the app is open
+        assert explorer.clusters == {"0": list(range(num_images))} and "cluster" in explorer.columns
         assert len(explorer.search(View(image="0.png")).results) == num_images - 1
         assert explorer.csv(View()).count(b"\n") == num_images + 1
 
