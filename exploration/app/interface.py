@@ -15,6 +15,7 @@ from .view import View
 
 TABLE_ROWS = 1000  # shown at once; the CSV has all
 MAX_VALUES = 500  # of the filter of a column
+MAX_CLUSTERS = 100  # shown at once; the list of clusters has all
 # Names of the components that a view changes.
 PARTS = (
     "status", "query", "results", "map", "cluster", "clusters", "duplicates", "text", "column",
@@ -113,15 +114,18 @@ def _clusters(explorer: Explorer, view: View) -> dict[str, Any]:
     wanted = view.cluster if view.cluster in clusters else ""
     shown = {wanted: clusters[wanted]} if wanted else clusters
     limit = MAX_SHOWN if wanted else EXEMPLARS
+    count = len(clusters[wanted]) if wanted else len(clusters)
     groups = [
         markup.group(
             f"cluster {name}: {len(rows):,} images",
             markup.grid((row, names[row], "") for row in rows[:limit]),
         )
-        for name, rows in list(shown.items())[:100]
+        for name, rows in list(shown.items())[:MAX_CLUSTERS]
     ]
     choices = [("all", ""), *((f"{name} ({len(rows)})", name) for name, rows in clusters.items())]
-    what = f"cluster {wanted}" if wanted else f"{len(clusters)} clusters"
+    what = _first_of(MAX_CLUSTERS, count, "clusters")
+    if wanted:
+        what = f"cluster {wanted}, {_first_of(MAX_SHOWN, count, 'images')}"
     return {
         "cluster": gr.Dropdown(choices=choices, value=wanted),  # type: ignore[arg-type]
         "clusters": "".join(groups),
@@ -139,12 +143,17 @@ def _duplicates(explorer: Explorer, view: View) -> dict[str, Any]:
         groups.append(
             markup.group(f"group {number + 1}", f'<div class="selfvit-pair">{kept}{members}</div>')
         )
-    threshold = found.threshold
+    count, threshold = _first_of(MAX_SHOWN, len(found.rows), "groups"), found.threshold
     limit = "exact copies only" if threshold is None else f"threshold {threshold:.3f}"
     return {
         "duplicates": "".join(groups) or markup.message("There are no duplicates."),
-        "status": f"{len(found.rows)} groups of duplicates, {limit}; nothing is deleted",
+        "status": f"{count} of duplicates, {limit}; nothing is deleted",
     }
+
+
+def _first_of(limit: int, count: int, noun: str) -> str:
+    """Return a number of parts, and how many of them are shown if these are not all."""
+    return f"first {limit} of {count:,} {noun}" if count > limit else f"{count:,} {noun}"
 
 
 def _table(explorer: Explorer, view: View) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from selfvit.exploration.app.uploads import Uploads, decode_upload
 from selfvit.exploration.app.view import View
 from selfvit.exploration.clusters import cluster, draw_clusters
 from selfvit.exploration.collection import Collection
+from selfvit.exploration.duplicates import DuplicatesResult
+from selfvit.exploration.duplication.groups import Member
 from selfvit.exploration.maps import lay_out
 from selfvit.exploration.search import query_pictures, search
 from selfvit.exploration.sheets import SheetRow, Tile, compose_sheet
@@ -35,7 +37,7 @@ from selfvit.exploration.sheets import SheetRow, Tile, compose_sheet
 from .. import image_files
 from .app_server import serve
 from .browser import open_browser
-from .conftest import embed
+from .conftest import embed, write_vectors
 
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}.png"
 
@@ -360,6 +362,24 @@ class TestParts:
         expected = compose_sheet([SheetRow(tiles, "cluster 0: 4 images")])
         with Image.open(tmp_path / "sheet.png") as sheet:
             assert sheet.tobytes() == expected.tobytes()
+
+    def test_the_status_tells_how_much_of_the_whole_is_shown(self, tmp_path):
+        image_files.noise(8, 8).save(tmp_path / "0.png")
+        vectors = np.random.default_rng(0).normal(size=(410, 4))
+        folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(410)])
+        explorer = Explorer(folder, tmp_path / "0.png")
+        clusters = np.maximum(np.arange(410) - 289, 0)  # 290 images in cluster 0, then 120 of one
+        explorer.collection.write_columns("cluster", {"cluster": clusters})
+        groups = {row: [Member(row + 1, True, 1.0, 1.0)] for row in range(0, 410, 2)}
+        explorer.duplicates = DuplicatesResult(None, [], [], rows=groups)
+        for view, shown, status in [
+            (View("clusters"), 100, "first 100 of 121 clusters, "),
+            (View("clusters", cluster="0"), 1, "cluster 0, first 200 of 290 images, "),
+            (View("clusters", cluster="1"), 1, "cluster 1, 1 images, "),
+            (View("duplicates"), 200, "first 200 of 205 groups of duplicates, "),
+        ]:
+            parts = render(explorer, view)
+            assert parts[view.tab].count("<section") == shown and status in parts["status"]
 
     def test_text_is_escaped_for_html_and_for_templates_of_gradio(self):
         assert not set("<>${}`\"'") & set(text(HOSTILE + "'\"`"))

@@ -122,6 +122,7 @@ def _write(
     """Write the files that are wanted, and return a line for each."""
     from ...exploration.duplication.outputs import draw_groups, write_groups
     from ...exploration.duplication.threshold import draw_threshold
+    from ...exploration.sheets import remark_on_rows
 
     output, sheet, plot = files
     lines = []
@@ -139,7 +140,7 @@ def _write(
         images = collection.images(places[0])
         keeper_images = images if other is None else other.images(places[1])
         draw_groups(result.rows, images, keeper_images, sheet)
-        lines.append(f"sheet: {sheet}")
+        lines.append(f"sheet: {sheet}{remark_on_rows(len(result.rows), 'groups')}")
     return lines
 
 
