@@ -236,7 +236,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
     rows = [(metric_title(name), format_metric(name, value)) for name, value in metrics.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
-    if "linear_probe" not in metrics:
+    if not any(name.startswith("knn_") or name == "linear_probe" for name in metrics):
         lines.append("No accuracies: they need labels for both training and test images.")
     return "\n".join(lines)
 
