@@ -111,7 +111,8 @@ def label(
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
-        labels: List of paths with labels (.csv, .tsv, .jsonl), or labels by name of the image.
+        labels: List of paths with labels (.csv, .tsv, .jsonl), or labels by name of the image;
+            None, NaN, -1 and empty texts are no labels.
         method: "knn" or "linear".
         uncertain: Number of uncertain images to return.
         seed: Random seed of the folds, and of the choice of the probe's penalty.
@@ -193,8 +194,23 @@ def _read_labels(
 ) -> tuple[list[tuple[str, str]], str]:
     """Return pairs of name and label, without images that have no label, and their origin."""
     if isinstance(labels, Mapping):
-        return [(name, str(value)) for name, value in labels.items()], "labels"
-    path = Path(labels)
+        names, where, column = list(labels), "labels", "labels"
+        given: list[Any] = list(labels.values())
+        values = [value.item() if isinstance(value, np.generic) else value for value in given]
+    else:
+        names, values, column = _read_table(Path(labels), image_column, label_column)
+        where = str(labels)
+    found = labels_of_values(values, column)
+    if found.values is None or found.names is None:
+        raise ValueError(f"{where!r} has no label in column {column!r}; label some images.")
+    pairs = zip(names, found.values.tolist(), strict=True)
+    return [(name, found.names[value]) for name, value in pairs if value >= 0], where
+
+
+def _read_table(
+    path: Path, image_column: str | None, label_column: str | None
+) -> tuple[list[str], list[Any], str]:
+    """Return names, values of the column of labels, and the name of this column."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}; choose a list with --labels.")
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
@@ -210,11 +226,7 @@ def _read_labels(
             f"{str(path)!r} has no column of labels; its columns are "
             f"{', '.join(table.column_names)}; choose it with --label-column."
         )
-    found = labels_of_values(values, column)
-    if found.values is None or found.names is None:
-        raise ValueError(f"{str(path)!r} has no label in column {column!r}; label some images.")
-    pairs = zip(names, found.values.tolist(), strict=True)
-    return [(name, found.names[value]) for name, value in pairs if value >= 0], str(path)
+    return names, list(values), column
 
 
 def _match(

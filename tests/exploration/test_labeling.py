@@ -169,6 +169,9 @@ class TestLabels:
         assert list(result.num_labeled) == ["0", "1", "2"]
         path = write_labels(tmp_path / "labels.csv", numbers.items())
         assert label(grouped, path, write=False) == result
+        numbers |= {"red/03.png": None, "red/04.png": float("nan"), "blue/02.png": np.int64(0)}
+        result = label(grouped, numbers, write=False)
+        assert result.num_labeled == {"0": 3, "1": 2, "2": 2}
 
     def test_bad_labels_are_one_line(self, grouped, tmp_path):
         for number, (rows, message) in enumerate(
