@@ -21,7 +21,7 @@ from selfvit.embedding.vectors.writer import write_embeddings
 from .. import image_files, numba_cache  # noqa: F401 - numba_cache before umap
 
 
-def embed(checkpoint, images, output, **options):
+def embed(checkpoint, images, output, video_fps=None, **options):
     """Write vectors as `selfvit embed` does, with the places of checkpoint and images."""
     embedder = Embedder.from_pretrained(checkpoint, device="cpu", **options)
     metadata = {
@@ -29,7 +29,8 @@ def embed(checkpoint, images, output, **options):
         "network": "teacher",
         "images": {"data": [str(images)], "split": None},
     }
-    write_embeddings(embedder, open_images(images), output, metadata=metadata, progress=False)
+    source = open_images(images, video_fps=video_fps)
+    write_embeddings(embedder, source, output, metadata=metadata, progress=False)
     return output
 
 
