@@ -325,8 +325,8 @@ class CollectionImages:
     def _positions(self) -> list[int | None]:
         """Position of the image of each row; None if there is none, or it is not clear which."""
         places: dict[str, list[int]] = {}
-        for position in range(len(self._source)):
-            places.setdefault(self._source.name_of(position), []).append(position)
+        for position, name in enumerate(self._source.names()):
+            places.setdefault(name, []).append(position)
         counts, seen = Counter(self._ids), Counter[str]()
         positions: list[int | None] = []
         for name in self._ids:
