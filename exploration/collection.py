@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ..data.sources import Data, open_images
 from ..embedding.vectors.columns import fingerprint_of, read_columns, write_columns
 from ..embedding.vectors.folder import METADATA
 from ..embedding.vectors.manifest import Manifest
-from ..embedding.vectors.reader import read_vectors
+from ..embedding.vectors.reader import read_part, read_vectors
 from ..embedding.vectors.storage import read_text, resolve
 
 if TYPE_CHECKING:
@@ -104,14 +104,45 @@ class Collection:
         """
         vectors = vectors_of(read_vectors(self.folder, ["embedding"])["embedding"])
         self._check_unchanged()
+        self._check_finite(vectors, range(len(vectors)))
+        return vectors
+
+    def vectors_at(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the vectors of some rows; only the parts that hold them are read.
+
+        Args:
+            rows: R rows.
+
+        Returns:
+            Vectors, (R, E), float32.
+
+        Raises:
+            ValueError: As `vectors`.
+        """
+        if self.manifest is None or "vectors" in vars(self):
+            return self.vectors[rows]
+        self._check_unchanged()
+        vectors = np.empty((len(rows), self.manifest.checkpoint["embedding_size"]), np.float32)
+        start = 0
+        for part in self.manifest.in_order():
+            stop = start + part.num_rows
+            places = [place for place, row in enumerate(rows) if start <= row < stop]
+            if places:
+                table = read_part(self.folder, self.manifest, part, ["embedding"])
+                inside = [rows[place] - start for place in places]
+                vectors[places] = vectors_of(table["embedding"])[inside]
+            start = stop
+        self._check_finite(vectors, rows)
+        return vectors
+
+    def _check_finite(self, vectors: np.ndarray, rows: Sequence[int]) -> None:
         is_finite = np.isfinite(vectors).all(axis=1)
         if not is_finite.all():
-            row = int(np.flatnonzero(~is_finite)[0])
+            row = rows[int(np.flatnonzero(~is_finite)[0])]
             raise ValueError(
                 f"the vectors must be finite, but that of {self.ids[row]!r} in "
                 f"{str(self.folder)!r} is not; embed the images again in float32."
             )
-        return vectors
 
     def _check_unchanged(self) -> None:
         """Check that no update has changed the vectors since the collection was opened."""

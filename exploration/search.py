@@ -96,7 +96,7 @@ def search(
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 1, "a search")
     rows = [collection.rows_of(name)[0] for name in like]
-    queries = [collection.directions[rows]] if rows else []
+    queries = [directions_at(collection, rows)] if rows else []
     if images:
         embedder = collection.embedder(checkpoint, device=device)
         given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
@@ -108,6 +108,21 @@ def search(
 
 def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
     return "image" if isinstance(image, Image.Image) else str(image)
+
+
+def directions_at(collection: Collection, rows: Sequence[int]) -> np.ndarray:
+    """Return the directions of some rows, without those of all rows if an index may search them.
+
+    Args:
+        collection: Vectors.
+        rows: R rows.
+
+    Returns:
+        Directions, (R, E), float32.
+    """
+    if len(collection) <= EXACT_UP_TO:
+        return collection.directions[rows]
+    return directions_of(collection.vectors_at(rows))
 
 
 def find_matches(
@@ -291,6 +306,7 @@ __all__ = [
     "Match",
     "SearchResult",
     "draw_patch_matches",
+    "directions_at",
     "draw_results",
     "find_matches",
     "find_rows",

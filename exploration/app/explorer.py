@@ -21,7 +21,7 @@ from ...embedding.vectors.storage import is_remote
 from ..collection import Collection, check_rows, directions_of
 from ..map_files import choose_color, coloring_columns, render_map_page
 from ..maps import last_settings, lay_out
-from ..search import SearchResult, find_matches
+from ..search import SearchResult, directions_at, find_matches
 from .uploads import Uploads
 from .view import View
 
@@ -179,7 +179,7 @@ class Explorer:
             return self._found.get(view.upload)
         if view.image:
             row = self.query_row(view)
-            direction = self.collection.directions[[row]]
+            direction = directions_at(self.collection, [row])
             return find_matches(self.collection, direction, [view.image], RESULTS, [row])
         return None
 

@@ -225,6 +225,22 @@ class TestIndex:
         assert json.loads(output)["num_rows"] == 40
 
 
+def test_a_search_with_an_index_reads_the_parts_of_its_rows_only(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search_module, "EXACT_UP_TO", 10)
+    vectors = np.random.default_rng(0).normal(size=(30, 8))
+    names = [f"{row}.png" for row in range(30)]
+    folder = write_vectors(tmp_path / "v", vectors, names, num_parts=3)
+    build_index(Collection(folder))
+    collection = Collection(folder)
+    expected = search(Collection(folder), like=["14.png", "25.png"], k=5)
+    (folder / "part-00000.parquet").write_bytes(b"of no use")
+    assert search(collection, like=["14.png", "25.png"], k=5) == expected
+    np.testing.assert_array_equal(collection.vectors_at([25, 14]), np.float32(vectors)[[25, 14]])
+    with pytest.raises(ValueError, match="is damaged"):
+        search(collection, like=["3.png"])
+
+
 def test_any_copies_of_a_row_are_its_neighbors(tmp_path):
     """Those of one order were expected, so that no number of lists reached the recall."""
     pytest.importorskip("faiss")
