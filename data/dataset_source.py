@@ -88,6 +88,13 @@ class DatasetSource(ImageSource):
         name = self._dataset.select_columns([self._columns.id])[position][self._columns.id]
         return str(position) if name is None else str(name)
 
+    def names(self) -> list[str]:
+        """Return the ids of all rows, read at once."""
+        if self._columns.id is None:
+            return [str(position) for position in range(len(self))]
+        ids = self._dataset[self._columns.id]
+        return [str(number) if name is None else str(name) for number, name in enumerate(ids)]
+
     def _number_labels(self, is_required: bool, where: str) -> Labels:
         column = self._columns.label
         if column is None:

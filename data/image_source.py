@@ -108,6 +108,10 @@ class ImageSource:
         """Return the name of an image, if possible without reading the image."""
         return f"image {position}"
 
+    def names(self) -> list[str]:
+        """Return the names of all images, in their order."""
+        return [self.name_of(position) for position in range(len(self))]
+
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, -1 for an image without one, or None if there are none."""
         raise NotImplementedError
@@ -153,6 +157,11 @@ class ChosenSource(ImageSource):
     def name_of(self, position: int) -> str:
         """Return the name of an image, as the source does."""
         return self._source.name_of(int(self._positions[position]))
+
+    def names(self) -> list[str]:
+        """Return the names of all images, as the source does."""
+        names = self._source.names()
+        return [names[position] for position in self._positions.tolist()]
 
     def labels(self) -> np.ndarray | None:
         """Return the labels (N,), int64, as the source does."""

@@ -158,8 +158,8 @@ def evaluate_splits(
         ValueError: As in `evaluate_embeddings`.
     """
     metrics = evaluate_embeddings(embedded_train, embedded_test, ks=ks)
-    for source in (train, test):
-        metrics["num_skipped"] += 0 if source is None else len(source.inventory.left_out)
+    for source in (train,) if test is None or test is train else (train, test):
+        metrics["num_skipped"] += len(source.inventory.left_out)
     return metrics
 
 
@@ -205,7 +205,9 @@ def evaluate_embeddings(
     metrics |= label_free_measures(train.vectors)
     metrics["num_train"] = len(train.vectors)
     metrics["num_test"] = 0 if test is None else len(test.vectors)
-    metrics["num_skipped"] = len(train.skipped) + (0 if test is None else len(test.skipped))
+    metrics["num_skipped"] = len(train.skipped)
+    if test is not None and test is not train:
+        metrics["num_skipped"] += len(test.skipped)
     return metrics
 
 
@@ -234,7 +236,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
     rows = [(metric_title(name), format_metric(name, value)) for name, value in metrics.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
-    if "linear_probe" not in metrics:
+    if not any(name.startswith("knn_") or name == "linear_probe" for name in metrics):
         lines.append("No accuracies: they need labels for both training and test images.")
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,8 +85,11 @@ class Classifier:
             Scores, (M, L).
         """
         if self._method == "linear":
-            probe = fit_linear_probe(train, labels, strength=self.strength, seed=self._seed)
             scores = np.full((len(test), self._num_classes), np.log(LEAST_PROBABILITY))
+            if len(classes := np.unique(labels)) == 1:  # the other classes are held out
+                scores[:, classes] = 0
+                return scores
+            probe = fit_linear_probe(train, labels, strength=self.strength, seed=self._seed)
             found = probe.predict_log_proba(np.asarray(test, dtype=np.float32))
             scores[:, probe.classes_] = np.maximum(found, np.log(LEAST_PROBABILITY))
             return scores
@@ -131,19 +135,22 @@ def count_neighbors(labels: np.ndarray) -> int:
     return int(np.clip(np.median(counts[counts > 0]), 1, NUM_NEIGHBORS))
 
 
-def assign_folds(directions: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Divide labeled rows into folds: classes evenly, and equal vectors into the same fold.
+def assign_folds(
+    directions: np.ndarray, labels: np.ndarray, names: Sequence[str], seed: int
+) -> np.ndarray:
+    """Divide labeled rows into folds: classes evenly, equal vectors and names into the same fold.
 
     Args:
         directions: Vectors of length 1, (N, E).
         labels: Class indices, (N,); each class from 0 to the largest occurs.
+        names: Names of the rows, N; frames of a video have the same.
         seed: Random seed.
 
     Returns:
-        Fold of each row, (N,); -1 for the rows of a class with one vector, which are never held
-        out.
+        Fold of each row, (N,); -1 for the rows of a class with one vector or one video, which are
+        never held out.
     """
-    groups = _groups_of_copies(directions)
+    groups = _groups_of_copies(directions, names)
     _, first = np.unique(groups, return_index=True)  # first row of each group
     classes = labels[first]
     counts = np.bincount(classes, minlength=int(labels.max()) + 1)
@@ -157,17 +164,21 @@ def assign_folds(directions: np.ndarray, labels: np.ndarray, seed: int) -> np.nd
     return fold_of_group[groups]
 
 
-def _groups_of_copies(directions: np.ndarray) -> np.ndarray:
-    """Return a number for each row; rows of equal vectors have the same, (N,)."""
+def _groups_of_copies(directions: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return a number for each row; rows of equal vectors or names have the same, (N,)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     everyone = np.arange(len(directions))
     neighbors, similarities = nearest(directions, directions, 1, exclude=everyone)
     is_copy = similarities[:, 0] >= IS_COPY
-    links = (np.ones(is_copy.sum()), (everyone[is_copy], neighbors[is_copy, 0]))
+    first: dict[str, int] = {}
+    of_name = [first.setdefault(name, row) for row, name in enumerate(names)]
+    starts = np.concatenate([everyone[is_copy], everyone])
+    ends = np.concatenate([neighbors[is_copy, 0], of_name])
     shape = (len(directions), len(directions))
-    return connected_components(coo_array(links, shape=shape), directed=False)[1]
+    links = coo_array((np.ones(len(starts)), (starts, ends)), shape=shape)
+    return connected_components(links, directed=False)[1]
 
 
 def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:

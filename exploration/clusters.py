@@ -8,7 +8,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Cluster:
         exemplars: Names of the images nearest to its center, then of images far from each other.
         label: Most frequent label of its images; None without labels.
         share: Fraction of its images with this label.
+        rows: Rows of the exemplars.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Cluster:
     exemplars: list[str]
     label: str | None = None
     share: float = 0.0
+    rows: list[int] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -247,10 +249,9 @@ def _describe(collection: Collection, assignments: np.ndarray) -> list[Cluster]:
         labels = [collection.labels[row] for row in members] if collection.labels else []
         most_frequent = Counter(filter(None, labels)).most_common(1)
         label, count = most_frequent[0] if most_frequent else (None, 0)
-        exemplars = names_of(collection, _exemplars(collection.directions, members))
-        clusters.append(
-            Cluster(number, len(members), exemplars, label, round(count / len(members), 4))
-        )
+        rows = _exemplars(collection.directions, members)
+        names, share = names_of(collection, rows), round(count / len(members), 4)
+        clusters.append(Cluster(number, len(members), names, label, share, rows))
     return clusters
 
 
@@ -262,14 +263,11 @@ def _exemplars(directions: np.ndarray, members: np.ndarray) -> list[int]:
     return [int(members[place]) for place in [*nearest, *far[:DIVERSE]]]
 
 
-def draw_clusters(
-    result: ClusterResult, collection: Collection, images: CollectionImages, path: Path
-) -> None:
+def draw_clusters(result: ClusterResult, images: CollectionImages, path: Path) -> None:
     """Draw the exemplars of each cluster as a row of a contact sheet.
 
     Args:
         result: Result of `cluster`.
-        collection: Vectors.
         images: Images of the collection.
         path: PNG file to write.
     """
@@ -277,8 +275,8 @@ def draw_clusters(
     for found in result.clusters:
         label = "" if found.label is None else f", {found.share:.0%} {found.label}"
         tiles = [
-            Tile(images.thumbnail(collection.row_of(name), 512), name, is_marked=place == 0)
-            for place, name in enumerate(found.exemplars)
+            Tile(images.thumbnail(row, 512), images.name_of(row), is_marked=place == 0)
+            for place, row in enumerate(found.rows)
         ]
         rows.append(SheetRow(tiles, f"cluster {found.id}: {found.size} images{label}"))
     draw_sheet(rows, path)

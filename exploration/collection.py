@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ..data.sources import Data, open_images
 from ..embedding.vectors.columns import fingerprint_of, read_columns, write_columns
 from ..embedding.vectors.folder import METADATA
 from ..embedding.vectors.manifest import Manifest
-from ..embedding.vectors.reader import read_vectors
+from ..embedding.vectors.reader import read_part, read_vectors
 from ..embedding.vectors.storage import read_text, resolve
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ class Collection:
             return short_hash(name.encode("utf-8", "surrogatepass") for name in self.ids)
         return fingerprint_of(self.manifest)
 
+    @property
+    def pixel_range(self) -> tuple[float, float] | None:
+        """Values of black and white in image files of more than eight bits, as in `PixelFormat`."""
+        stored = None if self.manifest is None else self.manifest.checkpoint.get("pixel_range")
+        return None if stored is None else tuple(stored)
+
     @functools.cached_property
     def ids(self) -> list[str]:
         """Names of the images: paths or ids."""
@@ -94,17 +100,60 @@ class Collection:
         """Vectors, (N, E), float32.
 
         Raises:
-            ValueError: If a vector is not finite.
+            ValueError: If a vector is not finite, or the folder has other vectors by now.
         """
         vectors = vectors_of(read_vectors(self.folder, ["embedding"])["embedding"])
+        self._check_unchanged()
+        self._check_finite(vectors, range(len(vectors)))
+        return vectors
+
+    def vectors_at(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the vectors of some rows; only the parts that hold them are read.
+
+        Args:
+            rows: R rows.
+
+        Returns:
+            Vectors, (R, E), float32.
+
+        Raises:
+            ValueError: As `vectors`.
+        """
+        if self.manifest is None or "vectors" in vars(self):
+            return self.vectors[rows]
+        self._check_unchanged()
+        vectors = np.empty((len(rows), self.manifest.checkpoint["embedding_size"]), np.float32)
+        start = 0
+        for part in self.manifest.in_order():
+            stop = start + part.num_rows
+            places = [place for place, row in enumerate(rows) if start <= row < stop]
+            if places:
+                table = read_part(self.folder, self.manifest, part, ["embedding"])
+                inside = [rows[place] - start for place in places]
+                vectors[places] = vectors_of(table["embedding"])[inside]
+            start = stop
+        self._check_finite(vectors, rows)
+        return vectors
+
+    def _check_finite(self, vectors: np.ndarray, rows: Sequence[int]) -> None:
         is_finite = np.isfinite(vectors).all(axis=1)
         if not is_finite.all():
-            row = int(np.flatnonzero(~is_finite)[0])
+            row = rows[int(np.flatnonzero(~is_finite)[0])]
             raise ValueError(
                 f"the vectors must be finite, but that of {self.ids[row]!r} in "
                 f"{str(self.folder)!r} is not; embed the images again in float32."
             )
-        return vectors
+
+    def _check_unchanged(self) -> None:
+        """Check that no update has changed the vectors since the collection was opened."""
+        if self.manifest is None:
+            return
+        now = Manifest.load(self.folder)
+        if now is None or fingerprint_of(now) != self.fingerprint:
+            raise ValueError(
+                f"the vectors in {str(self.folder)!r} have changed since they were opened, so that "
+                "names and vectors would be mixed up; open the folder again."
+            )
 
     @functools.cached_property
     def directions(self) -> np.ndarray:
@@ -164,6 +213,10 @@ class Collection:
         ]
         if len(below) == 1:
             return below[0]
+        if os.path.isabs(name) and self._image_folder is not None:
+            inside = os.path.relpath(name, self._image_folder)
+            if inside in self._rows:
+                return self._rows[inside]
         raise ValueError(
             f"{str(self.folder)!r} has no image {name!r}; its names are like "
             f"{self.ids[0] if self.ids else '-'!r}."
@@ -184,6 +237,18 @@ class Collection:
         wanted = "/" + "/".join(part for part in folders if part not in ("", "."))
         is_tail = any(known.endswith(wanted) for known in places)
         return is_tail or os.path.abspath("/".join(folders)) in places
+
+    @functools.cached_property
+    def _image_folder(self) -> str | None:
+        """Folder that the paths of the images start from; None if there is none."""
+        stored = self.metadata.get("images") or {}
+        if "data" not in stored or self._table.column_names[0] != "path":
+            return None
+        try:
+            folder = getattr(open_images(**stored), "folder", None)
+        except (OSError, ValueError, ImportError):  # the images are gone
+            return None
+        return None if folder is None else os.path.abspath(folder)
 
     @functools.cached_property
     def _counts(self) -> Counter[str]:
@@ -285,16 +350,14 @@ class CollectionImages:
     def __init__(self, collection: Collection, source: ImageSource):
         self._ids = collection.ids
         self._source = source
-        self._pixel_range = (
-            None if collection.manifest is None else collection.manifest.checkpoint["pixel_range"]
-        )
+        self._pixel_range = collection.pixel_range
 
     @functools.cached_property
     def _positions(self) -> list[int | None]:
         """Position of the image of each row; None if there is none, or it is not clear which."""
         places: dict[str, list[int]] = {}
-        for position in range(len(self._source)):
-            places.setdefault(self._source.name_of(position), []).append(position)
+        for position, name in enumerate(self._source.names()):
+            places.setdefault(name, []).append(position)
         counts, seen = Counter(self._ids), Counter[str]()
         positions: list[int | None] = []
         for name in self._ids:
@@ -395,7 +458,7 @@ def check_rows(collection: Collection, minimum: int, purpose: str) -> None:
         )
 
 
-def names_of(collection: Collection, rows: Sequence[int]) -> list[str]:
+def names_of(collection: Collection, rows: Iterable[int]) -> list[str]:
     """Return the names of rows.
 
     Args:

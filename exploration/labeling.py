@@ -26,7 +26,7 @@ from .classifier import (
     estimate_accuracy,
     softmax,
 )
-from .collection import Collection, check_rows
+from .collection import Collection, check_rows, names_of
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,16 @@ def label(
 
     "knn" is the weighted k-NN of DINO, with as many neighbors as a class has labels (median, at
     most 20), "linear" the linear probe of `selfvit evaluate`. The accuracy is that of a stratified
-    cross-validation with two to five folds, in which images with equal vectors are in the same
-    fold. Probabilities are calibrated by a temperature (Guo et al., arXiv 1706.04599, Sec. 4.2) on
-    the held-out folds. A class with one labeled image is never held out; if all classes have one,
-    there is no estimate, and the probabilities are not calibrated.
+    cross-validation with two to five folds, in which images with equal vectors, and the frames of
+    a video, are in the same fold. Probabilities are calibrated by a temperature (Guo et al., arXiv
+    1706.04599, Sec. 4.2) on the held-out folds. A class with one labeled image or video is never
+    held out; if all classes have one, there is no estimate, and the probabilities are not
+    calibrated.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
-        labels: List of paths with labels (.csv, .tsv, .jsonl), or labels by name of the image.
+        labels: List of paths with labels (.csv, .tsv, .jsonl), or labels by name of the image;
+            None, NaN, -1 and empty texts are no labels.
         method: "knn" or "linear".
         uncertain: Number of uncertain images to return.
         seed: Random seed of the folds, and of the choice of the probe's penalty.
@@ -139,7 +141,7 @@ def label(
     rows = np.array(sorted(given))
     truth = np.array([names.index(given[row]) for row in rows])
     inputs = collection.directions if method == "knn" else collection.vectors
-    folds = assign_folds(collection.directions[rows], truth, seed)
+    folds = assign_folds(collection.directions[rows], truth, names_of(collection, rows), seed)
     notes += _notes_on_folds(names, truth, folds)
     classifier = Classifier(method, len(names), seed)
     temperature = estimate = None
@@ -192,8 +194,23 @@ def _read_labels(
 ) -> tuple[list[tuple[str, str]], str]:
     """Return pairs of name and label, without images that have no label, and their origin."""
     if isinstance(labels, Mapping):
-        return [(name, str(value)) for name, value in labels.items()], "labels"
-    path = Path(labels)
+        names, where, column = list(labels), "labels", "labels"
+        given: list[Any] = list(labels.values())
+        values = [value.item() if isinstance(value, np.generic) else value for value in given]
+    else:
+        names, values, column = _read_table(Path(labels), image_column, label_column)
+        where = str(labels)
+    found = labels_of_values(values, column)
+    if found.values is None or found.names is None:
+        raise ValueError(f"{where!r} has no label in column {column!r}; label some images.")
+    pairs = zip(names, found.values.tolist(), strict=True)
+    return [(name, found.names[value]) for name, value in pairs if value >= 0], where
+
+
+def _read_table(
+    path: Path, image_column: str | None, label_column: str | None
+) -> tuple[list[str], list[Any], str]:
+    """Return names, values of the column of labels, and the name of this column."""
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}; choose a list with --labels.")
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
@@ -209,11 +226,7 @@ def _read_labels(
             f"{str(path)!r} has no column of labels; its columns are "
             f"{', '.join(table.column_names)}; choose it with --label-column."
         )
-    found = labels_of_values(values, column)
-    if found.values is None or found.names is None:
-        raise ValueError(f"{str(path)!r} has no label in column {column!r}; label some images.")
-    pairs = zip(names, found.values.tolist(), strict=True)
-    return [(name, found.names[value]) for name, value in pairs if value >= 0], str(path)
+    return names, list(values), column
 
 
 def _match(
@@ -254,12 +267,15 @@ def _notes_on_folds(names: list[str], labels: np.ndarray, folds: np.ndarray) -> 
     if len(single) == len(names):
         return [
             "the accuracy is not estimated, and the probabilities are not calibrated; label at "
-            "least two different images of a class"
+            "least two different images or videos of a class"
         ]
     if not single:
         return []
-    verb = "has one labeled image and is" if len(single) == 1 else "have one labeled image and are"
-    return [f"the accuracy is not estimated for {shorten(single)}, which {verb} never held out"]
+    has, are = ("has", "is") if len(single) == 1 else ("have", "are")
+    return [
+        f"the accuracy is not estimated for {shorten(single)}, which {has} one labeled image or "
+        f"video and {are} never held out"
+    ]
 
 
 def _predictions(

@@ -96,24 +96,58 @@ def search(
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 1, "a search")
     rows = [collection.rows_of(name)[0] for name in like]
-    queries = [collection.directions[rows]] if rows else []
+    queries = [directions_at(collection, rows)] if rows else []
     if images:
         embedder = collection.embedder(checkpoint, device=device)
         given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
         queries.append(directions_of(embedder(given)))
     query = directions_of(np.concatenate(queries).mean(axis=0, keepdims=True))  # (1, E)
-    found, similarities, note = find_rows(collection, query, k + len(rows))
-    matches = [
-        Match(collection.ids[row], float(similarity), int(row))
-        for row, similarity in zip(found, similarities, strict=True)
-        if row not in rows and row >= 0
-    ]
     names = [*like, *(_name_of(image) for image in images)]
-    return SearchResult(names, matches[:k], note)
+    return find_matches(collection, query, names, k, rows)
 
 
 def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
     return "image" if isinstance(image, Image.Image) else str(image)
+
+
+def directions_at(collection: Collection, rows: Sequence[int]) -> np.ndarray:
+    """Return the directions of some rows, without those of all rows if an index may search them.
+
+    Args:
+        collection: Vectors.
+        rows: R rows.
+
+    Returns:
+        Directions, (R, E), float32.
+    """
+    if len(collection) <= EXACT_UP_TO:
+        return collection.directions[rows]
+    return directions_of(collection.vectors_at(rows))
+
+
+def find_matches(
+    collection: Collection,
+    query: np.ndarray,
+    names: list[str],
+    k: int,
+    left_out: Sequence[int] = (),
+) -> SearchResult:
+    """Return the rows that are most similar to a query.
+
+    Args:
+        collection: Vectors.
+        query: Vector of length 1, (1, E).
+        names: Names of the query images.
+        k: Number of rows.
+        left_out: Rows that are not among the results, such as those of the query.
+    """
+    found, similarities, note = find_rows(collection, query, k + len(left_out))
+    matches = [
+        Match(collection.ids[row], float(similarity), int(row))
+        for row, similarity in zip(found, similarities, strict=True)
+        if row not in left_out and row >= 0
+    ]
+    return SearchResult(names, matches[:k], note)
 
 
 def find_rows(
@@ -264,7 +298,7 @@ def query_pictures(
     """
     return [
         *(images.picture(collection.row_of(name)) for name in like),
-        *(decode_image(path) for path in given),
+        *(decode_image(path, collection.pixel_range) for path in given),
     ]
 
 
@@ -272,7 +306,9 @@ __all__ = [
     "Match",
     "SearchResult",
     "draw_patch_matches",
+    "directions_at",
     "draw_results",
+    "find_matches",
     "find_rows",
     "overlay",
     "patch_similarities",

@@ -71,18 +71,23 @@ class Selection:
 class _Distances:
     """Cosine distance of each image to the nearest selected one, in O(N E) per selected image.
 
+    Vectors of zeros are copies of each other, at distance 0, and at distance 1 from all others.
+
     Args:
-        directions: Vectors of length 1, (N, E).
+        directions: Vectors of length 1 or 0, (N, E).
     """
 
     def __init__(self, directions: np.ndarray):
         self._directions = directions
+        self._is_zero = ~directions.any(axis=1)
         self.values = np.full(len(directions), np.inf, dtype=np.float32)
         self.coverage = Coverage([], [])
 
     def add(self, row: int) -> None:
         """Select an image."""
         distances = 1 - self._directions @ self._directions[row]
+        if self._is_zero[row]:
+            distances[self._is_zero] = 0
         np.minimum(self.values, distances, out=self.values)
         np.maximum(self.values, 0, out=self.values)
         self.values[row] = 0
@@ -99,7 +104,7 @@ def farthest_first(directions: np.ndarray, n: int) -> tuple[list[int], list[floa
     selection ends when all rows are equal to a selected one. Time is O(n N E), and memory O(N).
 
     Args:
-        directions: Vectors of length 1, (N, E); N at least 1.
+        directions: Vectors of length 1 or 0, (N, E); N at least 1.
         n: Number of rows.
 
     Returns:

@@ -58,6 +58,16 @@ def draw_sheet(rows: Sequence[SheetRow], path: str | os.PathLike[str], per_line:
         sheet.save(unfinished, format="PNG")
 
 
+def remark_on_rows(num_rows: int, noun: str) -> str:
+    """Return how many rows a sheet shows if it does not show all; "" otherwise.
+
+    Args:
+        num_rows: Number of rows.
+        noun: Plural noun for them.
+    """
+    return f" (first {MAX_ROWS} of {num_rows:,} {noun})" if num_rows > MAX_ROWS else ""
+
+
 def compose_sheet(rows: Sequence[SheetRow], per_line: int = 10) -> Image.Image:
     """Return rows of thumbnails as one image.
 
@@ -120,4 +130,4 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     return "..." + text
 
 
-__all__ = ["SheetRow", "Tile", "compose_sheet", "draw_sheet"]
+__all__ = ["SheetRow", "Tile", "compose_sheet", "draw_sheet", "remark_on_rows"]

@@ -45,6 +45,20 @@ def test_evaluate_takes_several_image_files(tiny_checkpoint, tmp_path):
     assert row.split()[-1] == str(len(files)) == "6"
 
 
+def test_images_that_are_train_and_test_are_left_out_once(tiny_checkpoint, tmp_path):
+    """They were counted and listed twice."""
+    data = write_folder(tmp_path / "data", 6)
+    (data / "black" / "broken.png").write_bytes(b"no image")
+    (data / "black" / "raw.nef").write_bytes(b"no image either")
+    skipped, output = tmp_path / "skipped.csv", tmp_path / "metrics.json"
+    words = ("--num-workers", 0, "--train", data, "--test", data)
+    result = run(tiny_checkpoint, *words, "--skipped", skipped, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert json.loads(output.read_text())["num_skipped"] == 2
+    listed = skipped.read_text()
+    assert listed.count("broken.png") == listed.count("raw.nef") == 1
+
+
 @pytest.mark.parametrize("network", ["teacher", "student"])
 def test_evaluate_takes_the_embedding_options(tiny_checkpoint, tmp_path, network, caplog):
     train = write_folder(tmp_path / "train", 4)

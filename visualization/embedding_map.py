@@ -162,7 +162,7 @@ def draw_embedding_map(
             _draw_thumbnail(axes, positions[index], images[int(index)], colors[index])
     if title is None:
         title = _title("map", positions, labels)
-    axes.set_title(title, fontsize=16, loc="left", pad=12)
+    axes.set_title(title, fontsize=16, loc="left", pad=12, parse_math=False)
     save_png(figure, path)
 
 
@@ -206,12 +206,15 @@ def _draw_points(
         colors = palette[ranks]
     axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
     if 0 < len(classes) <= MAX_LEGEND_CLASSES:
-        for label, color in zip(classes, palette, strict=True):
-            name = str(label) if label_names is None else label_names[label]
-            axes.scatter([], [], color=color, s=60, label=name)
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=12, borderaxespad=0
+        names = [str(label) if label_names is None else label_names[label] for label in classes]
+        handles = [axes.scatter([], [], color=color, s=60) for color in palette]
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+        # names are set afterwards: a legend leaves out those that start with an underscore
+        legend = axes.legend(
+            handles, [""] * len(handles), frameon=False, fontsize=12, borderaxespad=0, **place
         )
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set(text=name, parse_math=False)
     return colors
 
 

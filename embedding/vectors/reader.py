@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ...data.remote.file_system import StorageError
 from .columns import fingerprint_of, read_columns
-from .manifest import MANIFEST, TABLE, Manifest
+from .manifest import MANIFEST, TABLE, Manifest, Part
 from .storage import parquet_input, resolve, storage_of
 
 
@@ -56,6 +56,22 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
     return table.select(columns)
 
 
+def read_part(folder: Path, manifest: Manifest, part: Part, columns: list[str]) -> pa.Table:
+    """Read one part of a folder of vectors.
+
+    Args:
+        folder: Folder of vectors.
+        manifest: Its manifest.
+        part: Part.
+        columns: Columns to read, of those of `Manifest.schema`.
+
+    Raises:
+        StorageError: If object storage cannot be read.
+        ValueError: If the file is damaged, or there is no such column.
+    """
+    return _read_files(folder, [folder / part.file], manifest, columns)
+
+
 def _read_files(
     folder: Path, files: list[Path], manifest: Manifest | None, columns: list[str] | None
 ) -> pa.Table:
@@ -83,4 +99,4 @@ def _read_files(
     return pa.concat_tables(tables)
 
 
-__all__ = ["read_vectors"]
+__all__ = ["read_part", "read_vectors"]

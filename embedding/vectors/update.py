@@ -157,7 +157,7 @@ class _Changes:
         self.kept: set[str] = set()
         self.changed: set[str] = set()
         positions = []
-        names = [source.name_of(position) for position in range(len(source))]
+        names = source.names()
         if len(set(names)) < len(names):
             raise ValueError(
                 f"an update needs images with different names, but {source.description} has some "

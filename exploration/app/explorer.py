@@ -10,18 +10,23 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ...data.sources import Data
+from ...embedding.vectors.columns import COLUMNS_PATTERN
+from ...embedding.vectors.storage import is_remote
 from ..collection import Collection, check_rows, directions_of
 from ..map_files import choose_color, coloring_columns, render_map_page
 from ..maps import last_settings, lay_out
-from ..search import Match, SearchResult, search
+from ..search import SearchResult, directions_at, find_matches
 from .uploads import Uploads
 from .view import View
+
+if TYPE_CHECKING:
+    from ..duplicates import DuplicatesResult
 
 RESULTS = 10  # of a search
 EXEMPLARS = 12  # of a cluster
@@ -61,13 +66,24 @@ class Explorer:
         places = [places] if isinstance(places, str | Path) else list(places or ())
         self._roots = [Path(place).resolve() for place in places if Path(str(place)).is_dir()]
         self._found: dict[str, SearchResult] = {}
-        self.uploads = Uploads(self._search_upload)
+        self.uploads = Uploads(self._search_upload, self.collection.pixel_range)
         self._lock = threading.Lock()
 
-    @functools.cached_property
+    @property
     def columns(self) -> dict[str, Sequence[Any]]:
         """Columns by name: labels, folders and those that were added to the vectors."""
+        return self._columns_of(self._column_files())
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one explorer per process)
+    def _columns_of(self, files: tuple[tuple[str, int], ...]) -> dict[str, Sequence[Any]]:
         return coloring_columns(self.collection)
+
+    def _column_files(self) -> tuple[tuple[str, int], ...]:
+        """Return the files of added columns with their times, as they change while the app runs."""
+        folder = self.collection.folder
+        if is_remote(folder):
+            return ()
+        return tuple((p.name, p.stat().st_mtime_ns) for p in sorted(folder.glob(COLUMNS_PATTERN)))
 
     @functools.cached_property
     def name(self) -> str:
@@ -125,25 +141,30 @@ class Explorer:
 
     # ------------------------------------------------------------------ search
 
-    def _search_upload(self, digest: str, picture: Image.Image) -> None:
+    def _search_upload(self, digest: str, content: bytes) -> None:
         with self._lock:
-            direction = directions_of(self._embedder([picture]))
-        self._found[digest] = self._as_result(direction[0], "the image that you dropped")
+            direction = directions_of(self._embedder([content]))
+        names = ["the image that you dropped"]
+        self._found[digest] = find_matches(self.collection, direction, names, RESULTS)
 
     @functools.cached_property
     def _embedder(self) -> Any:
         return self.collection.embedder(self._checkpoint, device=self._device)
 
-    def _as_result(self, direction: np.ndarray, name: str) -> SearchResult:
-        from ..search import find_rows
+    def query_row(self, view: View) -> int:
+        """Return the row of the image that a view searches by.
 
-        rows, similarities, note = find_rows(self.collection, direction[None], RESULTS)
-        matches = [
-            Match(self.collection.ids[row], float(similarity), int(row))
-            for row, similarity in zip(rows, similarities, strict=True)
-            if row >= 0
-        ]
-        return SearchResult([name], matches, note)
+        Args:
+            view: State of the app.
+
+        Raises:
+            ValueError: If there is no such image, or several have its name and no row is given.
+        """
+        ids = self.collection.ids
+        row = int(view.row) if view.row.isdecimal() else len(ids)
+        if row < len(ids) and ids[row] == view.image:
+            return row
+        return self.collection.rows_of(view.image)[0]
 
     def search(self, view: View) -> SearchResult | None:
         """Return the result of the search of a view; None if there is no query.
@@ -157,17 +178,23 @@ class Explorer:
         if view.upload:
             return self._found.get(view.upload)
         if view.image:
-            return search(self.collection, like=[view.image], k=RESULTS)
+            row = self.query_row(view)
+            direction = directions_at(self.collection, [row])
+            return find_matches(self.collection, direction, [view.image], RESULTS, [row])
         return None
 
     # ------------------------------------------------------------------ clusters
 
-    @functools.cached_property
+    @property
     def clusters(self) -> dict[str, list[int]]:
         """Rows of each cluster, the most typical first; {} if there is no column `cluster`.
 
         The most typical row is the nearest to the mean direction of the cluster.
         """
+        return self._clusters_of(self._column_files())
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one explorer per process)
+    def _clusters_of(self, files: tuple[tuple[str, int], ...]) -> dict[str, list[int]]:
         values = self.columns.get("cluster")
         if values is None:
             return {}
@@ -187,8 +214,8 @@ class Explorer:
     # ------------------------------------------------------------------ duplicates
 
     @functools.cached_property
-    def duplicates(self) -> dict[str, Any]:
-        """Groups of duplicates, as `selfvit duplicates --json` prints them.
+    def duplicates(self) -> DuplicatesResult:
+        """Groups of duplicates, as `selfvit duplicates` finds them.
 
         Raises:
             ValueError: If they cannot be found.
@@ -201,7 +228,7 @@ class Explorer:
                 data=self._data,
                 checkpoint=self._checkpoint,
                 device=self._device,
-            ).to_dict()
+            )
 
     # ------------------------------------------------------------------ map and table
 

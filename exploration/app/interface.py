@@ -15,6 +15,7 @@ from .view import View
 
 TABLE_ROWS = 1000  # shown at once; the CSV has all
 MAX_VALUES = 500  # of the filter of a column
+MAX_CLUSTERS = 100  # shown at once; the list of clusters has all
 # Names of the components that a view changes.
 PARTS = (
     "status", "query", "results", "map", "cluster", "clusters", "duplicates", "text", "column",
@@ -81,7 +82,7 @@ def _search(explorer: Explorer, view: View) -> dict[str, Any]:
         picture = explorer.uploads.get(view.upload)
         query = "" if picture is None else markup.query_picture(picture)
     else:
-        query = markup.query_row(explorer.collection.row_of(view.image), view.image)
+        query = markup.query_row(explorer.query_row(view), view.image)
     tiles = [(match.row, match.path, f"{match.similarity:.3f}") for match in result.results]
     count = len(explorer.collection)
     status = f"{len(tiles)} images most similar to {result.query[0]}, of {count:,}"
@@ -113,15 +114,18 @@ def _clusters(explorer: Explorer, view: View) -> dict[str, Any]:
     wanted = view.cluster if view.cluster in clusters else ""
     shown = {wanted: clusters[wanted]} if wanted else clusters
     limit = MAX_SHOWN if wanted else EXEMPLARS
+    count = len(clusters[wanted]) if wanted else len(clusters)
     groups = [
         markup.group(
             f"cluster {name}: {len(rows):,} images",
             markup.grid((row, names[row], "") for row in rows[:limit]),
         )
-        for name, rows in list(shown.items())[:100]
+        for name, rows in list(shown.items())[:MAX_CLUSTERS]
     ]
     choices = [("all", ""), *((f"{name} ({len(rows)})", name) for name, rows in clusters.items())]
-    what = f"cluster {wanted}" if wanted else f"{len(clusters)} clusters"
+    what = _first_of(MAX_CLUSTERS, count, "clusters")
+    if wanted:
+        what = f"cluster {wanted}, {_first_of(MAX_SHOWN, count, 'images')}"
     return {
         "cluster": gr.Dropdown(choices=choices, value=wanted),  # type: ignore[arg-type]
         "clusters": "".join(groups),
@@ -131,20 +135,25 @@ def _clusters(explorer: Explorer, view: View) -> dict[str, Any]:
 
 def _duplicates(explorer: Explorer, view: View) -> dict[str, Any]:
     found = explorer.duplicates
-    row_of = explorer.collection.row_of
+    names = explorer.collection.ids
     groups = []
-    for number, entry in enumerate(found["groups"][:MAX_SHOWN]):
-        kept = markup.grid([(row_of(entry["keep"]), entry["keep"], "keep")])
-        members = markup.grid((row_of(name), name, "") for name in entry["members"])
+    for number, (keeper, duplicates) in enumerate(list(found.rows.items())[:MAX_SHOWN]):
+        kept = markup.grid([(keeper, names[keeper], "keep")])
+        members = markup.grid((member.row, names[member.row], "") for member in duplicates)
         groups.append(
             markup.group(f"group {number + 1}", f'<div class="selfvit-pair">{kept}{members}</div>')
         )
-    threshold = found["threshold"]
+    count, threshold = _first_of(MAX_SHOWN, len(found.rows), "groups"), found.threshold
     limit = "exact copies only" if threshold is None else f"threshold {threshold:.3f}"
     return {
         "duplicates": "".join(groups) or markup.message("There are no duplicates."),
-        "status": f"{len(found['groups'])} groups of duplicates, {limit}; nothing is deleted",
+        "status": f"{count} of duplicates, {limit}; nothing is deleted",
     }
+
+
+def _first_of(limit: int, count: int, noun: str) -> str:
+    """Return a number of parts, and how many of them are shown if these are not all."""
+    return f"first {limit} of {count:,} {noun}" if count > limit else f"{count:,} {noun}"
 
 
 def _table(explorer: Explorer, view: View) -> dict[str, Any]:
@@ -277,7 +286,7 @@ def _connect(
         if not 0 <= row < len(explorer.collection):
             raise gr.Error("there is no such image.")
         name = explorer.collection.ids[row]
-        view = replace(current(query), tab="search", image=name, upload="")
+        view = replace(current(query), tab="search", image=name, row=str(row), upload="")
         return [gr.Tabs(selected="search"), *shown(view)]
 
     def open_upload(query: str, content: bytes | None) -> list[Any]:
@@ -291,7 +300,7 @@ def _connect(
             return [gr.skip(), status, *[gr.skip()] * (len(PARTS) - 1)]
         except (ValueError, OSError) as error:  # of the checkpoint
             raise gr.Error(markup.text(error)) from error
-        return shown(replace(current(query), tab="search", image="", upload=digest))
+        return shown(replace(current(query), tab="search", image="", row="", upload=digest))
 
     def change(name: str) -> Any:
         resets = {"value": ""} if name == "column" else {}

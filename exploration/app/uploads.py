@@ -18,11 +18,12 @@ KEPT = 32  # uploads, for addresses that name them; older ones are dropped
 SHOWN = 640  # pixels, longer side of the copy that is kept
 
 
-def decode_upload(content: bytes) -> Image.Image:
+def decode_upload(content: bytes, pixel_range: tuple[float, float] | None = None) -> Image.Image:
     """Decode an uploaded file, as images of a collection are decoded.
 
     Args:
         content: Content of the file.
+        pixel_range: Range of the collection, see `Collection.pixel_range`.
 
     Raises:
         UnreadableImageError: If it is too large, or no image.
@@ -42,20 +43,26 @@ def decode_upload(content: bytes) -> Image.Image:
         raise UnreadableImageError(
             f"the image has {width:,} x {height:,} pixels, but at most {MAX_PIXELS:,} are allowed"
         )
-    return decode_image(content)
+    return decode_image(content, pixel_range)
 
 
 class Uploads:
     """Small copies of the last uploads by the hash of their content.
 
     Args:
-        on_add: Function that is called with hash and image of a new upload.
+        on_add: Function that is called with hash and content of a new upload.
+        pixel_range: Range of the collection, see `Collection.pixel_range`.
     """
 
-    def __init__(self, on_add: Callable[[str, Image.Image], None]):
+    def __init__(
+        self,
+        on_add: Callable[[str, bytes], None],
+        pixel_range: tuple[float, float] | None = None,
+    ):
         self._kept: OrderedDict[str, Image.Image] = OrderedDict()
         self._lock = threading.Lock()
         self._on_add = on_add
+        self._pixel_range = pixel_range
 
     def add(self, content: bytes) -> str:
         """Decode an uploaded file, and return its hash.
@@ -66,13 +73,12 @@ class Uploads:
         Raises:
             UnreadableImageError: If it is too large, or no image.
         """
-        picture = decode_upload(content)
+        picture = decode_upload(content, self._pixel_range)
         digest = hashlib.sha256(content).hexdigest()[:32]
-        self._on_add(digest, picture)
-        small = picture.copy()
-        small.thumbnail((SHOWN, SHOWN))
+        self._on_add(digest, content)
+        picture.thumbnail((SHOWN, SHOWN))
         with self._lock:
-            self._kept[digest] = small
+            self._kept[digest] = picture
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return digest

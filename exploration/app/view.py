@@ -17,6 +17,7 @@ class View:
     Args:
         tab: Tab that is open.
         image: Name of the image to search by; "" for none.
+        row: Row of this image, if several rows have its name; "" for none.
         upload: Hash of the uploaded image to search by; "" for none.
         cluster: Cluster that is shown; "" for all.
         text: Part of the path that the rows of the table have.
@@ -27,6 +28,7 @@ class View:
 
     tab: str = "search"
     image: str = ""
+    row: str = ""
     upload: str = ""
     cluster: str = ""
     text: str = ""

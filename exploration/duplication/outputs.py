@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.csv
@@ -98,6 +98,24 @@ def check_link_folder(folder: Path) -> None:
         )
 
 
+def check_link_names(names: Iterable[str]) -> None:
+    """Check that images can be linked under their names.
+
+    Args:
+        names: Names of the images.
+
+    Raises:
+        FileExistsError: If two images have the same name.
+        ValueError: If a name leads out of the folder of the links.
+    """
+    seen: set[PurePosixPath] = set()
+    for name in names:
+        path = _relative_name(name)
+        if path in seen:
+            raise FileExistsError(_same_name(path))
+        seen.add(path)
+
+
 def link_images(images: CollectionImages, rows: Iterable[int], folder: Path) -> int:
     """Link images into a folder, under their names.
 
@@ -175,9 +193,11 @@ def _with_extension(content: bytes, target: Path) -> Path:
 
 def _refuse_existing(target: Path) -> None:
     if target.exists():
-        raise FileExistsError(
-            f"two images have the name {str(target)!r}; give the images different names."
-        )
+        raise FileExistsError(_same_name(target))
 
 
-__all__ = ["check_link_folder", "draw_groups", "link_images", "write_groups"]
+def _same_name(path: PurePath) -> str:
+    return f"two images have the name {str(path)!r}; give the images different names."
+
+
+__all__ = ["check_link_folder", "check_link_names", "draw_groups", "link_images", "write_groups"]

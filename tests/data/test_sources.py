@@ -289,6 +289,8 @@ class TestAnySource:
     def test_a_name_is_known_without_the_image(self, source):
         assert [source.name_of(i) for i in range(7)] == [source[i].id for i in range(7)]
         assert source.sample(3).name_of(1) == source.sample(3)[1].id
+        assert source.names() == [source[i].id for i in range(7)]
+        assert source.sample(3).names() == [record.id for record in source.sample(3)]
 
     def test_chosen_images_are_in_order_and_keep_their_labels(self, source):
         chosen = ChosenSource(source, np.array([3, 1]))

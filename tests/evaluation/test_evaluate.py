@@ -119,6 +119,18 @@ def test_without_labels_there_are_label_free_metrics_and_a_note(unlabeled):
     assert "No accuracies: they need labels" in format_table(metrics)
 
 
+def test_one_class_has_an_accuracy_of_knn_and_none_of_the_probe(caplog):
+    """The table said that there are no accuracies, too."""
+    train, test = (
+        EmbeddedImages(part.vectors, part.ids, np.zeros(len(part.ids), int), NAMES, [])
+        for part in (embedded(60), embedded(30, seed=1))
+    )
+    metrics = evaluate_embeddings(train, test)
+    assert metrics["knn_10"] == 1 and "linear_probe" not in metrics
+    assert "The linear probe is skipped" in caplog.text
+    assert "No accuracies" not in format_table(metrics)
+
+
 def test_images_without_a_label_do_not_count_toward_accuracies():
     # -1 marks a missing label; as an index it would be the last class
     test = embedded(30, seed=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,21 +15,44 @@ from typer.testing import CliRunner
 from selfvit.cli import app
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.vectors.manifest import FOOTER, Manifest, describe_part
 from selfvit.embedding.vectors.writer import write_embeddings
 
 from .. import image_files, numba_cache  # noqa: F401 - numba_cache before umap
 
 
-def embed(checkpoint, images, output):
+def embed(checkpoint, images, output, video_fps=None, **options):
     """Write vectors as `selfvit embed` does, with the places of checkpoint and images."""
-    embedder = Embedder.from_pretrained(checkpoint, device="cpu")
+    embedder = Embedder.from_pretrained(checkpoint, device="cpu", **options)
     metadata = {
         "model": str(checkpoint),
         "network": "teacher",
         "images": {"data": [str(images)], "split": None},
     }
-    write_embeddings(embedder, open_images(images), output, metadata=metadata, progress=False)
+    source = open_images(images, video_fps=video_fps)
+    write_embeddings(embedder, source, output, metadata=metadata, progress=False)
     return output
+
+
+def write_vectors(folder, vectors, names, num_parts=1, **data):
+    """Write vectors that no model has computed into a new folder, in one or several parts."""
+    folder.mkdir()
+    vectors = np.asarray(vectors, dtype=np.float32)
+    checkpoint = {"vector_dtype": "float32", "embedding_size": vectors.shape[1]}
+    origin = {"id_column": "path", "is_labeled": False, "num_positions": len(names)}
+    manifest = Manifest(checkpoint, {**origin, "fingerprint": "", "description": "", **data})
+    for number, rows in enumerate(np.array_split(np.arange(len(names)), num_parts)):
+        values = pa.FixedSizeListArray.from_arrays(vectors[rows].ravel(), vectors.shape[1])
+        columns = {"path": [names[row] for row in rows], "embedding": values}
+        empty = {name: pa.nulls(len(rows)) for name in manifest.schema.names}
+        table = pa.table(empty | columns).cast(manifest.schema)
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        footer = {"run": manifest.run, "start": start, "stop": stop, "skipped": []}
+        path = folder / f"part-{number:05}.parquet"
+        pq.write_table(table.replace_schema_metadata({FOOTER: json.dumps(footer)}), path)
+        manifest.parts.append(describe_part(path, footer))
+    manifest.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import socket
 import zlib
@@ -11,6 +12,8 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -18,17 +21,23 @@ from typer.testing import CliRunner
 from selfvit.cli import app
 from selfvit.data.decoding import UnreadableImageError
 from selfvit.exploration.app.explorer import Explorer
+from selfvit.exploration.app.interface import render
 from selfvit.exploration.app.markup import text
 from selfvit.exploration.app.server import create_app
 from selfvit.exploration.app.uploads import Uploads, decode_upload
 from selfvit.exploration.app.view import View
+from selfvit.exploration.clusters import cluster, draw_clusters
 from selfvit.exploration.collection import Collection
+from selfvit.exploration.duplicates import DuplicatesResult
+from selfvit.exploration.duplication.groups import Member
 from selfvit.exploration.maps import lay_out
+from selfvit.exploration.search import query_pictures, search
+from selfvit.exploration.sheets import SheetRow, Tile, compose_sheet
 
 from .. import image_files
 from .app_server import serve
 from .browser import open_browser
-from .conftest import embed
+from .conftest import embed, write_vectors
 
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}.png"
 
@@ -148,7 +157,7 @@ class TestBrowser:
         wait_for(page, f"most similar to {name}")
         expected = search_json(vectors, "--like", name)
         assert names(page) == expected
-        page.wait_for_function("location.search.includes('image=')")
+        page.wait_for_function("location.search.includes('row=7')")
         visit(page, address, page.url.partition("?")[2])
         assert names(page) == expected
         page.focus("#results button[data-row]")
@@ -322,6 +331,56 @@ class TestParts:
         assert View.from_query(dict(parse_qsl(view.to_query()))) == view
         assert View.from_query({"tab": "nothing", "other": "x"}) == View()
 
+    def test_images_of_one_name_are_told_apart(self, tiny_checkpoint, tmp_path):
+        """All of them were shown as the first one, and a click on one was an error."""
+        files = []
+        for seed in (0, 1, 1, 2):
+            file = io.BytesIO()
+            image_files.noise(24, 24, seed).save(file, "PNG")
+            files.append({"bytes": file.getvalue()})
+        table = pa.table({"image": pa.array(files), "id": ["a", "a", "b", "b"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        folder = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "v")
+        explorer = Explorer(folder, device="cpu")
+
+        def rows(part):
+            return re.findall(r'data-row="(\d)"', part)
+
+        assert rows(render(explorer, View("duplicates"))["duplicates"]) == ["1", "2"]
+        shown = render(explorer, View(image="b", row="3"))
+        assert "/images/3?" in shown["query"] and sorted(rows(shown["results"])) == ["0", "1", "2"]
+        for row in ("", "0", "4", "x"):  # of no image of this name
+            assert "must be one image" in render(explorer, View(image="b", row=row))["status"]
+        result = cluster(explorer.collection, num_clusters=1, num_seeds=1, write=False)
+        draw_clusters(result, explorer.images, tmp_path / "sheet.png")
+        (found,) = result.clusters
+        assert sorted(found.rows) == [0, 1, 2, 3]
+        tiles = [
+            Tile(explorer.images.picture(row), "ab"[row // 2], row == found.rows[0])
+            for row in found.rows
+        ]
+        expected = compose_sheet([SheetRow(tiles, "cluster 0: 4 images")])
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.tobytes() == expected.tobytes()
+
+    def test_the_status_tells_how_much_of_the_whole_is_shown(self, tmp_path):
+        image_files.noise(8, 8).save(tmp_path / "0.png")
+        vectors = np.random.default_rng(0).normal(size=(410, 4))
+        folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(410)])
+        explorer = Explorer(folder, tmp_path / "0.png")
+        clusters = np.maximum(np.arange(410) - 289, 0)  # 290 images in cluster 0, then 120 of one
+        explorer.collection.write_columns("cluster", {"cluster": clusters})
+        groups = {row: [Member(row + 1, True, 1.0, 1.0)] for row in range(0, 410, 2)}
+        explorer.duplicates = DuplicatesResult(None, [], [], rows=groups)
+        for view, shown, status in [
+            (View("clusters"), 100, "first 100 of 121 clusters, "),
+            (View("clusters", cluster="0"), 1, "cluster 0, first 200 of 290 images, "),
+            (View("clusters", cluster="1"), 1, "cluster 1, 1 images, "),
+            (View("duplicates"), 200, "first 200 of 205 groups of duplicates, "),
+        ]:
+            parts = render(explorer, view)
+            assert parts[view.tab].count("<section") == shown and status in parts["status"]
+
     def test_text_is_escaped_for_html_and_for_templates_of_gradio(self):
         assert not set("<>${}`\"'") & set(text(HOSTILE + "'\"`"))
 
@@ -333,14 +392,29 @@ class TestParts:
         with pytest.raises(UnreadableImageError, match="at most 20,000,000"):
             decode_upload(bytes(20_000_001))
         added = []
-        uploads = Uploads(lambda digest, picture: added.append(picture.size))
+        uploads = Uploads(lambda digest, content: added.append(content))
         digests = []
         for seed in range(34):
             file = io.BytesIO()
             image_files.noise(700, 30, seed).save(file, "PNG")
             digests.append(uploads.add(file.getvalue()))
-        assert added[0] == (700, 30) and uploads.get(digests[-1]).size == (640, 27)
+        assert added[-1] == file.getvalue() and uploads.get(digests[-1]).size == (640, 27)
         assert uploads.get(digests[0]) is None
+
+    def test_an_upload_is_read_and_embedded_as_a_query_of_search(self, tiny_checkpoint, tmp_path):
+        """A copy of eight bits was embedded, and 12 bits were read as 16: almost black."""
+        for seed in range(3):
+            pixels = np.asarray(image_files.noise(24, 24, seed).convert("L"), np.uint16) * 16 + 7
+            Image.fromarray(pixels).save(tmp_path / f"{seed}.png")
+        folder = embed(tiny_checkpoint, tmp_path, tmp_path / "v", pixel_range=(0, 4095))
+        explorer, path = Explorer(folder, device="cpu"), tmp_path / "1.png"
+        digest = explorer.uploads.add(path.read_bytes())
+        collection, found = explorer.collection, explorer.search(View(upload=digest)).results
+        assert found == search(collection, [path], device="cpu").results
+        assert found[0].path == "1.png" and found[0].similarity == pytest.approx(1, abs=1e-6)
+        expected = explorer.images.picture(1)
+        (drawn,) = query_pictures(collection, explorer.images, [], [str(path)])
+        assert explorer.uploads.get(digest).tobytes() == drawn.tobytes() == expected.tobytes()
 
     @pytest.mark.parametrize("num_images", [1, 2])
     def test_small_collections(self, tiny_checkpoint, tmp_path, num_images):
@@ -348,6 +422,8 @@ class TestParts:
             image_files.noise(24, 24, seed=0).save(tmp_path / f"{index}.png")  # the same image
         explorer = Explorer(embed(tiny_checkpoint, tmp_path, tmp_path / "v"))
         assert explorer.clusters == {} and b"selfvit map" in explorer.map_page
+        cluster(explorer.collection, num_clusters=1, num_seeds=1)  # while the app is open
+        assert explorer.clusters == {"0": list(range(num_images))} and "cluster" in explorer.columns
         assert len(explorer.search(View(image="0.png")).results) == num_images - 1
         assert explorer.csv(View()).count(b"\n") == num_images + 1
 

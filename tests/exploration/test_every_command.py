@@ -97,7 +97,7 @@ def test_the_app_on_no_and_on_identical_vectors(embedded_copies, empty_vectors):
     assert code == 2 and "the app needs at least 1 vector, but" in printed
     explorer = Explorer(embedded_copies[12])
     assert len(explorer.search(View(image="00.png")).results) == 10
-    assert len(explorer.duplicates["groups"][0]["members"]) == 11
+    assert len(explorer.duplicates.groups[0].members) == 11
 
 
 def test_pictures_of_videos_are_refused_in_one_line(tiny_checkpoint, tmp_path):

@@ -19,7 +19,7 @@ from selfvit.exploration.classifier import (
 from selfvit.exploration.collection import Collection, directions_of
 from selfvit.exploration.labeling import label
 
-from .conftest import selfvit
+from .conftest import selfvit, write_vectors
 
 METHODS = ("knn", "linear")
 SIX = [f"{color}/{index:02d}.png" for color in ("blue", "green", "red") for index in (0, 1)]
@@ -85,8 +85,8 @@ class TestPredictions:
         result = label(grouped, few, method=method)
         assert result.estimate.num_images == 4
         assert result.notes == [
-            "the accuracy is not estimated for red, which has one labeled image and is never held "
-            "out"
+            "the accuracy is not estimated for red, which has one labeled image or video and is "
+            "never held out"
         ]
 
     def test_held_out_accuracy_and_probabilities_are_honest(self, method):
@@ -94,7 +94,7 @@ class TestPredictions:
         vectors, numbers = two_groups(4200, 0.6, seed=0)
         train, test = slice(0, 200), slice(200, None)
         classifier = Classifier(method, 2, seed=0)
-        folds = assign_folds(vectors[train], numbers[train], seed=0)
+        folds = assign_folds(vectors[train], numbers[train], range(200), seed=0)
         estimate, temperature = estimate_accuracy(classifier, vectors[train], numbers[train], folds)
         scores = classifier.scores(vectors[train], numbers[train], vectors[test])
         accuracy = (scores.argmax(axis=1) == numbers[test]).mean()
@@ -120,7 +120,7 @@ class TestFolds:
         directions = directions_of(np.random.default_rng(0).normal(size=(30, 8)))
         directions[20:] = directions[:10]  # ten images twice
         numbers = np.array([0, 1] * 15)
-        folds = assign_folds(directions, numbers, seed=0)
+        folds = assign_folds(directions, numbers, range(30), seed=0)
         assert np.array_equal(folds[20:], folds[:10]) and set(folds) == {0, 1, 2, 3, 4}
         for number in (0, 1):
             assert set(folds[numbers == number]) == {0, 1, 2, 3, 4}
@@ -128,9 +128,31 @@ class TestFolds:
     def test_a_class_of_copies_is_not_held_out(self):
         directions = np.eye(6, dtype=np.float32)
         directions[5] = directions[4]
-        folds = assign_folds(directions, np.array([0, 0, 1, 1, 2, 2]), seed=0)
+        folds = assign_folds(directions, np.array([0, 0, 1, 1, 2, 2]), range(6), seed=0)
         assert folds[4] == folds[5] == -1 and folds[0] != folds[1] and folds[2] != folds[3]
         assert folds[:4].min() == 0
+
+    def test_frames_of_a_video_are_in_one_fold(self, tmp_path):
+        """The others told the class of a frame, although nothing else does."""
+        generator = np.random.default_rng(0)
+        videos = [f"{number}.mp4" for number in range(20) for _ in range(10)]
+        scenes = generator.normal(size=(20, 16)).repeat(10, axis=0)
+        vectors = scenes + 0.1 * generator.normal(size=scenes.shape)
+        folder = write_vectors(tmp_path / "v", vectors, videos, is_video=True)
+        classes = {name: "ab"[number % 2] for number, name in enumerate(dict.fromkeys(videos))}
+        for method in METHODS:
+            result = label(folder, classes, method=method, write=False)
+            assert result.estimate.num_images == 200 and result.estimate.accuracy < 0.8
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_fold_may_leave_one_class(self, tmp_path, method):
+        """The only image of b is a copy of one of a; the linear probe was an error without it."""
+        vectors = np.random.default_rng(0).normal(size=(8, 6))
+        vectors[3] = vectors[0]
+        names = [f"{number}.png" for number in range(8)]
+        folder = write_vectors(tmp_path / "v", vectors, names)
+        result = label(folder, dict(zip(names, "aaab", strict=False)), method=method, write=False)
+        assert result.estimate.num_images == 4 and result.estimate.accuracy <= 0.75
 
 
 class TestLabels:
@@ -147,6 +169,9 @@ class TestLabels:
         assert list(result.num_labeled) == ["0", "1", "2"]
         path = write_labels(tmp_path / "labels.csv", numbers.items())
         assert label(grouped, path, write=False) == result
+        numbers |= {"red/03.png": None, "red/04.png": float("nan"), "blue/02.png": np.int64(0)}
+        result = label(grouped, numbers, write=False)
+        assert result.num_labeled == {"0": 3, "1": 2, "2": 2}
 
     def test_bad_labels_are_one_line(self, grouped, tmp_path):
         for number, (rows, message) in enumerate(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -24,6 +22,7 @@ from selfvit.exploration.map_files import coloring_columns, map_vectors
 from selfvit.exploration.maps import STORED_MAP, lay_out, place
 
 from .. import image_files
+from ..data.videos import write_video
 from .conftest import embed
 
 
@@ -100,15 +99,11 @@ class TestLayout:
         again = lay_out(Collection(folder), method="tsne")
         assert np.array_equal(again.positions, after.positions) and again.num_kept == 44
 
-    def test_rows_of_one_name_keep_their_own_positions(self, tiny_checkpoint, tmp_path):
-        names = ["a"] * 6 + ["b"] * 2  # as frames of videos
-        images = []
-        for seed in range(len(names)):
-            file = io.BytesIO()
-            image_files.noise(24, 24, seed).save(file, "PNG")
-            images.append(file.getvalue())
-        pq.write_table(pa.table({"id": names, "image": images}), tmp_path / "t.parquet")
-        folder = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "v")
+    def test_frames_of_a_video_keep_their_own_positions(self, tiny_checkpoint, tmp_path):
+        pytest.importorskip("av")
+        write_video(tmp_path / "videos" / "a.mp4", 30)
+        write_video(tmp_path / "videos" / "b.mp4", 10, size=(48, 64))
+        folder = embed(tiny_checkpoint, tmp_path / "videos", tmp_path / "v", video_fps=5)
         first = lay_out(Collection(folder), method="tsne")
         second = lay_out(Collection(folder), method="tsne")
         assert len(np.unique(first.positions, axis=0)) == 8 == second.num_kept

@@ -11,7 +11,8 @@ from PIL import Image
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.outliers import outliers
 
-from .conftest import selfvit
+from .. import image_files
+from .conftest import selfvit, write_vectors
 
 
 def test_the_odd_image_is_first_and_its_score_is_the_mean_distance(grouped):
@@ -52,3 +53,13 @@ def test_the_command(grouped, tmp_path):
     with Image.open(sheet) as image:
         assert image.height > 3 * 144
     assert selfvit("outliers", grouped, "--sheet", sheet)[0] == 2
+
+
+def test_a_sheet_that_does_not_show_all_says_so(tmp_path):
+    """It ended at 200 rows without a word."""
+    vectors = np.random.default_rng(0).normal(size=(205, 8))
+    folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(205)])
+    image_files.noise(8, 8).save(tmp_path / "0.png")
+    words = ["outliers", folder, "-n", 205, "--sheet", tmp_path / "sheet.png"]
+    code, output = selfvit(*words, "--data", tmp_path / "0.png")
+    assert code == 0 and "sheet.png (first 200 of 205 images)" in output, output

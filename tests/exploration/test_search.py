@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from selfvit.cli import app
+from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
 from selfvit.exploration import index as index_module
 from selfvit.exploration import search as search_module
@@ -20,7 +21,7 @@ from selfvit.exploration.neighbors import nearest
 from selfvit.exploration.search import patch_grids, patch_similarities, search
 
 from .. import image_files
-from .conftest import embed
+from .conftest import embed, write_vectors
 
 
 def brute_force(query, vectors):
@@ -82,6 +83,31 @@ class TestSearch:
         for name in ("/elsewhere/a/02.png", "other/a/02.png"):
             with pytest.raises(ValueError, match="has no image"):
                 collection.row_of(name)
+
+    @pytest.mark.parametrize("kind", ["split", "files", "list"])
+    def test_an_absolute_path_is_a_name_of_its_row(self, tmp_path, kind):
+        data = tmp_path / "data"
+        files = [data / "test" / name for name in ("a/0.png", "a/1.png", "b/0.png")]
+        for file in (*files, data / "train" / "a" / "0.png"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image_files.noise(8, 8).save(file)
+        (tmp_path / "lists").mkdir()
+        listed = tmp_path / "lists" / "list.txt"
+        listed.write_text("".join(f"../data/{file.relative_to(data)}\n" for file in files))
+        images = {
+            "split": {"data": [str(data)], "split": "test"},
+            "files": {"data": [str(file) for file in files]},
+            "list": {"data": [str(listed)]},
+        }[kind]
+        source = open_images(**images)
+        names = [source.name_of(position) for position in range(3)]
+        folder = write_vectors(tmp_path / "v", np.eye(3), names)
+        (folder / "metadata.json").write_text(json.dumps({"images": images}))
+        collection = Collection(folder)
+        assert [collection.row_of(str(file)) for file in files] == [0, 1, 2]
+        for name in (data / "train" / "a" / "0.png", "/elsewhere/a/0.png"):
+            with pytest.raises(ValueError, match="has no image"):
+                collection.row_of(str(name))
 
     def test_an_image_file_finds_its_own_row_first(self, collection_vectors, collection_images):
         path = collection_images / "b" / "07.png"
@@ -197,6 +223,32 @@ class TestIndex:
         assert code == 0 and "recall@10 against exact search" in output
         code, output = selfvit("index", indexed, "--json")
         assert json.loads(output)["num_rows"] == 40
+
+
+def test_a_search_with_an_index_reads_the_parts_of_its_rows_only(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search_module, "EXACT_UP_TO", 10)
+    vectors = np.random.default_rng(0).normal(size=(30, 8))
+    names = [f"{row}.png" for row in range(30)]
+    folder = write_vectors(tmp_path / "v", vectors, names, num_parts=3)
+    build_index(Collection(folder))
+    collection = Collection(folder)
+    expected = search(Collection(folder), like=["14.png", "25.png"], k=5)
+    (folder / "part-00000.parquet").write_bytes(b"of no use")
+    assert search(collection, like=["14.png", "25.png"], k=5) == expected
+    np.testing.assert_array_equal(collection.vectors_at([25, 14]), np.float32(vectors)[[25, 14]])
+    with pytest.raises(ValueError, match="is damaged"):
+        search(collection, like=["3.png"])
+
+
+def test_any_copies_of_a_row_are_its_neighbors(tmp_path):
+    """Those of one order were expected, so that no number of lists reached the recall."""
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).normal(size=(100, 16)).repeat(40, axis=0)
+    names = [f"{row}.png" for row in range(len(vectors))]
+    description = build_index(Collection(write_vectors(tmp_path / "v", vectors, names)))
+    assert description.recall >= index_module.NEEDED_RECALL
+    assert description.num_probes < description.num_lists
 
 
 def test_patches_show_the_part_that_two_images_share(collection_vectors):

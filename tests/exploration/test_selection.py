@@ -51,9 +51,10 @@ class TestFarthestFirst:
             )
 
     def test_copies_are_never_selected(self):
-        directions = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
+        different = np.concatenate([np.eye(4), np.zeros((1, 4))])
+        directions = np.repeat(different.astype(np.float32), 3, axis=0)
         rows, _, coverage = farthest_first(directions, 10)
-        assert sorted(row // 3 for row in rows) == [0, 1, 2, 3]
+        assert sorted(row // 3 for row in rows) == [0, 1, 2, 3, 4]
         assert coverage.largest[-1] == 0
 
 

@@ -42,6 +42,23 @@ def test_labels_images_and_names_are_optional(vectors, tmp_path):
         assert len(np.unique(np.asarray(Image.open(tmp_path / name)))) > 10  # not blank
 
 
+def test_names_of_classes_are_not_read_as_markup(vectors, tmp_path):
+    """A name with an underscore was missing from the legend, and two dollar signs were an error."""
+
+    def legend_of(*names):
+        path = tmp_path / "map.png"
+        plot_embedding_map(vectors, None, LABELS, names, path, title="$5_$10")
+        pixels = np.asarray(Image.open(path).convert("L"))[:, -250:]
+        lines = np.flatnonzero((pixels < 128).any(axis=1))
+        return pixels[:, 40:] < 128, 1 + (np.diff(lines) > 5).sum()
+
+    _, num_lines = legend_of("_a", "b", "c")
+    assert num_lines == 3
+    text, num_lines = legend_of("cost_$5_$10", "b", "c")
+    other, _ = legend_of("cost_5_10", "b", "c")
+    assert num_lines == 3 and text.sum() > other.sum()
+
+
 def test_only_drawn_images_are_read(vectors, tmp_path):
     class Images(list):
         read: list[int] = []

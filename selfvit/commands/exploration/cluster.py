@@ -53,6 +53,7 @@ def cluster(
     from ...exploration.clusters import cluster as find
     from ...exploration.clusters import draw_clusters
     from ...exploration.collection import Collection
+    from ...exploration.sheets import remark_on_rows
 
     if sheet is not None:
         collection_options.check_new_file(sheet, overwrite, (".png",))
@@ -67,14 +68,14 @@ def cluster(
         seed=seed,
     )
     if sheet is not None:
-        draw_clusters(result, collection, collection.images(data), sheet)
+        draw_clusters(result, collection.images(data), sheet)
     if as_json:
         collection_options.print_json(result.to_dict())
         return
     _report(result, num_seeds)
     typer.echo(f"column: cluster in {collection.folder}")
     if sheet is not None:
-        typer.echo(f"sheet: {sheet}")
+        typer.echo(f"sheet: {sheet}{remark_on_rows(len(result.clusters), 'clusters')}")
 
 
 def _report(result: ClusterResult, num_seeds: int) -> None:

@@ -74,7 +74,11 @@ def duplicates(
     """
     from ...exploration.collection import Collection
     from ...exploration.duplicates import duplicates as find
-    from ...exploration.duplication.outputs import check_link_folder
+    from ...exploration.duplication.outputs import (
+        check_link_folder,
+        check_link_names,
+        link_images,
+    )
 
     for path, suffixes in ((output, _TABLES), (sheet, _PICTURES), (plot, _PICTURES)):
         if path is not None:
@@ -82,6 +86,8 @@ def duplicates(
     if link_to is not None:
         check_link_folder(link_to)
     collection = Collection(vectors)
+    if link_to is not None:
+        check_link_names(collection.ids)
     other = None if against is None else Collection(against)
     result = find(
         collection,
@@ -93,15 +99,17 @@ def duplicates(
         device=device,
         seed=seed,
     )
-    written = _write(
-        result, collection, other, (data, against_data), (output, sheet, plot, link_to)
-    )
+    written = _write(result, collection, other, (data, against_data), (output, sheet, plot))
     if as_json:
         collection_options.print_json(result.to_dict())
-        return
-    _print(result, collection, other)
-    for line in written:
-        typer.echo(line)
+    else:
+        _print(result, collection, other)
+        for line in written:
+            typer.echo(line)
+    if link_to is not None:  # last, as it may fail when the search, which takes long, is done
+        count = link_images(collection.images(data), result.kept_rows, link_to)
+        if not as_json:
+            typer.echo(f"linked: {count} images in {link_to}")
 
 
 def _write(
@@ -109,13 +117,14 @@ def _write(
     collection: Collection,
     other: Collection | None,
     places: tuple[list[str] | None, list[str] | None],
-    files: tuple[Path | None, Path | None, Path | None, Path | None],
+    files: tuple[Path | None, Path | None, Path | None],
 ) -> list[str]:
     """Write the files that are wanted, and return a line for each."""
-    from ...exploration.duplication.outputs import draw_groups, link_images, write_groups
+    from ...exploration.duplication.outputs import draw_groups, write_groups
     from ...exploration.duplication.threshold import draw_threshold
+    from ...exploration.sheets import remark_on_rows
 
-    output, sheet, plot, link_to = files
+    output, sheet, plot = files
     lines = []
     if output is not None:
         keeper_ids = (collection if other is None else other).ids
@@ -127,16 +136,11 @@ def _write(
         else:
             draw_threshold(result.calibration, plot)
             lines.append(f"plot: {plot}")
-    if sheet is None and link_to is None:
-        return lines
-    images = collection.images(places[0])
     if sheet is not None:
+        images = collection.images(places[0])
         keeper_images = images if other is None else other.images(places[1])
         draw_groups(result.rows, images, keeper_images, sheet)
-        lines.append(f"sheet: {sheet}")
-    if link_to is not None:
-        count = link_images(images, result.kept_rows, link_to)
-        lines.append(f"linked: {count} images in {link_to}")
+        lines.append(f"sheet: {sheet}{remark_on_rows(len(result.rows), 'groups')}")
     return lines
 
 

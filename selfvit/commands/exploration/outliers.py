@@ -30,6 +30,7 @@ def outliers(
     from ...exploration.collection import Collection
     from ...exploration.outliers import draw_outliers
     from ...exploration.outliers import outliers as find
+    from ...exploration.sheets import remark_on_rows
 
     if sheet is not None:
         collection_options.check_new_file(sheet, overwrite, (".png",))
@@ -51,4 +52,4 @@ def outliers(
             f"{row.score:.4f}  {row.path}  (nearest: {row.neighbors[0].path})"
         )
     if sheet is not None:
-        typer.echo(f"sheet: {sheet}")
+        typer.echo(f"sheet: {sheet}{remark_on_rows(len(result.rows), 'images')}")

@@ -56,6 +56,7 @@ def search(
     """
     from ...exploration.collection import Collection
     from ...exploration.search import search as find
+    from ...exploration.sheets import remark_on_rows
 
     if output is not None:
         collection_options.check_new_file(output, overwrite, (".png",))
@@ -84,7 +85,8 @@ def search(
     for match in result.results:
         collection_options.print_line(f"{match.similarity:.4f}  {match.path}")
     if output is not None:
-        typer.echo(f"sheet: {output}")
+        num_rows = len(result.results) if patches else 1
+        typer.echo(f"sheet: {output}{remark_on_rows(num_rows, 'images')}")
 
 
 def _draw(
