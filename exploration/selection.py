@@ -79,7 +79,7 @@ class _Distances:
 
     def __init__(self, directions: np.ndarray):
         self._directions = directions
-        self._is_zero = ~directions.any(axis=1)
+        self._is_zero = (directions == 0).all(axis=1)
         self.values = np.full(len(directions), np.inf, dtype=np.float32)
         self.coverage = Coverage([], [])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.csv
@@ -99,21 +99,16 @@ def check_link_folder(folder: Path) -> None:
 
 
 def check_link_names(names: Iterable[str]) -> None:
-    """Check that images can be linked under their names.
+    """Check that no name leads out of the folder of the links.
 
     Args:
         names: Names of the images.
 
     Raises:
-        FileExistsError: If two images have the same name.
-        ValueError: If a name leads out of the folder of the links.
+        ValueError: If a name does.
     """
-    seen: set[PurePosixPath] = set()
     for name in names:
-        path = _relative_name(name)
-        if path in seen:
-            raise FileExistsError(_same_name(path))
-        seen.add(path)
+        _relative_name(name)
 
 
 def link_images(images: CollectionImages, rows: Iterable[int], folder: Path) -> int:
@@ -193,11 +188,9 @@ def _with_extension(content: bytes, target: Path) -> Path:
 
 def _refuse_existing(target: Path) -> None:
     if target.exists():
-        raise FileExistsError(_same_name(target))
-
-
-def _same_name(path: PurePath) -> str:
-    return f"two images have the name {str(path)!r}; give the images different names."
+        raise FileExistsError(
+            f"two images have the name {str(target)!r}; give the images different names."
+        )
 
 
 __all__ = ["check_link_folder", "check_link_names", "draw_groups", "link_images", "write_groups"]

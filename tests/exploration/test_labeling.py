@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ class TestLabels:
         assert "1 labels of" in result.notes[0] and "'blue/99.png'" in result.notes[0]
 
     def test_a_mapping_and_numbers_as_labels(self, grouped, tmp_path):
-        numbers = {name: number // 2 for number, name in enumerate(SIX)}
+        numbers: dict[str, Any] = {name: number // 2 for number, name in enumerate(SIX)}
         result = label(grouped, numbers, write=False)
         assert list(result.num_labeled) == ["0", "1", "2"]
         path = write_labels(tmp_path / "labels.csv", numbers.items())
