@@ -116,10 +116,10 @@ def lejepa_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Pretrain a tiny LeJEPA model on 28 x 28 gray images in minutes, on two CPU cores.
 
     Command: `make demo OBJECTIVE=lejepa`, or `selfvit train lejepa_demo --data IMAGES --output RUN`
-    Time: five minutes on two busy cores for the 8,000 images of `examples/fashion_mnist_sample`.
-    Quality: 78.7 % k-NN and 81.3 % linear probe on the test images of the sample with seed 0, 77.9
-    and 81.8 with seed 1; an untrained encoder has 71.0 and 76.9, 70.1 and 76.3.
-    Status: measured here, two seeds.
+    Time: five minutes on one busy core for the 8,000 images of `examples/fashion_mnist_sample`.
+    Quality: 78.0 % k-NN and 81.5 % linear probe on the test images of the sample; an untrained
+    encoder has 70.0 and 76.4.
+    Status: measured here, three seeds.
 
     Differences from the paper, needed for a few thousand steps and images:
 
