@@ -108,7 +108,8 @@ class VectorFolder:
     def add(self, part: PartWriter) -> None:
         """Complete a part, and add it to the folder.
 
-        With the first part, the result of an earlier run is deleted.
+        With the first part, the result of an earlier run is deleted. A part that does not have the
+        rows that were counted, because it was interrupted, is discarded.
 
         Raises:
             FileExistsError: If another run has begun in the folder.
@@ -116,6 +117,9 @@ class VectorFolder:
         """
         footer = part.close(self.manifest.run)
         entry = describe_part(part.path, footer)
+        if entry.num_rows != part.num_rows:
+            part.discard()
+            return
         with self._lock("manifest"):
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.embedder import EmbeddedBatch, Embedder
 from selfvit.embedding.preparation import preprocess
+from selfvit.embedding.vectors import parts
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
@@ -149,6 +152,28 @@ class TestParts:
         alone = np.stack(read_vectors(whole)["embedding"].to_numpy())
         np.testing.assert_allclose(pooled, alone, atol=1e-5)
 
+    def test_ctrl_c_while_a_row_group_is_written_doubles_no_row(self, tmp_path):
+        size, count = 2**20, 4
+        checkpoint = {"vector_dtype": "float32", "embedding_size": size}
+        schema = Manifest(checkpoint, {"id_column": "path", "is_labeled": False}).schema
+        part = parts.PartWriter(tmp_path / "part", schema, None, 0)
+        names, nothing = list("abcd"), [None] * count
+        vectors = np.random.default_rng(0).random((count, size), dtype=np.float32)
+        batch = EmbeddedBatch(names, nothing, vectors, nothing, [], range(count), nothing)
+
+        def interrupt():
+            while part.path.stat().st_size <= len(b"PAR1"):
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            thread.start()
+            part.write(batch)
+            thread.join()
+        part.close("run")
+        assert pq.read_metadata(part.path).num_rows == part.num_rows == part.stop == count
+
     def test_checksums_tell_files_apart(self, whole):
         checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
         assert len(set(checksums)) == NUM_IMAGES and {len(text) for text in checksums} == {16}
@@ -208,13 +233,17 @@ class TestParts:
 
 
 class TestResume:
-    def test_25_kills_lose_double_and_change_nothing(self, embedder, source, whole, tmp_path):
+    def test_25_kills_lose_double_and_change_nothing(
+        self, embedder, source, whole, tmp_path, monkeypatch
+    ):
+        # Ctrl-C while a row group was written doubled its rows; here each batch is one.
+        monkeypatch.setattr(parts, "VALUES_PER_ROW_GROUP", 1)
         rng, kills, folder = random.Random(0), 0, tmp_path / "v"
         while kills < 25:
             process = start(write, embedder, source, folder, resume=True)
             process.join(rng.uniform(0.01, 0.2))
             if process.exitcode is None:
-                process.kill()
+                os.kill(process.pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
                 kills += 1
             process.join()
             done = check_readable(folder) if folder.exists() else 0
