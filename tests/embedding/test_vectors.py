@@ -25,6 +25,7 @@ from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import EmbeddedBatch, Embedder
 from selfvit.embedding.preparation import preprocess
 from selfvit.embedding.vectors import parts
+from selfvit.embedding.vectors.columns import fingerprint_of, write_columns
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
@@ -180,6 +181,15 @@ class TestParts:
             thread.join()
         part.close("run")
         assert pq.read_metadata(part.path).num_rows == part.num_rows == part.stop == count
+
+    def test_added_columns_are_read_without_stored_ones(self, whole, tmp_path):
+        folder = shutil.copytree(whole, tmp_path / "v")
+        places = np.arange(2 * NUM_IMAGES).reshape(2, -1)
+        fingerprint = fingerprint_of(Manifest.load(folder))
+        write_columns(folder, fingerprint, "map", {"x": places[0], "y": places[1]})
+        table = read_vectors(folder, ["y", "x"])
+        assert table.column_names == ["y", "x"]
+        np.testing.assert_array_equal(table["x"], places[0])
 
     def test_checksums_tell_files_apart(self, whole):
         checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
