@@ -177,6 +177,20 @@ class TestCall:
         vectors = embedder(images)
         np.testing.assert_allclose(vectors, np.broadcast_to(vectors[:1], (5, 32)), atol=1e-5)
 
+    def test_an_open_image_may_occur_twice_in_a_call(self, tiny_checkpoint, tmp_path):
+        # Two threads loaded it at the same time: "cannot be opened: Bad file descriptor".
+        noise(300, 300).save(tmp_path / "a.png")
+        embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=8)
+        before = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            for _ in range(20):
+                opened = Image.open(tmp_path / "a.png")
+                vectors = embedder([opened] * 8)
+        finally:
+            torch.set_num_threads(before)
+        np.testing.assert_allclose(vectors, [embedder(tmp_path / "a.png")] * 8, atol=1e-5)
+
     def test_no_images_give_no_vectors(self, embedder):
         assert embedder([]).shape == (0, 32)
 
