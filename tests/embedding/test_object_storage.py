@@ -202,8 +202,8 @@ class TestImages:
     def test_a_table_of_metadata_is_copied_to_no_other_place(self, s3, images, tmp_path):
         # The key photos//tmp/x/metadata.csv wrote /tmp/x/metadata.csv on this machine.
         s3.pipe_file("bucket/odd/a.png", (images / "a/0002.png").read_bytes())
-        for start in (str(tmp_path), f"../..{tmp_path}", f"b/../../..{tmp_path}"):
-            s3.pipe_file(f"bucket/odd/{start}/metadata.csv", b"file_name,label\na.png,1\n")
+        for folder in (str(tmp_path), f"../..{tmp_path}", f"b/../../..{tmp_path}"):
+            s3.pipe_file(f"bucket/odd/{folder}/metadata.csv", b"file_name,label\na.png,1\n")
         source = open_images("s3://bucket/odd")
         assert source.paths == ["a.png"] and source.label_names is None
         assert not list(tmp_path.iterdir())
