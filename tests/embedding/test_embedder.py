@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.data.decoding import UnreadableImageError, decode_image
@@ -102,6 +103,24 @@ class TestEmbed:
         reasons = {skipped.id: skipped.reason for skipped in embedded.skipped}
         assert sorted(reasons) == sorted(set(image_files.UNREADABLE) - {"bomb.png"})
         assert all(reasons[n].startswith(image_files.UNREADABLE[n][1]) for n in reasons)
+
+    @pytest.mark.parametrize("setting, reason", [
+        ({"size": {"height": 16, "width": 16}, "resample": 1}, r"resample \(1\) must be one of"),
+        ({"size": {"shortest_edge": 16, "longest_edge": 32}}, "must be a height and a width"),
+    ])  # fmt: skip
+    def test_a_deep_image_that_the_processor_cannot_resize_is_skipped(
+        self, setting, reason, embedder, tmp_path
+    ):
+        # It ended the run.
+        noise(20, 20).save(tmp_path / "a.png")
+        image_files.sixteen_bit_png(tmp_path / "b.png", 9)
+        processor = ViTImageProcessor(**setting)
+        embedded = Embedder(embedder.model, processor).embed(open_images(tmp_path))
+        assert embedded.ids == ["a.png"]
+        [skipped] = embedded.skipped
+        assert skipped.id == "b.png" and re.search(
+            f"more than eight bits.*{reason}", skipped.reason
+        )
 
     def test_a_source_without_a_readable_image_gives_no_vectors(self, embedder, tmp_path):
         image_files.empty_jpeg(tmp_path / "a.jpg")
