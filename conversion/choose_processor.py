@@ -21,6 +21,8 @@ from .weight_format import STATISTICS, Draft
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std, one value per channel
 HALF = 0.5  # mean and std if nothing is known: pixel values from -1 to 1
 
+TRIED_SIDES = ((200, 300), (300, 200))
+
 
 def choose_processor(draft: Draft, config: SelfViTConfig) -> tuple[BaseImageProcessor, str]:
     """Return the image processor of the source or of its format's convention, and its origin.
@@ -167,8 +169,10 @@ def _open_stored(
             settings = {name: getattr(processor, name, None) for name in GEOMETRY}
             processor = SelfViTImageProcessor(num_channels=config.num_channels, **settings)
         channels = getattr(processor, "num_channels", None) or 3
-        image = np.zeros((200, 300, channels), dtype=np.uint8)
-        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        shapes = []
+        for sides in TRIED_SIDES:
+            image = np.zeros((*sides, channels), dtype=np.uint8)
+            shapes.append(tuple(processor(image, return_tensors="pt")["pixel_values"].shape[1:]))
     except (
         ImportError,  # DINOv3's processor needs torchvision
         OSError,
@@ -182,7 +186,17 @@ def _open_stored(
             f"{IMAGE_PROCESSOR_NAME} of the source cannot be used: {one_line(error)[:200]}. "
             f"{advice}"
         ) from error
-    channels, height, width = pixels.shape[1:]
+    if shapes[0] != shapes[1]:
+        found = " and ".join(
+            f"{height} x {width} pixels from {sides[0]} x {sides[1]}"
+            for sides, (_, height, width) in zip(TRIED_SIDES, shapes, strict=True)
+        )
+        raise ValueError(
+            f"{IMAGE_PROCESSOR_NAME} of the source must give images of one size, but it gives "
+            f"{found}. Set do_center_crop and crop_size in it, or remove the file to use the "
+            "convention of the format."
+        )
+    channels, height, width = shapes[0]
     if height % config.patch_size or width % config.patch_size:
         raise ValueError(
             f"{IMAGE_PROCESSOR_NAME} of the source must give images whose sides are multiples of "

@@ -186,7 +186,12 @@ def _decode(image: Content, pixel_format: PixelFormat, target: Target | None) ->
     if raw is not None:
         decoded = _scaled(raw, pixel_format, target)
     else:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        # Pillow would map a file that it opens itself, and a mapped TIFF file that is to be turned
+        # is read with width and height swapped.
+        with (
+            io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file,
+            Image.open(file) as opened,
+        ):
             has_more = has_more or _has_more(_is_animated, opened)
             decoded = _decode_jpeg(opened, pixel_format, target) or _decode_pillow(
                 opened, pixel_format, target

@@ -421,8 +421,11 @@ class Embedder:
                     raise
                 raise UnreadableImageError(f"{name} cannot be read: {reason}") from error
 
+        opened = [id(image) for _, image in images if isinstance(image, Image.Image)]
+        # two threads may not load the same open image
+        num_threads = num_decoding_threads() if len(set(opened)) == len(opened) else 1
         pixels = []
-        for name, cropped, findings in decode_in_threads(images, crop, num_decoding_threads()):
+        for name, cropped, findings in decode_in_threads(images, crop, num_threads):
             pixels.append(cropped)
             self._pixel_check.add(name, findings)
         return preparation.normalize(preparation.stack_pixels(pixels), self.model.device)

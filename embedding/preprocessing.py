@@ -20,7 +20,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import is_torchvision_available
 
 from ..configuration.configuration_selfvit import SelfViTConfig
+from ..data.decoding import UnreadableImageError
 from ..data.pixel_format import DecodedPixels, PixelFormat
+from ..errors import one_line
 from ..modeling.image_processing_selfvit import SelfViTImageProcessor, is_extreme, resized_size
 from .eight_bit import EightBitPreprocessing
 
@@ -163,6 +165,9 @@ def crop_pixels(
 
     Returns:
         Pixels for `normalize_pixels`, (C, H, W): uint8, or normalized as float32.
+
+    Raises:
+        UnreadableImageError: If the processor resizes in a way that only eight bits have.
     """
     pixels, settings = decoded.pixels, cast(Any, processor)
     if isinstance(processor, SelfViTImageProcessor):
@@ -175,8 +180,14 @@ def crop_pixels(
     if is_eight_bit and not _is_extreme(pixels.shape[:2], settings):
         return processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     stored = {name: getattr(settings, name, None) for name in GEOMETRY}
-    floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
-    return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
+    try:
+        floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
+        return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
+    except ValueError as error:
+        kind = "of extreme sides" if is_eight_bit else "of more than eight bits"
+        raise UnreadableImageError(
+            f"an image {kind} cannot be resized by this processor: {one_line(error)}"
+        ) from error
 
 
 def stack_pixels(images: Sequence[Tensor], eight_bit: EightBitPreprocessing | None) -> Tensor:

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from selfvit import SelfViTModel, __version__
 from selfvit.cli import app
+from selfvit.commands.embed import _group_of
 from selfvit.data.image_source import ImageSource
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
@@ -24,6 +26,18 @@ from . import image_files
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_each_process_of_a_group_has_its_own_gpu(device, tmp_path, monkeypatch):
+    # "cuda" was the first GPU for all of them.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        assert _group_of(None, device, tmp_path)[2] == f"cuda:{rank}"
+        assert _group_of(None, "cpu", tmp_path)[2] == "cpu"
 
 
 @pytest.fixture

@@ -346,10 +346,15 @@ def _is_ignored(folder: str) -> bool:
 
 
 def is_archive(name: str) -> bool:
-    """Return whether a file name is that of an archive that can hold images and is not opened."""
+    """Return whether a file name is that of an archive that can hold images and is not opened.
+
+    A single image that is compressed, such as a.png.gz, is one, too.
+    """
     stem, extension = os.path.splitext(name.lower())
-    is_compressed = extension in COMPRESSIONS and os.path.splitext(stem)[1] in (".tar", ".cpio")
-    return extension in ARCHIVES or is_compressed
+    if extension in ARCHIVES:
+        return True
+    inner = os.path.splitext(stem)[1]
+    return extension in COMPRESSIONS and (inner in (".tar", ".cpio") or inner in image_extensions())
 
 
 def archives_note(names: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
         if not is_deep and num_channels in (1, 3) and _pillow_knows(page):
             return None
         check_size((page.imagelength, page.imagewidth, page.samplesperpixel), page.dtype.itemsize)
+        tag = page.tags.get(274)
+        orientation = 1 if tag is None else tag.value
         try:
             _check_strips(page)
             values = _bands_last(file, page, num_channels)
@@ -58,14 +60,13 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
             found = _tiff_colors(image) if is_color else None
             if found is None:
                 raise PixelsError(_needs_imagecodecs(page)) from error
-            values = found
-        tag = page.tags.get(274)
+            values, orientation = found, 1  # Pillow has turned them
         return RawPixels(
             values,
             range_of(values.dtype, page.bitspersample),
             has_alpha=_has_alpha(page),
             white_is_zero=page.photometric == WHITE_IS_ZERO,
-            orientation=1 if tag is None else tag.value,
+            orientation=orientation,
         )
 
 

@@ -201,12 +201,15 @@ def _choose(
     """Choose the images as those of a local folder, with copies of the tables of metadata."""
     with tempfile.TemporaryDirectory() as copies:
         for name in list(listing.metadata):
-            content = _read(_join(url, name))
-            if content is None or posixpath.normpath(name) != name or name.startswith("../"):
+            copy = Path(copies, name)  # of an absolute name: outside of `copies`
+            is_inside = copy.resolve().is_relative_to(Path(copies).resolve())
+            content = None
+            if is_inside and posixpath.normpath(name) == name:
+                content = _read(_join(url, name))
+            if content is None:
                 listing.metadata.remove(name)
                 listing.other_files.append(name)
                 continue
-            copy = Path(copies, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
         try:

@@ -13,7 +13,7 @@ from ...modeling.modeling_selfvit import SelfViTModel
 from .encoder import FusedEncoder
 from .interface import CopyingEngine, Selection
 from .onnx_graph import silence_logging
-from .quantization import round_layers
+from .quantization import max_weight_here, round_layers
 
 NAME = "openvino"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -28,15 +28,23 @@ class OpenVINOEngine(CopyingEngine):
 
     Raises:
         ImportError: If OpenVINO is not installed.
+        ValueError: If this CPU does not multiply the rounded weights exactly.
     """
 
     def __init__(self, model: SelfViTModel, selection: Selection):
         super().__init__(model, selection)
+        rounding = selection.quantization
+        if rounding is not None and rounding.max_weight > max_weight_here():
+            raise ValueError(
+                f"int8 was calibrated with rounded weights up to {rounding.max_weight}, but sums "
+                f"overflow on this CPU above {max_weight_here()}; use a CPU with VNNI or AMX, or "
+                "write to a new folder."
+            )
         self._embeddings = model.embeddings.patch_embeddings
         self._encoder = FusedEncoder(model).eval()
         self._positions: dict[tuple[int, int], Any] = {}
         other_dtype = selection.dtype_name
-        if (rounding := selection.quantization) is not None:
+        if rounding is not None:
             round_layers(self._encoder, rounding.ranges, rounding.max_weight)
             other_dtype = rounding.other_dtype
         self._compiled = _compile(self._encoder, model, PRECISIONS[other_dtype])

@@ -58,6 +58,10 @@ class VectorFolder:
         manifest: Manifest of the run; its parts are those that are complete.
         metadata: Content of metadata.json besides the numbers of images.
         may_begin: Whether the first part deletes the result of an earlier run.
+
+    Attributes:
+        replaced: Run that the folder had when it was opened, or None; no other one is replaced or
+            continued.
     """
 
     def __init__(
@@ -68,14 +72,15 @@ class VectorFolder:
         self.manifest = manifest
         self.metadata = metadata
         self._may_begin = may_begin
-        self._replaced = _run_of(path)
+        self.replaced = _run_of(path)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Create the folder, and keep others from writing to it.
+        """Create the folder, keep others from writing to it, and find the parts that it has.
 
         Raises:
-            FileExistsError: If another process writes to it.
+            FileExistsError: If another process writes to it, or has begun another run in it since
+                it was opened.
         """
         self.storage.prepare()
         lock = self._lock("run", blocking=False)
@@ -88,10 +93,29 @@ class VectorFolder:
             ) from error
         try:
             self.storage.remove_unfinished()
+            self._find_parts()
             yield
         finally:
             lock.release()
             self.storage.clean()
+
+    def _find_parts(self) -> None:
+        """Take the parts of this run as they are now; another process may have added some."""
+        stored = Manifest.load(self.path)
+        if (None if stored is None else stored.run) != self.replaced:
+            raise self._other_run()
+        if stored is None or stored.run != self.manifest.run:
+            return
+        found = stored.with_found_parts(self.path)
+        if found != stored:
+            found.save(self.path)
+        self.manifest = replace(self.manifest, parts=found.parts)
+
+    def _other_run(self) -> FileExistsError:
+        return FileExistsError(
+            f"another run has begun in {str(self.path)!r}; repeat the command, or choose another "
+            "folder."
+        )
 
     def _lock(self, name: str, blocking: bool = True) -> FileLock:
         return FileLock(self.storage.locks / f"{name}.lock", blocking=blocking)
@@ -108,7 +132,8 @@ class VectorFolder:
     def add(self, part: PartWriter) -> None:
         """Complete a part, and add it to the folder.
 
-        With the first part, the result of an earlier run is deleted.
+        With the first part, the result of an earlier run is deleted. A part that does not have the
+        rows that were counted, because it was interrupted, is discarded.
 
         Raises:
             FileExistsError: If another run has begun in the folder.
@@ -116,6 +141,9 @@ class VectorFolder:
         """
         footer = part.close(self.manifest.run)
         entry = describe_part(part.path, footer)
+        if entry.num_rows != part.num_rows:
+            part.discard()
+            return
         with self._lock("manifest"):
             stored = Manifest.load(self.path)
             if stored is None or stored.run != self.manifest.run:
@@ -196,15 +224,13 @@ class VectorFolder:
         Raises:
             FileExistsError: If that is left to another process.
         """
-        if not self._may_begin or _run_of(self.path) != self._replaced:
-            raise FileExistsError(
-                f"another run has begun in {str(self.path)!r}; choose another folder."
-            )
+        if not self._may_begin or _run_of(self.path) != self.replaced:
+            raise self._other_run()
         self._write_metadata({"complete": False})
         self._delete_all_but([METADATA])
         begun = replace(self.manifest, parts=[])
         begun.save(self.path)
-        self._replaced = begun.run
+        self.replaced = begun.run
         return begun
 
     def clear(self) -> None:
@@ -233,14 +259,16 @@ class VectorFolder:
             left_out: Images that were left out, besides those that the parts name.
 
         Raises:
-            FileExistsError: If another machine has changed the manifest in object storage.
+            FileExistsError: If the parts do not hold each image once: another machine, which locks
+                may not reach, has changed the manifest.
         """
         self.storage.remove_unfinished()
         in_order = all(part.start is not None for part in self.manifest.parts)
-        if is_remote(self.path) and in_order and self.manifest.missing():
+        if self.manifest.parts and in_order and not self.manifest.is_whole:
+            is_less = bool(self.manifest.missing())
+            way = "repeat the command with --resume" if is_less else "write to a new folder"
             raise FileExistsError(
-                f"another process has changed the manifest of {str(self.path)!r}; repeat the "
-                "command with --resume."
+                f"another process has changed the manifest of {str(self.path)!r}; {way}."
             )
         num_skipped = len(left_out)
         with self.storage.output(SKIPPED) as unfinished:

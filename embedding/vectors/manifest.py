@@ -127,6 +127,13 @@ class Manifest:
             gaps.append(range(position, span.stop))
         return gaps
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the parts cover each position once."""
+        spans = [(part.start, part.stop) for part in self.in_order()]
+        starts, stops = zip(*spans, strict=True)
+        return [*starts, self.data["num_positions"]] == [0, *stops]
+
     def in_order(self) -> list[Part]:
         """Return the parts in the order of the source."""
         return sorted(self.parts, key=lambda part: (part.start or 0, part.file))

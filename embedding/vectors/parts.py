@@ -70,10 +70,10 @@ class PartWriter:
             columns.append(_nested(batch.patches, self.schema.field("patches").type))
         self._waiting.append(pa.record_batch(columns, schema=self.schema))
         self._num_waiting += len(batch.ids)
-        self.num_rows += len(batch.ids)
         self.skipped += batch.skipped
         if self.start is not None:
             self.stop = batch.positions.stop
+        self.num_rows += len(batch.ids)  # last: an interruption before shows in the file
         if batch.ids:
             self._last_read = self.stop, len(self.skipped)
         if self._num_waiting * self._values_per_row >= VALUES_PER_ROW_GROUP:
@@ -108,9 +108,11 @@ class PartWriter:
         self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        if self._num_waiting:
-            self._writer.write_table(pa.Table.from_batches(self._waiting, self.schema))
+        # an interruption is raised after the rows are written, and `close` must not repeat them
+        waiting, num_waiting = self._waiting, self._num_waiting
         self._waiting, self._num_waiting = [], 0
+        if num_waiting:
+            self._writer.write_table(pa.Table.from_batches(waiting, self.schema))
 
 
 def _num_values(kind: pa.DataType) -> int:

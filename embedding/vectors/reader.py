@@ -47,6 +47,8 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
         files = [folder / part.file for part in manifest.in_order()]
     added = {} if manifest is None else read_columns(folder, fingerprint_of(manifest))
     stored = None if columns is None else [name for name in columns if name not in added]
+    if manifest is not None and stored == []:
+        stored = manifest.schema.names[:1]  # for the number of rows
     table = _read_files(folder, files, manifest, stored)
     if columns is None:
         columns = [*table.column_names, *added]

@@ -97,8 +97,8 @@ def update_embeddings(
         embedder, source, output, resume=False, vector_dtype=vector_dtype, metadata=metadata
     )
     _check_same(stored, folder.manifest, output)
-    found = stored.with_found_parts(output)
-    folder.manifest = replace(folder.manifest, run=stored.run, parts=found.parts)
+    folder.replaced = stored.run
+    folder.manifest = replace(folder.manifest, run=stored.run)
     with folder.writing():
         changes = _Changes(folder, source, progress)
         folder.begin_update()

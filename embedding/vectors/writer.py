@@ -17,6 +17,7 @@ from ...data.reading_workers import LostWorkersError
 from ...data.remote.file_system import StorageError
 from ...data.sources import Data, as_source
 from ..embedder import EmbeddedBatch, Embedder
+from .comparison import find_other_image
 from .fingerprint import checkpoint_fingerprint
 from .folder import CREATED_BY, VectorFolder, check_output, skipped_of
 from .manifest import VECTOR_DTYPES, Manifest
@@ -130,11 +131,20 @@ def write_folder(folder: VectorFolder, source: AnySource, embed: Callable[[], No
         embed: Function that adds the parts that are missing.
 
     Raises:
-        FileExistsError: If another process writes to the folder.
-        ValueError: If no image can be read; nothing is left in the folder then.
+        FileExistsError: If another process writes to the folder, or has begun another run in it.
+        ValueError: If the folder was updated, or its images are other ones now, or no image can be
+            read; then, nothing is left in it.
     """
-    started, num_before = time.perf_counter(), folder.manifest.num_rows
+    started = time.perf_counter()
     with folder.writing():
+        num_before = folder.manifest.num_rows
+        if any(part.start is None for part in folder.manifest.parts):
+            raise ValueError(
+                f"{str(folder.path)!r} was updated, so --resume cannot tell what is missing; use "
+                "--update."
+            )
+        if name := find_other_image(folder.path, folder.manifest, source):
+            raise _cannot_resume(folder.path, [f"images ({name} has another content)"])
         embed()
         skipped = _finish(folder, source)
     return WriteReport(folder.manifest.num_rows, num_before, skipped, time.perf_counter() - started)
@@ -182,27 +192,27 @@ def open_folder(
         "is_labeled": source.label_names is not None,
         "is_video": source.is_video,
     }
-    stored = Manifest.load(output) if resume else None
+    replaced = Manifest.load(output)
+    stored = replaced if resume else None
     earlier = None if stored is None else stored.checkpoint
     embedder.choose_engine(source, earlier, progress=progress)
     manifest = Manifest(checkpoint_fingerprint(embedder, vector_dtype), data)
     if stored is not None:
         if differences := stored.differences(manifest):
-            raise ValueError(
-                f"{str(output)!r} cannot be resumed, because these differ: "
-                f"{'; '.join(differences)}. Use the checkpoint, options and images that it was "
-                "begun with, or a new folder; --update embeds new and changed images."
-            )
-        if any(part.start is None for part in stored.parts):
-            raise ValueError(
-                f"{str(output)!r} was updated, so --resume cannot tell what is missing; use "
-                "--update."
-            )
-        manifest = stored.with_found_parts(output)
-        if manifest != stored:
-            manifest.save(output)
+            raise _cannot_resume(output, differences)
+        manifest = stored
     content = {**(metadata or {}), **_embedder_metadata(embedder), "data": source.description}
-    return VectorFolder(output, manifest, {**content, "vector_dtype": vector_dtype})
+    folder = VectorFolder(output, manifest, {**content, "vector_dtype": vector_dtype})
+    folder.replaced = None if replaced is None else replaced.run
+    return folder
+
+
+def _cannot_resume(output: Path, differences: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{str(output)!r} cannot be resumed, because these differ: {'; '.join(differences)}. Use "
+        "the checkpoint, options and images that it was begun with, or a new folder; --update "
+        "embeds new and changed images."
+    )
 
 
 def embed_ranges(

@@ -230,8 +230,8 @@ def _group_of(
     size = count_devices(devices) if group is None else group.size
     if size > 1:
         check_local(output)
-    if group is not None and device is None:
-        device = device_of(group.local_rank)
+    if group is not None and device in (None, "cuda"):  # "cuda" alone is the first GPU for all
+        device = device_of(group.local_rank) or device
     return group, size, device
 
 

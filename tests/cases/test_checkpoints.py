@@ -17,6 +17,7 @@ from transformers import (
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     ViTConfig,
+    ViTImageProcessor,
     ViTModel,
 )
 from typer.testing import CliRunner, Result
@@ -422,6 +423,14 @@ def test_mean_and_std_that_do_not_fit_are_refused(options, part, tmp_path):
     result, output = run_convert(vit_weights(in_chans=4), tmp_path, "--num-heads", 2, *options)
     assert_one_line_error(result, part)
     assert not output.exists()
+
+
+def test_a_processor_whose_output_depends_on_the_image_is_refused(tmp_path):
+    # It was accepted, and the first batch of different images ended in a traceback.
+    ViTImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / "source")
+    torch.save(vit_weights(img_size=32), tmp_path / "source" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="32 x 48 pixels from 200 x 300 and 48 x 32.*crop_size"):
+        convert(tmp_path / "source", tmp_path / "out", num_heads=2)
 
 
 def test_the_processor_of_the_source_is_used_for_its_channels(tmp_path):

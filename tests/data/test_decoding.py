@@ -68,6 +68,17 @@ def test_every_orientation_equals_that_of_transformers(orientation, tmp_path):
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_a_turned_tiff_file_is_the_same_by_its_path_and_its_content(mode, tmp_path):
+    # Pillow maps a file of one strip, with width and height swapped: the rows were scrambled.
+    image = image_files.noise(30, 20).convert("L").convert("RGB").convert(mode)
+    image.save(tmp_path / "a.tif")
+    expected = decode_image(tmp_path / "a.tif").transpose(Image.Transpose.ROTATE_270)
+    image.save(tmp_path / "a.tif", tiffinfo={274: 6})
+    for source in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes()):
+        np.testing.assert_array_equal(decode_image(source), np.asarray(expected))
+
+
 def write_pages(path, kind):
     """Write two pages; the second one is a page, a smaller version of the first, or a mask."""
     with tifffile.TiffWriter(path) as file:

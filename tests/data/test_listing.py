@@ -53,6 +53,14 @@ def data(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name", ["a.png.gz", "a.JPG.xz"])
+def test_a_compressed_image_has_a_note(name, data):
+    write_pictures(data, 1)
+    (data / name).write_bytes(b"")
+    source = open_images(data)
+    assert len(source) == 1 and f"archives are not read: {name}" in source.inventory.notes[0]
+
+
 class TestBesideShards:
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("kind", ["parquet", "tar"])

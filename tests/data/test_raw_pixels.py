@@ -193,6 +193,19 @@ class TestChannels:
         pixels = decode_pixels(content, RGB).pixels
         np.testing.assert_allclose(pixels, values * (255 / 65535), rtol=1e-5)
 
+    @pytest.mark.parametrize("orientation", [1, 3, 6])
+    def test_colors_in_tiff_of_a_compression_of_pillow_only_are_turned_once(self, orientation):
+        # Pillow turned them, and they were turned again.
+        cv2 = pytest.importorskip("cv2")
+        values = bands(3)
+        content = bytearray(cv2.imencode(".tif", values[..., ::-1])[1].tobytes())
+        planes = content.index(b"\x1c\x01\x03\x00\x01\x00\x00\x00\x01\x00")  # tag 284, not needed
+        content[planes : planes + 2] = b"\x12\x01"  # tag 274, orientation
+        content[planes + 8] = orientation
+        upright = np.rot90(values, {1: 0, 3: 2, 6: -1}[orientation])
+        pixels = decode_pixels(bytes(content), RGB).pixels
+        np.testing.assert_allclose(pixels, upright * (255 / 65535), rtol=1e-5)
+
     def test_bands_in_a_compression_that_nothing_reads_name_the_package(self):
         content = bytearray(tiff(bands(4), photometric="minisblack", planarconfig="contig"))
         place = content.index(b"\x03\x01\x03\x00\x01\x00\x00\x00") + 8  # tag 259, compression

@@ -1,4 +1,5 @@
 import pickle
+import re
 import shutil
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.data.decoding import UnreadableImageError, decode_image
@@ -103,6 +104,24 @@ class TestEmbed:
         assert sorted(reasons) == sorted(set(image_files.UNREADABLE) - {"bomb.png"})
         assert all(reasons[n].startswith(image_files.UNREADABLE[n][1]) for n in reasons)
 
+    @pytest.mark.parametrize("setting, reason", [
+        ({"size": {"height": 16, "width": 16}, "resample": 1}, r"resample \(1\) must be one of"),
+        ({"size": {"shortest_edge": 16, "longest_edge": 32}}, "must be a height and a width"),
+    ])  # fmt: skip
+    def test_a_deep_image_that_the_processor_cannot_resize_is_skipped(
+        self, setting, reason, embedder, tmp_path
+    ):
+        # It ended the run.
+        noise(20, 20).save(tmp_path / "a.png")
+        image_files.sixteen_bit_png(tmp_path / "b.png", 9)
+        processor = ViTImageProcessor(**setting)
+        embedded = Embedder(embedder.model, processor).embed(open_images(tmp_path))
+        assert embedded.ids == ["a.png"]
+        [skipped] = embedded.skipped
+        assert skipped.id == "b.png" and re.search(
+            f"more than eight bits.*{reason}", skipped.reason
+        )
+
     def test_a_source_without_a_readable_image_gives_no_vectors(self, embedder, tmp_path):
         image_files.empty_jpeg(tmp_path / "a.jpg")
         embedded = embedder.embed(open_images(tmp_path))
@@ -176,6 +195,20 @@ class TestCall:
         images = [path, str(path), path.read_bytes(), decode_image(path), Image.open(path)]
         vectors = embedder(images)
         np.testing.assert_allclose(vectors, np.broadcast_to(vectors[:1], (5, 32)), atol=1e-5)
+
+    def test_an_open_image_may_occur_twice_in_a_call(self, tiny_checkpoint, tmp_path):
+        # Two threads loaded it at the same time: "cannot be opened: Bad file descriptor".
+        noise(300, 300).save(tmp_path / "a.png")
+        embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=8)
+        before = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            for _ in range(20):
+                opened = Image.open(tmp_path / "a.png")
+                vectors = embedder([opened] * 8)
+        finally:
+            torch.set_num_threads(before)
+        np.testing.assert_allclose(vectors, [embedder(tmp_path / "a.png")] * 8, atol=1e-5)
 
     def test_no_images_give_no_vectors(self, embedder):
         assert embedder([]).shape == (0, 32)

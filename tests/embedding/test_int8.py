@@ -17,11 +17,14 @@ from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.engines import int8
 from selfvit.embedding.engines.encoder import FusedEncoder, PlainLinear
 from selfvit.embedding.engines.fidelity import Fidelity, neighbors_kept
+from selfvit.embedding.engines.interface import Selection
+from selfvit.embedding.engines.openvino import OpenVINOEngine
 from selfvit.embedding.engines.quantization import (
     Quantization,
     QuantizedLinear,
     harm_of_layers,
     input_ranges,
+    max_weight_here,
     round_layers,
 )
 from selfvit.embedding.preprocessing import build_processor
@@ -120,6 +123,13 @@ class TestCalibration:
     @pytest.fixture(autouse=True)
     def _engine(self):
         pytest.importorskip("openvino")
+
+    def test_weights_that_overflow_on_this_cpu_are_an_error(self):
+        # A run that was begun on a CPU with VNNI was resumed on one without.
+        fidelity = Fidelity(1.0, 1.0, 1.0, 1)
+        rounding = Quantization({}, max_weight_here() + 1, "float32", 8, 24, fidelity)
+        with pytest.raises(ValueError, match="overflow on this CPU above"):
+            OpenVINOEngine(model_of(), Selection("openvino", torch.int8, rounding))
 
     def test_vectors_in_8_bits_agree_with_those_of_the_rounded_layers(self, images):
         model, source = model_of(), open_images(images)

@@ -199,6 +199,15 @@ class TestImages:
         with pytest.raises(ValueError, match="s3://bucket/splits/metadata.csv.*no column 'x'"):
             open_images(url, label_column="x")
 
+    def test_a_table_of_metadata_is_copied_to_no_other_place(self, s3, images, tmp_path):
+        # The key photos//tmp/x/metadata.csv wrote /tmp/x/metadata.csv on this machine.
+        s3.pipe_file("bucket/odd/a.png", (images / "a/0002.png").read_bytes())
+        for folder in (str(tmp_path), f"../..{tmp_path}", f"b/../../..{tmp_path}"):
+            s3.pipe_file(f"bucket/odd/{folder}/metadata.csv", b"file_name,label\na.png,1\n")
+        source = open_images("s3://bucket/odd")
+        assert source.paths == ["a.png"] and source.label_names is None
+        assert not list(tmp_path.iterdir())
+
     def test_one_object_and_objects_in_memory(self, bucket, images):
         one = open_images(f"{bucket}/a/0002.png")
         assert (one[0].id, one[0].image) == ("0002.png", (images / "a/0002.png").read_bytes())

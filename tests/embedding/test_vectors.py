@@ -7,25 +7,36 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
+import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from selfvit.data.sources import open_images
-from selfvit.embedding.embedder import Embedder
+from selfvit.embedding.embedder import EmbeddedBatch, Embedder
 from selfvit.embedding.preparation import preprocess
+from selfvit.embedding.vectors import parts
+from selfvit.embedding.vectors.columns import fingerprint_of, write_columns
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.embedding.vectors.shared_work import Group, units_of, write_in_group
 from selfvit.embedding.vectors.update import update_embeddings
-from selfvit.embedding.vectors.writer import write_embeddings
+from selfvit.embedding.vectors.writer import (
+    embed_ranges,
+    open_folder,
+    write_embeddings,
+    write_folder,
+)
 from selfvit.visualization.pca_maps import patch_tokens
 
 from .. import image_files
@@ -149,6 +160,37 @@ class TestParts:
         alone = np.stack(read_vectors(whole)["embedding"].to_numpy())
         np.testing.assert_allclose(pooled, alone, atol=1e-5)
 
+    def test_ctrl_c_while_a_row_group_is_written_doubles_no_row(self, tmp_path):
+        size, count = 2**20, 4
+        checkpoint = {"vector_dtype": "float32", "embedding_size": size}
+        schema = Manifest(checkpoint, {"id_column": "path", "is_labeled": False}).schema
+        part = parts.PartWriter(tmp_path / "part", schema, None, 0)
+        names, nothing = list("abcd"), [None] * count
+        vectors = np.random.default_rng(0).random((count, size), dtype=np.float32)
+        batch = EmbeddedBatch(names, nothing, vectors, nothing, [], range(count), nothing)
+
+        def interrupt():
+            while part.path.stat().st_size <= len(b"PAR1"):
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            thread.start()
+            part.write(batch)
+            thread.join()
+        part.close("run")
+        assert pq.read_metadata(part.path).num_rows == part.num_rows == part.stop == count
+
+    def test_added_columns_are_read_without_stored_ones(self, whole, tmp_path):
+        folder = shutil.copytree(whole, tmp_path / "v")
+        places = np.arange(2 * NUM_IMAGES).reshape(2, -1)
+        fingerprint = fingerprint_of(Manifest.load(folder))
+        write_columns(folder, fingerprint, "map", {"x": places[0], "y": places[1]})
+        table = read_vectors(folder, ["y", "x"])
+        assert table.column_names == ["y", "x"]
+        np.testing.assert_array_equal(table["x"], places[0])
+
     def test_checksums_tell_files_apart(self, whole):
         checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
         assert len(set(checksums)) == NUM_IMAGES and {len(text) for text in checksums} == {16}
@@ -208,13 +250,17 @@ class TestParts:
 
 
 class TestResume:
-    def test_25_kills_lose_double_and_change_nothing(self, embedder, source, whole, tmp_path):
+    def test_25_kills_lose_double_and_change_nothing(
+        self, embedder, source, whole, tmp_path, monkeypatch
+    ):
+        # Ctrl-C while a row group was written doubled its rows; here each batch is one.
+        monkeypatch.setattr(parts, "VALUES_PER_ROW_GROUP", 1)
         rng, kills, folder = random.Random(0), 0, tmp_path / "v"
         while kills < 25:
             process = start(write, embedder, source, folder, resume=True)
             process.join(rng.uniform(0.01, 0.2))
             if process.exitcode is None:
-                process.kill()
+                os.kill(process.pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
                 kills += 1
             process.join()
             done = check_readable(folder) if folder.exists() else 0
@@ -289,6 +335,84 @@ class TestResume:
             write(embedder(), source, folder, resume=True, vector_dtype="float16")
         report = write(embedder(batch_size=100), source, folder, resume=True)  # may change
         assert report.num_before == report.num_embedded == NUM_IMAGES
+
+    def test_parts_that_another_process_adds_before_the_lock_are_kept(
+        self, embedder, source, whole, tmp_path
+    ):
+        # The manifest was read, and even saved, before the lock: images were embedded twice.
+        folder = tmp_path / "v"
+        write(embedder, source, folder)
+        manifest = Manifest.load(folder)
+        manifest.parts.pop()  # written, but not in the manifest
+        manifest.save(folder)
+        (folder / manifest.parts.pop().file).unlink()
+        before = (folder / "manifest.json").read_bytes()
+        options = {"vector_dtype": "float32", "metadata": None}
+        opened = [
+            open_folder(embedder, source, folder, resume=True, **options),
+            open_folder(embedder, source, folder, resume=False, **options),
+        ]
+        assert (folder / "manifest.json").read_bytes() == before
+        write(embedder, source, folder, resume=True)
+
+        def embed(late):
+            embed_ranges(embedder, source, late.manifest.missing(), late)
+
+        report = write_folder(opened[0], source, lambda: embed(opened[0]))
+        assert report.num_before == report.num_embedded == NUM_IMAGES
+        assert_equal(folder, whole)
+        write(embedder, source, folder, overwrite=True)
+        for late in opened:
+            with pytest.raises(FileExistsError, match="another run has begun"):
+                write_folder(late, source, lambda late=late: embed(late))
+        assert_equal(folder, whole)
+
+    def test_vectors_are_not_called_complete_unless_each_image_has_one(
+        self, embedder, source, tmp_path
+    ):
+        write(embedder, source, tmp_path / "v")
+        (tmp_path / "v" / "part-00003.parquet").unlink()
+        options = {"resume": True, "vector_dtype": "float32", "metadata": None}
+        folder = open_folder(embedder, source, tmp_path / "v", **options)
+        with pytest.raises(FileExistsError, match="changed the manifest.*with --resume"):
+            write_folder(folder, source, lambda: None)
+        parts = Manifest.load(tmp_path / "v").parts
+        folder.manifest = replace(folder.manifest, parts=[*parts, replace(parts[0], stop=300)])
+        with pytest.raises(FileExistsError, match="changed the manifest.*a new folder"):
+            folder.finish([])
+
+    @pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
+    def test_images_of_the_same_names_and_another_content_are_refused(
+        self, kind, embedder, tmp_path
+    ):
+        def images_of(name, seeds):
+            folder = tmp_path / name
+            folder.mkdir()
+            for index, seed in enumerate(seeds):
+                image_files.noise(16, 16, seed=seed).save(folder / f"{index:02}.png")
+            (folder / "00.png").write_bytes(b"")  # skipped, so the first row is that of the second
+            files = sorted(folder.iterdir())
+            if kind == "zip":
+                with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+                    for file in files:
+                        archive.write(file, file.name)
+                return open_images(tmp_path / f"{name}.zip")
+            if kind == "parquet":
+                table = pa.table({"image": [file.read_bytes() for file in files]})
+                pq.write_table(table, tmp_path / f"{name}.parquet")
+                return open_images(tmp_path / f"{name}.parquet")
+            return open_images(folder)
+
+        output, seeds = tmp_path / "v", list(range(24))
+        write(embedder, images_of("before", seeds), output, part_images=BATCH)
+        (output / "part-00001.parquet").unlink()
+        for place in (1, 23, 16):  # at the ends of the parts
+            name = place if kind == "parquet" else f"{place:02}.png"
+            others = [99 if index == place else seed for index, seed in enumerate(seeds)]
+            with pytest.raises(ValueError, match=f"cannot be resumed.*images \\({name} has"):
+                write(embedder, images_of(f"other_{place}", others), output, resume=True)
+        report = write(embedder, images_of("same", seeds), output, resume=True)
+        assert (report.num_before, report.num_embedded) == (15, 23)
 
     def test_another_process_may_not_write_to_the_folder(self, embedder, source, tmp_path):
         folder = VectorFolder(tmp_path / "v", Manifest({}, {}), {})
