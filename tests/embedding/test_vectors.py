@@ -13,6 +13,7 @@ import threading
 import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -358,13 +359,13 @@ class TestResume:
         def embed(late):
             embed_ranges(embedder, source, late.manifest.missing(), late)
 
-        report = write_folder(opened[0], source, lambda: embed(opened[0]))
+        report = write_folder(opened[0], source, partial(embed, opened[0]))
         assert report.num_before == report.num_embedded == NUM_IMAGES
         assert_equal(folder, whole)
         write(embedder, source, folder, overwrite=True)
         for late in opened:
             with pytest.raises(FileExistsError, match="another run has begun"):
-                write_folder(late, source, lambda late=late: embed(late))
+                write_folder(late, source, partial(embed, late))
         assert_equal(folder, whole)
 
     def test_vectors_are_not_called_complete_unless_each_image_has_one(
