@@ -25,6 +25,9 @@ from .embedder import EmbeddedBatch, Embedder
 from .engines.interface import AUTO
 from .preparation import Preparation
 
+PIXELS = "selfvit_pixels"  # column between the tasks and the actors
+ADDED_COLUMNS = ("embedding", "reason", PIXELS)
+
 
 class RayEmbedder(Embedder):
     """Embedder whose `stream` runs on a Ray cluster; batches and vectors are those of `Embedder`.
@@ -164,13 +167,20 @@ def embed_dataset(
         read) and `reason`, why it cannot be read, or "". Nothing is computed yet.
 
     Raises:
-        ValueError: If an argument has no valid value, or the dataset has no such column.
+        ValueError: If an argument has no valid value, or the dataset has no such column, or other
+            columns of the names of the result.
     """
     columns = dataset.columns()
     if image_column not in columns:
         raise ValueError(
             f"image_column ({image_column!r}) must be a column of the dataset; it has "
             f"{', '.join(columns)}."
+        )
+    taken = [name for name in columns if name in ADDED_COLUMNS and name != image_column]
+    if taken:
+        raise ValueError(
+            f"the result has columns of its own, {', '.join(ADDED_COLUMNS)}, but so has the "
+            f"dataset: {', '.join(taken)}; rename them with rename_columns."
         )
     options = {"device": "cpu", **options}
     embedder = RayEmbedder(
@@ -277,25 +287,26 @@ def _decode_column(
     reasons = [""] * len(records)
     for image in batch.skipped:
         reasons[int(image.id)] = image.reason
-    pixels = None if batch.pixels is None else batch.pixels[0]
-    decoded = pickle.dumps(pixels, protocol=5)
-    parts = [decoded, *[b""] * (len(records) - 1)]  # one row per image, all pixels in the first
-    return {**rows, "reason": reasons, "pixels": parts}
+    pixels = iter(() if batch.pixels is None else batch.pixels[0])
+    # each row has its own pixels, as Ray may divide the rows of a batch
+    parts = [
+        b"" if reason else pickle.dumps(next(pixels).clone(), protocol=5) for reason in reasons
+    ]
+    return {**rows, "reason": reasons, PIXELS: parts}
 
 
 class _ColumnActor(_Actor):
     """Model of an actor that adds a column."""
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        content = [pickle.loads(part) for part in rows.pop("pixels") if part]
-        normalize = self.embedder.preparation.normalize
-        device = self.embedder.model.device
-        found = [normalize(pixels, device) for pixels in content if pixels is not None]
-        size = self.embedder.embedding_size
-        vectors = np.full((len(rows["reason"]), size), np.nan, dtype=np.float32)
-        if found:
-            is_read = np.array([not reason for reason in rows["reason"]])
-            vectors[is_read] = self.embedder.embed_pixels(torch.cat(found))
+        parts = rows.pop(PIXELS)
+        images = [pickle.loads(part) for part in parts if part]
+        vectors = np.full((len(parts), self.embedder.embedding_size), np.nan, dtype=np.float32)
+        if images:
+            preparation = self.embedder.preparation
+            pixels = preparation.stack_pixels(images)
+            pixel_values = preparation.normalize(pixels, self.embedder.model.device)
+            vectors[[bool(part) for part in parts]] = self.embedder.embed_pixels(pixel_values)
         return {**rows, "embedding": vectors}
 
 

@@ -136,9 +136,13 @@ def test_a_stream_has_the_vectors_of_one_process_even_if_a_node_is_lost(
     assert_equal(tmp_path / "v", tmp_path / "whole")
 
 
-def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, whole):
+def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, whole, monkeypatch):
+    # small blocks, so that Ray divides the rows of a batch
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 10_000)
     paths = sorted(str(path) for path in images.iterdir())
-    dataset = ray.data.from_items([{"image": path, "number": i} for i, path in enumerate(paths)])
+    dataset = ray.data.from_items(
+        [{"image": path, "number": i, "pixels": "mine"} for i, path in enumerate(paths)]
+    )
     embedded = embed_dataset(dataset, str(tiny_checkpoint), batch_size=BATCH, num_actors=1)
     rows = sorted(embedded.take_all(), key=lambda row: row["number"])
     assert [row["reason"] == "" for row in rows].count(False) == 1
@@ -146,6 +150,9 @@ def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, wh
     vectors = np.stack([row["embedding"] for row in rows if not row["reason"]])
     expected = np.stack(read_vectors(whole)["embedding"].to_numpy())
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert {row["pixels"] for row in rows} == {"mine"}
+    with pytest.raises(ValueError, match="so has the dataset: reason; rename"):
+        embed_dataset(dataset.rename_columns({"pixels": "reason"}), str(tiny_checkpoint))
     with pytest.raises(ValueError, match="image_column .'photo'. must be a column"):
         embed_dataset(dataset, str(tiny_checkpoint), image_column="photo")
 
