@@ -36,9 +36,8 @@ class DINOConfig(ObjectiveConfig):
         freeze_last_layer_ratio: Fraction of the steps, from the start, in which the last layer is
             frozen.
         koleo_weight: Weight of the KoLeo regularizer on the class tokens of the global views
-            (from DINOv2; DINO has none), a mean over the views, of which DINOv2 has the sum. It
-            compares the images of a micro-batch, so gradient accumulation is not exactly
-            equivalent to a larger batch.
+            (from DINOv2; DINO has none). It compares the images of a micro-batch, so gradient
+            accumulation is not exactly equivalent to a larger batch.
     """
 
     model_type = "selfvit_dino"
@@ -64,7 +63,7 @@ class DINOConfig(ObjectiveConfig):
     teacher_momentum_end: float | int = 1.0  # Sec. 3.1
     center_momentum: float | int = 0.9  # Appendix D
     freeze_last_layer_ratio: float | int = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
-    koleo_weight: float | int = 0.0  # DINOv2, ssl_default_config.yaml: 0.1; DINO has none
+    koleo_weight: float | int = 0.0  # DINO has none; mean over views, in DINOv2 0.1 of the sum
 
     def validate_architecture(self) -> None:
         """Check the range of each field."""

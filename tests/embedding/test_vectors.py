@@ -176,10 +176,15 @@ class TestParts:
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            thread.start()
-            part.write(batch)
-            thread.join()
+        # workers of pytest-xdist ignore SIGINT
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                thread.start()
+                part.write(batch)
+                thread.join()
+        finally:
+            signal.signal(signal.SIGINT, before)
         part.close("run")
         assert pq.read_metadata(part.path).num_rows == part.num_rows == part.stop == count
 
