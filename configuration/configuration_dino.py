@@ -63,7 +63,7 @@ class DINOConfig(ObjectiveConfig):
     teacher_momentum_end: float | int = 1.0  # Sec. 3.1
     center_momentum: float | int = 0.9  # Appendix D
     freeze_last_layer_ratio: float | int = 0.01  # main_dino.py --freeze_last_layer: 1 epoch; of 100
-    koleo_weight: float | int = 0.0  # DINO has none; mean over views, in DINOv2 0.1 of the sum
+    koleo_weight: float | int = 0.0  # DINO has none; DINOv2: 0.1, of a sum over the views
 
     def validate_architecture(self) -> None:
         """Check the range of each field."""

@@ -136,8 +136,8 @@ def _fitted_weights(
 ) -> dict[str, Tensor]:
     """Return weights with patch embeddings and positions that fit the wanted configuration.
 
-    Positions are interpolated as in the forward pass, fixed ones too: computed for a larger grid,
-    their distances from patch to patch would be other ones than those that the weights know.
+    Positions are interpolated as in the forward pass, fixed ones too: if they were computed for a
+    larger grid, neighboring patches would be farther apart than in pretraining.
     """
     if config.num_channels != wanted.num_channels:
         weights = adapted_weights(weights, wanted.num_channels)

@@ -134,7 +134,7 @@ class TestFolds:
         assert folds[:4].min() == 0
 
     def test_frames_of_a_video_are_in_one_fold(self, tmp_path):
-        """The others told the class of a frame, although nothing else does."""
+        """Labels are unrelated to content, so only other frames of a video reveal its class."""
         generator = np.random.default_rng(0)
         videos = [f"{number}.mp4" for number in range(20) for _ in range(10)]
         scenes = generator.normal(size=(20, 16)).repeat(10, axis=0)
