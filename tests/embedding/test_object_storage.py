@@ -483,14 +483,20 @@ class TestShards:
         folder = write_shards(tmp_path / kind, [20, 1, 13])
         return folder, upload(s3, folder, f"s3://bucket/{kind}-{tmp_path.name}")
 
-    def test_they_are_streamed_as_local_ones(self, shards, embedder, tmp_path):
+    @pytest.fixture(autouse=True)
+    def copies(self, tmp_path, monkeypatch):
+        """Folder of the copies of shards, of this test only; a killed process leaves its own."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        return tmp_path
+
+    def test_they_are_streamed_as_local_ones(self, shards, copies, embedder, tmp_path):
         folder, url = shards
         local, remote = (open_images(data, streaming=True) for data in (folder, url))
         assert remote.fingerprint == local.fingerprint and remote.num_shards == 3
         for name, source in {"local": local, "remote": remote}.items():
             write_embeddings(embedder, source, tmp_path / name, part_images=12, progress=False)
         assert read_vectors(tmp_path / "remote").equals(read_vectors(tmp_path / "local"))
-        assert not list(Path(tempfile.gettempdir()).glob("selfvit-shard-*/shard-*.tar"))
+        assert not list(copies.glob("selfvit-shard-*"))
 
     def test_a_killed_run_goes_on(self, shards, embedder, tmp_path):
         _, url = shards
