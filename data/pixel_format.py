@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +27,9 @@ UNREAD = {
     FRAMES: "{name} has several frames or pages{others}. Only the first one is read; save each one "
     "as a file of its own if that matters.",
 }
+
+# Kinds that a command has warned of; None if each check has its own, see `each_warning_once`.
+_warned: ContextVar[set[str] | None] = ContextVar("warned", default=None)
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,10 @@ class RangeCheck:
     """
 
     def __init__(self) -> None:
-        self.num_images = 0
+        self.num_added = 0  # images that were checked
+        self.num_images = 0  # images that do not fit
         self.largest = -math.inf
         self._first: tuple[str, tuple[float, float], tuple[float, float]] | None = None
-        self._has_warned = False
 
     def add(self, name: str, image: DecodedPixels | ValueRanges) -> None:
         """Check one image.
@@ -117,6 +123,7 @@ class RangeCheck:
             name: Name of the image.
             image: Image, or only its ranges.
         """
+        self.num_added += 1
         ranges = image.ranges if isinstance(image, DecodedPixels) else image
         if ranges is None or fits(*ranges):
             return
@@ -125,12 +132,6 @@ class RangeCheck:
         if self._first is None:
             self._first = printable_line(name), *ranges
 
-    def warning_once(self) -> str | None:
-        """Return the warning in one line the first time that there is one, otherwise None."""
-        warning = None if self._has_warned else self.warning()
-        self._has_warned = self._has_warned or warning is not None
-        return warning
-
     def warning(self) -> str | None:
         """Return the warning in one line, or None if all images fit."""
         if self._first is None:
@@ -138,7 +139,7 @@ class RangeCheck:
         name, (low, high), (start, end) = self._first
         is_outside = low < start or high > end
         fault = "some of which lie outside of" if is_outside else "which is less than 1/8 of"
-        others = _others(self.num_images - 1)
+        others = _others(self.num_images, self.num_added)
         bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "
         return (
             f"{name} has values from {_number(low)} to {_number(high)}, {fault} the range "
@@ -158,7 +159,8 @@ class PixelCheck:
     def __init__(self) -> None:
         self._ranges = RangeCheck()
         self._unread: dict[str, tuple[str, int]] = {}  # first image, and number of images
-        self._warned: set[str] = set()
+        common = _warned.get()
+        self._warned: set[str] = set() if common is None else common
 
     def add(self, name: str, findings: Findings | None) -> None:
         """Check one image.
@@ -167,9 +169,9 @@ class PixelCheck:
             name: Name of the image.
             findings: Content of its file; None for nothing.
         """
+        self._ranges.add(name, None if findings is None else findings.ranges)
         if findings is None:
             return
-        self._ranges.add(name, findings.ranges)
         for part in findings.unread:
             first, count = self._unread.get(part, (printable_line(name), 0))
             self._unread[part] = first, count + 1
@@ -188,13 +190,32 @@ class PixelCheck:
         """Return the warnings by their kind."""
         found = {} if (ranges := self._ranges.warning()) is None else {"ranges": ranges}
         for part, (first, count) in self._unread.items():
-            found[part] = UNREAD[part].format(name=first, others=_others(count - 1))
+            found[part] = UNREAD[part].format(name=first, others=_others(count, self._ranges.num_added))
         return found
 
 
-def _others(count: int) -> str:
-    """Return words for further images that a warning holds for; "" for none."""
-    return ("", ", as does 1 other image")[count] if count < 2 else f", as do {count} other images"
+@contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Let all checks that are made in this context warn of each kind once, and not once each.
+
+    It is for a command that reads the same images several times.
+    """
+    token = _warned.set(set())
+    try:
+        yield
+    finally:
+        _warned.reset(token)
+
+
+def _others(count: int, total: int) -> str:
+    """Return words for further images that a warning holds for; "" for none.
+
+    Args:
+        count: Number of images that it holds for.
+        total: Number of images that were checked.
+    """
+    does = "does" if count == 2 else "do"
+    return "" if count < 2 else f", as {does} {count - 1} of {total - 1} others"
 
 
 def _bits_for(value: float) -> int:
@@ -228,5 +249,6 @@ __all__ = [
     "PixelFormat",
     "RangeCheck",
     "ValueRanges",
+    "each_warning_once",
     "fits",
 ]

@@ -212,7 +212,7 @@ def warn_of_findings(findings: Mapping[str, Findings | None]) -> None:
     check = PixelCheck()
     for name, found in findings.items():
         check.add(name, found)
-    for warning in check.warnings():
+    for warning in check.warnings_once():
         logger.warning(warning)
 
 

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..data.inventory import opening_lines
+from ..data.pixel_format import each_warning_once
 from ..data.sources import Data, open_images
 from ..embedding.preprocessing import build_processor
 from ..errors import one_line_errors
@@ -306,7 +307,7 @@ def run_request(request: RunRequest) -> dict[str, float]:
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
     request, remarks = fit_to_folder(request, source)
     run = build_run(request, num_images)
-    with StopSignal() as stop, translate_errors():
+    with StopSignal() as stop, translate_errors(), each_warning_once():
         return train_or_roll_back(run, source, stop, remarks)
 
 

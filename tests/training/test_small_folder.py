@@ -177,6 +177,21 @@ def test_a_run_that_is_too_short_says_so_before_and_after(two_classes, tmp_path,
     assert text in json.loads((tmp_path / "out" / "report.json").read_text())["too_short"]
 
 
+def test_a_run_warns_once_of_transparency_though_it_reads_the_images_many_times(
+    two_classes, tmp_path, capsys, caplog
+):
+    data = shutil.copytree(two_classes, tmp_path / "data")
+    for path in sorted(data.rglob("*.png"))[1:]:
+        with Image.open(path) as image:
+            image.putalpha(9)
+        image.save(path)
+    words = ["--data", str(data), "--output", str(tmp_path / "out"), "--max-steps", "1"]
+    main(["mae", *words, "--batch-size", "8", *LOOP])
+    lines = [*capsys.readouterr().out.splitlines(), *caplog.messages]
+    (warning,) = [line for line in lines if "transparent" in line]
+    assert "others. Transparency is not read" in warning
+
+
 def test_only_short_runs_from_random_weights_are_too_short():
     words = ["dino_demo", "--data", "x", "--output", "y", "--batch-size", "64"]
     run = build_run(parse_arguments(words, RECIPES), 8000)
