@@ -190,7 +190,8 @@ class PixelCheck:
         """Return the warnings by their kind."""
         found = {} if (ranges := self._ranges.warning()) is None else {"ranges": ranges}
         for part, (first, count) in self._unread.items():
-            found[part] = UNREAD[part].format(name=first, others=_others(count, self._ranges.num_added))
+            others = _others(count, self._ranges.num_added)
+            found[part] = UNREAD[part].format(name=first, others=others)
         return found
 
 
