@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -271,15 +271,17 @@ def draw_clusters(result: ClusterResult, images: CollectionImages, path: Path) -
         images: Images of the collection.
         path: PNG file to write.
     """
-    rows = []
-    for found in result.clusters:
-        label = "" if found.label is None else f", {found.share:.0%} {found.label}"
-        tiles = [
-            Tile(images.thumbnail(row, 512), images.name_of(row), is_marked=place == 0)
-            for place, row in enumerate(found.rows)
-        ]
-        rows.append(SheetRow(tiles, f"cluster {found.id}: {found.size} images{label}"))
-    draw_sheet(rows, path)
+
+    def rows() -> Iterator[SheetRow]:
+        for found in result.clusters:
+            label = "" if found.label is None else f", {found.share:.0%} {found.label}"
+            tiles = [
+                Tile(images.thumbnail(row, 512), images.name_of(row), is_marked=place == 0)
+                for place, row in enumerate(found.rows)
+            ]
+            yield SheetRow(tiles, f"cluster {found.id}: {found.size} images{label}")
+
+    draw_sheet(rows(), path)
 
 
 __all__ = [

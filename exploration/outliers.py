@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,15 +114,17 @@ def draw_outliers(result: OutlierResult, images: CollectionImages, path: Path) -
         images: Images of the collection.
         path: PNG file to write.
     """
-    rows = []
-    for outlier in result.rows:
-        tiles = [Tile(images.thumbnail(outlier.row, 512), outlier.path, is_marked=True)]
-        tiles += [
-            Tile(images.thumbnail(match.row, 512), f"{match.similarity:.3f}\n{match.path}")
-            for match in outlier.neighbors[:SHOWN_NEIGHBORS]
-        ]
-        rows.append(SheetRow(tiles, f"{outlier.score:.4f}  {outlier.path}"))
-    draw_sheet(rows, path)
+
+    def rows() -> Iterator[SheetRow]:
+        for outlier in result.rows:
+            tiles = [Tile(images.thumbnail(outlier.row, 512), outlier.path, is_marked=True)]
+            tiles += [
+                Tile(images.thumbnail(match.row, 512), f"{match.similarity:.3f}\n{match.path}")
+                for match in outlier.neighbors[:SHOWN_NEIGHBORS]
+            ]
+            yield SheetRow(tiles, f"{outlier.score:.4f}  {outlier.path}")
+
+    draw_sheet(rows(), path)
 
 
 __all__ = ["Outlier", "OutlierResult", "draw_outliers", "outliers"]

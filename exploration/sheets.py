@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -45,11 +46,11 @@ class SheetRow:
     title: str = ""
 
 
-def draw_sheet(rows: Sequence[SheetRow], path: str | os.PathLike[str], per_line: int = 10) -> None:
+def draw_sheet(rows: Iterable[SheetRow], path: str | os.PathLike[str], per_line: int = 10) -> None:
     """Write rows of thumbnails as a PNG, completely or not at all.
 
     Args:
-        rows: Rows; at most `MAX_ROWS` are drawn.
+        rows: Rows; at most `MAX_ROWS` are drawn, and no more are asked for.
         path: PNG file to write.
         per_line: Number of thumbnails after which a row goes on in the next line.
     """
@@ -68,14 +69,14 @@ def remark_on_rows(num_rows: int, noun: str) -> str:
     return f" (first {MAX_ROWS} of {num_rows:,} {noun})" if num_rows > MAX_ROWS else ""
 
 
-def compose_sheet(rows: Sequence[SheetRow], per_line: int = 10) -> Image.Image:
+def compose_sheet(rows: Iterable[SheetRow], per_line: int = 10) -> Image.Image:
     """Return rows of thumbnails as one image.
 
     Args:
         rows: Rows, as in `draw_sheet`.
         per_line: Number of thumbnails per line, as in `draw_sheet`.
     """
-    rows = rows[:MAX_ROWS]
+    rows = list(islice(rows, MAX_ROWS))
     lines = [
         (row.title if start == 0 else "", row.tiles[start : start + per_line])
         for row in rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -69,16 +69,18 @@ def draw_groups(
         keeper_images: Images of the keepers' collection.
         path: PNG file to write.
     """
-    rows = []
-    for keeper, members in groups.items():
-        name = keeper_images.name_of(keeper)
-        tiles = [Tile(keeper_images.thumbnail(keeper, SHEET_SIZE), f"keep\n{name}", True)]
-        for member in members:
-            kind = "exact copy" if member.is_exact else f"agreement {member.agreement:.4f}"
-            caption = f"{kind}\n{images.name_of(member.row)}"
-            tiles.append(Tile(images.thumbnail(member.row, SHEET_SIZE), caption))
-        rows.append(SheetRow(tiles))
-    draw_sheet(rows, path)
+
+    def rows() -> Iterator[SheetRow]:
+        for keeper, members in groups.items():
+            name = keeper_images.name_of(keeper)
+            tiles = [Tile(keeper_images.thumbnail(keeper, SHEET_SIZE), f"keep\n{name}", True)]
+            for member in members:
+                kind = "exact copy" if member.is_exact else f"agreement {member.agreement:.4f}"
+                caption = f"{kind}\n{images.name_of(member.row)}"
+                tiles.append(Tile(images.thumbnail(member.row, SHEET_SIZE), caption))
+            yield SheetRow(tiles)
+
+    draw_sheet(rows(), path)
 
 
 def check_link_folder(folder: Path) -> None:

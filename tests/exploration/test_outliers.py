@@ -10,6 +10,7 @@ from PIL import Image
 
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.outliers import outliers
+from selfvit.exploration.sheets import MAX_ROWS, SheetRow, draw_sheet
 
 from .. import image_files
 from .conftest import selfvit, write_vectors
@@ -63,3 +64,15 @@ def test_a_sheet_that_does_not_show_all_says_so(tmp_path):
     words = ["outliers", folder, "-n", 205, "--sheet", tmp_path / "sheet.png"]
     code, output = selfvit(*words, "--data", tmp_path / "0.png")
     assert code == 0 and "sheet.png (first 200 of 205 images)" in output, output
+
+
+def test_thumbnails_of_rows_that_are_not_shown_are_not_read(tmp_path):
+    asked = []
+
+    def rows():
+        for number in range(MAX_ROWS + 5):
+            asked.append(number)
+            yield SheetRow([])
+
+    draw_sheet(rows(), tmp_path / "sheet.png")
+    assert len(asked) == MAX_ROWS

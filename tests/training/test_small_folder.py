@@ -54,7 +54,7 @@ def test_the_length_follows_from_the_images_and_the_machine():
         return choose_scale(facts, Machine(False, cores), given).num_steps
 
     assert steps(300, 8) == MIN_STEPS  # few images are repeated more often
-    assert MIN_STEPS < steps(1000, 8) < steps(50_000, 8)
+    assert MIN_STEPS < steps(2000, 8) < steps(50_000, 8)
     assert steps(50_000, 2) == 2 * CPU_STEPS_A_CORE  # less than 20 minutes on two cores
     assert steps(None, 8) == steps(50_000, 8) == steps(50_000, 64)
     assert steps(800, 2, epochs=5) is None  # an option takes the place of the choice
@@ -124,7 +124,7 @@ def test_few_images_get_the_advice_first_with_a_command_that_parses(two_classes,
     start = parse_arguments(command.replace("my run", "run").replace("'", "").split(), RECIPES)
     assert start.name == "mae_finetune" and start.start.init_from == "facebook/vit-mae-base"
     assert chosen.startswith("chosen for 24 color images and a CPU with ")
-    assert "image_size 36 (median side 36), patch_size 9" in chosen and "1,000 steps" in chosen
+    assert "image_size 36 (median side 36), patch_size 9" in chosen and "2,000 steps" in chosen
     enough = parse_arguments(words, RECIPES)
     many = [Image.new("RGB", (8, 8), (index % 256, 0, 0)) for index in range(FEW_IMAGES)]
     folder = tmp_path / "many"
