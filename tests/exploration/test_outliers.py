@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfvit.exploration import sheets
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.outliers import outliers
 from selfvit.exploration.sheets import MAX_ROWS, SheetRow, draw_sheet
@@ -56,14 +57,15 @@ def test_the_command(grouped, tmp_path):
     assert selfvit("outliers", grouped, "--sheet", sheet)[0] == 2
 
 
-def test_a_sheet_that_does_not_show_all_says_so(tmp_path):
-    """It ended at 200 rows without a word."""
-    vectors = np.random.default_rng(0).normal(size=(205, 8))
-    folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(205)])
+def test_a_sheet_that_does_not_show_all_says_so(tmp_path, monkeypatch):
+    """It ended without a word."""
+    monkeypatch.setattr(sheets, "MAX_ROWS", 20)
+    vectors = np.random.default_rng(0).normal(size=(25, 8))
+    folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(25)])
     image_files.noise(8, 8).save(tmp_path / "0.png")
-    words = ["outliers", folder, "-n", 205, "--sheet", tmp_path / "sheet.png"]
+    words = ["outliers", folder, "-n", 25, "--sheet", tmp_path / "sheet.png"]
     code, output = selfvit(*words, "--data", tmp_path / "0.png")
-    assert code == 0 and "sheet.png (first 200 of 205 images)" in output, output
+    assert code == 0 and "sheet.png (first 20 of 25 images)" in output, output
 
 
 def test_thumbnails_of_rows_that_are_not_shown_are_not_read(tmp_path):
