@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,6 +29,13 @@ def environment() -> Environment:
             tracked files differ from it. It is left out if git is missing or the folder is in no
             repository; that of "selfvit" also if the package is installed, not a checkout.
     """
+    revisions = {"selfvit": _package_revision(), "working_directory": _revision(Path.cwd())}
+    git = {name: text for name, text in revisions.items() if text}
+    return {"versions": dict(_versions()), "git": git}
+
+
+@cache  # the code that this process has imported does not change
+def _versions() -> dict[str, str]:
     versions = {
         "python": platform.python_version(),
         "selfvit": __version__,
@@ -38,15 +46,16 @@ def environment() -> Environment:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return versions
+
+
+@cache
+def _package_revision() -> str | None:
     package = Path(__file__).resolve().parent
-    revisions = {
-        # An installed package may be in the folder of another repository (.venv) without being
-        # tracked by it.
-        "selfvit": _git(package, "ls-files", "--error-unmatch", Path(__file__).name)
-        and _revision(package),
-        "working_directory": _revision(Path.cwd()),
-    }
-    return {"versions": versions, "git": {name: text for name, text in revisions.items() if text}}
+    # An installed package may be in the folder of another repository (.venv) without being
+    # tracked by it.
+    is_tracked = _git(package, "ls-files", "--error-unmatch", Path(__file__).name)
+    return _revision(package) if is_tracked else None
 
 
 def differences(then: Environment, now: Environment) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -252,8 +253,7 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
 
 
 def _add_model_option(group: Any, config: Any, name: str) -> None:
-    _, meanings, _ = parse_google_format_docstring(inspect.getdoc(type(config)) or "")
-    text = HELP.get(name) or " ".join((meanings or {}).get(name, "").split())
+    text = HELP.get(name) or _meanings(type(config)).get(name, "")
     if isinstance(getattr(config, name), bool):
         group.add_argument(
             f"--{name.replace('_', '-')}",
@@ -271,6 +271,13 @@ def _add_model_option(group: Any, config: Any, name: str) -> None:
         metavar="VALUE",
         help=_with_default(text, getattr(config, name)),
     )
+
+
+@cache
+def _meanings(config: type) -> dict[str, str]:
+    """Return what the docstring of a configuration says about each of its fields."""
+    _, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
+    return {name: " ".join(text.split()) for name, text in (meanings or {}).items()}
 
 
 class _OneOrMore(argparse.Action):
