@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..data.image_source import ImageSource
     from ..data.inventory import SkippedImage
 
+MIN_COSINE = 0.99  # an angle of 8 degrees
+MAX_IMAGES = 128
+
 
 class Format(str, Enum):
     """Formats of an export, by name."""
@@ -38,12 +41,12 @@ def export(
         bool, typer.Option("--int8", help="Write an 8-bit graph as well (onnx).")
     ] = False,
     min_cosine: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Smallest mean centered cosine between 8-bit and float32 vectors that is "
-            "accepted; -1 accepts any."
+            f"accepted; -1 accepts any. Default: {MIN_COSINE}."
         ),
-    ] = 0.99,  # an angle of 8 degrees
+    ] = None,
     data: options.OptionalData = None,
     split: options.Split = None,
     image_column: options.ImageColumn = None,
@@ -51,8 +54,11 @@ def export(
     pixel_range: options.PixelRange = None,
     bits: options.Bits = None,
     max_images: Annotated[
-        int, typer.Option(help="Maximum number of images to measure the 8-bit graph on.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            help=f"Maximum number of images to measure the 8-bit graph on. Default: {MAX_IMAGES}."
+        ),
+    ] = None,
     num_workers: options.FewWorkers = 1,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
@@ -69,19 +75,23 @@ def export(
     from ..data.sources import open_images
 
     declared_range = options.choose_pixel_range(pixel_range, bits)
+    given = {"--data": data, "--min-cosine": min_cosine, "--max-images": max_images}
+    for name, value in given.items():
+        if value is not None and not int8:
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise ValueError(
+                f"{name} ({shown}) is for measuring the 8-bit graph; add --int8, or leave {name} "
+                "out."
+            )
     pixel_values, readings = None, []
     if data is not None:
-        if not int8:
-            raise ValueError(
-                f"--data ({' '.join(data)}) are images to measure the 8-bit graph on; add --int8, "
-                "or leave --data out."
-            )
         source = open_images(
             data, split=split, image_column=image_column, label_column=label_column
         )
         report_source(source)
+        limit = MAX_IMAGES if max_images is None else max_images
         pixel_values, unreadable = _load_pixels(
-            checkpoint, source, max_images, num_workers, declared_range
+            checkpoint, source, limit, num_workers, declared_range
         )
         readings = [("", source, unreadable)]
     report = export_checkpoint(
@@ -91,7 +101,7 @@ def export(
         network=network.value,
         pooling=pooling,
         normalize=normalize,
-        int8=Int8(min_cosine, pixel_values) if int8 else None,
+        int8=Int8(MIN_COSINE if min_cosine is None else min_cosine, pixel_values) if int8 else None,
         device=device,
         overwrite=overwrite,
     )

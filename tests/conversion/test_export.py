@@ -156,5 +156,8 @@ class TestCommand:
             checkpoint, "--output", tmp_path / "out", "--to", "transformers", "--pooling", "mean"
         )
         assert result.exit_code == 2 and result.stderr.startswith("error: pooling ('mean')")
-        result = run(checkpoint, "--output", tmp_path / "out", "--to", "timm", "--data", "images")
-        assert result.exit_code == 2 and "add --int8" in result.stderr
+        for name, value in {"data": "images", "min-cosine": 0.5, "max-images": 9}.items():
+            words = ["--output", tmp_path / "out", "--to", "onnx", f"--{name}", value]
+            result = run(checkpoint, *words)
+            assert result.exit_code == 2 and not (tmp_path / "out").exists()
+            assert f"--{name} ({value}) is for measuring the 8-bit graph; add" in result.stderr

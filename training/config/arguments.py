@@ -253,7 +253,8 @@ def _add_fields(group: Any, owner: type, values: Any) -> None:
 
 
 def _add_model_option(group: Any, config: Any, name: str) -> None:
-    text = HELP.get(name) or _meanings(type(config)).get(name, "")
+    meanings = _meanings(inspect.getdoc(type(config)) or "")
+    text = HELP.get(name) or meanings.get(name, "")
     if isinstance(getattr(config, name), bool):
         group.add_argument(
             f"--{name.replace('_', '-')}",
@@ -274,9 +275,9 @@ def _add_model_option(group: Any, config: Any, name: str) -> None:
 
 
 @cache
-def _meanings(config: type) -> dict[str, str]:
+def _meanings(docstring: str) -> dict[str, str]:
     """Return what the docstring of a configuration says about each of its fields."""
-    _, meanings, _ = parse_google_format_docstring(inspect.getdoc(config) or "")
+    _, meanings, _ = parse_google_format_docstring(docstring)
     return {name: " ".join(text.split()) for name, text in (meanings or {}).items()}
 
 
