@@ -110,7 +110,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         measured: Results of one direction.
         path: PNG file to write.
     """
-    figure = new_figure(1200, 520)
+    figure = new_figure(1500, 520)
     titles = list(dict.fromkeys(found["title"] for found in measured["variants"].values()))
     for number, name in enumerate(("first", "second"), start=1):
         axes = figure.add_subplot(1, 2, number)
@@ -125,7 +125,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
             )
         axes.set(title=measured[name], xlabel="steps", ylabel="k-NN accuracy in %")
         axes.title.set_fontsize(10)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     save_png(figure, path)
 
