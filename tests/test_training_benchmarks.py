@@ -169,7 +169,7 @@ def test_the_page_of_continued_encoders_and_its_picture(tmp_path):
     row = "| dino_finetune | 0.0002 | 80.0 (+0.0) | 65.0 (+20.0) | 50.0 (+5.0), step 1 | 5 |"
     assert row in page.splitlines()
     continuing.draw(measured, tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").size == (1200, 520)
+    assert Image.open(tmp_path / "a.png").size == (1500, 520)
 
 
 def test_a_continued_encoder_is_measured_on_both_sets(data_folder, stamp_folder, tmp_path):  # noqa: F811
