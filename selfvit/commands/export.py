@@ -44,7 +44,8 @@ def export(
         float | None,
         typer.Option(
             help="Smallest mean centered cosine between 8-bit and float32 vectors that is "
-            f"accepted; -1 accepts any. Default: {MIN_COSINE}."
+            "accepted; -1 accepts any.",
+            show_default=str(MIN_COSINE),
         ),
     ] = None,
     data: options.OptionalData = None,
@@ -56,7 +57,8 @@ def export(
     max_images: Annotated[
         int | None,
         typer.Option(
-            help=f"Maximum number of images to measure the 8-bit graph on. Default: {MAX_IMAGES}."
+            help="Maximum number of images to measure the 8-bit graph on.",
+            show_default=str(MAX_IMAGES),
         ),
     ] = None,
     num_workers: options.FewWorkers = 1,
@@ -75,14 +77,8 @@ def export(
     from ..data.sources import open_images
 
     declared_range = options.choose_pixel_range(pixel_range, bits)
-    given = {"--data": data, "--min-cosine": min_cosine, "--max-images": max_images}
-    for name, value in given.items():
-        if value is not None and not int8:
-            shown = " ".join(value) if isinstance(value, list) else value
-            raise ValueError(
-                f"{name} ({shown}) is for measuring the 8-bit graph; add --int8, or leave {name} "
-                "out."
-            )
+    if not int8:
+        _check_unused({"data": data, "min-cosine": min_cosine, "max-images": max_images})
     pixel_values, readings = None, []
     if data is not None:
         source = open_images(
@@ -113,6 +109,21 @@ def export(
     for note in report.fidelity.notes:
         typer.echo(f"note: {note}")
     report_left_out(*readings, strict=strict, skipped_file=skipped)
+
+
+def _check_unused(given: dict[str, Any]) -> None:
+    """Check that no option of the 8-bit graph is given without it.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise ValueError(
+                f"--{name} ({shown}) is for measuring the 8-bit graph; add --int8, or leave "
+                f"--{name} out."
+            )
 
 
 def _default_output(checkpoint: str, to: str) -> Path:
