@@ -18,7 +18,7 @@ from ..visualization.figures import heatmap
 from .collection import Collection, CollectionImages, check_rows, directions_of
 from .index import EXACT_UP_TO, load_index
 from .neighbors import nearest
-from .sheets import SheetRow, Tile, draw_sheet
+from .sheets import MAX_ROWS, SheetRow, Tile, draw_sheet
 
 if TYPE_CHECKING:
     from ..embedding.embedder import Embedder
@@ -218,10 +218,11 @@ def draw_patch_matches(
         embedder: Embedder of the collection.
         path: PNG file to write.
     """
-    pictures = [images.picture(match.row) for match in result.results]
+    shown = result.results[:MAX_ROWS]
+    pictures = [images.picture(match.row) for match in shown]
     grids = patch_grids(embedder, [query, *pictures])
     rows = []
-    for match, found, grid in zip(result.results, pictures, grids[1:], strict=True):
+    for match, found, grid in zip(shown, pictures, grids[1:], strict=True):
         heats = patch_similarities(grids[0], grid)
         tiles = []
         for picture, heat, name in zip(
