@@ -11,7 +11,14 @@ import tifffile
 from PIL import Image
 
 from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
-from selfvit.data.pixel_format import DecodedPixels, PixelFormat, RangeCheck
+from selfvit.data.pixel_format import (
+    DecodedPixels,
+    Findings,
+    PixelCheck,
+    PixelFormat,
+    RangeCheck,
+    each_warning_once,
+)
 
 RGB, GRAY = PixelFormat(3), PixelFormat(1)
 RAMP = np.tile(np.arange(0, 256, 4), (48, 1))  # (48, 64), eight bits
@@ -372,6 +379,20 @@ class TestRangeCheck:
             and "N of at least 12" in warning
         )
         assert "--pixel-range LOW HIGH" in warning and "\n" not in warning
+
+    def test_each_kind_is_returned_once_by_a_check_or_by_all_checks_of_a_command(self):
+        findings = Findings(((0, 900), (0, 65535)), ("transparency",))
+
+        def warned(check):
+            check.add("a.png", findings)
+            return check.warnings_once()
+
+        check = PixelCheck()
+        assert len(warned(check)) == 2 and warned(check) == []
+        assert len(warned(PixelCheck())) == 2
+        with each_warning_once():
+            assert len(warned(PixelCheck())) == 2 and warned(PixelCheck()) == []
+        assert len(warned(PixelCheck())) == 2
 
     @pytest.mark.parametrize("pixel_range", [(1, 1), (2, 1), (0, float("nan")), (0,), "ab", 3])
     def test_a_range_must_be_two_numbers_in_order(self, pixel_range):

@@ -11,7 +11,7 @@ from PIL import Image
 from selfvit.exploration import sheets
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.outliers import outliers
-from selfvit.exploration.sheets import MAX_ROWS, SheetRow, draw_sheet
+from selfvit.exploration.sheets import SheetRow, draw_sheet
 
 from .. import image_files
 from .conftest import selfvit, write_vectors
@@ -58,7 +58,6 @@ def test_the_command(grouped, tmp_path):
 
 
 def test_a_sheet_that_does_not_show_all_says_so(tmp_path, monkeypatch):
-    """It ended without a word."""
     monkeypatch.setattr(sheets, "MAX_ROWS", 20)
     vectors = np.random.default_rng(0).normal(size=(25, 8))
     folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(25)])
@@ -72,9 +71,9 @@ def test_thumbnails_of_rows_that_are_not_shown_are_not_read(tmp_path):
     asked = []
 
     def rows():
-        for number in range(MAX_ROWS + 5):
+        for number in range(sheets.MAX_ROWS + 5):
             asked.append(number)
             yield SheetRow([])
 
     draw_sheet(rows(), tmp_path / "sheet.png")
-    assert len(asked) == MAX_ROWS
+    assert len(asked) == sheets.MAX_ROWS

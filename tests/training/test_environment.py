@@ -8,7 +8,8 @@ import yaml
 
 import selfvit
 from selfvit.data.sources import open_images
-from selfvit.training.checkpoints.environment import _package_revision, differences, environment
+from selfvit.training.checkpoints import environment as environment_module
+from selfvit.training.checkpoints.environment import differences, environment
 from selfvit.training.train import main
 
 from .processes import start_training, start_two
@@ -118,9 +119,9 @@ def test_the_environment_contains_the_git_revision_of_the_working_directory_if_i
 
 def test_without_git_the_environment_contains_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    _package_revision.cache_clear()
+    uncached = environment_module._package_revision.__wrapped__
+    monkeypatch.setattr(environment_module, "_package_revision", uncached)
     assert environment()["git"] == {}
-    _package_revision.cache_clear()
 
 
 def test_only_versions_that_affect_results_are_differences():
