@@ -28,7 +28,7 @@ UNREAD = {
     "as a file of its own if that matters.",
 }
 
-# Kinds that a command has warned of; None if each check has its own, see `each_warning_once`.
+# Kinds of warnings already given in a context of `each_warning_once`; None outside of one.
 _warned: ContextVar[set[str] | None] = ContextVar("warned", default=None)
 
 
@@ -111,8 +111,8 @@ class RangeCheck:
     """
 
     def __init__(self) -> None:
-        self.num_added = 0  # images that were checked
-        self.num_images = 0  # images that do not fit
+        self.num_checked = 0
+        self.num_images = 0  # that do not fit
         self.largest = -math.inf
         self._first: tuple[str, tuple[float, float], tuple[float, float]] | None = None
 
@@ -123,7 +123,7 @@ class RangeCheck:
             name: Name of the image.
             image: Image, or only its ranges.
         """
-        self.num_added += 1
+        self.num_checked += 1
         ranges = image.ranges if isinstance(image, DecodedPixels) else image
         if ranges is None or fits(*ranges):
             return
@@ -139,7 +139,7 @@ class RangeCheck:
         name, (low, high), (start, end) = self._first
         is_outside = low < start or high > end
         fault = "some of which lie outside of" if is_outside else "which is less than 1/8 of"
-        others = _others(self.num_images, self.num_added)
+        others = _others(self.num_images, self.num_checked)
         bits = f"--bits N with N of at least {_bits_for(self.largest)}, or "
         return (
             f"{name} has values from {_number(low)} to {_number(high)}, {fault} the range "
@@ -190,16 +190,16 @@ class PixelCheck:
         """Return the warnings by their kind."""
         found = {} if (ranges := self._ranges.warning()) is None else {"ranges": ranges}
         for part, (first, count) in self._unread.items():
-            others = _others(count, self._ranges.num_added)
+            others = _others(count, self._ranges.num_checked)
             found[part] = UNREAD[part].format(name=first, others=others)
         return found
 
 
 @contextmanager
 def each_warning_once() -> Iterator[None]:
-    """Let all checks that are made in this context warn of each kind once, and not once each.
+    """Give each kind of warning only once for all `PixelCheck`s created in this context.
 
-    It is for a command that reads the same images several times.
+    Commands that read the same images several times use it.
     """
     token = _warned.set(set())
     try:

@@ -16,7 +16,7 @@ CPU_SIZE, GPU_SIZE = 56, 224  # largest image size, pixels
 TEACHER_SIZE = 112  # pixels; a multiple of 14 and 16, the patch sizes of usual teachers
 CPU_BATCH, GPU_BATCH = 64, 256
 MIN_STEPS = 2000  # also for few images, whose crops and colors differ each time
-EPOCHS = 80  # for more images, up to the steps that a machine makes in about 20 minutes
+EPOCHS = 80  # for more images, up to the steps that a machine makes in less than 20 minutes
 CPU_STEPS_A_CORE, GPU_STEPS = 1000, 20_000
 MAX_CORES = 8  # a small encoder is not faster on more
 

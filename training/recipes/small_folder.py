@@ -39,7 +39,7 @@ def dino(num_images: int | None, batch_size: int | None, scale: Scale = Scale())
     """Pretrain a small DINO model on your own images, with sizes chosen from the images.
 
     Command: `selfvit train dino --data FOLDER --output RUN`
-    Time: nine minutes on two CPU cores.
+    Time: nine minutes on two CPU cores, for 2,000 steps.
     Quality: on 802 stamps, 55.9 % k-NN (5-fold, k = 20, mean of three seeds), where the untrained
     encoder has 46.6 % and raw pixels 44.8 %; see benchmarks/results/small_folder.md.
     Status: measured here.
