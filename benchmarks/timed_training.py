@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.utils.logging import disable_progress_bar
 
 from selfvit.data.image_source import ImageSource
-from selfvit.data.workers import use_one_thread
+from selfvit.data.workers import initialize_worker
 from selfvit.embedding.embedder import Embedder
 from selfvit.modeling.checkpoints.pretrained import write_checkpoint
 from selfvit.training.config.arguments import build_run, open_request, request_with
@@ -91,7 +91,7 @@ def train_timed(run: RunConfig, source: ImageSource) -> dict[str, Any]:
 
 
 def _train(run: RunConfig, source: ImageSource) -> dict[str, Any]:
-    use_one_thread(0)
+    initialize_worker()
     ends, peak = [], 0
     memory_before = psutil.Process().memory_info().rss
 

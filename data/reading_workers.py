@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import logging
 import multiprocessing.pool
+import multiprocessing.util
 import os
 import pickle
 import signal
@@ -28,7 +30,7 @@ from typing import Any
 import torch.multiprocessing
 
 from ..errors import shorten
-from .workers import use_one_thread
+from .workers import initialize_worker
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,8 @@ class ReadingWorkers:
             LostWorkersError: If too many workers in a row were killed.
             Exception: Any error that `reading.read` or `batches` raises.
         """
+        # Workers use this folder, too; a killed one would leave its own behind.
+        multiprocessing.util.get_temp_dir()
         try:
             self._workers = [self._start() for _ in range(self._num_workers)]
             self._hand_out()
@@ -179,7 +183,8 @@ class ReadingWorkers:
         process = torch.multiprocessing.Process(
             target=_work, args=(ours, theirs, slot, self._reading, os.getpid()), daemon=True
         )
-        process.start()
+        with _no_garbage_collection():  # which the worker enables
+            process.start()
         theirs.close()  # a dead worker then closes the pipe
         return _Worker(process, ours, slot)
 
@@ -343,6 +348,17 @@ class ReadingWorkers:
         return died
 
 
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _how(exit_code: int | None, times: str = "") -> str:
     if exit_code is None:  # other code in this process has waited for the process
         return f"died {times}".rstrip()
@@ -359,10 +375,10 @@ def _how(exit_code: int | None, times: str = "") -> str:
 
 def _work(main_end: Any, pipe: Any, slot: Any, reading: Reading, main_process: int) -> None:
     """Do tasks until the main process kills this one, or has died."""
+    initialize_worker()
     main_end.close()  # a copy; with it open, the death of the main process would not close the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of the terminal
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    use_one_thread(0)
     try:
         while True:
             while not pipe.poll(SECONDS_BETWEEN_CHECKS):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..data.image_source import NO_LABEL
 from ..data.pixel_format import PixelFormat
-from ..data.workers import use_one_thread
+from ..data.workers import initialize_worker
 from ..embedding.embedder import EmbeddedImages, Embedder, eval_mode
 from ..evaluation.bootstrap import MetricSample
 from ..evaluation.comparison import Measurement
@@ -263,7 +263,7 @@ class Evaluation:
             batch_size=embedder.batch_size,
             num_workers=embedder.num_workers,
             collate_fn=_collate_readable,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=initialize_worker,
             generator=torch.Generator(),  # keeps the DataLoader from advancing the global state
         )
         statistics = run.preprocessing

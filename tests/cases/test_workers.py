@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.embedding.vectors.writer import write_embeddings
 
 from .. import image_files
+from ..forks import start_fork
 from ..visualization.test_reconstructions import save_mae
 from ..worker_kills import kill_workers, one_kill, workers_of
 
@@ -108,10 +110,13 @@ class TestKilledWorkers:
     def test_a_real_process_whose_worker_is_killed_says_so_in_one_line(
         self, many, embedded, tiny_checkpoint, tmp_path
     ):
-        process = start("embed", tiny_checkpoint, "--data", many, "-o", tmp_path / "v", *OPTIONS)
-        wait_for_workers(process, 2)
-        kill_workers(random.Random(0), pid=process.pid)
-        _, errors = process.communicate(timeout=120)
+        arguments = ["embed", tiny_checkpoint, "--data", many, "-o", tmp_path / "v", *OPTIONS]
+        with tempfile.TemporaryDirectory() as temporary:
+            process = start(*arguments, TMPDIR=temporary)
+            wait_for_workers(process, 2)
+            kill_workers(random.Random(0), pid=process.pid)
+            _, errors = process.communicate(timeout=120)
+            assert not list(Path(temporary).glob("pymp-*"))  # folders of multiprocessing
         assert process.returncode == 0, errors
         lines = [line for line in errors.splitlines() if "images/s" not in line]
         assert len(lines) == 1 and lines[0].startswith("a worker process was killed (signal 9, ")
@@ -122,8 +127,7 @@ class TestKilledWorkers:
         self, number, many, embedded, tiny_checkpoint, tmp_path
     ):
         arguments = ["embed", tiny_checkpoint, "--data", many, "-o", tmp_path / "v", *OPTIONS]
-        process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
-        process.start()
+        process = start_fork(run, *arguments)
         workers = wait_for_workers(process, 2)
         time.sleep(0.2)  # Python loses a signal that arrives while it forks
         os.kill(process.pid, getattr(signal, number))
@@ -184,14 +188,14 @@ def test_what_was_computed_is_written_if_all_later_workers_are_killed(
     assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))
 
 
-def start(*arguments):
+def start(*arguments, **environment):
     command = [sys.executable, "-m", "selfvit.cli", *(str(argument) for argument in arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 

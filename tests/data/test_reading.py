@@ -1,5 +1,6 @@
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import random
@@ -79,6 +80,22 @@ def allocate(kind, record):
     return cv2.resize(np.ones((1, 1), np.uint8), (2**24, 2**24))
 
 
+def collect_garbage(record):
+    assert gc.isenabled()
+    gc.collect()
+    return pixels_of(record)
+
+
+class Cycle:
+    """Object that only garbage collection frees, which the file says in which process."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.itself = folder, self
+
+    def __del__(self):
+        (self.folder / str(os.getpid())).touch()
+
+
 class Unpicklable(Exception):
     def __init__(self, first, second):
         super().__init__(f"{first} {second}")
@@ -114,6 +131,18 @@ def no_child_is_left():
     before = set(psutil.Process().children())
     yield
     assert set(psutil.Process().children()) <= before
+
+
+def test_a_worker_does_not_free_objects_of_the_main_process(tmp_path):
+    gc.disable()
+    try:
+        Cycle(tmp_path)
+        assert values(read_all(collect_garbage, num_workers=2)) == list(range(41))
+        assert not list(tmp_path.iterdir())
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [file.name for file in tmp_path.iterdir()] == [str(os.getpid())]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

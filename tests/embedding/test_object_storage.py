@@ -39,7 +39,7 @@ from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
 
 from .. import image_files  # noqa: E402
 from ..data.shards import write_parquet_shards, write_tar_shards  # noqa: E402
-from .test_vectors import start  # noqa: E402
+from ..forks import start_fork  # noqa: E402
 
 NUM_IMAGES = 64
 BATCH = 8
@@ -313,7 +313,7 @@ class TestVectors:
         rng, kills = random.Random(0), 0
         deadline = time.monotonic() + 10
         while kills < 6 and time.monotonic() < deadline:
-            process = start(write, embedder, bucket, url, resume=True)
+            process = start_fork(write, embedder, bucket, url, resume=True)
             process.join(rng.uniform(0.2, 1.2))
             if process.exitcode is None:
                 process.kill()
@@ -509,7 +509,7 @@ class TestShards:
         run(tmp_path / "whole")
         rng = random.Random(0)
         for _ in range(4):
-            process = start(run, tmp_path / "v")
+            process = start_fork(run, tmp_path / "v")
             process.join(rng.uniform(0.2, 0.8))
             process.kill()
             process.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 
@@ -23,6 +22,7 @@ from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
 
 from ..data.shards import encoded, write_parquet_shards, write_tar, write_tar_shards
+from ..forks import start_fork
 
 SIZES = [30, 1, 17, 40, 8]
 NUM_IMAGES, BATCH, PART_IMAGES = sum(SIZES), 8, 20
@@ -102,10 +102,7 @@ def test_killed_runs_are_resumed(tiny_checkpoint, data, whole, tmp_path, num_wor
     )
     rng, folder = random.Random(num_workers), tmp_path / "v"
     for _ in range(8):
-        process = multiprocessing.get_context("fork").Process(
-            target=write, args=(embedder, data, folder), kwargs={"resume": True}
-        )
-        process.start()
+        process = start_fork(write, embedder, data, folder, resume=True)
         process.join(rng.uniform(0.05, 0.4))
         process.kill()
         process.join()
@@ -169,16 +166,8 @@ def test_positions_are_split_at_the_ends_of_shards():
 
 def test_two_processes_share_the_shards(embedder, tars, tmp_path):
     source, folder = open_images(tars, streaming=True), tmp_path / "v"
-    start = multiprocessing.get_context("fork").Process
-    processes = [
-        start(
-            target=write_in_group,
-            args=(embedder, source, folder, Group(rank, 2, rank, "1", has_supervisor=False)),
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
+    groups = [Group(rank, 2, rank, "1", has_supervisor=False) for rank in range(2)]
+    processes = [start_fork(write_in_group, embedder, source, folder, group) for group in groups]
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -41,6 +40,7 @@ from selfvit.embedding.vectors.writer import (
 from selfvit.visualization.pca_maps import patch_tokens
 
 from .. import image_files
+from ..forks import start_fork
 from ..training.processes import free_port
 
 NUM_IMAGES = 300
@@ -82,14 +82,6 @@ def whole(embedder, source, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "vectors"
     write(embedder, source, output, part_images=10_000)
     return output
-
-
-def start(function, *args, **options):
-    process = multiprocessing.get_context("fork").Process(
-        target=function, args=args, kwargs=options
-    )
-    process.start()
-    return process
 
 
 def check_readable(folder: Path) -> int:
@@ -263,7 +255,7 @@ class TestResume:
         monkeypatch.setattr(parts, "VALUES_PER_ROW_GROUP", 1)
         rng, kills, folder = random.Random(0), 0, tmp_path / "v"
         while kills < 25:
-            process = start(write, embedder, source, folder, resume=True)
+            process = start_fork(write, embedder, source, folder, resume=True)
             process.join(rng.uniform(0.01, 0.2))
             if process.exitcode is None:
                 os.kill(process.pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
@@ -449,7 +441,8 @@ class TestSeveralProcesses:
         groups = [Group(rank, 2, rank, token, has_supervisor=False) for rank in range(2)]
         options = {"part_images": PART_IMAGES, "resume": True}
         return [
-            start(write_in_group, embedder, source, folder, group, **options) for group in groups
+            start_fork(write_in_group, embedder, source, folder, group, **options)
+            for group in groups
         ]
 
     def test_two_processes_write_the_same_vectors(self, embedder, source, whole, tmp_path):
@@ -591,7 +584,7 @@ class TestUpdate:
         for index in range(100):
             image_files.noise(16, 16, seed=2000 + index).save(folder / "b" / f"new_{index}.png")
         for _ in range(8):
-            process = start(self.update, embedder, folder, output)
+            process = start_fork(self.update, embedder, folder, output)
             process.join(rng.uniform(0.05, 0.5))
             process.kill()
             process.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +25,7 @@ from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import write_embeddings
 
 from ..data.videos import write_video
+from ..forks import start_fork
 
 BATCH, PART_IMAGES, FPS = 8, 20, 12.5
 
@@ -112,10 +112,7 @@ def test_killed_runs_are_resumed(tiny_checkpoint, videos, whole, tmp_path, num_w
     )
     rng, folder = random.Random(num_workers), tmp_path / "v"
     for _ in range(6):
-        process = multiprocessing.get_context("fork").Process(
-            target=write, args=(embedder, videos, folder), kwargs={"resume": True}
-        )
-        process.start()
+        process = start_fork(write, embedder, videos, folder, resume=True)
         process.join(rng.uniform(0.05, 0.4))
         process.kill()
         process.join()

@@ -11,7 +11,7 @@ from ...data.dataset_source import StreamingImageSource
 from ...data.folder_source import FolderSource
 from ...data.image_source import ImageSource
 from ...data.pixel_format import PixelFormat
-from ...data.workers import use_one_thread
+from ...data.workers import initialize_worker
 from ..augmentations.base import Augmentation
 from ..config.run_config import RunConfig
 from ..runtime.signals import ignore_signals_in_worker
@@ -103,7 +103,7 @@ def _name_of(source: ImageSource | StreamingImageSource, position: int) -> str:
 
 def _prepare_worker(worker_id: int) -> None:
     ignore_signals_in_worker()
-    use_one_thread(worker_id)
+    initialize_worker(worker_id)
 
 
 def build_run_loader(
