@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -79,7 +80,20 @@ def _compile(encoder: FusedEncoder, model: SelfViTModel, precision: str) -> Any:
         # processes of one machine would all be pinned to its first cores
         "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(converted, "CPU", options)
+    return _core().compile_model(converted, "CPU", options)
+
+
+@cache
+def _core() -> Any:
+    """Return the core of this process, which is never freed.
+
+    Its CPU plugin sets an alternate stack for the signals of the thread that creates it. If another
+    thread freed the plugin, as garbage collection may, the memory of that stack would be unmapped,
+    and the next signal would crash the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 __all__ = ["NAME", "PRECISIONS", "OpenVINOEngine"]

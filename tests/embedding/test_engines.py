@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,31 @@ class TestEngines:
             for name in ("torch", "onnxruntime")
         )
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    def test_signals_are_handled_after_openvino_was_freed_in_another_thread(self, tiny_checkpoint):
+        """The plugin of OpenVINO frees the memory that the main thread handles signals in."""
+        require("openvino")
+        code = (
+            "import faulthandler, os, signal, sys, threading\nimport numpy as np\nimport selfvit\n"
+            "faulthandler.enable()  # as in pytest: signals have a stack of their own\n"
+            "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+            "class Holder: pass\n"
+            "holder = Holder()\n"
+            "holder.embedder = selfvit.Embedder.from_pretrained(\n"
+            "    sys.argv[1], device='cpu', engine='openvino'\n"
+            ")\n"
+            "holder.embedder(np.zeros((40, 40, 3), 'uint8'))\n"
+            "thread = threading.Thread(target=lambda: vars(holder).clear())\n"
+            "thread.start()\nthread.join()\n"
+            "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code, tiny_checkpoint],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
 
     @needs_bf16
     @pytest.mark.parametrize("engine", ["torch", "openvino"])
