@@ -28,12 +28,14 @@ from ..modeling.checkpoints.validation import check_weights
 from ..modeling.checkpoints.weight_files import INDEX, weight_files
 from ..modeling.registry import MODEL_CLASSES, ModelClass
 from .adapter_files import adapter_to_publish
-from .provenance import CARD, display_name, hub_id
+from .provenance import CARD, CONVERSION, display_name, hub_id
 
 RUN_FILE = "training.yaml"
 STATE_FILE = "trainer_state.json"
 # Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
-PATTERNS = ("*.json", CARD, RUN_FILE, "*.png", "*.jpg", "*.svg", "LICENSE*", "NOTICE*")
+METADATA = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CONVERSION, CARD, RUN_FILE)
+RESULTS = ("report.json", "best.json", "environment.json")
+PATTERNS = (*METADATA, *RESULTS, "LICENSE*", "NOTICE*")
 # Weights of a checkpoint, in one file or in shards; model_ema.safetensors, for example, is not.
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards

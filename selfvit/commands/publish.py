@@ -89,9 +89,9 @@ def publish(
 ) -> None:
     """Publish a checkpoint on the Hub in one commit, or a Space that shows a collection.
 
-    Model, processor, card, training.yaml, metrics and pictures are sent. Resumable states, logs and
-    unknown files are not; they are listed. With --space and --vectors, a Space is sent instead;
-    with --output, its folder is written to look at, and nothing is sent.
+    Model, processor, card with its pictures, training.yaml and the report are sent. Resumable
+    states, logs and unknown files are not; they are listed. With --space and --vectors, a Space is
+    sent instead; with --output, its folder is written to look at, and nothing is sent.
     """
     common: dict[str, Any] = {
         "private": private,

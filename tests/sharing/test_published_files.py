@@ -40,19 +40,21 @@ def test_optimizer_states_logs_and_unknown_files_are_not_published(checkpoint):
         "skipped.csv",
         "trainer_state.json",
         "old.safetensors",
-        "photo.png~",
+        "photo.png",
         "secret.py",
+        "customers.json",
     ):
         (checkpoint / name).write_text("private")
     assert names_sent(checkpoint) == SENT
     assert choose_files(checkpoint).left_out == [
-        ".unfinished-result/", "checkpoints/", "log.jsonl", "logs/", "old.safetensors",
-        "photo.png~", "secret.py", "skipped.csv", "trainer_state.json", "vectors/",
+        ".unfinished-result/", "checkpoints/", "customers.json", "log.jsonl", "logs/",
+        "old.safetensors", "photo.png", "secret.py", "skipped.csv", "trainer_state.json",
+        "vectors/",
     ]  # fmt: skip
 
 
-def test_metrics_and_pictures_of_the_card_are_published(checkpoint):
-    more = ["conversion.json", "metrics.json", "pca.png"]
+def test_results_licenses_and_pictures_of_the_card_are_published(checkpoint):
+    more = ["LICENSE.md", "conversion.json", "environment.json", "report.json"]
     (checkpoint / "pictures").mkdir()
     for name in [*more, "pictures/attention.png", "pictures/my_cat.png"]:
         (checkpoint / name).write_text("{}")
