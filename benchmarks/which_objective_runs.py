@@ -34,7 +34,7 @@ from selfvit.training.config.run_config import RunConfig
 DISTILL = "distill"
 OBJECTIVES = tuple(TITLES)
 TEACHERS = tuple(name for name in OBJECTIVES if name != DISTILL)
-RATES = (3e-4, 8e-4, 2e-3, 5e-3)  # peak learning rates of AdamW
+RATES = (1e-4, 3e-4, 8e-4, 2e-3)  # peak learning rates of AdamW
 SWEEP_SEED = 100  # must not be one of the reported seeds
 # The encoder of all objectives: that of `dino_demo` with four blocks. Its initial weights are four
 # times larger than usual, as there; all objectives start from them.
