@@ -96,6 +96,11 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
             f"vectors are the same at {height} x {width} pixels; at other sizes timm interpolates "
             "positions with antialiasing, selfvit without."
         )
+    if config["pretrained_cfg"]["crop_mode"] == "center":
+        notes.append(
+            "where the center crop removes an odd number of pixels, timm may crop one pixel "
+            "further to the right or below; the vector of such an image differs slightly."
+        )
     try:
         import timm
     except ImportError:
@@ -204,7 +209,7 @@ def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
 def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
     """Return the settings with which timm's `create_transform` gives the processor's pixels.
 
-    If the margins of a crop are odd, timm's crop is shifted by one pixel against transformers'.
+    If an odd number of pixels is cropped away, timm's crop may be shifted by one pixel.
 
     Raises:
         ValueError: If timm's transforms cannot express the processor.

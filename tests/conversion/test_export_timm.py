@@ -70,7 +70,8 @@ def test_transformers_opens_the_folder_and_pools_by_the_mean(make_checkpoint, tm
 def test_timm_transform_gives_the_pixels_of_the_processor(resize, make_checkpoint, tmp_path):
     pytest.importorskip("torchvision")
     checkpoint = make_checkpoint(resize=resize, image_size=56)
-    export(checkpoint, tmp_path / "out", to="timm")
+    notes = export(checkpoint, tmp_path / "out", to="timm").fidelity.notes
+    assert ("center crop" in " ".join(notes)) == (resize != "square")
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
