@@ -7,6 +7,7 @@ environment only when it is imported.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -249,6 +250,16 @@ class LocalHub(HubServer):
             "NO_PROXY": "127.0.0.1",
         }
         return values if token is None else {**values, "HF_TOKEN": token}
+
+    def add(self, repo: str, folder: Path) -> None:
+        """Add a repository of another user with the files of a folder."""
+        repository = self.repositories[repo] = Repository(repo.partition("/")[0])
+        lines = [json.dumps({"key": "header", "value": {"summary": "Add files"}})]
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            content = base64.b64encode(file.read_bytes()).decode()
+            path = file.relative_to(folder).as_posix()
+            lines.append(json.dumps({"key": "file", "value": {"path": path, "content": content}}))
+        repository.apply("main", "\n".join(lines).encode(), {})
 
     def sent(self, method: str, path: str) -> list[Request]:
         """Return the requests with a method and a path that matches a pattern, in their order."""

@@ -22,6 +22,7 @@ import torch
 from markdown_it import MarkdownIt
 from moto.server import ThreadedMotoServer
 from timm.models import VisionTransformer
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from selfvit import DINOConfig, SelfViTConfig, SelfViTForDINO
 from selfvit.data.decoding import decode_image
@@ -225,6 +226,26 @@ def local_hub(tmp_path_factory):
     """Start a local Hub, and return the environment variables of its user USER."""
     with LocalHub() as hub:
         yield hub.environment(tmp_path_factory.mktemp("hf_home"), PAGES_TOKEN)
+
+
+@pytest.fixture
+def dinov2_hub(tmp_path_factory):
+    """Start a local Hub with a small facebook/dinov2-small, and return a client's environment."""
+    folder = tmp_path_factory.mktemp("dinov2-small")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, image_size=518, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+    with LocalHub() as hub:
+        hub.add("facebook/dinov2-small", folder)
+        yield hub.environment(tmp_path_factory.mktemp("hf_home"), token=None)
 
 
 # ---------------------------------------------------------------------- the pages
