@@ -31,11 +31,14 @@ from .adapter_files import adapter_to_publish
 from .provenance import CARD, CONVERSION, display_name, hub_id
 
 RUN_FILE = "training.yaml"
+REPORT_FILE = "report.json"
+BEST_FILE = "best.json"
+ENVIRONMENT_FILE = "environment.json"
 STATE_FILE = "trainer_state.json"
 # Files of the folder itself, not of subfolders, besides weights, code and pictures of the card.
-METADATA = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CONVERSION, CARD, RUN_FILE)
-RESULTS = ("report.json", "best.json", "environment.json")
-PATTERNS = (*METADATA, *RESULTS, "LICENSE*", "NOTICE*")
+CHECKPOINT_FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CONVERSION, CARD)
+RUN_FILES = (RUN_FILE, REPORT_FILE, BEST_FILE, ENVIRONMENT_FILE)
+PATTERNS = (*CHECKPOINT_FILES, *RUN_FILES, "LICENSE*", "NOTICE*")
 # Weights of a checkpoint, in one file or in shards; model_ema.safetensors, for example, is not.
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
@@ -261,6 +264,9 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 __all__ = [
+    "BEST_FILE",
+    "ENVIRONMENT_FILE",
+    "REPORT_FILE",
     "RUN_FILE",
     "STATE_FILE",
     "PublishedFiles",

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from ...evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
 from ...sharing.provenance import display_name
-from ..checkpoints.run_folder import REPORT_FILE
+from ...sharing.published_files import REPORT_FILE
 from ..config.run_config import RunConfig
 from ..evaluation import Evaluation, copy_for_evaluation
 from ..evaluation_images import EvaluationImages

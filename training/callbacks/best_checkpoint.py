@@ -10,8 +10,9 @@ from typing import Any
 from ...atomic_output import atomic_output
 from ...data.image_source import short_hash
 from ...evaluation.evaluate import save_metrics
+from ...sharing.published_files import BEST_FILE
 from ..checkpoints.model_writer import ModelWriter
-from ..checkpoints.run_folder import BEST, BEST_FILE
+from ..checkpoints.run_folder import BEST
 
 
 class BestCheckpoint:

@@ -16,13 +16,13 @@ from transformers.utils import CONFIG_NAME
 
 from ...atomic_output import commit_output, flush_to_disk
 from ...modeling.checkpoints.remote_code import code_files
-from ...sharing.published_files import RUN_FILE, STATE_FILE
+from ...sharing.published_files import ENVIRONMENT_FILE, RUN_FILE, STATE_FILE
 from ..config.run_config import RunConfig
 from .environment import differences, environment
 from .integrity import file_checksums, find_corruption, read_state
 from .model_writer import ModelWriter
 from .optimizer_state import load_state, save_state
-from .run_folder import CHECKPOINTS, ENVIRONMENT_FILE
+from .run_folder import CHECKPOINTS
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Parts of the messages of errors that are no OSError; the third is torch's after a short write.

@@ -31,19 +31,16 @@ from pathlib import Path
 from typing import Any
 
 from ...atomic_output import atomic_output
-from ...sharing.published_files import RUN_FILE
+from ...sharing.published_files import ENVIRONMENT_FILE, RUN_FILE
 from ..config.run_config import RunConfig
 from ..config.training_config import SECTIONS
 from .environment import environment
 
 CHECKPOINTS = "checkpoints"
-ENVIRONMENT_FILE = "environment.json"
 LOG_FILE = "log.jsonl"
 PICTURES = "images"
 TRACKERS_FILE = "trackers.json"
-REPORT_FILE = "report.json"
 BEST = "best"
-BEST_FILE = "best.json"
 SECONDS_TO_APPEAR = 60.0
 # Unfinished, replaced or partly deleted files that a killed process may leave.
 LEFTOVERS = (".unfinished-*", ".replaced-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
@@ -208,12 +205,9 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 __all__ = [
     "BEST",
-    "BEST_FILE",
     "CHECKPOINTS",
-    "ENVIRONMENT_FILE",
     "LOG_FILE",
     "PICTURES",
-    "REPORT_FILE",
     "TRACKERS_FILE",
     "check_run_folder",
     "check_shared_filesystem",
