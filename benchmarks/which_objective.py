@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="Objectives to train, without writing the table; default: all, and the table.",
     )
     parser.add_argument("--images", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--budget", type=float, default=90, help="CPU seconds of each training.")
+    parser.add_argument("--budget", type=float, default=75, help="CPU seconds of each training.")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="Number of images of each set; default: all.")
