@@ -154,7 +154,8 @@ class ReadingWorkers:
             LostWorkersError: If too many workers in a row were killed.
             Exception: Any error that `reading.read` or `batches` raises.
         """
-        # Workers use this folder, too; a killed one would leave its own behind.
+        # Workers share a temporary folder that exists before them. A killed worker would not remove
+        # one of its own.
         multiprocessing.util.get_temp_dir()
         try:
             self._workers = [self._start() for _ in range(self._num_workers)]
@@ -183,7 +184,7 @@ class ReadingWorkers:
         process = torch.multiprocessing.Process(
             target=_work, args=(ours, theirs, slot, self._reading, os.getpid()), daemon=True
         )
-        with _no_garbage_collection():  # which the worker enables
+        with _no_garbage_collection():  # the worker enables it again
             process.start()
         theirs.close()  # a dead worker then closes the pipe
         return _Worker(process, ours, slot)

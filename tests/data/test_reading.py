@@ -87,7 +87,7 @@ def collect_garbage(record):
 
 
 class Cycle:
-    """Object that only garbage collection frees, which the file says in which process."""
+    """Object that only garbage collection frees. It then writes a file named by the process id."""
 
     def __init__(self, folder: Path):
         self.folder, self.itself = folder, self

@@ -140,7 +140,8 @@ def whole(embedder, images, tmp_path_factory):
 @pytest.fixture
 def url(s3, request):
     name = re.sub(r"\W+", "-", request.node.name)
-    return f"s3://bucket/vectors/{os.getpid()}/{name}"  # other runs of the tests share its lock
+    # Another run of the tests on this machine may hold the lock of the same URL.
+    return f"s3://bucket/vectors/{os.getpid()}/{name}"
 
 
 def names_in(s3, url: str) -> list[str]:

@@ -41,6 +41,7 @@ def test_optimizer_states_logs_and_unknown_files_are_not_published(checkpoint):
         "trainer_state.json",
         "old.safetensors",
         "photo.png",
+        "photo.png~",
         "secret.py",
         "customers.json",
     ):
@@ -48,8 +49,8 @@ def test_optimizer_states_logs_and_unknown_files_are_not_published(checkpoint):
     assert names_sent(checkpoint) == SENT
     assert choose_files(checkpoint).left_out == [
         ".unfinished-result/", "checkpoints/", "customers.json", "log.jsonl", "logs/",
-        "old.safetensors", "photo.png", "secret.py", "skipped.csv", "trainer_state.json",
-        "vectors/",
+        "old.safetensors", "photo.png", "photo.png~", "secret.py", "skipped.csv",
+        "trainer_state.json", "vectors/",
     ]  # fmt: skip
 
 
