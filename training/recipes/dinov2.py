@@ -80,8 +80,8 @@ def dinov2_high_resolution(num_images: int | None, batch_size: int | None) -> Ru
     Time and quality: depend on the data; evaluate both checkpoints at the new size.
     Status: mechanics tested here.
 
-    The run continues student, teacher, heads and centers, so options of the heads must be those of
-    RUN. Position embeddings are resized. The Gram teacher is the encoder of RUN, on the same large
+    The run continues student, teacher, heads and centers; the sizes of the heads are those of RUN.
+    Position embeddings are resized. The Gram teacher is the encoder of RUN, on the same large
     views. The warm-up of the teacher's temperature is short, and its momentum high.
     """
     return RunConfig(

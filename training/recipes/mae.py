@@ -60,8 +60,7 @@ def mae_finetune(num_images: int | None, batch_size: int | None) -> RunConfig:
     """Continue MAE training from pretrained weights on your own small dataset.
 
     Command: `selfvit train mae_finetune --init-from CHECKPOINT --data IMAGES --output RUN`. To keep
-    training the decoder of a MAE checkpoint, too, add `--init-scope all --freeze-encoder-ratio 0`
-    and the `--decoder-...` options of the checkpoint.
+    training the decoder of a MAE checkpoint, too, add `--init-scope all --freeze-encoder-ratio 0`.
     Time and quality: depend on the data; compare k-NN before and after.
     Status: mechanics tested here.
 
