@@ -9,6 +9,9 @@ from huggingface_hub.dataclasses import strict
 from .field_ranges import check_least, check_positive
 from .objective_config import ObjectiveConfig
 
+# LeJEPA, lambda; VISReg, small datasets. VISReg with LeJEPA's weight collapses.
+USUAL_WEIGHTS = {"sigreg": 0.05, "visreg": 0.6}
+
 
 @strict
 class LeJEPAConfig(ObjectiveConfig):
@@ -16,14 +19,15 @@ class LeJEPAConfig(ObjectiveConfig):
 
     The loss is (1 - weight) times the invariance of an image's views plus weight times a
     regularizer, which keeps the projections of different images apart. Defaults are those of LeJEPA
-    (arXiv 2511.08544). VISReg (arXiv 2606.02572) has `regularizer="visreg"`, a weight of 0.6 for
-    small and 0.9 for large datasets, 2,048 slices or more, and a head with GELU and 256 outputs.
+    (arXiv 2511.08544). VISReg (arXiv 2606.02572) has `regularizer="visreg"`, 2,048 slices or more,
+    a head with GELU and 256 outputs, and on large datasets a weight of 0.9.
 
     Args:
         regularizer: Regularizer of the projections. "sigreg" compares their characteristic function
             with that of a standard normal distribution; "visreg" their center, scale and sorted
             values.
-        regularization_weight: Weight of the regularizer in the loss (lambda).
+        regularization_weight: Weight of the regularizer in the loss (lambda); None for 0.05 with
+            "sigreg" and 0.6 with "visreg".
         num_slices: Number of random directions (K) that projections are compared along. They are
             drawn for each step.
         sigreg_num_knots: Number of frequencies, from 0 to `sigreg_max_frequency`, at which SIGReg
@@ -49,7 +53,7 @@ class LeJEPAConfig(ObjectiveConfig):
     )
 
     regularizer: Literal["sigreg", "visreg"] = "sigreg"
-    regularization_weight: float | int = 0.05  # LeJEPA, lambda; VISReg: 0.6 to 0.9
+    regularization_weight: float | int | None = None
     num_slices: int = 1024  # LeJEPA; VISReg: 2,048 to 4,096
     sigreg_num_knots: int = 17  # LeJEPA
     sigreg_max_frequency: float | int = 3.0  # LeJEPA
@@ -74,11 +78,18 @@ class LeJEPAConfig(ObjectiveConfig):
         }
         check_least(self, least)
         check_positive(self, ("sigreg_max_frequency",), "the paper uses 3")
-        if not 0 <= self.regularization_weight <= 1:
+        if not 0 <= self.regularizer_weight <= 1:
             raise ValueError(
                 f"regularization_weight ({self.regularization_weight}) must be between 0 and 1; "
                 "LeJEPA uses 0.01 to 0.1, VISReg 0.6 to 0.9."
             )
+
+    @property
+    def regularizer_weight(self) -> float:
+        """Weight of the regularizer in the loss, also where `regularization_weight` is None."""
+        if self.regularization_weight is None:
+            return USUAL_WEIGHTS[self.regularizer]
+        return self.regularization_weight
 
 
 __all__ = ["LeJEPAConfig"]

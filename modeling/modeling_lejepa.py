@@ -38,7 +38,7 @@ class LeJEPAOutput(ModelOutput):
     """Output of SelfViTForLeJEPA. All values are float32 scalars.
 
     Args:
-        loss: (1 - regularization_weight) * invariance + regularization_weight * regularizer.
+        loss: (1 - weight) * invariance + weight * regularizer, with the `regularizer_weight`.
         invariance: Squared distance of the views' projections from their center, mean over views,
             images and dimensions.
         regularizer: Value of SIGReg, or weighted sum of the terms of VISReg.
@@ -258,7 +258,7 @@ class LeJEPALoss(nn.Module):
                 regularizer = sigreg(
                     projections, slices, config.sigreg_num_knots, config.sigreg_max_frequency
                 )
-            weight = config.regularization_weight
+            weight = config.regularizer_weight
             loss = (1 - weight) * distance + weight * regularizer
         return LeJEPAOutput(
             loss=loss,

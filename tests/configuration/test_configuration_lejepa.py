@@ -48,7 +48,9 @@ def test_weights_may_be_integers():
 
 def test_defaults_are_from_the_paper():
     config = LeJEPAConfig()
-    assert (config.regularizer, config.regularization_weight) == ("sigreg", 0.05)
+    assert (config.regularizer, config.regularization_weight) == ("sigreg", None)
+    assert config.regularizer_weight == 0.05
+    assert LeJEPAConfig(regularizer="visreg").regularizer_weight == 0.6
     assert (config.num_slices, config.sigreg_num_knots) == (1024, 17)
     assert config.sigreg_max_frequency == 3
 

@@ -43,6 +43,22 @@ class Suggestion(NamedTuple):
     suspect: bool = False
 
 
+def _lower(option: str, value: float, low: float, high: float, suspect: bool) -> list[Suggestion]:
+    """Return the suggestion to lower a value towards its usual range; none if it is there."""
+    if value <= low:
+        return []
+    to = f"to between {low} and {high}" if value > high else f"to {low} at least"
+    return [Suggestion(f"lower {option} (now {value}) {to}", suspect)]
+
+
+def _raise(option: str, value: float, low: float, high: float, suspect: bool) -> list[Suggestion]:
+    """Return the suggestion to raise a value towards its usual range; none if it is there."""
+    if value >= high:
+        return []
+    to = f"to between {low} and {high}" if value < low else f"to {high} at most"
+    return [Suggestion(f"raise {option} (now {value}) {to}", suspect)]
+
+
 @singledispatch
 def collapse_suggestions(config: PreTrainedConfig, kind: str) -> list[Suggestion]:
     """Return the suggestions of an objective against a collapse, the most likely one first.
@@ -64,35 +80,35 @@ def dino_suggestions(config: DINOConfig | DINOv2Config, kind: str) -> list[Sugge
     Centering and sharpening balance each other (DINO, Sec. 5.3).
     """
     first, last = config.warmup_teacher_temperature, config.teacher_temperature
+    temperatures = (
+        f"--warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
+    )
     if kind == "uniform":
+        # Appendix D, "Sharpening": above 0.06, with the student's 0.1, it collapses
+        is_hot = first > 0.6 * config.student_temperature
+        start = (
+            ": start at 0.6 times --student-temperature "
+            f"(now {config.student_temperature}) or below"
+        )
         return [
-            Suggestion(
-                "lower --warmup-teacher-temperature and --teacher-temperature (now "
-                f"{first} and {last}): start at 0.6 times --student-temperature (now "
-                f"{config.student_temperature}) or below",
-                # Appendix D, "Sharpening": above 0.06, with the student's 0.1, it collapses
-                suspect=first > 0.6 * config.student_temperature,
-            ),
+            Suggestion(f"lower {temperatures}{start if is_hot else ''}", suspect=is_hot),
             Suggestion(
                 f"lower --num-prototypes (now {config.num_prototypes}) if there are few images"
             ),
             Suggestion(f"raise --freeze-last-layer-ratio (now {config.freeze_last_layer_ratio})"),
         ]
-    return [
-        Suggestion(
-            f"lower --center-momentum (now {config.center_momentum}) to between 0.9 and 0.99",
-            suspect=config.center_momentum >= 0.999,  # Appendix D, "Online centering"
-        ),
-        Suggestion(
-            f"raise --teacher-momentum (now {config.teacher_momentum}) to between 0.99 and 0.9995, "
-            "higher for smaller batches",
-            suspect=config.teacher_momentum < 0.9,  # Sec. 5.2: a copy of the student collapses
-        ),
-        Suggestion(
-            f"raise --warmup-teacher-temperature and --teacher-temperature (now {first} and {last})"
-        ),
-        Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1 or more"),
-    ]
+    suggestions = []
+    if isinstance(config, DINOConfig) or config.sinkhorn_iterations == 0:  # there is a center
+        momentum = config.center_momentum
+        is_slow = momentum >= 0.999  # Appendix D, "Online centering"
+        suggestions += _lower("--center-momentum", momentum, 0.9, 0.99, is_slow)
+    momentum = config.teacher_momentum
+    is_copy = momentum < 0.9  # Sec. 5.2: a copy of the student collapses
+    suggestions += _raise("--teacher-momentum", momentum, 0.99, 0.9995, is_copy)
+    suggestions.append(Suggestion(f"raise {temperatures}"))
+    if config.koleo_weight < 0.1:
+        suggestions.append(Suggestion(f"raise --koleo-weight (now {config.koleo_weight}) to 0.1"))
+    return suggestions
 
 
 @collapse_suggestions.register
@@ -100,12 +116,10 @@ def distill_suggestions(config: DistillConfig, kind: str) -> list[Suggestion]:
     """Return the suggestions for distillation, in which the teacher keeps images apart."""
     if kind != "constant":
         return []
+    # similarities of at most 1 give almost the same probability to all images
+    is_hot = config.temperature >= 1
     return [
-        Suggestion(
-            f"lower --temperature (now {config.temperature}) to 0.07",
-            # similarities of at most 1 then give almost the same probability to all images
-            suspect=config.temperature >= 1,
-        ),
+        *_lower("--temperature", config.temperature, 0.04, 0.07, is_hot),
         Suggestion(
             f"choose another --teacher (now {config.teacher}) if its vectors of these images are "
             "alike, too"
@@ -118,15 +132,11 @@ def lejepa_suggestions(config: LeJEPAConfig, kind: str) -> list[Suggestion]:
     """Return the suggestion for LeJEPA and VISReg: the regularizer keeps projections apart."""
     if kind != "constant":
         return []
-    usual = "0.02 and 0.1" if config.regularizer == "sigreg" else "0.6 and 0.9"
-    return [
-        Suggestion(
-            f"raise --regularization-weight (now {config.regularization_weight}) to between "
-            f"{usual}",
-            # without it, equal projections of all images have the lowest loss
-            suspect=config.regularization_weight == 0,
-        ),
-    ]
+    # Without it, equal projections of all images have the lowest loss. VISReg with the weight of
+    # LeJEPA (0.05) collapsed in the demo.
+    low, high, too_low = (0.02, 0.1, 0) if config.regularizer == "sigreg" else (0.6, 0.9, 0.05)
+    weight = config.regularizer_weight
+    return _raise("--regularization-weight", weight, low, high, weight <= too_low)
 
 
 @collapse_suggestions.register
@@ -135,8 +145,7 @@ def mae_suggestions(config: MAEConfig, kind: str) -> list[Suggestion]:
     if kind != "constant":
         return []
     # Fig. 5: it works from 0.4 to 0.8, and gets worse at 0.9
-    advice = f"lower --mask-ratio (now {config.mask_ratio}) to between 0.5 and 0.8"
-    return [Suggestion(advice, suspect=config.mask_ratio > 0.95)]
+    return _lower("--mask-ratio", config.mask_ratio, 0.5, 0.8, config.mask_ratio > 0.95)
 
 
 @collapse_suggestions.register
@@ -147,30 +156,28 @@ def pmsn_suggestions(config: PMSNConfig, kind: str) -> list[Suggestion]:
     them.
     """
     if kind == "uniform":
-        return [
-            Suggestion(
+        suggestions = []
+        if config.teacher_temperature > config.student_temperature / 4:
+            advice = (
                 f"lower --teacher-temperature (now {config.teacher_temperature}) to a quarter of "
-                f"--student-temperature (now {config.student_temperature})",
-                # Sec. 3: sharper targets are what makes single predictions confident
-                suspect=config.teacher_temperature >= config.student_temperature,
-            ),
+                f"--student-temperature (now {config.student_temperature})"
+            )
+            # Sec. 3: sharper targets are what makes single predictions confident
+            is_blunt = config.teacher_temperature >= config.student_temperature
+            suggestions.append(Suggestion(advice, suspect=is_blunt))
+        return [
+            *suggestions,
             Suggestion(f"lower --regularization-weight (now {config.regularization_weight})"),
             Suggestion(
                 f"lower --num-prototypes (now {config.num_prototypes}) if there are few images"
             ),
         ]
+    weight, momentum = config.regularization_weight, config.teacher_momentum
+    # Eq. 1: the regularizer keeps the mean prediction spread; Sinkhorn does so too
+    is_free = weight == 0 and config.sinkhorn_iterations == 0
     return [
-        Suggestion(
-            f"raise --regularization-weight (now {config.regularization_weight}) to between 1 "
-            "and 5",
-            # Eq. 1: the regularizer keeps the mean prediction spread; Sinkhorn does so too
-            suspect=config.regularization_weight == 0 and config.sinkhorn_iterations == 0,
-        ),
-        Suggestion(
-            f"raise --teacher-momentum (now {config.teacher_momentum}) to between 0.98 and 0.9995, "
-            "higher for smaller batches",
-            suspect=config.teacher_momentum < 0.9,
-        ),
+        *_raise("--regularization-weight", weight, 1, 5, is_free),
+        *_raise("--teacher-momentum", momentum, 0.98, 0.9995, momentum < 0.9),
         Suggestion(f"raise --teacher-temperature (now {config.teacher_temperature})"),
     ]
 

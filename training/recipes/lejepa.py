@@ -39,7 +39,6 @@ def lejepa_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunCon
             drop_path_rate=0.1,  # Lightly's LeJEPA
             lejepa_config=LeJEPAConfig(
                 regularizer="sigreg",
-                regularization_weight=0.05,  # LeJEPA, lambda
                 num_slices=1024,  # LeJEPA
             ),
         ),
@@ -130,7 +129,7 @@ def lejepa_demo(num_images: int | None, batch_size: int | None) -> RunConfig:
 
     After 300 steps, on 1,500 images held out of the training part (one run each; an untrained
     encoder has 71.1 and 77.5): 75.8 and 80.5 with SIGReg, 76.1 and 79.5 with VISReg
-    (`--regularizer visreg --regularization-weight 0.6 --head-activation gelu`). The other settings
+    (`--regularizer visreg --head-activation gelu`). The other settings
     were not tuned.
     """
     return RunConfig(
