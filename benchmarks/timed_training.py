@@ -23,7 +23,7 @@ from selfvit.embedding.embedder import Embedder
 from selfvit.modeling.checkpoints.pretrained import write_checkpoint
 from selfvit.training.config.arguments import build_run, open_request, request_with
 from selfvit.training.config.run_config import RunConfig
-from selfvit.training.exceptions import NonFiniteLossError
+from selfvit.training.exceptions import NonFiniteError
 from selfvit.training.recipes import RECIPES
 from selfvit.training.train import train
 
@@ -110,7 +110,7 @@ def _train(run: RunConfig, source: ImageSource) -> dict[str, Any]:
             contextlib.redirect_stderr(file),
         ):
             train(run, source)
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         return {"diverged": str(error)}
     except Exception as error:
         # errors with arguments of their own cannot be sent to another process

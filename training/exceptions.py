@@ -24,20 +24,21 @@ class CollapseError(FloatingPointError):
         self.kept = kept
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss is infinite or not a number. Raised before it can affect the weights.
+class NonFiniteError(FloatingPointError):
+    """A value of a step is infinite or not a number. Raised before it can affect the weights.
 
     Args:
-        loss: Value of the loss.
+        name: Name of the value, such as "loss" or "gradient norm".
+        value: The value.
         step: Optimizer step, counted from 1.
         recipe: Name of the recipe.
         kept: Last checkpoint, or None.
     """
 
-    def __init__(self, loss: float, step: int, recipe: str, kept: Path | None):
+    def __init__(self, name: str, value: float, step: int, recipe: str, kept: Path | None):
         good = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
         super().__init__(
-            f"the loss of recipe {recipe} became {loss} at step {step}; {good}. Try a lower "
+            f"the {name} of recipe {recipe} became {value} at step {step}; {good}. Try a lower "
             "--base-learning-rate, a longer --warmup-ratio, --max-gradient-norm 1, or bf16 instead "
             "of fp16."
         )
@@ -73,7 +74,7 @@ class RunInterrupted(SystemExit):
 __all__ = [
     "CollapseError",
     "NoImprovementError",
-    "NonFiniteLossError",
+    "NonFiniteError",
     "NotPublishedError",
     "RunInterrupted",
 ]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .callbacks.base import Callback, notify
-from .checkpoints.rollback import newest_before
 from .dataloader.collate import to_model_inputs
-from .exceptions import NonFiniteLossError
 from .optimization import set_schedules
 from .state import TrainState
 
@@ -29,7 +26,7 @@ def fit(state: TrainState, batches: Iterator[Batch], callbacks: Sequence[Callbac
         callbacks: Callbacks, notified of each event in this order.
 
     Raises:
-        NonFiniteLossError: If the loss is infinite or not a number.
+        NonFiniteError: If the loss or the gradient norm is infinite or not a number.
     """
     notify(callbacks, "on_train_begin", state)
     while state.step < state.num_steps and state.stop_signal is None:
@@ -60,9 +57,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
     # --- forward, backward
     local_loss = forward_backward(state, batches, scheduled)
     loss = state.accelerator.reduce(local_loss, "mean").item()
-    if not math.isfinite(loss):
-        kept = newest_before(step + 1, Path(run.start.output))
-        raise NonFiniteLossError(loss, step + 1, run.recipe, kept)
+    state.check_finite("loss", loss)
 
     # --- clip, step, teacher
     gradient_norm = optimizer_step(state)
@@ -100,19 +95,26 @@ def forward_backward(
 
 
 def optimizer_step(state: TrainState) -> float:
-    """Clip the gradients and update the parameters; return the norm before clipping."""
+    """Clip the gradients and update the parameters; return the norm before clipping.
+
+    With fp16, the gradient scaler itself leaves out a step whose gradients are not finite.
+    """
     model, step = state.model, state.step
     model.before_optimizer_step(step, state.num_steps)
     if step < state.num_frozen_steps:
         for parameter in model.trained_encoder.parameters():
             parameter.grad = None
     max_norm = state.run.optimizer.max_gradient_norm
-    gradient_norm = state.accelerator.clip_grad_norm_(
-        model.parameters(), math.inf if max_norm is None else max_norm
+    gradient_norm = float(
+        state.accelerator.clip_grad_norm_(
+            model.parameters(), math.inf if max_norm is None else max_norm
+        )
     )
+    if state.accelerator.scaler is None:
+        state.check_finite("gradient norm", gradient_norm)
     state.optimizer.step()
     state.optimizer.zero_grad()
-    return float(gradient_norm)
+    return gradient_norm
 
 
 __all__ = ["Batch", "fit", "forward_backward", "optimizer_step", "train_step"]

@@ -85,7 +85,7 @@ def train(
         ValueError: If the run and its data contradict each other; nothing is written then.
         FileExistsError: If the run folder is not empty and may not be used.
         PermissionError: If the run is to be pushed to the Hub without the permission to do so.
-        NonFiniteLossError: If the loss is infinite or not a number.
+        NonFiniteError: If the loss or the gradient norm is infinite or not a number.
         CollapseError: If the outputs collapse and `on_collapse` is not "warn".
         NoImprovementError: If the encoder had to improve and did not; everything is saved.
         NotPublishedError: If the model is trained, but could not be published.

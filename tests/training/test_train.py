@@ -14,7 +14,7 @@ from selfvit import SelfViTModel, train
 from selfvit.modeling.checkpoints.loading import load_strictly
 from selfvit.modeling.registry import TRAINABLE_CLASSES
 from selfvit.training.config.run_config import RunConfig
-from selfvit.training.exceptions import NonFiniteLossError
+from selfvit.training.exceptions import NonFiniteError
 from selfvit.training.train import main
 
 from ..image_files import empty_jpeg, noise, text_jpeg, truncated_jpeg
@@ -212,15 +212,27 @@ def test_an_initial_checkpoint_that_lacks_a_tensor_is_an_error(
         main(command)
 
 
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(two_classes, tmp_path):
+@pytest.mark.parametrize(
+    ("objective", "learning_rate", "name"),
+    [("dino", 1e30, "loss"), ("mae", 1e6, "gradient norm")],
+)
+def test_a_non_finite_value_stops_the_run_before_it_reaches_the_weights(
+    objective, learning_rate, name, two_classes, tmp_path
+):
     out = tmp_path / "out"
     options = ("--max-steps", 50, "--batch-size", 6, "--save-steps", 1, "--warmup-ratio", 0)
-    message = r"recipe dino_demo became .* at step \d+;.*step-0"
-    with pytest.raises(NonFiniteLossError, match=message):
-        main(arguments("dino", two_classes, out, *options, "--base-learning-rate", 1e30))
+    message = rf"the {name} of recipe {objective}_demo became .* at step \d+;.*step-0"
+    with pytest.raises(NonFiniteError, match=message):
+        main(
+            arguments(objective, two_classes, out, *options, "--base-learning-rate", learning_rate)
+        )
     steps = sorted(path.name for path in (out / "checkpoints").iterdir())
     failed = max(log_of(out)) + 1
     assert steps[-1] == f"step-{failed - 1:08d}"
+    assert all(
+        torch.isfinite(tensor).all()
+        for tensor in weights_of(out / "checkpoints" / steps[-1]).values()
+    )
     assert not (out / "config.json").exists()
 
 
