@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from selfvit.embedding.engines.cpu import multiplies_bfloat16
@@ -51,3 +53,21 @@ def test_a_run_prints_its_choice(two_classes, tmp_path, capsys):
     main(arguments("mae", two_classes, tmp_path / "run", *options))
     name = "bf16" if NATIVE == "bf16" else "float32"
     assert f"precision: {name}, because" in capsys.readouterr().out
+
+
+def test_a_run_has_its_own_precision_after_another_one_in_the_same_process(two_classes, tmp_path):
+    options = ("--max-steps", 1, "--batch-size", 8)
+    for name, precision in [("first", "bf16"), ("second", None), ("third", "bf16")]:
+        given = () if precision is None else ("--mixed-precision", precision)
+        main(arguments("mae", two_classes, tmp_path / name, *options, *given))
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text(encoding="utf-8"))
+        assert state["mixed_precision"] == (precision or "no")
+
+
+def test_a_resume_warns_of_another_precision(two_classes, tmp_path, capsys, monkeypatch):
+    command = arguments("mae", two_classes, tmp_path, "--max-steps", 1, "--batch-size", 8)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    main([*command, "--save-steps", "1"])
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    main([*command, "--save-steps", "1", "--resume"])
+    assert "mixed precision bf16 then, no now" in capsys.readouterr().out

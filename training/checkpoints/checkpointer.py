@@ -28,6 +28,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Parts of the messages of errors that are no OSError; the third is torch's after a short write.
 DISK_FULL_TEXTS = ("no space left", "quota exceeded", "unexpected pos", "file too large")
 
+# What the launch of a run decides, and its configuration does not: field of the state -> its name.
+SETTINGS = {"num_processes": "number of processes", "mixed_precision": "mixed precision"}
+
 
 class Checkpointer:
     """Saves and loads the state of a run through Accelerate.
@@ -90,7 +93,7 @@ class Checkpointer:
         """
         final = self.folder / f"step-{state['step']:08d}"
         temporary = self.folder / f".unfinished-{state['step']:08d}"
-        self.state = {**state, "num_processes": self.accelerator.num_processes, **self.environment}
+        self.state = {**state, **self._settings(), **self.environment}
         with self._removed_on_error(temporary):
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -108,6 +111,12 @@ class Checkpointer:
                 self._prune(final, keep_before)
         self.accelerator.wait_for_everyone()
         return final
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the launch of the run decides, and its configuration does not."""
+        accelerator = self.accelerator
+        values = (accelerator.num_processes, accelerator.mixed_precision)
+        return dict(zip(SETTINGS, values, strict=True))
 
     @contextmanager
     def _removed_on_error(self, temporary: Path) -> Iterator[None]:
@@ -162,9 +171,10 @@ class Checkpointer:
         del self.state["files"]
         started_with = json.loads((self.output / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         changes = differences(started_with, self.environment)
-        then, now = self.state["num_processes"], self.accelerator.num_processes
-        if then != now:
-            changes.append(f"number of processes {then} then, {now} now")
+        for name, now in self._settings().items():
+            then = self.state.get(name, now)  # checkpoints of earlier versions have no precision
+            if then != now:
+                changes.append(f"{SETTINGS[name]} {then} then, {now} now")
         if changes:
             self.accelerator.print(
                 f"warning: {self.output} was started in another environment, so its numbers may "

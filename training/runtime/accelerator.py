@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from ...data.dataset_source import StreamingImageSource
@@ -33,6 +34,10 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     warnings.filterwarnings("ignore", message=r"`broadcast_buffers` is deprecated")
     if run.data.num_workers <= DataConfig.num_workers:  # more workers than cores take turns
         warnings.filterwarnings("ignore", message="This DataLoader will create")
+    # Otherwise a run takes precision and device of an earlier one in the same process, or fails.
+    AcceleratorState._reset_state(
+        reset_partial_state=not (dist.is_available() and dist.is_initialized())
+    )
     accelerator = Accelerator(
         cpu=run.runtime.cpu,
         mixed_precision=mixed_precision_of(run.runtime),
