@@ -143,7 +143,7 @@ def set_schedules(
         step,
         num_steps,
         schedule.learning_rate,
-        schedule.min_learning_rate,
+        schedule.final_learning_rate,
         num_warmup_steps=round(schedule.warmup_ratio * num_steps),
     )
     end = schedule.weight_decay if schedule.weight_decay_end is None else schedule.weight_decay_end

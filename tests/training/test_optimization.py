@@ -90,6 +90,13 @@ def test_learning_rate_scales_with_the_batch_and_ends_near_its_minimum(dino):
     assert 1e-5 < rates[-1] < 2e-5
 
 
+def test_a_peak_below_the_minimum_is_not_raised_to_it(dino):
+    schedule = ScheduleConfig(base_learning_rate=1e-6, batch_size=64, min_learning_rate=1e-5)
+    optimizer = build_optimizer(dino, OptimizerConfig())
+    rates = [set_schedules(optimizer, schedule, step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(2.5e-7) and rates[10:] == [max(rates)] * 90
+
+
 def test_the_optimizer_does_not_have_the_parameters_of_a_frozen_encoder():
     model = SelfViTForImageClassification(SelfViTConfig(**GEOMETRY, num_labels=3))
     model.trained_encoder.requires_grad_(False)

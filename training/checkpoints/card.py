@@ -218,7 +218,7 @@ def hyperparameters(run: RunConfig) -> dict[str, str]:
         "Optimizer": f"AdamW{kind}, betas {optimizer.adam_beta1:g} and {optimizer.adam_beta2:g}",
         "Learning rate": f"peak {schedule.learning_rate:.3g}, linear warm-up over "
         f"{100 * schedule.warmup_ratio:g} % of the steps, cosine decay to "
-        f"{schedule.min_learning_rate:g}",
+        f"{schedule.final_learning_rate:g}",
         "Weight decay": decay,
         "Drop path": f"{run.model.drop_path_rate:g}",
         "Augmentation": ", ".join(f"{name} {value}" for name, value in views.items()),

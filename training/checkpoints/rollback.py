@@ -36,7 +36,6 @@ def roll_back(run: RunConfig, collapse: CollapseError) -> RunConfig:
     assert kept is not None
     slower = run.replace(
         base_learning_rate=run.schedule.base_learning_rate / 2,
-        min_learning_rate=min(run.schedule.min_learning_rate, run.schedule.learning_rate / 2),
         on_collapse="stop",
         resume=False,
     )

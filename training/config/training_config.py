@@ -149,7 +149,9 @@ class ScheduleConfig(Section):
     base_learning_rate: float = option(
         5e-4, "Learning rate for a batch of 256; scaled linearly with the batch size", minimum=0
     )
-    min_learning_rate: float = option(1e-6, "Learning rate at the end of the cosine", minimum=0)
+    min_learning_rate: float = option(
+        1e-6, "Learning rate at the end of the cosine; constant if its peak is lower", minimum=0
+    )
     warmup_ratio: float = option(
         0.1, "Fraction of the steps in which the learning rate rises from 0", minimum=0, maximum=1
     )
@@ -165,6 +167,11 @@ class ScheduleConfig(Section):
         minimum=0,
         maximum=1,
     )
+
+    @property
+    def final_learning_rate(self) -> float:
+        """Learning rate at the end of the run: `min_learning_rate`, but never above the peak."""
+        return min(self.min_learning_rate, self.learning_rate)
 
     @property
     def learning_rate(self) -> float:
