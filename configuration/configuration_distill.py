@@ -32,6 +32,7 @@ class DistillConfig(ObjectiveConfig):
 
     model_type = "selfvit_distill"
     base_config_key = "distill_config"
+    weight_fields = ("local_weight",)  # the local loss has a projection
 
     teacher: str = ""
     teacher_revision: str | None = None

@@ -222,6 +222,7 @@ class SelfViTForDistill(SelfViTPreTrainedModel):
     """
 
     objective_field = "distill_config"
+    run_buffers = ("loss.queue",)
     _no_split_modules = [
         "SelfViTPatchEmbeddings",
         "SelfViTEmbeddings",
@@ -314,6 +315,11 @@ class SelfViTForDistill(SelfViTPreTrainedModel):
                 student_teacher_cosine=mean_cosine(projected, teacher.class_tokens),
             )
         return output
+
+    @torch.no_grad()
+    def start_new_run(self) -> None:
+        """Empty the queue, whose vectors may be those of another teacher."""
+        self.loss.queue.zero_()
 
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
         """Add the teacher's vectors of this step to the queue."""

@@ -279,6 +279,7 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
 
     main_input_name = "global_views"
     objective_field = "lejepa_config"
+    run_buffers = ("loss.slices",)
     _no_split_modules = [
         "SelfViTPatchEmbeddings",
         "SelfViTEmbeddings",
@@ -354,6 +355,10 @@ class SelfViTForLeJEPA(SelfViTPreTrainedModel):
         if self.config.lejepa_config.head_input == "pooled":
             return self.vit(pixel_values).pooler_output
         return self.vit.class_tokens(pixel_values)[0]
+
+    def start_new_run(self) -> None:
+        """Draw the slices of the first step."""
+        self.loss.draw_slices(seed=0)
 
     def after_optimizer_step(self, step: int, num_steps: int) -> dict[str, float]:
         """Draw the slices of the next step."""

@@ -24,6 +24,8 @@ class Trainable(nn.Module):
             without a gradient.
         undecayed_parameters: Names of parameters without weight decay, in addition to biases and
             other vectors.
+        run_buffers: Names of buffers that belong to a run rather than to the model. Their shape may
+            change when a run starts from a whole checkpoint, and `start_new_run` resets them.
         observations: Statistics for the collapse monitors, which `forward` records; None in steps
             without monitoring.
     """
@@ -31,6 +33,7 @@ class Trainable(nn.Module):
     vit: Any
     uses_mask_token = False
     undecayed_parameters: tuple[str, ...] = ()
+    run_buffers: tuple[str, ...] = ()
     observations: Observations | None = None
 
     @property
@@ -45,7 +48,7 @@ class Trainable(nn.Module):
         """
 
     def start_new_run(self) -> None:
-        """Update networks that depend on the start of a run, after a whole checkpoint was loaded.
+        """Reset what belongs to a run rather than the model, after a whole checkpoint was loaded.
 
         Does nothing by default.
         """

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
@@ -62,14 +61,20 @@ def build_trainable(run: RunConfig) -> Any:
 
 
 def _starting_model(run: RunConfig) -> Any:
-    model_class: type[PreTrainedModel] = TRAINABLE_CLASSES[run.architecture]
+    model_class: Any = TRAINABLE_CLASSES[run.architecture]
     if run.start.init_from is None:
         return model_class(run.model)
     checkpoint = resolve_checkpoint(run.start.init_from)
     stored = read_config(run.start.init_from)
     config = _config_to_load(run.model, stored)
     if run.start.init_scope == "all":
-        whole: Any = load_strictly(model_class, checkpoint, config=config, dtype=torch.float32)
+        whole: Any = load_strictly(
+            model_class,
+            checkpoint,
+            resizable=model_class.run_buffers,
+            config=config,
+            dtype=torch.float32,
+        )
         if run.is_classifier:
             _sort_classes(whole.classifier, stored, run.model)
         if config is not run.model:

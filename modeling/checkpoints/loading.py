@@ -33,6 +33,7 @@ def load_strictly(
     checkpoint: str | os.PathLike[str],
     *,
     new: tuple[str, ...] = (),
+    resizable: tuple[str, ...] = (),
     **kwargs: Any,
 ) -> ModelT:
     """Load a selfvit checkpoint, and raise an error if its weights do not fit the model.
@@ -45,6 +46,7 @@ def load_strictly(
         checkpoint: Folder or Hub id.
         new: Regular expressions of parameters that may be missing and are then initialized, such as
             the weights of a new classifier.
+        resizable: Names of buffers that may have another shape and are then initialized.
         kwargs: Keyword arguments for `from_pretrained`: `dtype`, `network`, fields of the
             configuration.
 
@@ -86,6 +88,7 @@ def load_strictly(
         "of another shape": [
             f"{name} {tuple(found)} instead of {tuple(expected)}"
             for name, found, expected in sorted(info["mismatched_keys"])
+            if name not in resizable
         ],
         "errors": [str(message) for message in info["error_msgs"]],
     }

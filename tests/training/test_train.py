@@ -195,6 +195,18 @@ def test_init_scope_all_loads_student_head_and_center_of_the_checkpoint(
     assert_equal_tensors(weights_of(out), weights_of(tiny_checkpoint))
 
 
+def test_init_scope_all_starts_with_a_new_queue_and_new_slices_of_any_size(two_classes, tmp_path):
+    short = ("--max-steps", 1, "--batch-size", 8)
+    for objective, size in [("distill", "--queue-size"), ("lejepa", "--num-slices")]:
+        first, second = tmp_path / objective, tmp_path / f"{objective}_2"
+        main(arguments(objective, two_classes, first, *short))
+        start = ("--init-from", first, "--init-scope", "all", size, 24)
+        main(arguments(objective, two_classes, second, *short, *start))
+    queue = weights_of(tmp_path / "distill_2")["loss.queue"]
+    assert queue.shape[0] == 24 and queue.any(dim=1).sum() == 8  # those of its own batch
+    assert weights_of(tmp_path / "lejepa_2")["loss.slices"].shape[1] == 24
+
+
 def test_an_initial_checkpoint_that_lacks_a_tensor_is_an_error(
     two_classes, tiny_checkpoint, tmp_path
 ):
