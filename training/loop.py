@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .callbacks.base import Callback, notify
+from .checkpoints.rollback import check_finite
 from .dataloader.collate import to_model_inputs
 from .optimization import set_schedules
 from .state import TrainState
@@ -57,7 +58,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> dict[str, float]:
     # --- forward, backward
     local_loss = forward_backward(state, batches, scheduled)
     loss = state.accelerator.reduce(local_loss, "mean").item()
-    state.check_finite("loss", loss)
+    check_finite("loss", loss, run, step + 1)
 
     # --- clip, step, teacher
     gradient_norm = optimizer_step(state)
@@ -105,13 +106,10 @@ def optimizer_step(state: TrainState) -> float:
         for parameter in model.trained_encoder.parameters():
             parameter.grad = None
     max_norm = state.run.optimizer.max_gradient_norm
-    gradient_norm = float(
-        state.accelerator.clip_grad_norm_(
-            model.parameters(), math.inf if max_norm is None else max_norm
-        )
-    )
+    max_norm = math.inf if max_norm is None else max_norm
+    gradient_norm = float(state.accelerator.clip_grad_norm_(model.parameters(), max_norm))
     if state.accelerator.scaler is None:
-        state.check_finite("gradient norm", gradient_norm)
+        check_finite("gradient norm", gradient_norm, state.run, step + 1)
     state.optimizer.step()
     state.optimizer.zero_grad()
     return gradient_norm

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from torch import Tensor
 from ..data.dataset_source import StreamingImageSource
 from ..data.image_source import ImageSource
 from ..sharing.publish import Target
-from .checkpoints.rollback import newest_before
 from .config.run_config import RunConfig
 from .dataloader.sampler import BatchPlan
 from .evaluation_images import EvaluationImages
-from .exceptions import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -87,16 +84,6 @@ class TrainState:
     def num_frozen_steps(self) -> int:
         """Number of steps, from the first, in which the encoder does not train."""
         return round(self.run.schedule.freeze_encoder_ratio * self.num_steps)
-
-    def check_finite(self, name: str, value: float) -> None:
-        """Check a value of the step that is being made.
-
-        Raises:
-            NonFiniteError: If the value is infinite or not a number.
-        """
-        if not math.isfinite(value):
-            kept = newest_before(self.step + 1, Path(self.run.start.output))
-            raise NonFiniteError(name, value, self.step + 1, self.run.recipe, kept)
 
 
 __all__ = ["CheckedRun", "TrainState"]

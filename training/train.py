@@ -38,6 +38,7 @@ from .checkpoints.run_folder import (
     update_data_path,
 )
 from .config.arguments import RunRequest, build_run, open_request, parse_arguments, request_with
+from .config.from_checkpoint import image_size_line
 from .config.run_config import RunConfig
 from .config.training_config import DataConfig
 from .dataloader.loader import build_run_loader
@@ -307,6 +308,8 @@ def run_request(request: RunRequest) -> dict[str, float]:
     num_images = None if isinstance(source, StreamingImageSource) else len(source)
     request, remarks = fit_to_folder(request, source)
     run = build_run(request, num_images)
+    if not run.start.resume and (line := image_size_line(run)) is not None:
+        remarks.append(line)
     with StopSignal() as stop, translate_errors(), each_warning_once():
         return train_or_roll_back(run, source, stop, remarks)
 

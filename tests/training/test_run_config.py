@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from selfvit import LeJEPAConfig, SelfViTForMAE
 from selfvit.embedding.preprocessing import build_processor
 from selfvit.training.augmentations.registry import AUGMENTATIONS
 from selfvit.training.config.arguments import build_run, parse_arguments
+from selfvit.training.config.from_checkpoint import image_size_line
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.config.teacher_momentum import FINETUNING, finetuning_momentum
 from selfvit.training.config.training_config import ScheduleConfig
@@ -83,6 +85,14 @@ def test_out_features_of_the_backbone_follow_the_number_of_layers():
             "--tracker .abacus. must be none, or one",
         ),
         (["dino_demo", "--eval-train", "x"], "--eval-train and --eval-test go together"),
+        (
+            ["dinov2_demo", "--gram-resolution-factor", "2"],
+            r"gram_resolution_factor \(2\).*--gram-weight above 0",
+        ),
+        (
+            ["dinov2_demo", "--masked-view-ratio", "0"],
+            r"patch_loss_weight \(1.0\) needs masked patches.*--patch-loss-weight 0",
+        ),
         (["dino_demo", "--warmup-ratio", "2"], r"warmup_ratio \(2.0\) must be between 0 and 1"),
     ],
 )
@@ -239,8 +249,6 @@ def test_local_and_focal_view_sizes_scale_with_the_image_unless_given(tiny_check
 def test_a_run_uses_the_preprocessing_of_its_initial_checkpoint(
     tiny_config, tiny_checkpoint, tmp_path
 ):
-    from selfvit.embedding.preprocessing import build_processor
-
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -259,6 +267,23 @@ def test_a_run_uses_the_preprocessing_of_its_initial_checkpoint(
     with pytest.raises(ValueError, match=r"resample \('box'\).*nearest, bilinear, bicubic"):
         run_of(*start)
     assert run_of(*start, "--resample", "bicubic").preprocessing.resample == "bicubic"
+
+
+def test_a_run_has_the_image_size_of_the_image_processor(tiny_config, tiny_checkpoint, tmp_path):
+    checkpoint = tmp_path / "checkpoint"  # as DINOv2, with positions for larger images
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    stored = tiny_config.image_size
+    for resize in ("square", "shortest_edge"):
+        small = copy.deepcopy(tiny_config)
+        small.image_size = stored // 2
+        build_processor(small, resize=resize).save_pretrained(checkpoint)
+        run = run_of("dino_finetune", "--init-from", str(checkpoint))
+        assert run.model.image_size == stored // 2
+        line = f"the positions of {checkpoint} are for {stored} x {stored}, and are resized"
+        assert str(image_size_line(run)).endswith(line)
+        larger = ("--image-size", str(stored))
+        run = run_of("dino_finetune", "--init-from", str(checkpoint), *larger)
+        assert run.model.image_size == stored and image_size_line(run) is None
 
 
 def test_fixed_positions_of_a_run_at_another_image_size_are_interpolated(tmp_path):

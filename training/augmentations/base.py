@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...configuration.configuration_selfvit import SelfViTConfig
 from ..options import check_fields
 
 # (top, left, height, width) of a crop in its image, and (height, width) of its view, in pixels.
@@ -142,6 +143,14 @@ class Augmentation:
             return self
         plain = {name: v for name, v in self.without_color().items() if name not in chosen}
         return replace(self, **plain)
+
+    def check_model(self, model: SelfViTConfig) -> None:
+        """Check that the fields fit a model.
+
+        Raises:
+            ValueError: If they contradict each other.
+        """
+        self.check_channels(model.num_channels)
 
     def check_channels(self, num_channels: int) -> None:
         """Check that no field asks for a color change that the channels do not allow.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...configuration.configuration_selfvit import SelfViTConfig
 from ..options import option
 from .base import Augmentation, Crop, count_patches
 from .block_masks import random_block_mask
@@ -216,6 +217,29 @@ class MaskedMultiCrop(MultiCrop):
         "Size of the Gram teacher's views, as a multiple of the global views (DINOv3 uses 2)",
         minimum=1,
     )
+
+    def check_model(self, model: SelfViTConfig) -> None:
+        """Check that the fields fit a model.
+
+        Raises:
+            ValueError: If they contradict each other.
+        """
+        super().check_model(model)
+        dinov2 = model.dinov2_config
+        if dinov2 is None:
+            return
+        if self.gram_resolution_factor > 1 and dinov2.gram_weight == 0:
+            raise ValueError(
+                f"gram_resolution_factor ({self.gram_resolution_factor}) is for the Gram teacher, "
+                "which gram_weight (0) disables; set --gram-weight above 0, or leave out "
+                "--gram-resolution-factor."
+            )
+        if self.masked_view_ratio == 0 and dinov2.patch_loss_weight > 0:
+            raise ValueError(
+                f"patch_loss_weight ({dinov2.patch_loss_weight}) needs masked patches, but "
+                "masked_view_ratio is 0; set --patch-loss-weight 0, or a --masked-view-ratio above "
+                "0."
+            )
 
     def view_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of the global, the local and the Gram teacher's views."""

@@ -1,15 +1,16 @@
-"""Return a run to the last checkpoint before a collapse."""
+"""Find the last good checkpoint of a run, and return to it after a collapse."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 from accelerate import PartialState
 
 from ..config.run_config import RunConfig
-from ..exceptions import CollapseError
+from ..exceptions import CollapseError, NonFiniteError
 from .run_folder import CHECKPOINTS, LOG_FILE, write_run
 
 
@@ -17,6 +18,24 @@ def newest_before(step: int, output: Path) -> Path | None:
     """Return the newest checkpoint of a run that was saved before a step, or None."""
     found = [path for path in _checkpoints(output) if _step_of(path) < step]
     return found[-1] if found else None
+
+
+def check_finite(name: str, value: float, run: RunConfig, step: int) -> None:
+    """Check a value before it can affect the weights.
+
+    Args:
+        name: Name of the value, such as "loss".
+        value: The value.
+        run: Configuration of the run.
+        step: Optimizer step, counted from 1.
+
+    Raises:
+        NonFiniteError: If the value is infinite or not a number. It names the last checkpoint.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            name, value, step, run.recipe, newest_before(step, Path(run.start.output))
+        )
 
 
 def roll_back(run: RunConfig, collapse: CollapseError) -> RunConfig:
@@ -60,4 +79,4 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-__all__ = ["newest_before", "roll_back"]
+__all__ = ["check_finite", "newest_before", "roll_back"]

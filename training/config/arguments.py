@@ -144,7 +144,8 @@ def build_run(request: RunRequest, num_images: int | None) -> RunConfig:
     is_written = request.recipe is None and init_from == request.draft.start.init_from
     if init_from is None or is_written:
         return _for_its_length(run.with_options(options), request, num_images)
-    encoder, taken = read_config(init_from), read_preprocessing(init_from)
+    encoder = read_config(init_from)
+    taken = read_preprocessing(init_from, options.get("patch_size", encoder.patch_size))
     num_channels = options.get("num_channels", encoder.num_channels)
     for name in STATISTICS:
         if len(taken.get(name, [])) != num_channels:

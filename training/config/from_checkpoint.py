@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...embedding.preprocessing import pixel_format_of
 from ...modeling.checkpoints.resolve import resolve_checkpoint
+from .run_config import RunConfig
 
 
 def read_config(checkpoint: str) -> SelfViTConfig:
@@ -30,11 +31,13 @@ def read_config(checkpoint: str) -> SelfViTConfig:
     return config
 
 
-def read_preprocessing(checkpoint: str) -> dict[str, Any]:
-    """Return the fields of `PreprocessingConfig` that a checkpoint's image processor determines.
+def read_preprocessing(checkpoint: str, patch_size: int) -> dict[str, Any]:
+    """Return the image size and the fields of `PreprocessingConfig` of a checkpoint's processor.
 
-    A run that starts from a checkpoint keeps its preprocessing. Without an image processor, the
-    result is empty.
+    A run that starts from a checkpoint keeps its preprocessing. The image size may differ from that
+    of the position embeddings: DINOv2 has positions for 518 pixels, and its processor gives 224.
+    It is left out if it is no multiple of the patch size. Without an image processor, the result is
+    empty.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
@@ -47,6 +50,10 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
         taken["resample"] = Resampling(processor.resample).name.lower()
     if pixel_range is not None:
         taken["pixel_range"] = list(pixel_range)
+    size = processor.crop_size if crops else processor.size
+    height, width = size.get("height", 1), size.get("width", 1)
+    if height % patch_size == 0 and width % patch_size == 0:
+        taken["image_size"] = height if height == width else [height, width]
     if crops and "shortest_edge" in processor.size:
         taken["crop_ratio"] = processor.size["shortest_edge"] / processor.crop_size["height"]
     return {
@@ -57,4 +64,19 @@ def read_preprocessing(checkpoint: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["read_config", "read_preprocessing"]
+def image_size_line(run: RunConfig) -> str | None:
+    """Return the line on an image size that differs from that of the checkpoint, or None."""
+    if run.start.init_from is None:
+        return None
+    stored, wanted = read_config(run.start.init_from), run.model
+    if stored.image_height_width == wanted.image_height_width:
+        return None
+    sizes = [" x ".join(map(str, c.image_height_width)) for c in (wanted, stored)]
+    resized = "" if wanted.position_embedding_type == "rotary" else ", and are resized"
+    return (
+        f"image size: {sizes[0]}; the positions of {run.start.init_from} are for {sizes[1]}"
+        f"{resized}"
+    )
+
+
+__all__ = ["image_size_line", "read_config", "read_preprocessing"]

@@ -90,7 +90,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_view_sizes()
-        self.augmentation.check_channels(self.model.num_channels)
+        self.augmentation.check_model(self.model)
         self._check_statistics()
         self._check_pushes()
         if self.evaluation.require_improvement and not self.compares_with_start:
