@@ -31,8 +31,9 @@ def dinov2_vits16_in1k(num_images: int | None, batch_size: int | None) -> RunCon
     Status: paper's numbers, not reproduced.
 
     Differences from the repository: gradients are clipped by their total norm, the patch embedding
-    has the learning rate of its layer (there a fifth of it), and drop path increases with depth
-    (there it is the same in all blocks).
+    has the learning rate of its layer (there a fifth of it), drop path increases with depth (there
+    it is the same in all blocks), and the learning rate is proportional to the batch size (there to
+    its square root; equal at 1,024).
 
     For the long setup of the paper (train/vitl14.yaml), add `--separate-patch-head --num-prototypes
     131072 --head-bottleneck-size 384 --sinkhorn-iterations 3 --teacher-momentum 0.994
