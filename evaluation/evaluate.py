@@ -390,8 +390,11 @@ def check_labels(train: ImageSource, test: ImageSource) -> None:
     train_labels, test_labels = train.labels(), test.labels()
     if train_labels is not None and test_labels is not None:
         require_scikit_learn()
-        test_labels = test_labels[test_labels != NO_LABEL]
-        matched_labels(test_labels, test.label_names, train_labels, train.label_names)
+        train_labels, test_labels = (
+            labels[labels != NO_LABEL] for labels in (train_labels, test_labels)
+        )
+        if len(train_labels) and len(test_labels):  # else there are no accuracies
+            matched_labels(test_labels, test.label_names, train_labels, train.label_names)
 
 
 def _embed(embedder: Embedder, source: ImageSource, progress: bool) -> EmbeddedImages:

@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import EmbeddedImages
 from selfvit.evaluation.evaluate import (
+    check_labels,
     count_shared,
     evaluate_checkpoint,
     evaluate_embeddings,
@@ -215,6 +216,24 @@ def test_invalid_labels_and_missing_packages_are_reported_before_embedding(
     monkeypatch.setitem(sys.modules, "sklearn.preprocessing", None)
     with pytest.raises(ImportError, match=r"selfvit\[train\]"):
         evaluate_checkpoint(tiny_checkpoint, train, test, device="cpu")
+
+
+def test_an_unlabeled_training_image_does_not_hide_a_missing_class(tmp_path):
+    """A class without training images passed as unlabeled; the run failed after embedding."""
+    rows = {"train": ["black", "white", ""], "test": ["black", "gray"]}
+    sources = {}
+    for split, labels in rows.items():
+        (tmp_path / split).mkdir()
+        for index in range(len(labels)):
+            Image.new("RGB", (20, 20)).save(tmp_path / split / f"{index}.png")
+        lines = [f"{index}.png,{label}\n" for index, label in enumerate(labels)]
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\n" + "".join(lines))
+        sources[split] = open_images(tmp_path / split, label_column="label")
+    train, test = sources["train"], sources["test"]
+    assert train.labels().tolist() == [0, 1, -1]
+    with pytest.raises(ValueError, match="lacks gray"):
+        check_labels(train, test)
+    check_labels(train, train)
 
 
 def test_metrics_agree_with_the_functions_that_compute_them():
