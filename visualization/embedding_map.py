@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..data.image_source import NO_LABEL
 from .figures import new_figure, save_png
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ MARGIN, TITLE_HEIGHT, LEGEND_WIDTH = 24, 56, 260  # pixels
 THUMBNAIL = 42  # pixels, longer side
 THUMBNAIL_DISTANCE = 68  # pixels between the centers of thumbnails; points remain visible between
 MAX_LEGEND_CLASSES = 30  # more do not fit into the height
+GRAY = (0.65, 0.65, 0.65, 1)  # color of images without a label, RGBA
 
 
 def project_to_plane(vectors: np.ndarray, *, seed: int = 0, perplexity: float = 30) -> np.ndarray:
@@ -102,7 +104,8 @@ def plot_embedding_map(
         vectors: Vectors, (N, E).
         images: N images, or None to draw points only. Only images that are drawn are read, so a
             lazy sequence is possible.
-        labels: Class indices, (N,), or None for points of one color.
+        labels: Class indices, (N,), or None for points of one color. Points of -1 have no label
+            and are gray.
         label_names: Name of each class, by index, or None to show the indices.
         path: PNG file to write.
         seed: Random seed of t-SNE and of the selection of thumbnails.
@@ -136,7 +139,8 @@ def draw_embedding_map(
     Args:
         positions: Positions, (N, 2).
         images: N images or None, as in `plot_embedding_map`.
-        labels: Class indices, (N,), or None for points of one color.
+        labels: Class indices, (N,), or None for points of one color. Points of -1 have no label
+            and are gray.
         label_names: Name of each class, by index, or None to show the indices.
         path: PNG file to write.
         seed: Random seed of the selection of thumbnails.
@@ -197,25 +201,33 @@ def _draw_points(
     """Draw the points and the legend; return the color of each point (N, 4)."""
     import matplotlib
 
+    names: list[str] = []
     if labels is None:
         colors = np.tile(matplotlib.colormaps["tab10"](0), (len(positions), 1))
-        classes = np.zeros(0, dtype=int)
     else:
-        classes, ranks = np.unique(labels, return_inverse=True)
-        palette = _palette(len(classes))
-        colors = palette[ranks]
-    axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
-    if 0 < len(classes) <= MAX_LEGEND_CLASSES:
+        is_labeled = labels != NO_LABEL
+        classes, ranks = np.unique(labels[is_labeled], return_inverse=True)
         names = [str(label) if label_names is None else label_names[label] for label in classes]
-        handles = [axes.scatter([], [], color=color, s=60) for color in palette]
-        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
-        # names are set afterwards: a legend leaves out those that start with an underscore
-        legend = axes.legend(
-            handles, [""] * len(handles), frameon=False, fontsize=12, borderaxespad=0, **place
-        )
-        for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set(text=name, parse_math=False)
+        palette = _palette(len(classes))
+        colors = np.tile(GRAY, (len(positions), 1))
+        colors[is_labeled] = palette[ranks]
+        if not is_labeled.all():
+            names, palette = [*names, "no label"], np.vstack([palette, GRAY])
+    axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
+    if 0 < len(names) <= MAX_LEGEND_CLASSES:
+        _draw_legend(axes, names, palette)
     return colors
+
+
+def _draw_legend(axes: Axes, names: Sequence[str], palette: np.ndarray) -> None:
+    handles = [axes.scatter([], [], color=color, s=60) for color in palette]
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+    # names are set afterwards: a legend leaves out those that start with an underscore
+    legend = axes.legend(
+        handles, [""] * len(handles), frameon=False, fontsize=12, borderaxespad=0, **place
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)
 
 
 def _palette(num_classes: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+from selfvit.visualization import embedding_map
 from selfvit.visualization.embedding_map import (
     plot_embedding_map,
     project_to_plane,
@@ -57,6 +58,26 @@ def test_names_of_classes_are_not_read_as_markup(vectors, tmp_path):
     text, num_lines = legend_of("cost_$5_$10", "b", "c")
     other, _ = legend_of("cost_5_10", "b", "c")
     assert num_lines == 3 and text.sum() > other.sum()
+
+
+def test_unlabeled_images_are_gray_and_named_so_in_the_legend(vectors, tmp_path, monkeypatch):
+    """They had the name of the last class, as -1 is the last place of the names."""
+    figures = []
+    save = embedding_map.save_png
+
+    def keep(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(embedding_map, "save_png", keep)
+    labels = np.where(LABELS == 1, -1, LABELS)
+    plot_embedding_map(vectors, None, labels, ["cat", "dog", "owl"], tmp_path / "map.png")
+    (axes,) = figures[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cat", "owl", "no label"]
+    colors = axes.collections[0].get_facecolors()[:, :3]
+    is_gray = (colors == embedding_map.GRAY[:3]).all(axis=1)
+    assert is_gray.tolist() == (LABELS == 1).tolist()
+    plot_embedding_map(vectors, None, np.full(30, -1), ["cat"], tmp_path / "none.png")
 
 
 def test_only_drawn_images_are_read(vectors, tmp_path):
