@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..atomic_output import atomic_output
+from ..data.image_source import NO_LABEL
 from ..data.sources import Data
-from ..visualization.embedding_map import draw_embedding_map
+from ..visualization.embedding_map import MAX_LEGEND_CLASSES, draw_embedding_map
 from .collection import Collection, CollectionImages, check_rows
 from .maps import Layout, lay_out
 
@@ -39,6 +40,7 @@ class MapResult:
         layout: Positions and neighbors.
         num_thumbnails: Number of images that the page shows.
         color: Column that colors the points; None for points of one color.
+        note: Remark on the picture; "" for none.
     """
 
     output: str | None
@@ -46,6 +48,7 @@ class MapResult:
     layout: Layout
     num_thumbnails: int
     color: str | None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers of the result as values that JSON can represent."""
@@ -60,6 +63,7 @@ class MapResult:
             "num_placed": layout.num_placed,
             "num_thumbnails": self.num_thumbnails,
             "color": self.color,
+            "note": self.note,
         }
 
 
@@ -107,17 +111,19 @@ def map_vectors(
     images = collection.images(data) if thumbnails or atlas is not None else None
     layout = lay_out(collection, method=method, seed=seed, new=new)
     num_thumbnails = 0
+    note = ""
     if output is not None and suffix == ".html":
         thumbnail = images.thumbnail if images is not None and thumbnails else None
         page, num_thumbnails = render_map_page(collection, layout, columns, color, thumbnail)
         with atomic_output(output) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
     elif output is not None:
-        _draw_picture(collection, layout, columns, color, images if thumbnails else None, output)
+        shown = images if thumbnails else None
+        note = _draw_picture(collection, layout, columns, color, shown, output)
     if atlas is not None and images is not None:
         write_atlas(collection, layout, columns, images, atlas)
     written = [None if path is None else str(path) for path in (output, atlas)]
-    return MapResult(written[0], written[1], layout, num_thumbnails, color)
+    return MapResult(written[0], written[1], layout, num_thumbnails, color, note)
 
 
 def coloring_columns(collection: Collection) -> dict[str, Sequence[Any]]:
@@ -216,14 +222,17 @@ def _draw_picture(
     color: str | None,
     images: CollectionImages | None,
     path: str | os.PathLike[str],
-) -> None:
+) -> str:
+    """Draw the map as a picture; return a remark if it has no legend."""
+    from .page.page import is_numeric
+
     count = len(collection)
-    codes = names = None
-    if color is not None:
-        texts = ["" if value is None else str(value) for value in columns[color]]
-        names = sorted(set(texts))
-        places = {name: place for place, name in enumerate(names)}
-        codes = np.array([places[text] for text in texts])
+    codes = names = values = None
+    if color is not None and is_numeric(columns[color]):
+        numbers = [np.nan if value is None else value for value in columns[color]]
+        values = np.array(numbers, dtype=np.float64)
+    elif color is not None:
+        codes, names = _classes(columns[color])
     coloring = "" if color is None else f", colored by {color}"
     draw_embedding_map(
         layout.positions,
@@ -231,9 +240,32 @@ def _draw_picture(
         codes,
         names,
         path,
+        values=values,
+        unlabeled_name=f"no {color}",
         seed=layout.seed,
         title=f"{TITLES[layout.method]} of {count:,} vectors{coloring}",
     )
+    if names is None or len(names) <= MAX_LEGEND_CLASSES:
+        return ""
+    return (
+        f"the picture has no legend: column {color!r} has {len(names)} values, and only "
+        f"{MAX_LEGEND_CLASSES} fit; write a page (.html), or choose another --color"
+    )
+
+
+def _classes(values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each value (N,), NO_LABEL for None, and the names of the classes.
+
+    Integers are in the order of their values, all else in that of their texts.
+    """
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, int) for value in known):
+        names = [str(value) for value in sorted(set(known))]
+    else:
+        names = sorted({str(value) for value in known})
+    places = {name: place for place, name in enumerate(names)}
+    codes = [NO_LABEL if value is None else places[str(value)] for value in values]
+    return np.array(codes), names
 
 
 def write_atlas(

@@ -14,11 +14,13 @@ from .figures import new_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # N points · E embedding
 
 WIDTH, HEIGHT = 1600, 1040  # pixels
 MARGIN, TITLE_HEIGHT, LEGEND_WIDTH = 24, 56, 260  # pixels
+COLOR_BAR_WIDTH = 32  # pixels
 THUMBNAIL = 42  # pixels, longer side
 THUMBNAIL_DISTANCE = 68  # pixels between the centers of thumbnails; points remain visible between
 MAX_LEGEND_CLASSES = 30  # more do not fit into the height
@@ -131,6 +133,8 @@ def draw_embedding_map(
     label_names: Sequence[str] | None,
     path: str | os.PathLike[str],
     *,
+    values: np.ndarray | None = None,
+    unlabeled_name: str = "no label",
     seed: int = 0,
     title: str | None = None,
 ) -> None:
@@ -143,23 +147,30 @@ def draw_embedding_map(
             and are gray.
         label_names: Name of each class, by index, or None to show the indices.
         path: PNG file to write.
+        values: Numbers that color the points instead of labels, (N,), with a color bar. Points
+            whose number is not finite are gray.
+        unlabeled_name: Name of the points without a label in the legend.
         seed: Random seed of the selection of thumbnails.
         title: Title of the map; by default, it describes the map.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If the number of images or labels is not the number of positions.
+        ValueError: If the number of images, labels or values is not the number of positions.
     """
-    _check_lengths(positions, images, labels)
+    _check_lengths(positions, images, labels, values)
     figure = new_figure(WIDTH, HEIGHT)
-    right = MARGIN if labels is None else LEGEND_WIDTH
+    right = MARGIN if labels is None and values is None else LEGEND_WIDTH
     width, height = WIDTH - MARGIN - right, HEIGHT - MARGIN - TITLE_HEIGHT
     axes = figure.add_axes((MARGIN / WIDTH, MARGIN / HEIGHT, width / WIDTH, height / HEIGHT))
     # The unit of the axes is one pixel, as for the distance between thumbnails.
     positions = _scale_to(positions, width, height)
     axes.set(xlim=(0, width), ylim=(0, height), xticks=[], yticks=[])
     axes.spines[:].set_color("0.85")
-    colors = _draw_points(axes, positions, labels, label_names)
+    if values is not None:
+        colors = _draw_color_bar(figure, values)
+    else:
+        colors = _draw_legend(axes, labels, label_names, unlabeled_name, len(positions))
+    axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
     if images is not None:
         order = np.random.default_rng(seed).permutation(len(positions))
         for index in order[select_thumbnails(positions[order], THUMBNAIL_DISTANCE)]:
@@ -176,9 +187,12 @@ def _title(method: str, rows: np.ndarray, labels: np.ndarray | None) -> str:
 
 
 def _check_lengths(
-    vectors: np.ndarray, images: Sequence[Image.Image] | None, labels: np.ndarray | None
+    vectors: np.ndarray,
+    images: Sequence[Image.Image] | None,
+    labels: np.ndarray | None,
+    values: np.ndarray | None = None,
 ) -> None:
-    for name, given in (("images", images), ("labels", labels)):
+    for name, given in (("images", images), ("labels", labels), ("values", values)):
         if given is not None and len(given) != len(vectors):
             raise ValueError(
                 f"the numbers of {name} ({len(given)}) and vectors ({len(vectors)}) must be equal."
@@ -192,34 +206,28 @@ def _scale_to(positions: np.ndarray, width: int, height: int) -> np.ndarray:
     return THUMBNAIL * 0.75 + unit * (np.array([width, height]) - THUMBNAIL * 1.5)
 
 
-def _draw_points(
+def _draw_legend(
     axes: Axes,
-    positions: np.ndarray,
     labels: np.ndarray | None,
     label_names: Sequence[str] | None,
+    unlabeled_name: str,
+    count: int,
 ) -> np.ndarray:
-    """Draw the points and the legend; return the color of each point (N, 4)."""
+    """Draw the legend of the classes if they fit; return the color of each point (N, 4)."""
     import matplotlib
 
-    names: list[str] = []
     if labels is None:
-        colors = np.tile(matplotlib.colormaps["tab10"](0), (len(positions), 1))
-    else:
-        is_labeled = labels != NO_LABEL
-        classes, ranks = np.unique(labels[is_labeled], return_inverse=True)
-        names = [str(label) if label_names is None else label_names[label] for label in classes]
-        palette = _palette(len(classes))
-        colors = np.tile(GRAY, (len(positions), 1))
-        colors[is_labeled] = palette[ranks]
-        if not is_labeled.all():
-            names, palette = [*names, "no label"], np.vstack([palette, GRAY])
-    axes.scatter(positions[:, 0], positions[:, 1], c=colors, s=28, linewidths=0, alpha=0.85)
-    if 0 < len(names) <= MAX_LEGEND_CLASSES:
-        _draw_legend(axes, names, palette)
-    return colors
-
-
-def _draw_legend(axes: Axes, names: Sequence[str], palette: np.ndarray) -> None:
+        return np.tile(matplotlib.colormaps["tab10"](0), (count, 1))
+    is_labeled = labels != NO_LABEL
+    classes, ranks = np.unique(labels[is_labeled], return_inverse=True)
+    names = [str(label) if label_names is None else label_names[label] for label in classes]
+    palette = _palette(len(classes))
+    colors = np.tile(GRAY, (count, 1))
+    colors[is_labeled] = palette[ranks]
+    if len(classes) > MAX_LEGEND_CLASSES:
+        return colors
+    if not is_labeled.all():
+        names, palette = [*names, unlabeled_name], np.vstack([palette, GRAY])
     handles = [axes.scatter([], [], color=color, s=60) for color in palette]
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
     # names are set afterwards: a legend leaves out those that start with an underscore
@@ -228,6 +236,22 @@ def _draw_legend(axes: Axes, names: Sequence[str], palette: np.ndarray) -> None:
     )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set(text=name, parse_math=False)
+    return colors
+
+
+def _draw_color_bar(figure: Figure, values: np.ndarray) -> np.ndarray:
+    """Draw the color bar of numbers; return the color of each point (N, 4)."""
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0, 1)
+    mappable = ScalarMappable(Normalize(low, high), matplotlib.colormaps["viridis"])
+    place = ((WIDTH - LEGEND_WIDTH + MARGIN) / WIDTH, 0.25, COLOR_BAR_WIDTH / WIDTH, 0.5)
+    figure.colorbar(mappable, cax=figure.add_axes(place)).ax.tick_params(labelsize=12)
+    is_finite = np.isfinite(values)[:, None]
+    return np.where(is_finite, mappable.to_rgba(values), GRAY)
 
 
 def _palette(num_classes: int) -> np.ndarray:

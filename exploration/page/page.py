@@ -72,6 +72,19 @@ def render_page(page: Page) -> str:
     )
 
 
+def is_numeric(values: Sequence[Any]) -> bool:
+    """Return whether values are numbers, and not names; few distinct integers are names.
+
+    Args:
+        values: Values of all rows; None where there is none.
+    """
+    known = [value for value in values if value is not None]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
+        return False
+    are_integers = all(isinstance(value, int) for value in known)
+    return bool(known) and not (are_integers and len(set(known)) <= MAX_INTEGER_CLASSES)
+
+
 def describe_column(name: str, values: Sequence[Any]) -> dict[str, Any] | None:
     """Return a column as the page reads it: classes by frequency, or numbers.
 
@@ -85,9 +98,7 @@ def describe_column(name: str, values: Sequence[Any]) -> dict[str, Any] | None:
     known = [value for value in values if value is not None]
     if not known or not all(isinstance(value, str | bool | int | float) for value in known):
         return None
-    is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
-    is_class = all(isinstance(value, int) for value in known)
-    if is_number and not (is_class and len(set(known)) <= MAX_INTEGER_CLASSES):
+    if is_numeric(values):
         numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float32)
         finite = numbers[np.isfinite(numbers)]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
@@ -151,4 +162,4 @@ def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-__all__ = ["Page", "describe_column", "render_page"]
+__all__ = ["Page", "describe_column", "is_numeric", "render_page"]

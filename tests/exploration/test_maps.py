@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from selfvit.exploration import maps
 from selfvit.exploration.collection import Collection, directions_of
 from selfvit.exploration.map_files import coloring_columns, map_vectors
 from selfvit.exploration.maps import STORED_MAP, lay_out, place
+from selfvit.visualization import embedding_map
 
 from .. import image_files
 from ..data.videos import write_video
@@ -163,6 +165,43 @@ class TestCommand:
         assert selfvit(*words)[0] == 2  # it exists
         code, printed = selfvit(*words, "--overwrite")
         assert json.loads(printed)["num_kept"] == 40
+
+    def test_a_picture_shows_numbers_on_a_color_bar_and_integer_classes_by_value(
+        self, folder, tmp_path, monkeypatch
+    ):
+        """Numbers were sorted as texts, "10" before "9", on colors that end where they begin."""
+        figures = []
+        save = embedding_map.save_png
+
+        def keep(figure, path):
+            figures.append(figure)
+            save(figure, path)
+
+        monkeypatch.setattr(embedding_map, "save_png", keep)
+        score = [None, float("nan"), *np.linspace(-1, 100, 38)]
+        cluster = [None, *(np.arange(39) % 12).tolist()]
+        columns = {"score": score, "cluster": cluster, "many": np.arange(40)}
+        Collection(folder).write_columns("added", columns)
+
+        def draw(color):
+            path = tmp_path / f"{color}.png"
+            result = map_vectors(folder, path, method="tsne", color=color, thumbnails=False)
+            return result, figures[-1].axes
+
+        result, (axes, bar) = draw("score")
+        assert bar.get_ylim() == pytest.approx((-1, 100)) and not result.note
+        colors = axes.collections[0].get_facecolors()[:, :3]
+        viridis = matplotlib.colormaps["viridis"](np.linspace(0, 1, 38))[:, :3]
+        np.testing.assert_allclose(colors[2:], viridis, atol=0.02)
+        assert (colors[:2] == embedding_map.GRAY[:3]).all()
+        result, (axes,) = draw("cluster")
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert names == [*map(str, range(12)), "no cluster"] and not result.note
+        result, (axes,) = draw("many")
+        assert axes.get_legend() is None and "column 'many' has 40 values" in result.note
+        words = ("-o", tmp_path / "many.png", "--no-thumbnails", "--overwrite")
+        code, printed = selfvit("map", folder, "--layout", "tsne", "--color", "many", *words)
+        assert code == 0 and f"note: {result.note}" in printed
 
     def test_the_table_for_embedding_atlas(self, folder, tmp_path):
         path = tmp_path / "atlas.parquet"

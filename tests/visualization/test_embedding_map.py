@@ -74,7 +74,7 @@ def test_unlabeled_images_are_gray_and_named_so_in_the_legend(vectors, tmp_path,
     plot_embedding_map(vectors, None, labels, ["cat", "dog", "owl"], tmp_path / "map.png")
     (axes,) = figures[0].axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cat", "owl", "no label"]
-    colors = axes.collections[0].get_facecolors()[:, :3]
+    colors = axes.collections[-1].get_facecolors()[:, :3]
     is_gray = (colors == embedding_map.GRAY[:3]).all(axis=1)
     assert is_gray.tolist() == (LABELS == 1).tolist()
     plot_embedding_map(vectors, None, np.full(30, -1), ["cat"], tmp_path / "none.png")

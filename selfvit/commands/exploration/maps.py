@@ -82,8 +82,8 @@ def draw_map(
     kept = f"; {found.num_kept:,} kept their positions" if found.num_kept else ""
     kept += f", {found.num_placed:,} are new" if found.num_placed else ""
     typer.echo(f"positions of {len(found.positions):,} images{kept}")
-    if found.note:
-        typer.echo(f"note: {found.note}")
+    for note in filter(None, (found.note, result.note)):
+        typer.echo(f"note: {note}")
     if result.output is not None:
         typer.echo(f"map: {result.output}")
     if result.atlas is not None:
