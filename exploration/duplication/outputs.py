@@ -101,16 +101,23 @@ def check_link_folder(folder: Path) -> None:
 
 
 def check_link_names(names: Iterable[str]) -> None:
-    """Check that no name leads out of the folder of the links.
+    """Check that each name is a file of its own in the folder of the links.
 
     Args:
         names: Names of the images.
 
     Raises:
-        ValueError: If a name does.
+        ValueError: If a name leads out of the folder, or two images have the same name.
     """
+    taken: set[PurePosixPath] = set()
     for name in names:
-        _relative_name(name)
+        path = _relative_name(name)
+        if path in taken:
+            raise ValueError(
+                f"names of images must be different for --link-to, but two are {str(path)!r}; "
+                "give the images different names, or leave out --link-to."
+            )
+        taken.add(path)
 
 
 def link_images(images: CollectionImages, rows: Iterable[int], folder: Path) -> int:

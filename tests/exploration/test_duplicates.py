@@ -20,6 +20,7 @@ from selfvit.exploration.duplication import threshold as threshold_module
 from selfvit.exploration.duplication.alignment import SIDE, agreement
 from selfvit.exploration.duplication.density import measure_density
 from selfvit.exploration.duplication.groups import group_within
+from selfvit.exploration.duplication.outputs import check_link_names
 from selfvit.exploration.duplication.pairs import Pairs
 from selfvit.exploration.duplication.pictures import Pictures, is_alike_in_shape
 from selfvit.exploration.duplication.threshold import Variants, choose_threshold
@@ -376,12 +377,17 @@ def test_images_of_a_table_are_written_as_files(tiny_checkpoint, tmp_path):
     files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert code == 0 and len(files) == 2
     assert all(path.suffix == ".png" for path in files)
-    # copies may have one name
-    table = pa.table({"image": contents, "id": ["a", "b", "b"]})
+    # repeated names are found before the search: linking failed half way, after it
+    table = pa.table({"image": contents, "id": ["a", "b", "a"]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    vectors = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "copies")
-    assert selfvit("duplicates", vectors, "--link-to", tmp_path / "one")[0] == 0
-    # names outside of the folder are found before the search, which takes long
+    vectors = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "repeated")
+    words = ["-o", tmp_path / "groups.csv", "--link-to", tmp_path / "one"]
+    code, output = selfvit("duplicates", vectors, *words)
+    assert code == 2 and "two are 'a'" in output
+    assert not (tmp_path / "groups.csv").exists() and not (tmp_path / "one").exists()
+    with pytest.raises(ValueError, match=r"two are 'c/d\.png'"):
+        check_link_names(["c/d.png", "s3://c/d.png"])
+    # and so are names outside of the folder
     table = pa.table({"image": contents, "id": ["a", "../b", "c"]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     vectors = embed(tiny_checkpoint, tmp_path / "t.parquet", tmp_path / "outside")
