@@ -179,15 +179,17 @@ def _select_per_cluster(collection: Collection, n: int) -> tuple[list[int], list
     names = sorted(members, key=lambda name: (name is None, name))
     picks = []
     for name in names:
-        rows, scores, _ = farthest_first(collection.directions[members[name]], n)
-        picks.append([(members[name][row], score) for row, score in zip(rows, scores, strict=True)])
+        rows, _, _ = farthest_first(collection.directions[members[name]], n)
+        picks.append([members[name][row] for row in rows])
     # the first image of each cluster, then the second of each, so that any start is balanced
     longest = max(len(picked) for picked in picks)
     in_turn = [picked[turn] for turn in range(longest) for picked in picks if turn < len(picked)]
     distances = _Distances(collection.directions)
-    for row, _ in in_turn[:n]:
+    scores = []
+    for row in in_turn[:n]:
+        scores.append(float(distances.values[row]))  # to those before, of all clusters
         distances.add(row)
-    return [row for row, _ in in_turn[:n]], [score for _, score in in_turn[:n]], distances.coverage
+    return in_turn[:n], scores, distances.coverage
 
 
 def plot_coverage(selection: Selection, path: Path) -> None:

@@ -74,6 +74,18 @@ class TestSelect:
         assert [clusters[row.row] for row in result.rows[:4]] == [0, 1, 2, None]
         assert len(result.coverage.mean) == 12 and result.note == ""
 
+    def test_scores_with_clusters_are_distances_to_all_images_before(self, grouped):
+        """They were distances within the cluster, and missing for its first image."""
+        collection = Collection(grouped)
+        collection.write_columns("cluster", {"cluster": np.arange(len(collection)) % 3})
+        result = select(collection, 9, per_cluster=True)
+        chosen = collection.directions[[row.row for row in result.rows]]
+        scores = [row.score for row in result.rows]
+        assert scores[0] is None
+        for place in range(1, 9):
+            nearest = (1 - chosen[:place] @ chosen[place]).min()
+            assert scores[place] == pytest.approx(max(nearest, 0), abs=1e-6)
+
     def test_small_collections(self, embedded_copies, empty_vectors, grouped):
         for count in (1, 2, 12):
             result = select(embedded_copies[count], 5)
