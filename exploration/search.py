@@ -16,7 +16,7 @@ from PIL import Image
 from ..data.decoding import decode_image
 from ..visualization.figures import heatmap
 from .collection import Collection, CollectionImages, check_rows, directions_of
-from .index import EXACT_UP_TO, load_index
+from .index import EXACT_UP_TO, NEIGHBORS, IndexDescription, load_index
 from .neighbors import nearest
 from .sheets import MAX_ROWS, SheetRow, Tile, draw_sheet
 
@@ -56,9 +56,10 @@ class SearchResult:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return query and results as values that JSON can represent."""
+        """Return query, results and note as values that JSON can represent."""
         query: str | list[str] = self.query[0] if len(self.query) == 1 else self.query
-        return {"query": query, "results": [asdict(match) for match in self.results]}
+        results = [asdict(match) for match in self.results]
+        return {"query": query, "results": results, "note": self.note}
 
 
 def search(
@@ -74,7 +75,8 @@ def search(
 
     Several query images count as one: the mean of their directions. Rows named by `like` are not
     among the results. The search is exact up to a million rows; above, an index that
-    `selfvit index` has built is used, if there is one.
+    `selfvit index` has built is used, if there is one: a few of its lists for up to 10 results, and
+    all of them for more.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
@@ -141,17 +143,16 @@ def find_matches(
         k: Number of rows.
         left_out: Rows that are not among the results, such as those of the query.
     """
-    found, similarities, note = find_rows(collection, query, k + len(left_out))
+    found, similarities, note = find_rows(collection, query, k, left_out)
     matches = [
         Match(collection.ids[row], float(similarity), int(row))
         for row, similarity in zip(found, similarities, strict=True)
-        if row not in left_out and row >= 0
     ]
-    return SearchResult(names, matches[:k], note)
+    return SearchResult(names, matches, note)
 
 
 def find_rows(
-    collection: Collection, query: np.ndarray, k: int
+    collection: Collection, query: np.ndarray, k: int, left_out: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Return rows and similarities of the nearest rows, and a remark.
 
@@ -159,25 +160,41 @@ def find_rows(
         collection: Vectors.
         query: Vector of length 1, (1, E).
         k: Number of rows.
+        left_out: Rows that are not among the results.
     """
-    if len(collection) <= EXACT_UP_TO:
-        rows, similarities = nearest(query, collection.directions, k)
-        return rows[0], similarities[0], ""
-    loaded = load_index(collection)
-    if loaded is None:
-        rows, similarities = nearest(query, collection.directions, k)
-        note = (
-            f"all {len(collection):,} vectors were compared; selfvit index {collection.folder} "
-            "makes searches faster"
-        )
-        return rows[0], similarities[0], note
-    index, description = loaded
-    similarities, rows = index.search(query, min(k, len(collection)))
-    note = (
-        f"found with an index whose recall@10 is {description.recall:.3f} "
-        f"({description.num_queries} rows measured)"
-    )
-    return rows[0], similarities[0], note
+    note = ""
+    num_needed = min(k + len(left_out), len(collection))
+    loaded = None if len(collection) <= EXACT_UP_TO else load_index(collection)
+    if loaded is not None:
+        # the recall is measured for a row of the collection, which is left out
+        is_measured = k <= NEIGHBORS and len(left_out) <= 1
+        rows, similarities, note = _search_index(*loaded, query, num_needed, is_measured)
+    else:
+        rows, similarities = nearest(query, collection.directions, num_needed)
+        if len(collection) > EXACT_UP_TO:
+            note = (
+                f"all {len(collection):,} vectors were compared; selfvit index "
+                f"{collection.folder} makes searches faster"
+            )
+    is_result = ~np.isin(rows[0], left_out)
+    return rows[0][is_result][:k], similarities[0][is_result][:k], note
+
+
+def _search_index(
+    index: Any, description: IndexDescription, query: np.ndarray, k: int, is_measured: bool
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Search the measured number of lists, or all lists if too few rows would be found."""
+    if is_measured:
+        similarities, rows = index.search(query, k)
+        if (rows >= 0).all():
+            note = (
+                f"found with an index whose recall@{NEIGHBORS} is {description.recall:.3f} "
+                f"({description.num_queries} rows measured)"
+            )
+            return rows, similarities, note
+    index.nprobe = index.nlist
+    similarities, rows = index.search(query, k)
+    return rows, similarities, "all vectors of the index were compared, in float16"
 
 
 def draw_results(

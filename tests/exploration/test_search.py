@@ -241,6 +241,47 @@ def test_a_search_with_an_index_reads_the_parts_of_its_rows_only(tmp_path, monke
         search(collection, like=["3.png"])
 
 
+def test_an_index_finds_as_many_rows_as_asked_for_and_the_right_ones(tmp_path, monkeypatch):
+    """The lists that are enough for 10 results were searched for any number."""
+    pytest.importorskip("faiss")
+    random = np.random.default_rng(0)
+    centers = random.normal(size=(50, 8)).repeat(40, axis=0)
+    vectors = centers + 0.3 * random.normal(size=centers.shape)
+    names = [f"{row}.png" for row in range(len(vectors))]
+    collection = Collection(write_vectors(tmp_path / "v", vectors, names))
+    exact = {k: search(collection, like=["7.png"], k=k) for k in (10, 500, 2000)}
+    three = search(collection, like=names[:3], k=10)
+    description = build_index(collection)
+    assert description.num_probes < description.num_lists / 2
+    monkeypatch.setattr(search_module, "EXACT_UP_TO", 10)
+    for k in (500, 2000):
+        found = search(collection, like=["7.png"], k=k)
+        assert len(found.results) == min(k, 1999) and "recall" not in found.note
+        same = {match.row for match in found.results} & {match.row for match in exact[k].results}
+        assert len(same) >= 0.99 * min(k, 1999)
+    found = search(collection, like=["7.png"], k=10)
+    assert "recall@10" in found.note and found.to_dict()["note"] == found.note
+    # several queries: the recall is that of single rows
+    found = search(collection, like=names[:3], k=10)
+    assert "recall" not in found.note
+    assert [match.row for match in found.results] == [match.row for match in three.results]
+
+
+def test_lists_with_too_few_rows_are_not_all_that_is_searched(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(search_module, "EXACT_UP_TO", 10)
+    vectors = np.repeat([[1.0, 0.0], [-1.0, 0.0]], [75, 5], axis=0)  # a list for each
+    vectors += 1e-4 * np.random.default_rng(0).normal(size=(80, 2))
+    folder = write_vectors(tmp_path / "v", vectors, [f"{row}.png" for row in range(80)])
+    build_index(Collection(folder))
+    path = folder / index_module.DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_probes": 1}))
+    found = search(folder, like=["79.png"], k=10)
+    assert len(found.results) == 10 and "recall" not in found.note
+    assert {match.row for match in found.results[:4]} == {75, 76, 77, 78}
+    assert "recall@10" in search(folder, like=["0.png"], k=10).note
+
+
 def test_any_copies_of_a_row_are_its_neighbors(tmp_path):
     """Those of one order were expected, so that no number of lists reached the recall."""
     pytest.importorskip("faiss")
