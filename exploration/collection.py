@@ -89,6 +89,13 @@ class Collection:
         return self._table["label"].to_pylist()
 
     @functools.cached_property
+    def seconds(self) -> list[float] | None:
+        """Times of the frames in their videos; None if the vectors are of images."""
+        if "seconds" not in self._table.column_names:
+            return None
+        return self._table["seconds"].to_pylist()
+
+    @functools.cached_property
     def checksums(self) -> list[str | None]:
         """Checksums of the image files; None where there is none."""
         if "checksum" not in self._table.column_names:

@@ -34,11 +34,13 @@ class Match:
         path: Name of the image: its path or id.
         similarity: Cosine similarity to the query.
         row: Row of the vectors.
+        seconds: Time of the frame in its video; None for an image.
     """
 
     path: str
     similarity: float
     row: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """Return query, results and note as values that JSON can represent."""
         query: str | list[str] = self.query[0] if len(self.query) == 1 else self.query
-        results = [asdict(match) for match in self.results]
+        results = [  # without `seconds` for images
+            {name: value for name, value in asdict(match).items() if value is not None}
+            for match in self.results
+        ]
         return {"query": query, "results": results, "note": self.note}
 
 
@@ -73,15 +78,15 @@ def search(
 ) -> SearchResult:
     """Find the most similar images by cosine similarity.
 
-    Several query images count as one: the mean of their directions. Rows named by `like` are not
-    among the results. The search is exact up to a million rows; above, an index that
-    `selfvit index` has built is used, if there is one: a few of its lists for up to 10 results, and
-    all of them for more.
+    Several query images count as one: the mean of their directions. A video, in `like`, is the mean
+    of its frames. Rows named by `like` are not among the results. The search is exact up to a
+    million rows; above, an index that `selfvit index` has built is used, if there is one: a few of
+    its lists for up to 10 results, and all of them for more.
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
         images: Query images, embedded as the vectors were.
-        like: Names of rows to use as queries.
+        like: Names of rows, or of videos, to use as queries.
         k: Number of results.
         checkpoint: Checkpoint of the vectors; None for the one that their folder names.
         device: Device to compute on; None for the best available.
@@ -97,15 +102,19 @@ def search(
         raise ValueError(f"k ({k}) must be at least 1.")
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 1, "a search")
-    rows = [collection.rows_of(name)[0] for name in like]
-    queries = [directions_at(collection, rows)] if rows else []
+    rows_of = [collection.rows_of(name) for name in like]  # several are the frames of a video
+    queries = [
+        directions_of(directions_at(collection, rows).mean(axis=0, keepdims=True))
+        for rows in rows_of
+    ]
     if images:
         embedder = collection.embedder(checkpoint, device=device)
         given = [str(image) if isinstance(image, os.PathLike) else image for image in images]
         queries.append(directions_of(embedder(given)))
     query = directions_of(np.concatenate(queries).mean(axis=0, keepdims=True))  # (1, E)
     names = [*like, *(_name_of(image) for image in images)]
-    return find_matches(collection, query, names, k, rows)
+    left_out = sorted({row for rows in rows_of for row in rows})
+    return find_matches(collection, query, names, k, left_out)
 
 
 def _name_of(image: str | os.PathLike[str] | Image.Image) -> str:
@@ -144,8 +153,14 @@ def find_matches(
         left_out: Rows that are not among the results, such as those of the query.
     """
     found, similarities, note = find_rows(collection, query, k, left_out)
+    seconds = collection.seconds
     matches = [
-        Match(collection.ids[row], float(similarity), int(row))
+        Match(
+            collection.ids[row],
+            float(similarity),
+            int(row),
+            None if seconds is None else seconds[row],
+        )
         for row, similarity in zip(found, similarities, strict=True)
     ]
     return SearchResult(names, matches, note)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from selfvit import read_vectors
 from selfvit.cli import app
 from selfvit.data.sources import open_images
 from selfvit.embedding.embedder import Embedder
@@ -21,6 +22,7 @@ from selfvit.exploration.neighbors import nearest
 from selfvit.exploration.search import patch_grids, patch_similarities, search
 
 from .. import image_files
+from ..data.videos import write_video
 from .conftest import embed, write_vectors
 
 
@@ -160,6 +162,31 @@ class TestSearch:
         found = search(vectors, like=["0.png"]).results
         assert [match.path for match in found] == ["1.png"][: num_images - 1]
         assert len(search(vectors, [tmp_path / "0.png"]).results) == num_images
+
+
+def test_a_video_is_the_mean_of_its_frames_which_are_no_results(tiny_checkpoint, tmp_path):
+    """Only its first frame was the query, and its other frames were the first results."""
+    pytest.importorskip("av")
+    for name, size in (("a", (64, 48)), ("b", (48, 64)), ("c", (64, 64))):
+        write_video(tmp_path / "videos" / f"{name}.mp4", 30, size=size)
+    vectors = embed(tiny_checkpoint, tmp_path / "videos", tmp_path / "v", video_fps=5)
+    collection = Collection(vectors)
+    rows = [row for row, name in enumerate(collection.ids) if name == "a.mp4"]
+    assert len(rows) == 6
+    mean = collection.directions[rows].mean(axis=0).astype(float)
+    expected, similarities = brute_force(mean, collection.vectors)
+    expected = [row for row in expected if row not in rows][:7]
+    found = search(collection, like=["a.mp4"], k=7).results
+    np.testing.assert_allclose(
+        [match.similarity for match in found], similarities[expected], atol=1e-6
+    )
+    times = read_vectors(vectors)["seconds"].to_pylist()
+    assert [match.seconds for match in found] == [times[match.row] for match in found]
+    assert {match.row for match in found}.isdisjoint(rows) and times[rows[1]] > 0
+    _, printed = selfvit("search", vectors, "--like", "a.mp4", "-k", 7)
+    assert f"  {found[0].path}  {found[0].seconds:.2f} s" in printed
+    _, printed = selfvit("search", vectors, "--like", "a.mp4", "-k", 7, "--json")
+    assert json.loads(printed)["results"][0]["seconds"] == found[0].seconds
 
 
 class TestCommand:

@@ -34,7 +34,7 @@ def search(
         typer.Option(
             "--like",
             metavar="PATH",
-            help="Image of VECTORS to use as the query.",
+            help="Image or video of VECTORS to use as the query.",
             show_default="none",
         ),
     ] = None,
@@ -83,7 +83,8 @@ def search(
     if result.note:
         typer.echo(f"note: {result.note}")
     for match in result.results:
-        collection_options.print_line(f"{match.similarity:.4f}  {match.path}")
+        time = "" if match.seconds is None else f"  {match.seconds:.2f} s"
+        collection_options.print_line(f"{match.similarity:.4f}  {match.path}{time}")
     if output is not None:
         num_rows = len(result.results) if patches else 1
         typer.echo(f"sheet: {output}{remark_on_rows(num_rows, 'images')}")
