@@ -31,6 +31,7 @@ from ..sharing.provenance import (
     provenance_of,
     read_exported_provenance,
 )
+from ..sharing.published_files import WEIGHT_FILES
 from .choose_processor import choose_processor
 from .match_weights import build_model, match_weights
 from .read_weights import read_source
@@ -203,7 +204,7 @@ def _check_decoder_options(draft: Draft) -> None:
 def _check_folder(output: Path, overwrite: bool) -> None:
     """Check that the output folder is new, empty or an earlier conversion that may be replaced."""
     code = [path.name for path in code_files(output)]
-    files = [CONVERSION, IMAGE_PROCESSOR_NAME, CONFIG_NAME, CARD, "model*", *code]
+    files = [CONVERSION, IMAGE_PROCESSOR_NAME, CONFIG_NAME, CARD, *WEIGHT_FILES, *code]
     check_output(output, CONVERSION, overwrite, files=files, created_by=CREATED_BY)
 
 

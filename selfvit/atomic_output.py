@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -101,7 +101,7 @@ def check_output(
         output: Folder to write.
         marker: Name of a file that every earlier result contains.
         overwrite: Whether an earlier result may be replaced.
-        files: Patterns (as in `fnmatch`) for the names that an earlier result may contain; None
+        files: Patterns for the names that an earlier result may contain, see `is_named`; None
             allows any.
         created_by: Value of `created_by` that the marker, a JSON file, must contain; None accepts
             any file.
@@ -117,7 +117,8 @@ def check_output(
             f"the output must be a folder, but {str(output)!r} is a file or a link; choose a new "
             "folder."
         )
-    names = sorted(entry.name for entry in output.iterdir())
+    entries = sorted(output.iterdir())
+    names = [entry.name for entry in entries]
     if not names:
         return
     if not overwrite:
@@ -131,16 +132,26 @@ def check_output(
             f"{str(output)!r} is not replaced, because it contains {', '.join(names[:3])} but no "
             f"{marker}{author}; choose a new folder."
         )
-    foreign = [
-        name
-        for name in names
-        if files is not None and not any(fnmatchcase(name, pattern) for pattern in files)
-    ]
+    foreign = [entry.name for entry in entries if files is not None and not is_named(entry, files)]
     if foreign:
         raise FileExistsError(
             f"{str(output)!r} is not replaced, because it contains {', '.join(foreign[:3])}, which "
             f"{(created_by or 'selfvit')!r} did not write; choose a new folder."
         )
+
+
+def is_named(entry: Path, patterns: Iterable[str]) -> bool:
+    """Return whether the name of a file or folder matches a pattern.
+
+    Args:
+        entry: File or folder.
+        patterns: Patterns as in `fnmatch`; those of folders end with a slash.
+    """
+    is_folder = entry.is_dir() and not entry.is_symlink()
+    name = entry.name + "/" * is_folder
+    return any(
+        fnmatchcase(name, pattern) for pattern in patterns if pattern.endswith("/") == is_folder
+    )
 
 
 def _is_marker(path: Path, created_by: str | None) -> bool:
@@ -204,4 +215,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-__all__ = ["atomic_output", "check_output", "commit_output", "flush_entry", "flush_to_disk"]
+__all__ = [
+    "atomic_output",
+    "check_output",
+    "commit_output",
+    "flush_entry",
+    "flush_to_disk",
+    "is_named",
+]

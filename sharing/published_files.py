@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import stored_config
 from ..modeling.checkpoints.remote_code import code_files
 from ..modeling.checkpoints.validation import check_weights
-from ..modeling.checkpoints.weight_files import INDEX, weight_files
+from ..modeling.checkpoints.weight_files import INDEX, WEIGHTS, weight_files
 from ..modeling.registry import MODEL_CLASSES, ModelClass
 from .adapter_files import adapter_to_publish
 from .provenance import CARD, CONVERSION, display_name, hub_id
@@ -40,7 +40,7 @@ CHECKPOINT_FILES = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, CONVERSION, CARD)
 RUN_FILES = (RUN_FILE, REPORT_FILE, BEST_FILE, ENVIRONMENT_FILE)
 PATTERNS = (*CHECKPOINT_FILES, *RUN_FILES, "LICENSE*", "NOTICE*")
 # Weights of a checkpoint, in one file or in shards; model_ema.safetensors, for example, is not.
-WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-{0}-of-{0}.safetensors".format("[0-9]" * 5))
 NEVER = (STATE_FILE, INDEX)  # STATE_FILE belongs to optimizer states, INDEX to its shards
 LOCAL_PATHS = ("data", "output", "init_from", "eval_train", "eval_test")  # keys in RUN_FILE
 TEACHER = "teacher"  # key in RUN_FILE and config.json, of a distillation
@@ -162,7 +162,7 @@ def _without_folders(value: Any) -> Any:
 
 def is_weight_file(path: str) -> bool:
     """Return whether a file of a repository has the name of weights of a published checkpoint."""
-    return path == INDEX or WEIGHT_FILE.fullmatch(path) is not None
+    return _matches(path, WEIGHT_FILES)
 
 
 def _check_finished(folder: Path) -> None:
@@ -260,7 +260,7 @@ def _linked_files(card: ModelCard, files: Iterable[str]) -> set[str]:
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(path, pattern) for pattern in patterns)
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 __all__ = [
@@ -269,6 +269,7 @@ __all__ = [
     "REPORT_FILE",
     "RUN_FILE",
     "STATE_FILE",
+    "WEIGHT_FILES",
     "PublishedFiles",
     "choose_files",
     "read_card",

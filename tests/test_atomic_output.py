@@ -99,7 +99,7 @@ class TestCheckOutput:
             folder,
             "report.json",
             overwrite,
-            files=("report.json", "model*"),
+            files=("report.json", "model*", "[12]_*/"),
             created_by="selfvit embed",
         )
 
@@ -136,6 +136,18 @@ class TestCheckOutput:
         with pytest.raises(FileExistsError, match=r"notes.txt, which 'selfvit embed' did not"):
             self.check(earlier)
         check_output(earlier, "report.json", overwrite=True)  # any name is allowed without `files`
+
+    def test_only_a_pattern_that_ends_with_a_slash_matches_a_folder(self, earlier):
+        # a folder models/ of the user was deleted, because its name matches model*
+        (earlier / "1_Pooling").mkdir()
+        self.check(earlier)
+        (earlier / "models").mkdir()
+        with pytest.raises(FileExistsError, match=r"models, which 'selfvit embed' did not"):
+            self.check(earlier)
+        (earlier / "models").rmdir()
+        (earlier / "2_notes").touch()
+        with pytest.raises(FileExistsError, match=r"2_notes, which"):
+            self.check(earlier)
 
 
 def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path):

@@ -22,8 +22,9 @@ from ...modeling.checkpoints.resolve import resolve_checkpoint
 from ...modeling.image_processing_selfvit import SelfViTImageProcessor
 from ...modeling.modeling_selfvit import SelfViTModel
 from ...sharing.provenance import EXPORT_FILE, display_name, hub_id, read_provenance
+from ...sharing.published_files import WEIGHT_FILES
 from .fidelity import Fidelity
-from .onnx import Int8, check_onnx, write_onnx
+from .onnx import INT8_MODEL, MODEL, Int8, check_onnx, write_onnx
 from .sentence_transformers import (
     MODEL_FILE,
     MODULES_FILE,
@@ -48,17 +49,22 @@ PROCESSOR_NOTES = {
     "std of config.json in your own code.",
 }
 CREATED_BY = "selfvit export"
-FILES = (  # names that an export may contain, as patterns
+FILES = (  # names that an export may contain, as patterns; those of folders end with a slash
     EXPORT_FILE,
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
     f"{PROCESSING}.py",
-    "model*",
+    *WEIGHT_FILES,
+    MODEL,
+    f"{MODEL}.data",  # weights of a graph above 2 GB
+    INT8_MODEL,
     # sentence-transformers
     MODULES_FILE,
     TRANSFORMER_FILE,
     MODEL_FILE,
-    "[0-9]_*",
+    "1_Pooling/",
+    "2_Dense/",
+    "[23]_Normalize/",
 )
 
 

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.feather
 
 from ...atomic_output import atomic_output
+from ...data.remote.file_system import StorageError
 from .manifest import Manifest
-from .storage import check_local, is_remote
+from .storage import check_local, is_remote, opened
 
 COLUMNS_PATTERN = "*.feather"
+OWN_KEYS = b"selfvit."  # start of the keys in the metadata of files that selfvit wrote
 VECTORS = b"selfvit.vectors"  # key of the fingerprint of the vectors, in the metadata of a file
 
 
@@ -85,6 +87,25 @@ def read_column_files(folder: Path, fingerprint: str) -> dict[str, dict[str, pa.
     return found
 
 
+def is_own_feather(path: Path) -> bool:
+    """Return whether selfvit wrote a Feather file: added columns, or the positions of a map.
+
+    Args:
+        path: File of a folder of vectors.
+
+    Raises:
+        StorageError: If object storage cannot be read.
+    """
+    try:
+        with opened(path) as file, pa.ipc.open_file(file) as reader:
+            keys = reader.schema.metadata or {}
+    except StorageError:
+        raise
+    except (OSError, pa.ArrowException):
+        return False
+    return any(key.startswith(OWN_KEYS) for key in keys)
+
+
 def fingerprint_of(manifest: Manifest) -> str:
     """Return a hash that changes with any row of the vectors.
 
@@ -99,6 +120,7 @@ def fingerprint_of(manifest: Manifest) -> str:
 __all__ = [
     "COLUMNS_PATTERN",
     "fingerprint_of",
+    "is_own_feather",
     "read_column_files",
     "read_columns",
     "write_columns",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +18,16 @@ from filelock import FileLock, Timeout
 from ...data.dataset_source import AnySource
 from ...data.inventory import LeftOut, write_left_out
 from ...data.remote.file_system import StorageError
-from .columns import COLUMNS_PATTERN
+from .columns import is_own_feather
 from .manifest import (
     FOOTER,
     MANIFEST,
-    PART_PATTERN,
     TABLE,
     Manifest,
     Part,
     describe_part,
     next_part_name,
+    part_names,
     read_footer,
 )
 from .parts import PartWriter
@@ -37,17 +37,6 @@ SKIPPED, METADATA = "skipped.csv", "metadata.json"
 CREATED_BY = "selfvit embed"
 INDEX = ("index.faiss", "index.json")  # of the vectors, written by `selfvit index`
 PASSIVE = (LOCKS, ".gitattributes")  # which a new dataset on the Hub has
-OWN_FILES = (
-    *INDEX,
-    COLUMNS_PATTERN,
-    TABLE,
-    SKIPPED,
-    METADATA,
-    MANIFEST,
-    PART_PATTERN,
-    LOCKS,
-    UNFINISHED,
-)
 
 
 class VectorFolder:
@@ -150,7 +139,7 @@ class VectorFolder:
                 stored = self.begin()
             if is_remote(self.path):
                 self._check_alone(stored, footer["start"], footer["stop"])
-            name = next_part_name(fnmatch.filter(self.storage.sizes(), PART_PATTERN))
+            name = next_part_name(part_names(self.storage.sizes()))
             self.storage.add(part.path, name)
             self.manifest = replace(stored, parts=[*stored.parts, replace(entry, file=name)])
             self.manifest.save(self.path)
@@ -238,19 +227,9 @@ class VectorFolder:
         self._delete_all_but([])
 
     def _delete_all_but(self, kept: Sequence[str]) -> None:
-        """Delete own files, the manifest first and the metadata last, as others may read them."""
-        names = self.storage.sizes()
-        parts = sorted(fnmatch.filter(names, PART_PATTERN))
-        own = [
-            *INDEX,
-            *fnmatch.filter(names, COLUMNS_PATTERN),
-            MANIFEST,
-            TABLE,
-            SKIPPED,
-            *parts,
-            METADATA,
-        ]
-        self.storage.delete([name for name in own if name in names and name not in kept])
+        """Delete own files, except for some."""
+        own = _own_files(self.path, self.storage.sizes())
+        self.storage.delete([name for name in own if name not in kept])
 
     def finish(self, left_out: Sequence[LeftOut]) -> None:
         """Write skipped.csv, and say in metadata.json that the vectors are complete.
@@ -308,6 +287,21 @@ def _left_out(footer: dict[str, Any]) -> list[LeftOut]:
     return [LeftOut(name, reason) for name, reason in footer["skipped"]]
 
 
+def _own_files(folder: Path, sizes: Mapping[str, int | None]) -> list[str]:
+    """Return the names of the files that selfvit wrote, in the order in which to delete them.
+
+    The manifest is before the parts and the metadata is last, as others may read them meanwhile.
+
+    Args:
+        folder: Folder of vectors.
+        sizes: Names in the folder, as `sizes` of its storage returns them.
+    """
+    files = [name for name, size in sizes.items() if size is not None]
+    columns = [n for n in files if n.endswith(".feather") and is_own_feather(folder / n)]
+    ordered = [*INDEX, *columns, MANIFEST, TABLE, SKIPPED, *part_names(files), METADATA]
+    return [name for name in ordered if name in files]
+
+
 def check_output(output: Path, overwrite: bool = False, resume: bool = False) -> None:
     """Check that vectors can be written to a folder, before any work is done.
 
@@ -332,7 +326,8 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             f"the output must be a folder, but {str(output)!r} is a file or a link; choose a new "
             "folder."
         )
-    names = sorted(storage.sizes())
+    sizes = storage.sizes()
+    names = sorted(sizes)
     left = [n for n in names if n not in PASSIVE and not fnmatch.fnmatchcase(n, UNFINISHED)]
     if not left:
         return
@@ -351,18 +346,17 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             f"{str(output)!r} is not empty; choose a new folder, or use --overwrite "
             f"(overwrite=True) to replace an earlier result{way}."
         )
-    _check_replaceable(output, left)
+    _check_replaceable(output, left, sizes)
 
 
-def _check_replaceable(output: Path, names: Sequence[str]) -> None:
+def _check_replaceable(output: Path, names: Sequence[str], sizes: Mapping[str, int | None]) -> None:
     if not _is_own(output):
         raise FileExistsError(
             f"{str(output)!r} is not replaced, because it contains {', '.join(names[:3])} but no "
             f"{METADATA} created by {CREATED_BY!r}; choose a new folder."
         )
-    foreign = [
-        n for n in names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in OWN_FILES)
-    ]
+    own = _own_files(output, sizes)
+    foreign = [name for name in names if name not in own]
     if foreign:
         raise FileExistsError(
             f"{str(output)!r} is not replaced, because it contains {', '.join(foreign[:3])}, which "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from .storage import opened, parquet_input, read_text, storage_of
 
 MANIFEST = "manifest.json"
 TABLE = "embeddings.parquet"  # the only file of vectors before there were parts
-PART_PATTERN = "part-*.parquet"
+PART_FILE = re.compile(r"part-\d{5,}\.parquet")
 VECTOR_DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 # Fields of an encoder's configuration that change its vectors, and do not show in its weights.
 ENCODER_FIELDS = (
@@ -184,7 +184,7 @@ class Manifest:
         """
         sizes = storage_of(folder).sizes()
         kept = {part.file: part for part in self.parts if sizes.get(part.file) == part.num_bytes}
-        for name in sorted(fnmatch.filter(sizes, PART_PATTERN)):
+        for name in part_names(sizes):
             if name not in kept and (part := self._part_of_file(folder / name)) is not None:
                 kept[part.file] = part
         return replace(self, parts=list(kept.values()))
@@ -242,6 +242,15 @@ def read_footer(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def part_names(names: Iterable[str]) -> list[str]:
+    """Return those names of a folder that are names of parts, sorted.
+
+    Args:
+        names: Names in the folder.
+    """
+    return sorted(name for name in names if PART_FILE.fullmatch(name))
+
+
 def next_part_name(names: Sequence[str]) -> str:
     """Return the name of a new part, with a number above those of all others.
 
@@ -255,12 +264,12 @@ def next_part_name(names: Sequence[str]) -> str:
 __all__ = [
     "FOOTER",
     "MANIFEST",
-    "PART_PATTERN",
     "TABLE",
     "VECTOR_DTYPES",
     "Manifest",
     "Part",
     "describe_part",
     "next_part_name",
+    "part_names",
     "read_footer",
 ]

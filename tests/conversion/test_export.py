@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from selfvit import SelfViTForImageClassification, SelfViTModel, __version__
+from selfvit.atomic_output import check_output
 from selfvit.cli import app
-from selfvit.conversion.exporters.export import FORMATS, export
+from selfvit.conversion.exporters.export import FILES, FORMATS, export
 from selfvit.conversion.exporters.fidelity import measure_difference
 from selfvit.conversion.exporters.onnx import Int8
 from selfvit.embedding.engines.fidelity import centered_cosines
+from selfvit.sharing.provenance import EXPORT_FILE
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,16 @@ class TestOutput:
         assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "dinov2"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    @pytest.mark.parametrize("to", FORMATS)
+    def test_all_files_of_an_export_are_known_as_its_own(self, to, checkpoint, tmp_path):
+        if to == "onnx":
+            pytest.importorskip("onnxruntime")
+            pytest.importorskip("onnxscript")
+        is_full = to == "sentence-transformers"
+        options = {"pooling": "cls+mean", "normalize": True} if is_full else {}
+        export(checkpoint, tmp_path, to=to, **options)
+        check_output(tmp_path, EXPORT_FILE, True, files=FILES, created_by="selfvit export")
+
     def test_other_files_are_never_deleted(self, checkpoint, copied):
         for output in (copied, copied / "config.json"):
             with pytest.raises(FileExistsError):
@@ -67,6 +79,9 @@ class TestOutput:
         export(checkpoint, copied.parent / "out", to="timm")
         (copied.parent / "out" / "notes.txt").write_text("mine")
         with pytest.raises(FileExistsError, match=r"notes\.txt"):
+            export(checkpoint, copied.parent / "out", to="timm", overwrite=True)
+        (copied.parent / "out" / "notes.txt").rename(copied.parent / "out" / "model_notes.txt")
+        with pytest.raises(FileExistsError, match=r"model_notes\.txt"):
             export(checkpoint, copied.parent / "out", to="timm", overwrite=True)
         assert SelfViTModel.from_pretrained(copied) is not None
 

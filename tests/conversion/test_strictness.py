@@ -322,6 +322,18 @@ def test_only_an_earlier_conversion_is_replaced_and_only_on_request(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["out", source.name]
 
 
+@pytest.mark.parametrize("name", ["model_notes.txt", "model_finetuned.pt", "models/", "code.py"])
+def test_a_file_of_the_user_is_never_taken_for_one_of_a_conversion(name, tmp_path):
+    # files and folders whose names begin with "model" were deleted
+    source = save_weights(golden_weights("dino_vit"), tmp_path)
+    convert(source, tmp_path / "out", num_heads=3)
+    added = tmp_path / "out" / name
+    added.mkdir() if name.endswith("/") else added.touch()
+    with pytest.raises(FileExistsError, match=f"{added.name}, which 'selfvit convert' did not"):
+        convert(source, tmp_path / "out", num_heads=3, overwrite=True)
+    assert added.exists()
+
+
 def test_a_selfvit_checkpoint_is_not_converted(tmp_path):
     source = save_weights(golden_weights("dino_vit"), tmp_path)
     convert(source, tmp_path / "out", num_heads=3)

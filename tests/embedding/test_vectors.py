@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -188,6 +189,28 @@ class TestParts:
         table = read_vectors(folder, ["y", "x"])
         assert table.column_names == ["y", "x"]
         np.testing.assert_array_equal(table["x"], places[0])
+
+    @pytest.mark.parametrize("name", ["notes.feather", "part-notes.parquet", "part-00007.parquet/"])
+    def test_overwriting_deletes_no_file_that_only_has_a_similar_name(
+        self, name, embedder, source, whole, tmp_path
+    ):
+        # Feather files of the user were deleted, and their names mistaken for those of parts
+        folder = shutil.copytree(whole, tmp_path / "v")
+        write_columns(folder, fingerprint_of(Manifest.load(folder)), "map", {"x": range(300)})
+        table = pa.table({"mine": [1, 2]})
+        positions = table.replace_schema_metadata({b"selfvit.map": b"{}"})
+        pyarrow.feather.write_feather(positions, str(folder / "map_positions.feather"))
+        if name.endswith("/"):
+            (folder / name).mkdir()
+        elif name.endswith(".feather"):
+            pyarrow.feather.write_feather(table, str(folder / name))
+        else:
+            pq.write_table(table, folder / name)
+        with pytest.raises(FileExistsError, match=f"contains {name.rstrip('/')}, which"):
+            write(embedder, source, folder, overwrite=True)
+        (folder / name).rename(tmp_path / "moved")
+        write(embedder, source, folder, overwrite=True)
+        assert not list(folder.glob("*.feather"))
 
     def test_checksums_tell_files_apart(self, whole):
         checksums = read_vectors(whole, columns=["checksum"])["checksum"].to_pylist()
