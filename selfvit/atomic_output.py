@@ -147,7 +147,7 @@ def is_named(entry: Path, patterns: Iterable[str]) -> bool:
         entry: File or folder.
         patterns: Patterns as in `fnmatch`; those of folders end with a slash.
     """
-    is_folder = entry.is_dir() and not entry.is_symlink()
+    is_folder = entry.is_dir()
     name = entry.name + "/" * is_folder
     return any(
         fnmatchcase(name, pattern) for pattern in patterns if pattern.endswith("/") == is_folder

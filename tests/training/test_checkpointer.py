@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from selfvit.training.checkpoints.run_folder import prepare_run_folder
 from selfvit.training.config.run_config import RunConfig
 from selfvit.training.train import main
 
@@ -76,6 +77,22 @@ def test_a_folder_with_a_run_is_rejected_and_left_unchanged(two_classes, finishe
 def test_overwrite_starts_a_new_run(two_classes, finished):
     main(command(two_classes, finished, "--overwrite", "--seed", 5))
     assert "seed: 5" in (finished / "training.yaml").read_text()
+
+
+def test_overwrite_deletes_all_of_the_run_and_nothing_that_a_user_added(two_classes, finished):
+    # it deleted everything in the folder
+    run = RunConfig.from_yaml((finished / "training.yaml").read_text())
+    for name in ("skipped.csv", "skipped-1.csv", "best/config.json", ".unfinished-result/x"):
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).touch()
+    for name in ("notes.txt", "model_ema.safetensors", "my_vectors/part-00000.parquet"):
+        (finished / name).parent.mkdir(exist_ok=True)
+        (finished / name).write_text("mine")
+    prepare_run_folder(run.replace(overwrite=True))
+    assert {path.name for path in finished.iterdir()} == {
+        "training.yaml", "environment.json", "notes.txt", "model_ema.safetensors", "my_vectors"
+    }  # fmt: skip
+    assert (finished / "my_vectors" / "part-00000.parquet").read_text() == "mine"
 
 
 def test_overwrite_does_not_delete_a_folder_without_a_run(two_classes, tmp_path):

@@ -32,8 +32,9 @@ from ..config.training_config import OPTIMIZERS
 from ..lora import count_parameters, describe_adapters, has_adapters
 from ..model import channel_adaptation
 from ..state import TrainState
+from .run_folder import CARD_PICTURE
 
-PICTURE, NUM_PICTURED = "attention.png", 4
+NUM_PICTURED = 4
 
 
 def run_provenance(run: RunConfig) -> Provenance:
@@ -179,9 +180,9 @@ class RunCard:
         if not (self.run.card.card_picture and isinstance(self.source, ImageSource)):
             return None
         images, _ = choose_images(self.source, NUM_PICTURED, processor=processor)
-        path = Path(self.run.start.output) / PICTURE
+        path = Path(self.run.start.output) / CARD_PICTURE
         plot_attention_maps(model, processor, images, path)
-        return PICTURE
+        return CARD_PICTURE
 
 
 def describe_data(description: str, data: str | list[str]) -> str:
@@ -247,4 +248,4 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({name}), threads: {torch.get_num_threads()}"
 
 
-__all__ = ["PICTURE", "RunCard", "check_card", "describe_data", "device_name", "hyperparameters"]
+__all__ = ["RunCard", "check_card", "describe_data", "device_name", "hyperparameters"]

@@ -15,7 +15,7 @@ OUTPUT/checkpoints/step-.../unmerged.safetensors
 OUTPUT/best/                     model, processor and card of the best evaluation so far
 OUTPUT/report.json               metrics before and after training, and of raw pixels
 OUTPUT/config.json, model.safetensors, preprocessor_config.json, README.md, trainer_state.json
-                                 the result
+                                 the result, its code, and attention.png of the card
 OUTPUT/adapter/                  for a run with adapters: the adapters alone, in PEFT's format
 """
 
@@ -30,8 +30,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ...atomic_output import atomic_output
-from ...sharing.published_files import ENVIRONMENT_FILE, RUN_FILE
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+
+from ...atomic_output import atomic_output, is_named
+from ...modeling.checkpoints.remote_code import code_files
+from ...sharing.adapter_files import ADAPTER
+from ...sharing.provenance import CARD
+from ...sharing.published_files import (
+    ENVIRONMENT_FILE,
+    RUN_FILE,
+    RUN_FILES,
+    STATE_FILE,
+    WEIGHT_FILES,
+)
 from ..config.run_config import RunConfig
 from ..config.training_config import SECTIONS
 from .environment import environment
@@ -41,9 +52,34 @@ LOG_FILE = "log.jsonl"
 PICTURES = "images"
 TRACKERS_FILE = "trackers.json"
 BEST = "best"
+CARD_PICTURE = "attention.png"
 SECONDS_TO_APPEAR = 60.0
 # Unfinished, replaced or partly deleted files that a killed process may leave.
 LEFTOVERS = (".unfinished-*", ".replaced-*", ".removed-*", ".*.unfinished-*", ".*.replaced-*")
+# Names of what a run writes, as patterns, besides the code; those of folders end with a slash.
+RUN_ENTRIES = (
+    *RUN_FILES,
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    CARD,
+    *WEIGHT_FILES,
+    STATE_FILE,
+    LOG_FILE,
+    TRACKERS_FILE,
+    CARD_PICTURE,
+    "skipped.csv",
+    "skipped-[0-9]*.csv",
+    f"{CHECKPOINTS}/",
+    f"{BEST}/",
+    f"{PICTURES}/",
+    f"{ADAPTER}/",
+    "logs/",
+    "wandb/",
+    "mlflow/",
+    "trackio/",
+    *LEFTOVERS,
+    *(f"{pattern}/" for pattern in LEFTOVERS),
+)
 # Values that may differ between a run and its resume, because they change no weight.
 RESUMABLE_FIELDS = {
     entry.name
@@ -109,8 +145,10 @@ def prepare_run_folder(run: RunConfig) -> None:
             _write_environment(output)
         return
     output.mkdir(parents=True, exist_ok=True)
-    for path in output.iterdir():
-        if path.name != RUN_FILE:  # kept, so that a process killed here still leaves a run
+    names = (*RUN_ENTRIES, *(path.name for path in code_files(output)))
+    for path in list(output.iterdir()):
+        # training.yaml is kept, so that a process killed here still leaves a run
+        if path.name != RUN_FILE and is_named(path, names):
             _delete(path)
     write_run(run)
     _write_environment(output)
@@ -205,6 +243,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 __all__ = [
     "BEST",
+    "CARD_PICTURE",
     "CHECKPOINTS",
     "LOG_FILE",
     "PICTURES",
