@@ -107,14 +107,14 @@ def is_own_feather(path: Path) -> bool:
 
 
 def fingerprint_of(manifest: Manifest) -> str:
-    """Return a hash that changes with any row of the vectors.
+    """Return a hash that changes with any row of the vectors; parts without rows do not count.
 
     Args:
         manifest: Manifest of the vectors.
     """
     from ...data.image_source import short_hash
 
-    return short_hash(part.sha256.encode() for part in manifest.in_order())
+    return short_hash(part.sha256.encode() for part in manifest.in_order() if part.num_rows)
 
 
 __all__ = [

@@ -209,7 +209,10 @@ def _current(
 
 
 def _drop_rows(folder: VectorFolder, kept: set[str]) -> int:
-    """Rewrite the parts that hold other rows than those to keep, and return the number kept."""
+    """Rewrite the parts that hold other rows than those to keep, and return the number kept.
+
+    Parts without rows are deleted: they only name the images that could not be read earlier.
+    """
     seen: set[str] = set()
     for part in list(folder.manifest.parts):
         with parquet_input(folder.path / part.file) as place:
@@ -219,7 +222,7 @@ def _drop_rows(folder: VectorFolder, kept: set[str]) -> int:
         for name in ids:
             keep.append(name in kept and name not in seen)
             seen.add(name)
-        if not all(keep):
+        if not keep or not all(keep):
             _rewrite(folder, part, keep)
     return len(seen & kept)
 

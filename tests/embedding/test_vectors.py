@@ -599,6 +599,23 @@ class TestUpdate:
         with pytest.raises(ValueError, match="use --update"):
             write(embedder, open_images(folder), output, resume=True)
 
+    def test_an_update_without_changes_keeps_parts_and_added_columns(
+        self, embedder, folder, tmp_path
+    ):
+        # an unreadable image added a part without rows each time, and the columns were discarded
+        output = tmp_path / "v"
+        write(embedder, open_images(folder), output)
+        write_columns(output, fingerprint_of(Manifest.load(output)), "map", {"x": range(300)})
+        num_parts = len(Manifest.load(output).parts)
+        skipped = sorted((output / "skipped.csv").read_text().splitlines())
+        for _ in range(3):
+            report = self.update(embedder, folder, output)
+            assert (report.num_kept, len(report.skipped)) == (NUM_IMAGES, 2)
+            assert "x" in read_vectors(output).column_names
+            assert len(Manifest.load(output).parts) == num_parts + 1
+            assert len(list(output.glob("part-*"))) == num_parts + 1
+            assert sorted((output / "skipped.csv").read_text().splitlines()) == skipped
+
     def test_a_killed_update_continues_when_it_is_repeated(self, embedder, folder, tmp_path):
         output, rng = tmp_path / "v", random.Random(0)
         write(embedder, open_images(folder), output)
