@@ -82,7 +82,8 @@ class VectorFolder:
             ) from error
         try:
             self.storage.remove_unfinished()
-            self._find_parts()
+            with self._lock("manifest"):  # a process of a killed group may still add a part
+                self._find_parts()
             yield
         finally:
             lock.release()
@@ -99,6 +100,17 @@ class VectorFolder:
         if found != stored:
             found.save(self.path)
         self.manifest = replace(self.manifest, parts=found.parts)
+        self._delete_unnamed_parts(found)
+
+    def _delete_unnamed_parts(self, manifest: Manifest) -> None:
+        """Delete parts of this run that its manifest does not name, as other parts replace them.
+
+        They are left by a process that was killed before it saved the manifest.
+        """
+        for name in manifest.unnamed_parts(self.storage.sizes()):
+            footer = read_footer(self.path / name)
+            if footer is not None and footer["run"] == manifest.run:
+                self.storage.delete([name])
 
     def _other_run(self) -> FileExistsError:
         return FileExistsError(
@@ -152,8 +164,7 @@ class VectorFolder:
         Raises:
             FileExistsError: If one has.
         """
-        span = None if start is None or stop is None else range(start, stop)
-        if span is not None and stored.missing(span) != [span]:
+        if not stored.lacks(start, stop):
             raise FileExistsError(
                 f"another process is writing vectors to {str(self.path)!r}; wait for its end, or "
                 "choose another folder."
@@ -249,6 +260,9 @@ class VectorFolder:
             raise FileExistsError(
                 f"another process has changed the manifest of {str(self.path)!r}; {way}."
             )
+        if not is_remote(self.path):  # only one process writes to object storage
+            with self._lock("manifest"):
+                self._delete_unnamed_parts(Manifest.load(self.path) or self.manifest)
         num_skipped = len(left_out)
         with self.storage.output(SKIPPED) as unfinished:
             write_left_out(unfinished, left_out)

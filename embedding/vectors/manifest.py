@@ -179,15 +179,32 @@ class Manifest:
     def with_found_parts(self, folder: Path) -> Manifest:
         """Return the manifest with the parts that are in a folder, whole and of this run.
 
-        A process that is killed between the two may leave a part that its manifest lacks. A part of
-        the manifest that is gone, or has another size, is dropped: its images are embedded again.
+        A process that is killed between the two may leave a part that its manifest lacks. It is
+        left out if other parts have some of its images. A part of the manifest that is gone, or has
+        another size, is dropped: its images are embedded again.
         """
         sizes = storage_of(folder).sizes()
-        kept = {part.file: part for part in self.parts if sizes.get(part.file) == part.num_bytes}
-        for name in part_names(sizes):
-            if name not in kept and (part := self._part_of_file(folder / name)) is not None:
-                kept[part.file] = part
-        return replace(self, parts=list(kept.values()))
+        kept = [part for part in self.parts if sizes.get(part.file) == part.num_bytes]
+        found = replace(self, parts=kept)
+        for name in found.unnamed_parts(sizes):
+            part = self._part_of_file(folder / name)
+            if part is not None and found.lacks(part.start, part.stop):
+                found = replace(found, parts=[*found.parts, part])
+        return found
+
+    def lacks(self, start: int | None, stop: int | None) -> bool:
+        """Return whether no part has one of these positions; None if they are not known."""
+        span = None if start is None or stop is None else range(start, stop)
+        return span is None or self.missing(span) == [span]
+
+    def unnamed_parts(self, names: Iterable[str]) -> list[str]:
+        """Return those names of a folder that are names of parts, without the parts named here.
+
+        Args:
+            names: Names in the folder.
+        """
+        named = {part.file for part in self.parts}
+        return [name for name in part_names(names) if name not in named]
 
     def _part_of_file(self, path: Path) -> Part | None:
         footer = read_footer(path)

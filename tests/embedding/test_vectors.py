@@ -303,6 +303,24 @@ class TestResume:
         assert {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")} == before
         assert_equal(folder, whole)
 
+    def test_a_part_whose_images_were_embedded_again_is_deleted(
+        self, embedder, source, whole, tmp_path
+    ):
+        # it became rows that occur twice: in other readers at once, here when a part was lost
+        def leave_a_part():  # as a process that is killed between the two
+            shutil.copy(folder / "part-00001.parquet", folder / "part-00042.parquet")
+
+        folder = tmp_path / "v"
+        write(embedder, source, folder)
+        parts = sorted(folder.glob("part-*"))
+        options = {"resume": True, "vector_dtype": "float32", "metadata": None}
+        leave_a_part()
+        write(embedder, source, folder, resume=True)
+        assert sorted(folder.glob("part-*")) == parts
+        write_folder(open_folder(embedder, source, folder, **options), source, leave_a_part)
+        assert sorted(folder.glob("part-*")) == parts
+        assert_equal(folder, whole)
+
     def test_a_run_that_was_killed_at_its_start_is_resumed(self, embedder, source, whole, tmp_path):
         folder = tmp_path / "v"
         write(embedder, source, folder)
