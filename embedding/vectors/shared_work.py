@@ -109,6 +109,7 @@ def start_group(folder: VectorFolder, token: str, size: int) -> None:
         token: Token of the group.
         size: Number of processes.
     """
+    (folder.path / LOCKS / PROGRESS).unlink(missing_ok=True)  # of a group that was killed
     Progress(folder.path, size)
     started = folder.path / LOCKS / STARTED
     unfinished = started.with_suffix(".unfinished")

@@ -30,7 +30,13 @@ from selfvit.embedding.vectors.columns import fingerprint_of, write_columns
 from selfvit.embedding.vectors.folder import VectorFolder
 from selfvit.embedding.vectors.manifest import Manifest, read_footer
 from selfvit.embedding.vectors.reader import read_vectors
-from selfvit.embedding.vectors.shared_work import Group, units_of, write_in_group
+from selfvit.embedding.vectors.shared_work import (
+    Group,
+    Progress,
+    start_group,
+    units_of,
+    write_in_group,
+)
 from selfvit.embedding.vectors.update import update_embeddings
 from selfvit.embedding.vectors.writer import (
     embed_ranges,
@@ -492,6 +498,15 @@ class TestSeveralProcesses:
             process.join(120)
         assert [process.exitcode for process in processes] == [0, 0]
         assert_equal(tmp_path / "v", whole)
+
+    def test_the_progress_of_a_killed_group_is_not_counted_again(self, tmp_path):
+        # images before the kill were counted twice
+        folder = VectorFolder(tmp_path, Manifest({}, {}), {})
+        (tmp_path / ".locks").mkdir()
+        Progress(tmp_path, 2).counts[:] = 50
+        start_group(folder, "token", 3)
+        progress = Progress(tmp_path, 3)
+        assert progress.counts.shape == (3, 2) and progress.total() == (0, 0)
 
     def test_kills_of_either_process_lose_double_and_change_nothing(
         self, embedder, source, whole, tmp_path
