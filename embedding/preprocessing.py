@@ -40,6 +40,7 @@ GEOMETRY = (
     "image_mean",
     "image_std",
 )
+ONLY_STOCK = ("do_pad", "crop_pct")  # further settings of the geometry of some stock processors
 
 
 def build_processor(
@@ -179,15 +180,30 @@ def crop_pixels(
             return cropped
     if is_eight_bit and not _is_extreme(pixels.shape[:2], settings):
         return processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
-    stored = {name: getattr(settings, name, None) for name in GEOMETRY}
     try:
-        floats = SelfViTImageProcessor(num_channels=pixels.shape[2], **stored)
+        floats = _float_processor(settings, pixels.shape[2])
         return floats.preprocess_scaled(pixels, rounded=is_eight_bit)
     except ValueError as error:
         kind = "of extreme sides" if is_eight_bit else "of more than eight bits"
         raise UnreadableImageError(
             f"an image {kind} cannot be resized by this processor: {one_line(error)}"
         ) from error
+
+
+def _float_processor(settings: Any, num_channels: int) -> SelfViTImageProcessor:
+    """Return a processor with the geometry of a stock one that keeps values as floats.
+
+    Raises:
+        ValueError: If only the stock one has this geometry.
+    """
+    for name in ONLY_STOCK:
+        if value := getattr(settings, name, None):
+            raise ValueError(
+                f"{name} ({value}) is supported for eight bits and usual sides only; convert the "
+                f"image, or use a processor without {name}"
+            )
+    stored = {name: getattr(settings, name, None) for name in GEOMETRY}
+    return SelfViTImageProcessor(num_channels=num_channels, **stored)
 
 
 def stack_pixels(images: Sequence[Tensor], eight_bit: EightBitPreprocessing | None) -> Tensor:

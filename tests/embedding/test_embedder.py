@@ -8,7 +8,13 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ViTImageProcessor,
+    pipeline,
+)
 
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.data.decoding import UnreadableImageError, decode_image
@@ -104,17 +110,24 @@ class TestEmbed:
         assert sorted(reasons) == sorted(set(image_files.UNREADABLE) - {"bomb.png"})
         assert all(reasons[n].startswith(image_files.UNREADABLE[n][1]) for n in reasons)
 
-    @pytest.mark.parametrize("setting, reason", [
-        ({"size": {"height": 16, "width": 16}, "resample": 1}, r"resample \(1\) must be one of"),
-        ({"size": {"shortest_edge": 16, "longest_edge": 32}}, "must be a height and a width"),
+    @pytest.mark.parametrize("kind, setting, reason", [
+        (ViTImageProcessor, {"size": {"height": 16, "width": 16}, "resample": 1},
+         r"resample \(1\) must be one of"),
+        (ViTImageProcessor, {"size": {"shortest_edge": 16, "longest_edge": 32}},
+         "must be a height and a width"),
+        (ConvNextImageProcessor, {"size": {"shortest_edge": 16}, "crop_pct": 0.8},
+         r"crop_pct \(0.8\) is supported for eight bits"),
+        (BitImageProcessor, {"size": {"shortest_edge": 8}, "do_center_crop": False, "do_pad": True,
+                             "pad_size": {"height": 16, "width": 16}},
+         r"do_pad \(True\) is supported for eight bits"),
     ])  # fmt: skip
     def test_a_deep_image_that_the_processor_cannot_resize_is_skipped(
-        self, setting, reason, embedder, tmp_path
+        self, kind, setting, reason, embedder, tmp_path
     ):
-        # It ended the run.
+        # It ended the run, or got another geometry than an image of eight bits.
         noise(20, 20).save(tmp_path / "a.png")
         image_files.sixteen_bit_png(tmp_path / "b.png", 9)
-        processor = ViTImageProcessor(**setting)
+        processor = kind(**setting)
         embedded = Embedder(embedder.model, processor).embed(open_images(tmp_path))
         assert embedded.ids == ["a.png"]
         [skipped] = embedded.skipped
