@@ -207,7 +207,9 @@ def _scaled(raw: RawPixels, pixel_format: PixelFormat, target: Target | None) ->
     decoded = scale_pixels(raw, pixel_format, factor)
     opaque = OPAQUE if raw.type_range is None else raw.type_range[1]
     has_lost = raw.has_alpha and pixel_format.num_channels < num_bands
-    unread = (TRANSPARENCY,) if has_lost and raw.values[..., -1].min() < opaque else ()
+    unread = decoded.unread
+    if has_lost and raw.values[..., -1].min() < opaque:
+        unread = (*unread, TRANSPARENCY)
     return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation), unread=unread)
 
 

@@ -18,7 +18,7 @@ SMALL_PART = 1 / 8  # of the range; 13 bits in a file of 16 bits use exactly thi
 # Smallest and largest value in a file, and the values that became black and white.
 ValueRanges = tuple[tuple[float, float], tuple[float, float]] | None
 
-TRANSPARENCY, FRAMES = "transparency", "frames"
+TRANSPARENCY, FRAMES, NAN = "transparency", "frames", "nan"
 # Warning of each part of a file that is not read.
 UNREAD = {
     TRANSPARENCY: "{name} has transparent pixels{others}. Transparency is not read: the colors "
@@ -26,6 +26,8 @@ UNREAD = {
     "matters.",
     FRAMES: "{name} has several frames or pages{others}. Only the first one is read; save each one "
     "as a file of its own if that matters.",
+    NAN: "{name} has pixels without a value (NaN){others}. They are read as black; replace them in "
+    "the files if that matters.",
 }
 
 # Kinds of warnings already given in a context of `each_warning_once`; None outside of one.
@@ -38,7 +40,7 @@ class Findings:
 
     Args:
         ranges: Values in the file and the range that was applied; None for at most eight bits.
-        unread: Parts of the file that are not read: `TRANSPARENCY` or `FRAMES`.
+        unread: Parts of the file that are not read, keys of `UNREAD`.
     """
 
     ranges: ValueRanges = None
@@ -153,7 +155,7 @@ class PixelCheck:
     """Find the images whose files hold more than the pixels that are read.
 
     There is one warning of each kind for all images, which names the first one: values that do not
-    fit their range (`RangeCheck`), transparency, and further frames.
+    fit their range (`RangeCheck`), and the parts of a file in `UNREAD`.
     """
 
     def __init__(self) -> None:
@@ -243,6 +245,7 @@ def _number(value: float) -> str:
 
 __all__ = [
     "FRAMES",
+    "NAN",
     "TRANSPARENCY",
     "DecodedPixels",
     "Findings",

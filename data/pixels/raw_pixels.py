@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...pixel_scale import GRAY_WEIGHTS, WHITE, range_of_type, to_eight_bit_scale
-from ..pixel_format import DecodedPixels, PixelFormat
+from ..pixel_format import NAN, DecodedPixels, PixelFormat
 
 NPY_START = b"\x93NUMPY"
 BLOCK_VALUES = 1 << 21  # values that are scaled at a time
@@ -116,7 +116,7 @@ def read_npy(image: bytes | str | Path, num_channels: int) -> RawPixels:
 
 
 def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> DecodedPixels:
-    """Return pixels with the channels of the model, on the scale of eight bits.
+    """Return pixels with the channels of the model, on the scale of eight bits; NaN is black.
 
     Args:
         raw: Values of the file.
@@ -138,14 +138,17 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
     read = slice(3) if bands is None else bands
     if read == [0, 0, 0]:  # a gray image is scaled once
         read = [0]
-    low, high = np.inf, -np.inf
+    low, high, has_nan = np.inf, -np.inf, False
+    black = pixel_range[1] if raw.white_is_zero else pixel_range[0]
     rows = factor * max(1, BLOCK_VALUES // (width * raw.values.shape[2] * factor))
     for top in range(0, height, rows):
         block = _in_file(raw.values[top : top + rows, :, read], raw)
         finite = block
         if raw.values.dtype.kind == "f":
             finite = block[np.isfinite(block)]
-            block[np.isnan(block)] = pixel_range[0]
+            is_nan = np.isnan(block)
+            has_nan = has_nan or bool(is_nan.any())
+            block[is_nan] = black
         low = min(low, float(finite.min(initial=np.inf)))
         high = max(high, float(finite.max(initial=-np.inf)))
         scaled = to_eight_bit_scale(block, pixel_range)
@@ -161,7 +164,7 @@ def scale_pixels(raw: RawPixels, pixel_format: PixelFormat, factor: int = 1) -> 
         return DecodedPixels(pixels)
     if low > high:
         raise PixelsError("without a finite value: all are NaN or infinite")
-    return DecodedPixels(pixels, (low, high), pixel_range)
+    return DecodedPixels(pixels, (low, high), pixel_range, (NAN,) if has_nan else ())
 
 
 def _in_file(block: np.ndarray, raw: RawPixels) -> np.ndarray:

@@ -11,7 +11,7 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
-from selfvit.data.pixel_format import FRAMES, TRANSPARENCY, PixelFormat
+from selfvit.data.pixel_format import FRAMES, NAN, TRANSPARENCY, PixelFormat
 
 from .. import image_files
 from ..image_files import DARK, LIGHT, light_left
@@ -93,6 +93,10 @@ def write_16_bits(path, alpha):
     tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unassalpha"])
 
 
+def write_holes(path):
+    tifffile.imwrite(path, np.where(np.eye(8, dtype=bool), np.nan, 0.5).astype(np.float32))
+
+
 UNREAD = {
     "rgba.png": (image_files.rgba_png, (TRANSPARENCY,)),
     "gray.png": (image_files.gray_alpha_png, (TRANSPARENCY,)),
@@ -104,6 +108,7 @@ UNREAD = {
     "thumbnail.tif": (lambda path: write_pages(path, 1), ()),
     "deep.tif": (lambda path: write_16_bits(path, 9), (TRANSPARENCY,)),
     "deep_opaque.tif": (lambda path: write_16_bits(path, 65_535), ()),
+    "holes.tif": (write_holes, (NAN,)),
     "gray.jpg": (image_files.gray_jpeg, ()),
 }
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
 from selfvit.data.pixel_format import (
+    NAN,
     DecodedPixels,
     Findings,
     PixelCheck,
@@ -111,6 +112,14 @@ class TestTypes:
         decoded = decode_pixels(values, GRAY)
         np.testing.assert_allclose(decoded.pixels.ravel(), [0, 127.5, 255, 0, 255, 0])
         assert decoded.value_range == (-5, 7)
+
+    def test_nan_is_black_where_small_values_are_bright(self):
+        # it was white
+        file, values = io.BytesIO(), np.array([[np.nan, 0, 0.5, 1]] * 16, np.float32)
+        tifffile.imwrite(file, values, photometric="miniswhite")
+        decoded = decode_pixels(file.getvalue(), GRAY)
+        np.testing.assert_allclose(decoded.pixels[0].ravel(), [0, 255, 127.5, 0])
+        assert decoded.unread == (NAN,)
 
     def test_a_range_of_large_integers_is_scaled_exactly(self):
         values = (10**9 + RAMP).astype(np.uint32)  # float32 has steps of 64 here

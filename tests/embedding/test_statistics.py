@@ -37,6 +37,15 @@ def test_the_declared_range_scales_the_values_and_a_small_part_of_it_is_a_warnin
     assert twelve.warnings == [] and "--bits N" in sixteen.warnings[0]
 
 
+def test_images_with_nan_pixels_are_a_warning_that_names_the_first():
+    # half of the pixels were black without a word, and image_mean was half of the true one
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[:4] = np.nan
+    measured = channel_statistics(source_of(npy_bytes(values), npy_bytes(values)), PixelFormat(1))
+    [warning] = [text for text in measured.warnings if "NaN" in text]
+    assert warning.startswith("0 has pixels without a value (NaN), as does 1 of 1 others.")
+
+
 def test_each_image_has_the_same_weight_whatever_its_size():
     small, large = np.zeros((2, 2), np.uint8), np.full((500, 700), 255, np.uint8)
     measured = channel_statistics(source_of(*map(Image.fromarray, (small, large))), PixelFormat(1))
