@@ -21,7 +21,7 @@ from ..errors import one_line
 from .files.image_formats import SIGNATURE_BYTES, format_of, missing_support
 from .files.image_plugins import register_plugins
 from .image_source import UnreadableContent
-from .pixel_format import FRAMES, TRANSPARENCY, DecodedPixels, PixelFormat
+from .pixel_format import FOURTH_BAND, FRAMES, TRANSPARENCY, DecodedPixels, PixelFormat
 from .pixels.deep_pixels import check_memory, raw_pillow, read_deep
 from .pixels.jpeg_pixels import JPEG_FORMATS, read_jpeg
 from .pixels.raw_pixels import (
@@ -35,7 +35,7 @@ from .pixels.raw_pixels import (
     too_many_pixels,
     turn_upright,
 )
-from .pixels.tiff_pixels import has_more_pages, read_tiff
+from .pixels.tiff_pixels import UNSPECIFIED, has_more_pages, read_tiff
 
 # Exceptions that the decoders raise on corrupt data, determined by experiment; RuntimeError is
 # tifffile's.
@@ -55,6 +55,7 @@ DECODER_ERRORS = (
 )
 
 ORIENTATION_TAG = 0x0112  # Exif 2.3, Sec. 4.6.4
+EXTRA_SAMPLES_TAG = 0x0152  # TIFF 6.0, Sec. 18
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -205,11 +206,13 @@ def _scaled(raw: RawPixels, pixel_format: PixelFormat, target: Target | None) ->
     if height * width * min(num_bands, pixel_format.num_channels) > LARGE_VALUES:
         factor = _factor((height, width), target, raw.orientation)
     decoded = scale_pixels(raw, pixel_format, factor)
-    opaque = OPAQUE if raw.type_range is None else raw.type_range[1]
-    has_lost = raw.has_alpha and pixel_format.num_channels < num_bands
     unread = decoded.unread
-    if has_lost and raw.values[..., -1].min() < opaque:
-        unread = (*unread, TRANSPARENCY)
+    if raw.has_alpha and pixel_format.num_channels != num_bands:
+        opaque = OPAQUE if raw.type_range is None else raw.type_range[1]
+        if not raw.is_transparency:
+            unread = (*unread, FOURTH_BAND)
+        elif raw.values[..., -1].min() < opaque:
+            unread = (*unread, TRANSPARENCY)
     return replace(decoded, pixels=turn_upright(decoded.pixels, raw.orientation), unread=unread)
 
 
@@ -269,8 +272,10 @@ def _decode_pillow(
     converted = convert(image, mode) if factor == 1 else _reduce(image, mode, factor, convert)
     converted = converted if upright is None else converted.transpose(upright)
     pixels = np.array(converted)  # a copy, which may be changed
-    has_lost = pixel_format.num_channels in (1, 3) and _is_transparent(image, fills)
-    unread = (TRANSPARENCY,) if has_lost else ()
+    unread: tuple[str, ...] = ()
+    if pixel_format.num_channels in (1, 3):
+        unread = (FOURTH_BAND,) * _has_fourth_band(image)
+        unread += (TRANSPARENCY,) * _is_transparent(image, fills)
     return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None], unread=unread)
 
 
@@ -290,6 +295,12 @@ def _is_transparent(image: Image.Image, fills: bool) -> bool:
     if image.width * image.height > LARGE:
         return True  # most likely; a copy with alpha would take too much memory
     return image.convert("RGBA").getextrema()[-1][0] < OPAQUE  # type: ignore[index]
+
+
+def _has_fourth_band(image: Image.Image) -> bool:
+    """Return whether Pillow has left out a band of a TIFF file that is no transparency."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return image.mode == "RGB" and tags.get(EXTRA_SAMPLES_TAG) == (UNSPECIFIED,)
 
 
 def _is_animated(opened: Image.Image) -> bool:

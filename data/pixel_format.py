@@ -18,12 +18,14 @@ SMALL_PART = 1 / 8  # of the range; 13 bits in a file of 16 bits use exactly thi
 # Smallest and largest value in a file, and the values that became black and white.
 ValueRanges = tuple[tuple[float, float], tuple[float, float]] | None
 
-TRANSPARENCY, FRAMES, NAN = "transparency", "frames", "nan"
+TRANSPARENCY, FOURTH_BAND, FRAMES, NAN = "transparency", "fourth band", "frames", "nan"
 # Warning of each part of a file that is not read.
 UNREAD = {
     TRANSPARENCY: "{name} has transparent pixels{others}. Transparency is not read: the colors "
     "stored in these pixels are visible, often black. Save such images on a background if that "
     "matters.",
+    FOURTH_BAND: "{name} has a fourth band that is no transparency{others}. It is not read; only a "
+    "model of four channels reads it (--num-channels 4).",
     FRAMES: "{name} has several frames or pages{others}. Only the first one is read; save each one "
     "as a file of its own if that matters.",
     NAN: "{name} has pixels without a value (NaN){others}. They are read as black; replace them in "
@@ -244,6 +246,7 @@ def _number(value: float) -> str:
 
 
 __all__ = [
+    "FOURTH_BAND",
     "FRAMES",
     "NAN",
     "TRANSPARENCY",

@@ -38,6 +38,7 @@ class RawPixels:
         values: (H, W, B), numbers of any type.
         type_range: Smallest and largest value of the type; None for eight-bit values.
         has_alpha: Whether the last band holds no color, and a model for gray or RGB ignores it.
+        is_transparency: Whether that band is one of transparency.
         white_is_zero: Whether small values are bright.
         orientation: Exif orientation, 1 to 8.
         step: Difference in the file of two values that differ by 1 in `values`.
@@ -47,6 +48,7 @@ class RawPixels:
     values: np.ndarray
     type_range: tuple[float, float] | None
     has_alpha: bool = False
+    is_transparency: bool = True
     white_is_zero: bool = False
     orientation: int = 1
     step: float = 1.0

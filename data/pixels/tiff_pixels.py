@@ -18,6 +18,7 @@ from .deep_pixels import high_and_low_bytes
 from .raw_pixels import MAX_RAW_BYTES, PixelsError, RawPixels, check_size, numbers, range_of
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretation (TIFF 6.0, Sec. 8)
+UNSPECIFIED, MULTIPLIED_ALPHA, PLAIN_ALPHA = 0, 1, 2  # ExtraSamples (TIFF 6.0, Sec. 18)
 REDUCED, MASK = 1, 4  # bits of the tag NewSubfileType (TIFF 6.0, Sec. 8)
 STRIP_COPIES = 2  # of the values of a compressed strip or tile, beside the whole image
 
@@ -65,6 +66,7 @@ def read_tiff(image: bytes | str | Path, num_channels: int) -> RawPixels | None:
             values,
             range_of(values.dtype, page.bitspersample),
             has_alpha=_has_alpha(page),
+            is_transparency=_last_extra(page) != UNSPECIFIED,
             white_is_zero=page.photometric == WHITE_IS_ZERO,
             orientation=orientation,
         )
@@ -89,9 +91,9 @@ def has_more_pages(image: bytes | str | Path) -> bool:
 
 def _pillow_decodes(image: bytes | str | Path, page: Any, is_deep: bool) -> bool:
     """Return whether Pillow keeps the values of a page that tifffile cannot decode."""
-    if page.samplesperpixel > 1:
-        return not is_deep and page.samplesperpixel <= 4
-    if page.bitspersample % 8 == 0:
+    if page.samplesperpixel > 1 and (is_deep or page.samplesperpixel > 4):
+        return False
+    if page.samplesperpixel == 1 and page.bitspersample % 8 == 0:
         return True  # `raw_pillow` knows the types
     try:
         Image.open(io.BytesIO(image) if isinstance(image, bytes) else image).close()
@@ -129,14 +131,27 @@ def _check_strips(page: Any) -> None:
 
 
 def _pillow_knows(page: Any) -> bool:
-    """Return whether Pillow reads the bands of a page of eight bits, without or with alpha."""
-    count, colors = page.samplesperpixel, 3 if page.photometric == RGB else 1
-    return count == colors or (count == colors + 1 and (colors == 3 or page.planarconfig == 1))
+    """Return whether Pillow reads the bands of a page of eight bits, without or with an extra one.
+
+    Of an extra band, it knows none in a plane of its own, and beside grays only alpha that the
+    colors are not multiplied by, and only where small values are dark.
+    """
+    if page.photometric == RGB:
+        return page.samplesperpixel == 3 or (page.samplesperpixel == 4 and page.planarconfig == 1)
+    is_plain_alpha = page.photometric == BLACK_IS_ZERO and _last_extra(page) == PLAIN_ALPHA
+    return page.samplesperpixel == 1 or (
+        page.samplesperpixel == 2 and page.planarconfig == 1 and is_plain_alpha
+    )
 
 
 def _has_alpha(page: Any) -> bool:
-    last = [int(extra) for extra in page.extrasamples[-1:]]  # 1 and 2 are kinds of alpha
-    return (page.photometric == RGB and page.samplesperpixel == 4) or last in ([1], [2])
+    is_color = page.photometric == RGB and page.samplesperpixel == 4
+    return is_color or _last_extra(page) in (MULTIPLIED_ALPHA, PLAIN_ALPHA)
+
+
+def _last_extra(page: Any) -> int | None:
+    """Return what the last band holds besides colors; None if the file does not say it."""
+    return int(page.extrasamples[-1]) if page.extrasamples else None
 
 
 def _bands_last(file: Any, page: Any, num_channels: int) -> np.ndarray:
@@ -166,4 +181,4 @@ def _tiff_colors(image: bytes | str | Path) -> np.ndarray | None:
     return high_and_low_bytes(content, (f"{bands};16{order[0]}", f"{bands};16{order[1]}"))
 
 
-__all__ = ["has_more_pages", "read_tiff"]
+__all__ = ["UNSPECIFIED", "has_more_pages", "read_tiff"]

@@ -11,7 +11,7 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from selfvit.data.decoding import UnreadableImageError, decode_image, decode_pixels
-from selfvit.data.pixel_format import FRAMES, NAN, TRANSPARENCY, PixelFormat
+from selfvit.data.pixel_format import FOURTH_BAND, FRAMES, NAN, TRANSPARENCY, PixelFormat
 
 from .. import image_files
 from ..image_files import DARK, LIGHT, light_left
@@ -97,6 +97,15 @@ def write_holes(path):
     tifffile.imwrite(path, np.where(np.eye(8, dtype=bool), np.nan, 0.5).astype(np.float32))
 
 
+def write_extra_band(path, dtype, photometric, planes, extra):
+    """Write colors and an extra band, in planes of their own or not."""
+    pixels = np.full((8, 8, 4 if photometric == "rgb" else 2), 90, dtype)
+    pixels = np.moveaxis(pixels, -1, 0).copy() if planes == "separate" else pixels
+    tifffile.imwrite(
+        path, pixels, photometric=photometric, planarconfig=planes, extrasamples=[extra]
+    )
+
+
 UNREAD = {
     "rgba.png": (image_files.rgba_png, (TRANSPARENCY,)),
     "gray.png": (image_files.gray_alpha_png, (TRANSPARENCY,)),
@@ -119,6 +128,31 @@ def test_what_is_not_read_of_a_file_is_told(name, tmp_path):
     write(tmp_path / name)
     assert decode_pixels(tmp_path / name).unread == unread
     assert decode_pixels((tmp_path / name).read_bytes()).unread == unread
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("photometric, planes, extra, unread", [
+    ("rgb", "contig", 0, FOURTH_BAND), ("rgb", "separate", 0, FOURTH_BAND),
+    ("rgb", "separate", 1, TRANSPARENCY), ("rgb", "separate", 2, TRANSPARENCY),
+    ("rgb", "contig", 2, TRANSPARENCY), ("minisblack", "contig", 1, TRANSPARENCY),
+    ("minisblack", "separate", 2, TRANSPARENCY), ("miniswhite", "contig", 2, TRANSPARENCY),
+])  # fmt: skip
+def test_an_extra_band_of_a_tiff_file_is_left_out_and_named(
+    dtype, photometric, planes, extra, unread, tmp_path
+):
+    # of eight bits, most were no images for Pillow; of 16 bits, near infrared was transparency
+    write_extra_band(tmp_path / "a.tif", dtype, photometric, planes, extra)
+    decoded = decode_pixels(tmp_path / "a.tif")
+    white = 255 if dtype == np.uint8 else 65_535
+    expected = 255 / white * (white - 90 if photometric == "miniswhite" else 90)
+    np.testing.assert_allclose(decoded.pixels, expected, rtol=1e-5)
+    assert decoded.pixels.shape == (8, 8, 3) and decoded.unread == (unread,)
+
+
+def test_a_gray_tiff_file_with_an_unknown_band_has_two_channels(tmp_path):
+    write_extra_band(tmp_path / "a.tif", np.uint8, "minisblack", "contig", 0)
+    with pytest.raises(UnreadableImageError, match="has 2 channels, but the model reads 3"):
+        decode_pixels(tmp_path / "a.tif")
 
 
 def test_a_model_of_four_channels_reads_alpha(tmp_path):
