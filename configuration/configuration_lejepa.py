@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: `@strict` cannot check annotations that are strings.
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -20,14 +20,14 @@ class LeJEPAConfig(ObjectiveConfig):
     The loss is (1 - weight) times the invariance of an image's views plus weight times a
     regularizer, which keeps the projections of different images apart. Defaults are those of LeJEPA
     (arXiv 2511.08544). VISReg (arXiv 2606.02572) has `regularizer="visreg"`, 2,048 slices or more,
-    a head with GELU and 256 outputs, and on large datasets a weight of 0.9.
+    and a head with GELU and 256 outputs. The default weight, None, is 0.05 with "sigreg" and 0.6
+    with "visreg"; VISReg has 0.9 on large datasets.
 
     Args:
         regularizer: Regularizer of the projections. "sigreg" compares their characteristic function
             with that of a standard normal distribution; "visreg" their center, scale and sorted
             values.
-        regularization_weight: Weight of the regularizer in the loss (lambda); None for 0.05 with
-            "sigreg" and 0.6 with "visreg".
+        regularization_weight: Weight of the regularizer in the loss (lambda).
         num_slices: Number of random directions (K) that projections are compared along. They are
             drawn for each step.
         sigreg_num_knots: Number of frequencies, from 0 to `sigreg_max_frequency`, at which SIGReg
@@ -90,6 +90,10 @@ class LeJEPAConfig(ObjectiveConfig):
         if self.regularization_weight is None:
             return USUAL_WEIGHTS[self.regularizer]
         return self.regularization_weight
+
+    def resolved_fields(self) -> dict[str, Any]:
+        """Return the weight that is in use."""
+        return {"regularization_weight": self.regularizer_weight}
 
 
 __all__ = ["LeJEPAConfig"]

@@ -36,6 +36,10 @@ class ObjectiveConfig(PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
+    def resolved_fields(self) -> dict[str, Any]:
+        """Return the values in use of fields that may be None, by name."""
+        return {}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the configuration from a dict, and check the fields among `kwargs`, too.

@@ -320,7 +320,7 @@ def _objective_values(config: SelfViTConfig) -> dict[str, Any]:
         name: value
         for part in parts
         if part is not None
-        for name, value in part.to_dict().items()
+        for name, value in {**part.to_dict(), **part.resolved_fields()}.items()
         if name not in hidden
     }
 
