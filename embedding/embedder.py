@@ -397,6 +397,12 @@ class Embedder:
         """
         if isinstance(images, (bytes, str, Path, Image.Image, np.ndarray)):
             return self([images])[0]
+        if isinstance(images, Tensor):
+            raise TypeError(
+                "images must be files, PIL images or arrays (H, W, C), not a tensor; embed_pixels "
+                "takes tensors that are normalized already."
+            )
+        images = list(images)
         vectors = [np.empty((0, self.embedding_size), dtype=np.float32)]
         for start in range(0, len(images), self.batch_size):
             batch = list(enumerate(images[start : start + self.batch_size], start))
@@ -413,6 +419,10 @@ class Embedder:
         def crop(numbered: tuple[int, AnyImage]) -> tuple[str, Tensor, Findings | None]:
             position, image = numbered
             name = repr(str(image)) if isinstance(image, (str, Path)) else f"image {position}"
+            if isinstance(image, (str, Path)) and os.path.isdir(image):
+                raise UnreadableImageError(
+                    f"{name} is a folder; embedder.embed({name}) embeds the images in it"
+                )
             try:
                 return name, *preparation.crop(image)
             except Exception as error:

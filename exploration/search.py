@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 HEAT_SHARE = 0.6  # of the heat map in an overlay; the rest is the image in gray
 
+QueryImage = str | os.PathLike[str] | Image.Image
+
 
 @dataclass(frozen=True)
 class Match:
@@ -69,9 +71,9 @@ class SearchResult:
 
 def search(
     vectors: str | os.PathLike[str] | Collection,
-    images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+    images: QueryImage | Sequence[QueryImage] = (),
     *,
-    like: Sequence[str] = (),
+    like: str | Sequence[str] = (),
     k: int = 10,
     checkpoint: str | None = None,
     device: str | None = None,
@@ -85,8 +87,8 @@ def search(
 
     Args:
         vectors: Folder of vectors, or the collection that was opened.
-        images: Query images, embedded as the vectors were.
-        like: Names of rows, or of videos, to use as queries.
+        images: Query image or images, embedded as the vectors were.
+        like: Name or names of rows, or of videos, to use as queries.
         k: Number of results.
         checkpoint: Checkpoint of the vectors; None for the one that their folder names.
         device: Device to compute on; None for the best available.
@@ -96,6 +98,9 @@ def search(
         UnreadableImageError: If a query image cannot be read.
         ValueError: If there is no query, no such row, no vector, or the checkpoint is another one.
     """
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        images = [images]
+    like = [like] if isinstance(like, str) else like
     if not images and not like:
         raise ValueError("a search needs a query: give an image, or a row with --like.")
     if k < 1:

@@ -209,6 +209,18 @@ class TestCall:
         vectors = embedder(images)
         np.testing.assert_allclose(vectors, np.broadcast_to(vectors[:1], (5, 32)), atol=1e-5)
 
+    def test_an_iterator_of_images_gives_the_vectors_of_the_list(self, embedder, image_folder):
+        paths = sorted(image_folder.rglob("*.png"))[:3]
+        assert np.array_equal(embedder(iter(paths)), embedder(paths))
+
+    def test_errors_for_a_tensor_and_for_a_folder_name_the_method_to_use(
+        self, embedder, image_folder
+    ):
+        with pytest.raises(TypeError, match="not a tensor; embed_pixels"):
+            embedder(torch.zeros(3, 32, 32))
+        with pytest.raises(UnreadableImageError, match=r"is a folder; embedder\.embed\("):
+            embedder(image_folder)
+
     def test_an_open_image_may_occur_twice_in_a_call(self, tiny_checkpoint, tmp_path):
         # Two threads loaded it at the same time: "cannot be opened: Bad file descriptor".
         noise(300, 300).save(tmp_path / "a.png")

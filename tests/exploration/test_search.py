@@ -70,6 +70,7 @@ class TestSearch:
             collection.vectors[query].astype(float), collection.vectors
         )
         assert [m.row for m in result.results] == [row for row in expected if row != query]
+        assert search(collection, like="a/02.png", k=39) == result
         for match in result.results:
             assert match.path == collection.ids[match.row]
             assert match.similarity == pytest.approx(similarities[match.row], abs=1e-6)
@@ -153,6 +154,8 @@ class TestSearch:
             assert code == 2 and message in output and "Traceback" not in output
         code, output = selfvit("search", tmp_path, "--like", "a")
         assert code == 2 and "must be a folder that selfvit embed wrote" in output
+        swapped = selfvit("search", collection_vectors / "manifest.json", collection_vectors)
+        assert swapped[0] == 2 and "is a file; give such a folder first" in swapped[1]
 
     @pytest.mark.parametrize("num_images", [1, 2])
     def test_small_collections(self, tiny_checkpoint, tmp_path, num_images):
