@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from ...modeling.checkpoints.loading import quiet_loading
 from ...modeling.checkpoints.pretrained import write_checkpoint
 from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...sharing.adapter_files import ADAPTER
@@ -44,9 +45,10 @@ class ModelWriter:
         model = self.full_model.gathered
         adapted = has_adapters(model)
         weights = merged_weights(model) if adapted else None
-        write_checkpoint(
-            model, folder, self.processor, card, save_code=self.save_code, state_dict=weights
-        )
+        with quiet_loading():  # a progress bar for each checkpoint would not help
+            write_checkpoint(
+                model, folder, self.processor, card, save_code=self.save_code, state_dict=weights
+            )
         if adapted:
             save_adapter(model.vit, folder / ADAPTER)
         if adapted and to_resume:
