@@ -5,6 +5,7 @@ A source returns records of encoded images; they are decoded in the workers of t
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
@@ -470,8 +471,13 @@ def _open_hub_dataset(
     import datasets
 
     on_hub = HUB_DATASET.fullmatch(name)
-    if on_hub is None:
-        raise FileNotFoundError(f"there is no folder or file {name!r}.")
+    if on_hub is None or "/" not in name:
+        beside = [path.name for path in Path(name).expanduser().parent.glob("*")]
+        close = difflib.get_close_matches(Path(name).name, beside, n=1)
+        hint = f" Did you mean {str(Path(name).parent / close[0])!r}?" if close else ""
+        raise FileNotFoundError(
+            f"there is no folder or file {name!r}; a dataset on the Hub is USER/NAME.{hint}"
+        )
     repo_id, revision, split = on_hub["repo_id"], on_hub["revision"], split or "train"
     where: dict[str, Any] = {"path": repo_id, "revision": revision}
     try:

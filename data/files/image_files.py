@@ -43,6 +43,7 @@ from .tables import (
 )
 
 ONLY_FILES = "a URL, but a list names files; download it"
+USUAL = (".jpg", ".png", ".tif", ".webp")  # extensions that a message names
 
 
 def open_folder(
@@ -462,10 +463,18 @@ def _without_images(
             f"there are no images in {where!r} that can be decoded; {len(left_out)} are left "
             f"out, for example {first.name}: {first.reason}."
         )
+    if _is_checkpoint(where):
+        return f"{where!r} is a checkpoint, not a folder of images; name the images with --data."
+    num_more = len(image_extensions()) - len(USUAL)
     return (
-        f"there are no images in {where!r}, which contains {contents}; the "
-        f"extension of an image file must be one of {', '.join(sorted(image_extensions()))}."
+        f"there are no images in {where!r}, which contains {contents}; images are files with an "
+        f"extension such as {', '.join(USUAL)}, or one of {num_more} others."
     )
+
+
+def _is_checkpoint(where: str) -> bool:
+    folder = Path(where)
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def _list_contents(folder: Path) -> str:

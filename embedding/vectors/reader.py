@@ -39,9 +39,12 @@ def read_vectors(folder: str | os.PathLike[str], columns: list[str] | None = Non
     if manifest is None:
         files = [folder / TABLE]
         if TABLE not in storage_of(folder).sizes():
+            if isinstance(folder, Path) and folder.is_file():
+                fault, fix = "is a file", "give such a folder first, then the images"
+            else:
+                fault, fix = f"has neither {MANIFEST} nor {TABLE}", "give such a folder"
             raise FileNotFoundError(
-                f"{str(folder)!r} must be a folder that selfvit embed wrote, but it has neither "
-                f"{MANIFEST} nor {TABLE}; give such a folder."
+                f"{str(folder)!r} must be a folder that selfvit embed wrote, but it {fault}; {fix}."
             )
     else:
         files = [folder / part.file for part in manifest.in_order()]

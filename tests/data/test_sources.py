@@ -141,7 +141,7 @@ class TestFolder:
 
     def test_the_error_for_a_folder_without_images_lists_its_contents(self, tmp_path):
         (tmp_path / "notes.txt").write_text("x")
-        with pytest.raises(ValueError, match=r"contains notes.txt.*\.jpeg"):
+        with pytest.raises(ValueError, match=r"contains notes.txt.*\.jpg"):
             open_images(tmp_path)
 
     def test_an_empty_folder_is_an_error(self, tmp_path):
@@ -158,8 +158,19 @@ def test_the_error_for_a_missing_folder_names_it(name):
 
 
 def test_the_error_for_a_possible_hub_id_mentions_the_hub():
-    with pytest.raises(FileNotFoundError, match="'photos' is not a local folder or file.*Hub"):
-        open_images("photos")
+    with pytest.raises(FileNotFoundError, match="'me/photos' is not a local folder or file.*Hub"):
+        open_images("me/photos")
+
+
+def test_a_name_without_a_user_is_not_asked_for_on_the_hub_and_similar_names_are_told(tmp_path):
+    (tmp_path / "labeled").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"USER/NAME\. Did you mean '.*/labeled'\?"):
+        open_images(tmp_path / "labled")
+
+
+def test_a_checkpoint_is_no_folder_of_images(tiny_checkpoint):
+    with pytest.raises(ValueError, match="is a checkpoint, not a folder of images; name"):
+        open_images(tiny_checkpoint)
 
 
 def test_a_file_that_holds_no_images_is_refused(tmp_path):

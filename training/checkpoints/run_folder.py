@@ -226,7 +226,8 @@ def _check_same_run(run: RunConfig, earlier: RunConfig) -> None:
     if different:
         raise ValueError(
             "--resume continues a run with the values it was started with, but these differ: "
-            f"{'; '.join(different)}. Give the same values, or start a new run in another --output."
+            f"{'; '.join(different)}. Give the same values, or start a new run in another "
+            f"--output; --init-from {run.start.output} --init-scope all starts from these weights."
         )
 
 

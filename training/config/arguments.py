@@ -77,7 +77,12 @@ def parse_arguments(arguments: list[str], recipes: Mapping[str, Recipe]) -> RunR
         ValueError: If there is no such recipe or option, or no images or output are named.
     """
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.")
+        to_resume = ""
+        if "--resume" in arguments:
+            to_resume = " To resume a run, give its file: selfvit train RUN/training.yaml --resume."
+        raise ValueError(
+            f"name a recipe or a run's YAML first; recipes: {', '.join(recipes)}.{to_resume}"
+        )
     request = open_request(arguments[0], recipes)
     parser = build_parser(request.draft)
     parsed = parser.parse_args(normalize_options(arguments[1:], flags_of(parser)))
@@ -198,7 +203,9 @@ class TrainParser(argparse.ArgumentParser):
     def _explain_unknown(self, word: str) -> str:
         name = word.partition("=")[0]
         close = difflib.get_close_matches(name, self._option_string_actions, cutoff=0.6)
-        if not word.startswith("-") or not close:
+        if not word.startswith("-"):
+            return f"{word!r} is no option; images to train on are named with --data"
+        if not close:
             return f"there is no option {word!r}"
         return f"there is no option {word!r}. Did you mean {' or '.join(close)}?"
 
