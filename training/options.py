@@ -73,6 +73,8 @@ def _check_numbers(entry: Field[Any], value: Any) -> None:
     text, maximum = entry.metadata["help"], entry.metadata["maximum"]
     minimum, above = entry.metadata["minimum"], entry.metadata["above"]
     numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{entry.name} ({value!r}) must be a number, not a text: {text}.")
     has_length = isinstance(value, list) and not any_length
     if has_length and len(value) != (count := len(entry.default_factory())):  # type: ignore[operator,misc]
         raise ValueError(f"{entry.name} ({value}) must be {count} numbers: {text}.")

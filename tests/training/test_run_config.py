@@ -137,6 +137,11 @@ def test_numbers_outside_their_limits_are_errors_with_the_rule(recipe, option, v
         run_of(recipe, f"--{option}", *values)
 
 
+def test_a_text_for_a_number_is_an_error():  # YAML reads 1e-6, without a point, as a text
+    with pytest.raises(ValueError, match=r"base_learning_rate \('1e-3'\) must be a number, not a"):
+        ScheduleConfig(base_learning_rate="1e-3")
+
+
 def test_the_default_settings_of_every_augmentation_are_valid():
     for kind in AUGMENTATIONS.values():
         kind()
