@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..configuration.configuration_selfvit import SelfViTConfig
 
+POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (1 or B, 1, T, E)
 
 
@@ -75,6 +76,28 @@ def interpolate_position_embeddings(
     )
     resized = resized.to(position_embeddings.dtype).flatten(2).transpose(1, 2)
     return torch.cat([class_position, resized], dim=1)  # (1, 1 + H*W, D)
+
+
+def resize_positions(
+    weights: dict[str, Tensor],
+    stored_grid: tuple[int, int],
+    grid: tuple[int, int],
+    antialias: bool = False,
+) -> dict[str, Tensor]:
+    """Return weights in which all position embeddings have the size of another grid.
+
+    Args:
+        weights: Tensors of a model by name.
+        stored_grid: (rows, columns) of its position embeddings.
+        grid: (rows, columns) of the result.
+        antialias: Whether to smooth before the grid gets smaller.
+    """
+    return {
+        name: interpolate_position_embeddings(tensor, stored_grid, grid, antialias)
+        if name.endswith(POSITIONS)
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def patch_coordinates(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -202,6 +225,7 @@ __all__ = [
     "augment_coordinates",
     "interpolate_position_embeddings",
     "patch_coordinates",
+    "resize_positions",
     "rotary_tables",
     "rotate",
     "sincos_position_embeddings",

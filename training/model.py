@@ -12,7 +12,7 @@ from ..configuration.configuration_selfvit import SelfViTConfig
 from ..modeling.checkpoints.loading import load_strictly
 from ..modeling.checkpoints.resolve import resolve_checkpoint
 from ..modeling.modeling_selfvit import SelfViTModel
-from ..modeling.position_embeddings import interpolate_position_embeddings
+from ..modeling.position_embeddings import resize_positions
 from ..modeling.registry import TRAINABLE_CLASSES
 from .channels import adaptation_rule, adapted_weights, check_adaptable
 from .config.from_checkpoint import read_config
@@ -22,7 +22,6 @@ from .lora import add_adapters
 
 MAE = "SelfViTForMAE"
 MASK_TOKEN = r"mask_token$"
-POSITIONS = "position_embeddings"  # end of their names, in encoders and decoders
 
 
 def build_trainable(run: RunConfig) -> Any:
@@ -146,16 +145,9 @@ def _fitted_weights(
     """
     if config.num_channels != wanted.num_channels:
         weights = adapted_weights(weights, wanted.num_channels)
-    if config.grid_size == wanted.grid_size:
-        return weights
-    fitted = {}
-    for name, value in weights.items():
-        if name.endswith(POSITIONS):
-            value = interpolate_position_embeddings(
-                value, config.grid_size, wanted.grid_size, wanted.interpolate_antialias
-            )
-        fitted[name] = value
-    return fitted
+    return resize_positions(
+        weights, config.grid_size, wanted.grid_size, wanted.interpolate_antialias
+    )
 
 
 def _deeper_start(run: RunConfig, num_blocks: int) -> int | None:

@@ -5,6 +5,7 @@ The model is a `VisionTransformer`, or for rotary positions timm's DINOv3 (`timm
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ...configuration.configuration_selfvit import SelfViTConfig
 from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...modeling.modeling_selfvit import SelfViTModel
+from ...modeling.position_embeddings import resize_positions
 from ..infer_config import exact_mlp_ratio
 from ..weight_format import BICUBIC, BILINEAR
 from .fidelity import Fidelity, measure_difference
@@ -65,6 +67,9 @@ REPLACEMENTS = (  # selfvit, timm
 def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Path) -> Fidelity:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
 
+    The model has the image size of the processor. If this is not the encoder's, as for DINOv2, its
+    position embeddings are resized as in the forward pass.
+
     Args:
         encoder: Encoder in float32. Its `config.pooling` must be "cls" or "mean".
         processor: Image processor of the checkpoint.
@@ -75,21 +80,29 @@ def write_timm(encoder: SelfViTModel, processor: BaseImageProcessor, folder: Pat
     """
     check_timm(encoder.config)
     is_rotary = encoder.config.position_embedding_type == "rotary"
+    fitted = _fit_to_processor(encoder.config, processor)
     config: dict[str, Any] = {
-        "architecture": _architecture(encoder.config),
+        "architecture": _architecture(fitted),
         "num_classes": 0,
-        "num_features": encoder.config.hidden_size,
-        "global_pool": POOLINGS[encoder.config.pooling],
-        "model_args": _model_args(encoder.config),
-        "pretrained_cfg": _preprocessing(encoder.config, processor),
+        "num_features": fitted.hidden_size,
+        "global_pool": POOLINGS[fitted.pooling],
+        "model_args": _model_args(fitted),
+        "pretrained_cfg": _preprocessing(fitted, processor),
     }
-    weights = rename_dinov3_weights(encoder) if is_rotary else _rename_weights(encoder)
+    weights = rename_dinov3_weights(encoder) if is_rotary else _rename_weights(encoder, fitted)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    height, width = encoder.config.image_height_width
+    height, width = fitted.image_height_width
     sizes, notes = [(height, width)], []
-    if is_rotary or encoder.config.interpolate_antialias:
+    if not is_rotary and fitted.grid_size != encoder.config.grid_size:
+        stored_height, stored_width = encoder.config.image_height_width
+        notes.append(
+            f"position embeddings were resized from {stored_height} x {stored_width} pixels to "
+            f"{height} x {width}, the size of the image processor; vectors are the same at this "
+            "size only."
+        )
+    elif is_rotary or fitted.interpolate_antialias:
         sizes.append((height + encoder.config.patch_size, width))
     else:
         notes.append(
@@ -138,6 +151,17 @@ def check_timm(config: SelfViTConfig) -> None:
         )
 
 
+def _fit_to_processor(config: SelfViTConfig, processor: Any) -> SelfViTConfig:
+    """Return the configuration for the size that a processor gives, if patches can divide it."""
+    size = dict(processor.crop_size if processor.do_center_crop else processor.size)
+    sides: list[Any] = [size.get("height"), size.get("width")]
+    if any(side is None or side % config.patch_size for side in sides):
+        return config  # `_preprocessing` raises the error
+    fitted = copy.deepcopy(config)
+    fitted.image_size = sides
+    return fitted
+
+
 def _architecture(config: SelfViTConfig) -> str:
     if config.position_embedding_type == "rotary":
         return architecture_of(config)
@@ -175,30 +199,36 @@ def _model_args(config: SelfViTConfig) -> dict[str, Any]:
     }
 
 
-def _rename_weights(encoder: SelfViTModel) -> dict[str, Tensor]:
-    """Return the encoder's weights with timm's names.
+def _rename_weights(encoder: SelfViTModel, config: SelfViTConfig) -> dict[str, Tensor]:
+    """Return the encoder's weights with timm's names, and positions for the size of `config`.
 
     Query, key and value are one tensor, and so are the gate and the hidden layer of a gated MLP.
     """
     weights = {}
-    for name, tensor in encoder.state_dict().items():
+    resized = resize_positions(
+        encoder.state_dict(),
+        encoder.config.grid_size,
+        config.grid_size,
+        config.interpolate_antialias,
+    )
+    for name, tensor in resized.items():
         if name == "embeddings.mask_token":
             continue  # used in training only; timm has none
         for ours, theirs in REPLACEMENTS:
             name = name.replace(ours, theirs)
         weights[name.replace("layers.", "blocks.")] = tensor
-    for block in [f"blocks.{index}." for index in range(encoder.config.num_hidden_layers)]:
+    for block in [f"blocks.{index}." for index in range(config.num_hidden_layers)]:
         fuse(weights, block, "attention.{}_proj.weight", "qkv", "attn.qkv.weight")
-        if any(encoder.config.projection_biases):
+        if any(config.projection_biases):
             for part in "qkv":  # timm has all three biases or none
                 name = f"{block}attention.{part}_proj.bias"
-                weights.setdefault(name, torch.zeros(encoder.config.hidden_size))
+                weights.setdefault(name, torch.zeros(config.hidden_size))
             fuse(weights, block, "attention.{}_proj.bias", "qkv", "attn.qkv.bias")
-        if encoder.config.use_gated_mlp:
+        if config.use_gated_mlp:
             for kind in ("weight", "bias"):
                 fuse(weights, block, f"mlp.{{}}_proj.{kind}", ("gate", "up"), f"mlp.fc1.{kind}")
                 weights[f"{block}mlp.fc2.{kind}"] = weights.pop(f"{block}mlp.down_proj.{kind}")
-    num_registers = encoder.config.num_register_tokens
+    num_registers = config.num_register_tokens
     if num_registers:  # timm's positions cover all tokens; those of the registers are zero
         class_position, patches = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
         zeros = class_position.new_zeros(1, num_registers, class_position.shape[-1])
@@ -241,8 +271,10 @@ def _preprocessing(config: SelfViTConfig, processor: Any) -> dict[str, Any]:
     else:
         raise ValueError(
             f"size ({size}) of the image processor must be a shortest edge, followed by a square "
-            f"center crop of the image size ({height} x {width}), or this size without a crop; "
-            f"timm's transforms have no other mode. Change it in {IMAGE_PROCESSOR_NAME}."
+            "center crop, or a height and a width without a crop, with an output size "
+            f"({last.get('height')} x {last.get('width')}) that the patch size "
+            f"({config.patch_size}) divides; timm's transforms have no other mode. Change it in "
+            f"{IMAGE_PROCESSOR_NAME}."
         )
     return {
         "input_size": [config.num_channels, height, width],

@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.conversion.exporters.export import export
+from selfvit.embedding.preprocessing import build_processor
 
 from ..image_files import noise
 
@@ -78,6 +79,43 @@ def test_timm_transform_gives_the_pixels_of_the_processor(resize, make_checkpoin
     for photo in (noise(128, 128), noise(96, 64), noise(50, 70)):
         ours = processor(photo, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(transform(photo), ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_register_tokens": 2, "interpolate_antialias": True, "pooling": "mean"},
+        {"position_embedding_type": "rotary", "layer_norm_eps": 1e-5, "key_bias": False},
+    ],
+    ids=["learned", "antialias", "rotary"],
+)
+@pytest.mark.parametrize("resize", ["shortest_edge", "square"])
+def test_an_encoder_larger_than_its_processor_has_the_size_of_the_processor(
+    overrides, resize, make_checkpoint, tmp_path
+):
+    # as DINOv2, with 518 and 224 pixels; this was an error
+    pytest.importorskip("torchvision")
+    checkpoint = make_checkpoint(image_size=112, **overrides)
+    build_processor(SelfViTConfig(image_size=56, patch_size=8), resize=resize).save_pretrained(
+        checkpoint
+    )
+    report = export(checkpoint, tmp_path / "out", to="timm")
+    assert report.fidelity.max_difference < 1e-5
+    is_resized = "resized from 112 x 112 pixels to 56 x 56" in " ".join(report.fidelity.notes)
+    assert is_resized == ("position_embedding_type" not in overrides)
+    ours = SelfViTModel.from_pretrained(checkpoint).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(theirs)
+    assert settings["input_size"] == (3, 56, 56)
+    photo = noise(96, 64)
+    processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    pixel_values = processor(photo, return_tensors="pt")["pixel_values"]
+    transformed = timm.data.create_transform(**settings)(photo)[None]
+    torch.testing.assert_close(transformed, pixel_values, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        expected = ours(pixel_values).pooler_output
+        torch.testing.assert_close(theirs(pixel_values), expected, atol=1e-5, rtol=0)
 
 
 def test_the_edge_before_the_crop_is_not_rounded_down(make_checkpoint, tmp_path):
@@ -156,8 +194,13 @@ def test_encoders_that_timm_cannot_express_are_refused(
         # timm resizes in another way; these were exported without a message
         (32, {"size": {"shortest_edge": 40, "longest_edge": 44}}, "must be a shortest edge, foll"),
         ([16, 40], {"size": {"shortest_edge": 48}}, "followed by a square center crop"),
+        (
+            32,
+            {"crop_size": {"height": 30, "width": 30}},
+            r"output size \(30 x 30\) that the patch size \(8\) divides",
+        ),
     ],
-    ids=["lanczos", "longest edge", "not square"],
+    ids=["lanczos", "longest edge", "not square", "no multiple"],
 )
 def test_preprocessing_that_timm_cannot_express_is_refused(
     image_size, changed, message, make_checkpoint, tmp_path
