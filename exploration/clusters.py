@@ -87,6 +87,11 @@ class ClusterResult:
     agreement: Agreement | None
 
     @property
+    def column(self) -> list[int | None]:
+        """Cluster of each row; None for noise."""
+        return [None if number == NOISE else int(number) for number in self.assignments]
+
+    @property
     def num_noise(self) -> int:
         """Number of rows that belong to no cluster."""
         return int((self.assignments == NOISE).sum())
@@ -157,8 +162,7 @@ def cluster(
         _agreement(collection.labels, assignments),
     )
     if write:
-        column = [None if number == NOISE else int(number) for number in assignments]
-        collection.write_columns("cluster", {"cluster": column})
+        collection.write_columns("cluster", {"cluster": result.column})
     return result
 
 

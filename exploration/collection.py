@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..atomic_output import atomic_output
 from ..data.decoding import UnreadableImageError, decode_image
 from ..data.image_source import ImageRecord, ImageSource, short_hash
 from ..data.sources import Data, open_images
@@ -181,6 +183,23 @@ class Collection:
             columns: Values of all rows by name of the column.
         """
         return write_columns(self.folder, self.fingerprint, name, columns)
+
+    def write_csv(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write columns as a CSV file with a row per image, or per frame with its time.
+
+        Args:
+            path: File to write.
+            columns: Values of all rows by name of the column; None is an empty cell.
+        """
+        seconds = {} if self.seconds is None else {"seconds": self.seconds}
+        table = {"path": self.ids, **seconds, **columns}
+        with (
+            atomic_output(path) as unfinished,
+            open(unfinished, "w", encoding="utf-8", newline="") as stream,
+        ):
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(table)
+            writer.writerows(zip(*table.values(), strict=True))
 
     def rows_of(self, name: str) -> list[int]:
         """Return the row of an image, or the rows of the frames of a video.

@@ -137,6 +137,20 @@ def test_the_command(grouped, tmp_path):
         assert image.height > 3 * 144
 
 
+def test_the_command_writes_a_table_of_paths_and_clusters(grouped, tmp_path):
+    # the clusters were a column of the vectors only
+    output = tmp_path / "clusters.csv"
+    words = ("cluster", grouped, "--num-clusters", 3, "--num-seeds", 1, "--output", output)
+    code, printed = selfvit(*words)
+    assert code == 0 and f"table: {output}" in printed, printed
+    header, *rows = output.read_text().splitlines()
+    assert header == "path,cluster" and len(rows) == 41
+    assert "red/00.png,0" in rows and "blue/00.png,1" in rows
+    code, printed = selfvit(*words)
+    assert code == 2 and "use --overwrite to replace a file" in printed, printed
+    assert selfvit(*words, "--overwrite")[0] == 0
+
+
 def test_umap_keeps_separate_groups_apart():
     pytest.importorskip("umap")
     directions, numbers = groups(4, 0.3, 120)

@@ -131,8 +131,9 @@ def test_pictures_of_videos_are_refused_in_one_line(tiny_checkpoint, tmp_path):
     for words in [
         ("map", vectors, "--layout", "tsne", "-o", tmp_path / "map.html", "--no-thumbnails"),
         ("outliers", vectors),
-        ("cluster", vectors),
+        ("cluster", vectors, "-o", tmp_path / "clusters.csv"),
         ("search", vectors, "--like", Collection(vectors).ids[0]),
     ]:
         code, printed = selfvit(*words)
         assert code == 0, printed
+    assert (tmp_path / "clusters.csv").read_text().startswith("path,seconds,cluster\na.mp4,")

@@ -224,6 +224,20 @@ def test_the_command(grouped, labels):
     assert found["estimate"]["accuracy"] == 1 and found["notes"] == []
 
 
+def test_the_command_writes_a_table_of_predictions(grouped, labels, tmp_path):
+    # the predictions were columns of the vectors only
+    output = tmp_path / "predictions.csv"
+    words = ("label", grouped, "--labels", labels, "--output", output)
+    code, printed = selfvit(*words)
+    assert code == 0 and f"table: {output}" in printed, printed
+    header, *rows = output.read_text().splitlines()
+    assert header == "path,prediction,probability" and len(rows) == 41
+    assert "red/00.png,red,1.000000" in rows
+    code, printed = selfvit(*words)
+    assert code == 2 and "use --overwrite to replace a file" in printed, printed
+    assert selfvit(*words, "--overwrite")[0] == 0
+
+
 class TestFewLabels:
     @staticmethod
     def ten_groups(num_rows, seed):

@@ -141,6 +141,7 @@ class TestCommand:
         for output in ("map.html", "map.png"):
             code, printed = selfvit("map", vectors, "-o", tmp_path / output)
             assert code == 0 and f"positions of {num_images} images" in printed, printed
+            assert f"columns: x, y in {vectors}" in printed
 
     def test_no_vectors_and_bad_options_are_one_line(self, folder, tmp_path):
         for words, message in [

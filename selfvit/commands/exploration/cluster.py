@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,7 @@ def cluster(
             "--num-seeds", min=1, help="Number of seeds to measure the stability with; 1 skips it."
         ),
     ] = 5,
+    output: Annotated[Path | None, options.output("CSV", "none")] = None,
     sheet: collection_options.Sheet = None,
     data: collection_options.Images = None,
     seed: collection_options.Seed = 0,
@@ -48,15 +50,17 @@ def cluster(
 ) -> None:
     """Divide the images of VECTORS into clusters, and write them as the column "cluster".
 
-    The largest cluster is 0. Images that HDBSCAN leaves out as noise have no cluster.
+    The largest cluster is 0. Images that HDBSCAN leaves out as noise have no cluster. --output
+    writes a table of paths and clusters as well.
     """
     from ...exploration.clusters import cluster as find
     from ...exploration.clusters import draw_clusters
     from ...exploration.collection import Collection
     from ...exploration.sheets import remark_on_rows
 
-    if sheet is not None:
-        collection_options.check_new_file(sheet, overwrite, (".png",))
+    for path, suffix in ((output, ".csv"), (sheet, ".png")):
+        if path is not None:
+            collection_options.check_new_file(path, overwrite, (suffix,))
     collection = Collection(vectors)
     chosen: Any = method
     result = find(
@@ -67,6 +71,8 @@ def cluster(
         num_seeds=num_seeds,
         seed=seed,
     )
+    if output is not None:
+        collection.write_csv(output, {"cluster": result.column})
     if sheet is not None:
         draw_clusters(result, collection.images(data), sheet)
     if as_json:
@@ -74,6 +80,8 @@ def cluster(
         return
     _report(result, num_seeds)
     typer.echo(f"column: cluster in {collection.folder}")
+    if output is not None:
+        typer.echo(f"table: {output}")
     if sheet is not None:
         typer.echo(f"sheet: {sheet}{remark_on_rows(len(result.clusters), 'clusters')}")
 

@@ -25,20 +25,24 @@ def label(
         int,
         typer.Option("--uncertain", min=0, help="Number of uncertain images to print."),
     ] = 20,
+    output: Annotated[Path | None, options.output("CSV", "none")] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     seed: collection_options.Seed = 0,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Classify all images of VECTORS from the labels of a few, with calibrated probabilities.
 
     The columns "prediction" and "probability" are written beside the vectors. The accuracy is
     measured by cross-validation on the labeled images; the most uncertain images to label next are
-    printed.
+    printed. --output writes a table of paths, predictions and probabilities as well.
     """
     from ...exploration.collection import Collection
     from ...exploration.labeling import label as classify
 
+    if output is not None:
+        collection_options.check_new_file(output, overwrite, (".csv",))
     collection = Collection(vectors)
     chosen: Any = method
     result = classify(
@@ -50,11 +54,19 @@ def label(
         image_column=image_column,
         label_column=label_column,
     )
+    if output is not None:
+        columns = {
+            "prediction": [row.prediction for row in result.predictions],
+            "probability": [f"{row.probability:.6f}" for row in result.predictions],
+        }
+        collection.write_csv(output, columns)
     if as_json:
         collection_options.print_json(result.to_dict())
         return
     _report(result)
     typer.echo(f"columns: prediction, probability in {collection.folder}")
+    if output is not None:
+        typer.echo(f"table: {output}")
 
 
 def _report(result: LabelResult) -> None:

@@ -59,6 +59,7 @@ def draw_map(
 
     Images that the last map has keep their positions, and new ones are placed by their neighbors.
     """
+    from ...embedding.vectors.storage import is_remote, resolve
     from ...exploration.map_files import atlas_command, map_vectors
 
     for path, suffixes in ((output, (".html", ".png")), (atlas, (".parquet",))):
@@ -84,6 +85,8 @@ def draw_map(
     typer.echo(f"positions of {len(found.positions):,} images{kept}")
     for note in filter(None, (found.note, result.note)):
         typer.echo(f"note: {note}")
+    if not is_remote(resolve(vectors)):
+        typer.echo(f"columns: x, y in {vectors}")
     if result.output is not None:
         typer.echo(f"map: {result.output}")
     if result.atlas is not None:
