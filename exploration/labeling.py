@@ -256,8 +256,8 @@ def _match(
     if not unknown:
         return given, []
     return given, [
-        f"{len(unknown)} labels of {where} are left out, as VECTORS has no such image, for example "
-        f"{unknown[0]!r}"
+        f"{len(unknown)} labels of {where} are left out, as {str(collection.folder)!r} has no such "
+        f"image, for example {unknown[0]!r}"
     ]
 
 

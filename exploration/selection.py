@@ -155,14 +155,14 @@ def select(
         Selected(collection.ids[row], None if np.isinf(score) else score, row)
         for row, score in zip(rows, scores, strict=True)
     ]
-    return Selection(selected, coverage, _remark(len(rows), n, len(collection)))
+    return Selection(selected, coverage, _remark(len(rows), n, collection))
 
 
-def _remark(num_selected: int, n: int, num_rows: int) -> str:
+def _remark(num_selected: int, n: int, collection: Collection) -> str:
     if num_selected == n:
         return ""
-    if num_selected == num_rows:
-        return f"VECTORS has {num_rows} images only, not {n}"
+    if num_selected == len(collection):
+        return f"{str(collection.folder)!r} has {num_selected} images only, not {n}"
     return f"{num_selected} of {n} images selected: the others are copies of selected ones"
 
 
@@ -231,7 +231,7 @@ def files_of(images: CollectionImages, rows: Sequence[int]) -> list[str]:
         image = images.record(row).image
         if not isinstance(image, str):
             raise ValueError(
-                "--output lists paths, but the images of VECTORS are in tables or archives; use "
+                "--output lists paths, but the images are in tables or archives; use "
                 "--json, which has their names."
             )
         files.append(os.path.abspath(image))

@@ -198,6 +198,14 @@ class TestWholeOrNotAtAll:
         embed()
         result = embed(model="/nowhere/model")
         assert result.exit_code == 2 and "is not empty" in result.stderr
+        assert "--update to embed only what is new, or --overwrite" in result.stderr
+
+    def test_an_unfinished_output_is_to_be_resumed(self, embed, output):
+        embed()
+        content = metadata(output) | {"complete": False}
+        (output / "metadata.json").write_text(json.dumps(content))
+        result = embed()
+        assert result.exit_code == 2 and "or --resume to go on" in result.stderr
 
     def test_overwrite_replaces_an_earlier_output(self, embed, output):
         embed()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib")
 from selfvit.cli import app
+from selfvit.visualization import reconstructions
 
 from . import image_files
 from .visualization.panels import num_rows, panel_of
@@ -132,7 +133,15 @@ class TestErrors:
         result = draw("reconstruct", model=tiny_checkpoint)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
         assert "SelfViTForDINO checkpoint, without the decoder" in result.stderr
-        assert "selfvit train mae_demo" in result.stderr and not output.exists()
+        assert "selfvit train mae --data" in result.stderr and not output.exists()
+
+    def test_a_converted_checkpoint_without_a_decoder_has_the_given_name(
+        self, draw, tiny_checkpoint, monkeypatch
+    ):
+        # the name was that of the folder in the cache
+        monkeypatch.setattr(reconstructions, "resolve_checkpoint", lambda name: tiny_checkpoint)
+        result = draw("reconstruct", model="dinov2")
+        assert "'dinov2' is a SelfViTForDINO checkpoint" in result.stderr
 
     @pytest.mark.parametrize(
         "arguments, message",

@@ -44,21 +44,21 @@ def open_mae(
         ValueError: If the checkpoint has no decoder, its weights do not match the model, or an
             argument is out of range.
     """
-    checkpoint = resolve_checkpoint(checkpoint)
-    stored = stored_config(checkpoint)
+    opened = resolve_checkpoint(checkpoint)
+    stored = stored_config(opened)
     architecture = (stored.get("architectures") or ["unnamed"])[0]
     if architecture != "SelfViTForMAE":
         raise ValueError(
             "reconstructions need an MAE checkpoint, but "
             f"{str(checkpoint)!r} is a {architecture} checkpoint, without the decoder that "
             "reconstructs images; train one with an MAE recipe: "
-            "selfvit train mae_demo --data IMAGES --output RUN."
+            "selfvit train mae --data IMAGES --output RUN."
         )
-    config = SelfViTConfig.from_pretrained(checkpoint)
+    config = SelfViTConfig.from_pretrained(opened)
     if mask_ratio is not None:
         config.mae_config.mask_ratio = mask_ratio
         config.mae_config.validate()
-    return open_checkpoint(SelfViTForMAE, checkpoint, image_size=image_size, config=config)
+    return open_checkpoint(SelfViTForMAE, opened, image_size=image_size, config=config)
 
 
 def plot_reconstructions(

@@ -355,11 +355,12 @@ def check_output(output: Path, overwrite: bool = False, resume: bool = False) ->
             "by a version without parts; choose a new folder."
         )
     if not overwrite:
-        way = ", or --resume to go on" if is_begun else ""
-        raise FileExistsError(
-            f"{str(output)!r} is not empty; choose a new folder, or use --overwrite "
-            f"(overwrite=True) to replace an earlier result{way}."
-        )
+        ways = "--overwrite (overwrite=True) to replace an earlier result"
+        if is_begun and _read_metadata(output).get("complete"):
+            ways = f"--update to embed only what is new, or {ways}"
+        elif is_begun:
+            ways += ", or --resume to go on"
+        raise FileExistsError(f"{str(output)!r} is not empty; choose a new folder, or use {ways}.")
     _check_replaceable(output, left, sizes)
 
 
@@ -379,12 +380,18 @@ def _check_replaceable(output: Path, names: Sequence[str], sizes: Mapping[str, i
 
 
 def _is_own(output: Path) -> bool:
+    return _read_metadata(output).get("created_by") == CREATED_BY
+
+
+def _read_metadata(output: Path) -> dict[str, Any]:
+    """Return the content of metadata.json; empty if there is none, or it is damaged."""
     try:
-        return json.loads(read_text(output / METADATA) or "")["created_by"] == CREATED_BY
+        content = json.loads(read_text(output / METADATA) or "")
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 __all__ = [

@@ -163,6 +163,7 @@ class TestLabels:
         result = label(grouped, write_labels(tmp_path / "labels.csv", rows), write=False)
         assert result.num_labeled == {"blue": 2, "green": 2, "red": 2}
         assert "1 labels of" in result.notes[0] and "'blue/99.png'" in result.notes[0]
+        assert f"as {str(grouped)!r} has no such image" in result.notes[0]
 
     def test_a_mapping_and_numbers_as_labels(self, grouped, tmp_path):
         numbers: dict[str, Any] = {name: number // 2 for number, name in enumerate(SIX)}

@@ -91,7 +91,7 @@ class TestSelect:
             result = select(embedded_copies[count], 5)
             assert [row.score for row in result.rows] == [None]
             assert ("copies" in result.note) == (count > 1)
-        assert select(grouped, 100).note == "VECTORS has 41 images only, not 100"
+        assert select(grouped, 100).note == f"{str(grouped)!r} has 41 images only, not 100"
         code, output = selfvit("select", empty_vectors)
         assert code == 2 and "needs at least 1 vector," in output
 
