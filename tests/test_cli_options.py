@@ -204,6 +204,13 @@ class TestErrors:
         result = run(*words.split())
         assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
+    def test_an_unknown_choice_is_named_without_the_words_of_pydantic(self):
+        result = run("export", "CHECKPOINT", "--to", "tensorflow")
+        assert result.exit_code == 2  # "Value error, 'tensorflow' is not ..." before
+        assert "Invalid value for '--to': 'tensorflow' is not one of 'transformers'," in (
+            " ".join(result.stderr.split())
+        )
+
 
 # Imports the command line in a new process, since this one has imported heavy modules already, and
 # prints help and modules of each command, which runs in a fork.

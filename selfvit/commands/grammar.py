@@ -125,7 +125,8 @@ def _with_value(error: BadParameter, words: list[str]) -> str:
             count = getattr(error.param, "nargs", 1)
             given = [value] if equals else words[index + 1 : index + 1 + count]
     text = " ".join(given)
-    return error.message if not text or text in error.message else f"{error.message}, not {text}"
+    message = error.message.removeprefix("Value error, ")  # pydantic, which typer calls, adds it
+    return message if not text or text in message else f"{message}, not {text}"
 
 
 def join_image_size(args: list[str]) -> list[str]:
