@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,8 @@ def write_sentence_transformers(
         modules.append((f"{len(modules)}_Normalize", NORMALIZE))
     _write_modules(config, folder, modules)
     try:
-        from sentence_transformers import SentenceTransformer
+        with _quiet_bitsandbytes():
+            from sentence_transformers import SentenceTransformer
     except ImportError:
         unchecked = "sentence-transformers is not installed, so the export was not checked."
         return Fidelity(None, (*notes, unchecked))
@@ -89,6 +93,21 @@ def write_sentence_transformers(
 
     sizes = [(height, width)]
     return Fidelity(measure_difference(encoder, embed, sizes=sizes, normalize=normalize), notes)
+
+
+@contextmanager
+def _quiet_bitsandbytes() -> Iterator[None]:
+    """Silence the warning of bitsandbytes about a 4-bit kernel, which an export does not use.
+
+    sentence-transformers imports bitsandbytes where it is installed.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _output_size(processor: Any) -> tuple[int, int]:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,6 +53,14 @@ def test_pooling_and_normalization_are_stored(checkpoint, tmp_path):
     assert kinds == ["Transformer", "Pooling", "Normalize"]
     pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
     assert pooling["pooling_mode"] == "cls"
+
+
+def test_the_command_prints_no_warning_of_other_packages(checkpoint, tmp_path):
+    # bitsandbytes, which sentence-transformers imports, warned about a 4-bit kernel
+    words = ["export", str(checkpoint), "--to", "sentence-transformers", "--device", "cpu"]
+    command = [sys.executable, "-m", "selfvit.cli", *words, "--output", str(tmp_path / "out")]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "Failed to load" not in result.stderr and "gemm" not in result.stderr
 
 
 def test_register_tokens_work_with_the_class_token(make_checkpoint, photos, tmp_path):
