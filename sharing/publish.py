@@ -269,8 +269,10 @@ class _Upload:
         if path != CARD:
             return published_content(self.folder / path)
         text = (self.folder / path).read_text(encoding="utf-8")
-        text = IN_PYTHON.sub(rf"\1\2{self.target.repo_id}\2", text)
-        return IN_SHELL.sub(rf"\g<1>{self.target.repo_id}", text).encode()
+        repo_id = self.target.repo_id
+        # functions, as a digit at the start of the name would become part of a group reference
+        text = IN_PYTHON.sub(lambda found: f"{found[1]}{found[2]}{repo_id}{found[2]}", text)
+        return IN_SHELL.sub(lambda found: f"{found[1]}{repo_id}", text).encode()
 
 
 def _send(upload: _Upload, user: str) -> CommitInfo:

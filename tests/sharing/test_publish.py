@@ -8,7 +8,7 @@ from transformers import AutoModelForPreTraining
 
 from selfvit.modeling.checkpoints.remote_code import code_files
 
-from ..hub_requests import OTHER_TOKEN, OTHER_USER, USER, Fault
+from ..hub_requests import OTHER_TOKEN, OTHER_USER, TOKEN, USER, USERS, Fault
 from .conftest import write_checkpoint
 from .hub_client import heads, publish, push_to_hub, save_and_push, vectors
 
@@ -72,6 +72,19 @@ class TestRoundTrip:
         published = code.replace("my_model", NAME)
         published += f"selfvit embed {NAME} --data A\nselfvit evaluate {NAME} --train A\n"
         assert text.endswith(published + f"selfvit embed --model {NAME} --data A\n" + kept)
+
+    @pytest.mark.parametrize("user", ["01-ai", "3dlab"])
+    def test_the_card_is_right_for_a_user_whose_name_begins_with_a_digit(
+        self, user, hub, client, checkpoint, monkeypatch
+    ):
+        """`01-ai/x` was replaced by control characters, and `3dlab/x` ended in a traceback."""
+        monkeypatch.setitem(USERS, TOKEN, user)
+        with (checkpoint / "README.md").open("a") as card:
+            card.write('pipeline("x", model="my_model")\nselfvit embed my_model --data A\n')
+        code, printed = client.run("publish", checkpoint, f"{user}/x")
+        assert code == 0, printed
+        text = hub.repositories[f"{user}/x"].main.files["README.md"].content.decode()
+        assert text.endswith(f'model="{user}/x")\nselfvit embed {user}/x --data A\n')
 
     def test_published_shards_replace_an_earlier_single_file(
         self, hub, client, checkpoint, images, tmp_path
