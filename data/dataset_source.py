@@ -59,7 +59,7 @@ class DatasetSource(ImageSource):
         self._dataset = keep_encoded(dataset, self._columns)
         labels = self._number_labels(label_column is not None, description)
         self._labels = labels.values
-        self._folders = [folder for folder, _ in folders]
+        self._folders = [folder.absolute() for folder, _ in folders]
         self._ends = np.cumsum([num_rows for _, num_rows in folders])
         inventory = Inventory(len(dataset), len(dataset), notes=[*notes, *labels.notes])
         super().__init__(printable(description), labels.names, "id", inventory, labels.rule)
@@ -316,7 +316,7 @@ class DatasetStream(StreamingImageSource):
                     f"a stream has no labels, as column {self._columns.label!r} is no ClassLabel"
                 )
         self._dataset = keep_encoded(dataset, self._columns)
-        self._folders = list(folders)
+        self._folders = [folder.absolute() for folder in folders]
         inventory = Inventory(found=0, taken=0, notes=notes)
         super().__init__(description, label_names, identity, inventory)
         if label_names is not None:

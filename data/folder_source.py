@@ -31,7 +31,8 @@ class FolderSource(ImageSource):
     """Image files by their paths.
 
     Args:
-        folder: Folder that the paths are relative to, or its URL.
+        folder: Folder that the paths are relative to, or its URL. A local one is made absolute, as
+            a process that reads the source can have another working directory.
         paths: Paths of the files, in the order of the source.
         description: Description of the data for logs and model cards.
         labels: Labels of the images.
@@ -47,7 +48,7 @@ class FolderSource(ImageSource):
         inventory: Inventory,
     ):
         super().__init__(description, labels.names, "path", inventory, labels.rule)
-        self.folder = folder
+        self.folder = folder.absolute() if isinstance(folder, Path) else folder
         self.paths = paths
         self._labels = labels.values
 

@@ -243,7 +243,7 @@ def _without_columns(source: FolderSource, image_column: str | None) -> FolderSo
     It is no error, as one command may read a table and a folder.
     """
     if image_column is not None:
-        note = f"{source.folder} holds image files; --image-column {image_column} is not used"
+        note = f"--image-column {image_column} is not used for {source.description}"
         source.inventory.notes.append(note)
     return source
 
@@ -418,7 +418,7 @@ def _open_saved_dataset(path: Path, split: str | None, columns: dict[str, Any]) 
     import datasets
 
     try:
-        dataset = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path.absolute()))
     except Exception as error:  # the files can contain anything
         raise ValueError(
             f"{str(path)!r} is no complete saved dataset: {type(error).__name__}: {error}; save it "

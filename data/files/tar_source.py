@@ -47,7 +47,7 @@ class TarSource(ImageSource):
         surveyed = [contents[place] for place in survey_positions(len(contents))]
         rule = choose_rule(surveyed, image_column)
         tars = [rule.index(tar) for tar in contents]
-        self._paths = [tar.path for tar in tars]
+        self._paths = [tar.path.absolute() for tar in tars]
         left_out = _left_out(tars)
         taken = [(n, sample, member) for n, tar in enumerate(tars) for sample, member in tar.taken]
         if not taken:
@@ -118,11 +118,11 @@ class TarStream(StreamingImageSource):
                 "field of a tar, so the names of its labels are not known before the end of the "
                 "stream; read the data without streaming."
             )
-        self._paths = list(paths)
+        self._paths = [path.absolute() if isinstance(path, Path) else path for path in paths]
         is_remote = any(isinstance(path, RemoteFile) for path in paths)
         surveyed = []
         for place in [0] if is_remote else survey_positions(len(paths)):
-            with local_copy(self._paths[place]) as path:
+            with local_copy(paths[place]) as path:
                 surveyed.append(read_headers(path))
         self._rule = choose_rule(surveyed, image_column)
         tars = [self._rule.index(tar) for tar in surveyed]
