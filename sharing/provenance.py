@@ -217,17 +217,30 @@ def _stricter(first: Provenance, second: Provenance, kind: str) -> Provenance:
     """
     base_model = first.base_model or second.base_model
     licenses = first.license, second.license
-    if second.license is None or first.license == second.license:
+    if second.license is None or _is_same_license(first, second):
         return replace(first, base_model=base_model)
     if first.license is None or _may_become(*licenses):  # type: ignore[arg-type]
         return replace(second, base_model=base_model)
     if _may_become(second.license, first.license):
         return replace(first, base_model=base_model)
-    raise ValueError(
-        f"the license of the initial weights ({first.license}, {first.origin}) and that of {kind} "
-        f"({second.license}, {second.origin}) contradict each other; choose others. If a statement "
-        "is wrong, correct it first."
+    stated, other_stated = (
+        ", ".join(filter(None, (*_terms(source), source.origin))) for source in (first, second)
     )
+    raise ValueError(
+        f"the license of the initial weights ({stated}) and that of {kind} ({other_stated}) "
+        "contradict each other; choose others. If a statement is wrong, correct it first."
+    )
+
+
+def _is_same_license(first: Provenance, second: Provenance) -> bool:
+    """Return whether two licenses are the same; "other" can be any, and has a name and a link."""
+    if first.license == OTHER:
+        return _terms(first) == _terms(second)
+    return first.license == second.license
+
+
+def _terms(source: Provenance) -> tuple[str | None, str | None, str | None]:
+    return source.license, source.license_name, source.license_link
 
 
 def _may_become(source: str, license: str) -> bool:

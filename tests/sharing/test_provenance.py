@@ -133,6 +133,21 @@ def test_a_license_of_kind_other_carries_over_with_name_and_link(tmp_path):
     assert derived.license_link == "https://lab.example/license"
 
 
+def test_two_licenses_of_kind_other_contradict_each_other_unless_they_are_the_same(tmp_path):
+    """They counted as equal, and the terms of the teacher were dropped."""
+    lab = "license: other\nlicense_name: lab-1\nlicense_link: https://lab.example/license"
+    meta = "license: other\nlicense_name: dinov3-license\nlicense_link: https://meta.example"
+    start, same, teacher = (
+        folder_with_card(tmp_path / name, metadata)
+        for name, metadata in (("start", lab), ("same", lab), ("teacher", meta))
+    )
+    assert derived_provenance(start, teacher=str(same)).license_name == "lab-1"
+    stated = r"\(other, lab-1, .*\(other, dinov3-license, .* contradict each other"
+    for license in (None, "other"):
+        with pytest.raises(ValueError, match=stated):
+            derived_provenance(start, license, teacher=str(teacher))
+
+
 def test_the_most_restrictive_of_several_licenses_counts(tmp_path):
     folder = folder_with_card(tmp_path / "source", "license: [mit, cc-by-nc-4.0]")
     assert read_provenance(folder).license == "cc-by-nc-4.0"
