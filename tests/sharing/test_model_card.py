@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -381,6 +382,21 @@ def test_files_that_are_listed_are_described_without_their_folder(two_classes, t
         (str(two_classes), f"{len(open_images(two_classes))} image files in {two_classes.name}"),
     ):
         assert describe_data(open_images(data).description, data) == expected
+
+
+def test_data_in_object_storage_is_described_without_its_bucket_and_folders(two_classes):
+    """The whole URL was published, as it is no path."""
+    storage = fsspec.filesystem("memory")
+    for index, file in enumerate(sorted(two_classes.rglob("*.png"))[:3]):
+        storage.pipe_file(f"/private/patients/2024/{index}.png", file.read_bytes())
+    url = "memory://private/patients/2024"
+    for data, expected in (
+        (url, "3 image files in 2024"),
+        ([f"{url}/"], "3 image files in 2024"),
+        (f"{url}/0.png", "0.png"),
+    ):
+        assert describe_data(open_images(data).description, data) == expected
+    storage.rm("/private", recursive=True)
 
 
 def test_data_base_model_and_license_are_in_the_metadata(tmp_path):

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from ...data.dataset_source import StreamingImageSource
 from ...data.image_source import ImageSource
+from ...data.remote.file_system import is_url
 from ...evaluation.comparison import Comparison
 from ...modeling.modeling_selfvit import SelfViTPreTrainedModel
 from ...sharing.adapter_files import ADAPTER
@@ -186,14 +187,16 @@ class RunCard:
 
 
 def describe_data(description: str, data: str | list[str]) -> str:
-    """Return the description of a source, with local paths reduced to their last part.
+    """Return the description of a source, with local paths and URLs reduced to their last part.
 
     Args:
         description: Description of the source.
-        data: Data of the run: a path or Hub id, or a list of files.
+        data: Data of the run: a path, URL or Hub id, or a list of files.
     """
     given = [data] if isinstance(data, str) else data
-    local = [Path(path).expanduser() for path in given if hub_id(path) is None]
+    for url in (path.rstrip("/") for path in given if is_url(path)):
+        description = description.replace(url, display_name(url))
+    local = [Path(path).expanduser() for path in given if not is_url(path) and not hub_id(path)]
     paths = [*local, *(path.absolute() for path in local)]
     for path in paths:
         if os.sep in str(path):
