@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
+import torch
 import yaml
 
 from ..atomic_output import atomic_output
@@ -125,7 +126,9 @@ def write_space(
     sent = choose_files(source).sent
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     explorer = Explorer(collection, data, str(source))
-    collection.embedder(str(source), device="cpu")  # refuses another checkpoint
+    embedder = collection.embedder(str(source), device="cpu")  # refuses another checkpoint
+    # uploads are embedded in the precision of the vectors, and only OpenVINO computes in int8
+    extras = ["explore"] + ["openvino"] * (embedder.request.dtype == torch.int8)
     num_rows = len(collection)
     rows = choose_rows(num_rows, max_images)
     with atomic_output(folder) as unfinished:
@@ -135,7 +138,9 @@ def write_space(
         _copy_checkpoint(source, sent, unfinished / CHECKPOINT)
         _copy_package(unfinished)
         (unfinished / APP).write_text(APP_CODE, encoding="utf-8")
-        (unfinished / REQUIREMENTS).write_text("\n".join(_requirements()) + "\n", encoding="utf-8")
+        (unfinished / REQUIREMENTS).write_text(
+            "\n".join(_requirements(extras)) + "\n", encoding="utf-8"
+        )
         (unfinished / CARD).write_text(_readme(settings, num_images, num_rows), encoding="utf-8")
         files = sorted(path for path in unfinished.rglob("*") if path.is_file())
         num_bytes = sum(path.stat().st_size for path in files)
@@ -236,15 +241,15 @@ def _license_text() -> str | None:
     return distribution.read_text("licenses/LICENSE") or distribution.read_text("LICENSE")
 
 
-def _requirements() -> list[str]:
-    """Return the packages that selfvit and the extra `explore` need."""
+def _requirements(extras: Sequence[str]) -> list[str]:
+    """Return the packages that selfvit and some of its extras need."""
     from packaging.requirements import Requirement
 
     found = []
     for text in metadata.requires(PACKAGE) or ():
         requirement = Requirement(text)
         marker = requirement.marker
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", "explore")):
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             requirement.marker = None
             found.append(str(requirement))
     return sorted(set(found))

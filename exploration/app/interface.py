@@ -298,7 +298,7 @@ def _connect(
             gr.Warning(markup.text(f"The file cannot be used: {error}."))
             status = markup.message(f"The file cannot be used: {error}.")
             return [gr.skip(), status, *[gr.skip()] * (len(PARTS) - 1)]
-        except (ValueError, OSError) as error:  # of the checkpoint
+        except (ValueError, OSError, ImportError) as error:  # of the checkpoint and its engine
             raise gr.Error(markup.text(error)) from error
         return shown(replace(current(query), tab="search", image="", row="", upload=digest))
 

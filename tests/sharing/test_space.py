@@ -12,6 +12,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+import gradio as gr
 import httpx
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,9 @@ from typer.testing import CliRunner
 
 from selfvit.cli import app
 from selfvit.data.sources import open_images
+from selfvit.embedding.engines import choice
+from selfvit.exploration.app import interface
+from selfvit.exploration.app.explorer import Explorer
 from selfvit.exploration.app.subset import _public_names, choose_rows
 from selfvit.exploration.collection import Collection
 from selfvit.exploration.maps import lay_out, load_positions
@@ -188,7 +192,8 @@ class TestFolder:
         assert settings["title"] == "stamps" and settings["license"] == "apache-2.0"
         assert "7 images of 13, evenly spaced" in text
         packages = (written[0] / "requirements.txt").read_text()
-        assert "torch>=" in packages and "gradio>=" in packages and "pytest" not in packages
+        assert "torch>=" in packages and "gradio>=" in packages
+        assert "pytest" not in packages and "openvino" not in packages
         assert (written[0] / "selfvit" / "exploration" / "page" / "map.js").is_file()
         assert not list(written[0].rglob("*.pyc"))
 
@@ -276,6 +281,25 @@ def test_the_path_of_a_teacher_is_not_in_it(checkpoints, tmp_path):
     space_folder.write_space(checkpoint, found, tmp_path / "space")
     stored = json.loads((tmp_path / "space" / "checkpoint" / "config.json").read_text())
     assert stored["distill_config"]["teacher"] == "teacher"  # was the whole path
+
+
+def test_a_space_of_int8_vectors_needs_openvino_and_says_so_without_it(
+    checkpoints, tmp_path, monkeypatch
+):
+    """It was not among the packages of the Space, where a dropped image gave an unnamed error."""
+    (tmp_path / "images").mkdir()
+    for index in range(66):  # enough to calibrate on
+        noise(30, 30, seed=index).save(tmp_path / "images" / f"{index:02d}.png")
+    found = embed(checkpoints["dino"], tmp_path / "images", tmp_path / "v", dtype="int8")
+    folder = tmp_path / "space"
+    space_folder.write_space(checkpoints["dino"], found, folder, max_images=3)
+    assert "openvino>=" in (folder / "requirements.txt").read_text()
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    explorer = Explorer(folder / "vectors", folder / "images.parquet", str(folder / "checkpoint"))
+    events = interface.build(explorer).fns.values()
+    (open_upload,) = (event.fn for event in events if event.name == "open_upload")
+    with pytest.raises(gr.Error, match=r"Install with .*selfvit\[openvino\]"):
+        open_upload("", (tmp_path / "images" / "00.png").read_bytes())
 
 
 def test_rows_are_evenly_spaced():
