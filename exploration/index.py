@@ -13,7 +13,7 @@ import numpy as np
 
 from ..atomic_output import atomic_output
 from ..embedding.vectors import folder
-from ..embedding.vectors.storage import check_local
+from ..embedding.vectors.storage import is_remote
 from .collection import Collection, check_rows, directions_of
 from .neighbors import nearest
 
@@ -64,11 +64,15 @@ def build_index(collection: Collection, seed: int = 0) -> IndexDescription:
 
     Raises:
         ImportError: If FAISS is not installed.
-        ValueError: If there are fewer than 2 vectors.
+        ValueError: If there are fewer than 2 vectors, or they are in object storage.
     """
     faiss = require_faiss()
     check_rows(collection, 2, "an index")
-    check_local(collection.folder)
+    if is_remote(collection.folder):
+        raise ValueError(
+            f"the index is built beside local vectors, but {str(collection.folder)!r} is in object "
+            "storage; copy the folder to this machine."
+        )
     vectors = collection.vectors
     num_rows, size = vectors.shape
     rng = np.random.default_rng(seed)

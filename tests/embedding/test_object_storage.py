@@ -36,6 +36,8 @@ from selfvit.embedding.vectors.reader import read_vectors  # noqa: E402
 from selfvit.embedding.vectors.storage import resolve, storage_of  # noqa: E402
 from selfvit.embedding.vectors.update import update_embeddings  # noqa: E402
 from selfvit.embedding.vectors.writer import write_embeddings  # noqa: E402
+from selfvit.exploration.collection import Collection  # noqa: E402
+from selfvit.exploration.index import build_index  # noqa: E402
 
 from .. import image_files  # noqa: E402
 from ..data.shards import write_parquet_shards, write_tar_shards  # noqa: E402
@@ -385,6 +387,12 @@ class TestVectors:
         with pytest.raises(FileExistsError, match="is a file or a link"):
             write(embedder, bucket, f"{url}/diary.txt", overwrite=True)
         assert s3.cat_file(f"{url}/diary.txt") == b"mine"
+
+    def test_an_index_needs_a_local_folder(self, embedder, images):
+        """The message was about several processes, which are not used."""
+        write(embedder, images, "memory://vectors/index")
+        with pytest.raises(ValueError, match=r"built beside local vectors.*copy the folder"):
+            build_index(Collection("memory://vectors/index"))
 
     def test_a_missing_bucket_is_one_line(self, embedder, bucket):
         with pytest.raises(StorageError, match="bucket does not exist; create it first"):
