@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from ..data.dataset_source import AnySource, StreamingImageSource, split_at_shar
 from ..data.image_source import ImageRecord, RecordSource
 from ..data.pixel_format import Findings
 from ..data.reading import Batches, ReadBatch
+from ..errors import USER_ERRORS
 from .embedder import EmbeddedBatch, Embedder
 from .engines.interface import AUTO
 from .preparation import Preparation
@@ -76,6 +77,13 @@ class RayEmbedder(Embedder):
 
         The nodes must be able to open the files of the source.
         """
+        with closing(self._rows(source, ranges)) as rows:  # an error ends the run on the cluster
+            for row in rows:
+                yield self._result(row)
+
+    def _rows(
+        self, source: AnySource, ranges: Sequence[range]
+    ) -> Generator[dict[str, Any], None, None]:
         import ray
 
         units: Sequence[range]
@@ -91,8 +99,7 @@ class RayEmbedder(Embedder):
             read: Any = _read_unit
             decoded = dataset.map_batches(read, batch_size=1, fn_args=[reader], num_cpus=1)
             results = decoded.map_batches(_Actor, batch_size=1, **self.actor_options())
-            for row in results.iter_rows():
-                yield self._result(row)
+            yield from results.iter_rows()
 
     def actor_options(self) -> dict[str, Any]:
         """Return the options of `map_batches` that start the actors."""
@@ -125,7 +132,10 @@ class RayEmbedder(Embedder):
         }
 
     def _result(self, row: dict[str, Any]) -> tuple[EmbeddedBatch, list[Findings | None]]:
-        positions, batch, findings, checksums, patches = pickle.loads(row["described"])
+        described = pickle.loads(row["described"])
+        if isinstance(described, Exception):
+            raise described
+        positions, batch, findings, checksums, patches = described
         vectors = np.asarray(row["vectors"], dtype=np.float32).reshape(-1, self.embedding_size)
         embedded = EmbeddedBatch(
             batch.ids,
@@ -231,11 +241,17 @@ def _reader(reference: Any) -> Any:
 
 
 def _read_unit(rows: dict[str, np.ndarray], reference: Any) -> Iterator[dict[str, Any]]:
-    """Read the unit of a number batch by batch, in a task."""
+    """Read the unit of a number batch by batch, in a task.
+
+    An error for the user is returned as the last batch, as Ray would wrap it and lose its message.
+    """
     torch.set_num_threads(1)
     preparation, source, units, batch_size = _reader(reference)
-    for positions, batch in preparation.read(source, [units[int(rows["id"][0])]], batch_size):
-        yield {"pixels": [pickle.dumps((positions, batch), protocol=5)]}
+    try:
+        for positions, batch in preparation.read(source, [units[int(rows["id"][0])]], batch_size):
+            yield {"pixels": [pickle.dumps((positions, batch), protocol=5)]}
+    except USER_ERRORS as error:
+        yield {"pixels": [pickle.dumps(error)]}
 
 
 class _Actor:
@@ -255,8 +271,15 @@ class _Actor:
         self.embedder = Embedder(**arguments, device=device)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        batch: ReadBatch
-        positions, batch = pickle.loads(rows["pixels"][0])
+        read = pickle.loads(rows["pixels"][0])
+        try:
+            if isinstance(read, Exception):
+                raise read
+            return self._embed(*read)
+        except USER_ERRORS as error:  # returned as in `_read_unit`
+            return {"described": [pickle.dumps(error)], "vectors": [np.empty(0, dtype=np.float32)]}
+
+    def _embed(self, positions: Any, batch: ReadBatch) -> dict[str, Any]:
         vectors = np.empty((0, self.embedder.embedding_size), dtype=np.float32)
         findings: list[Any] = []
         checksums: list[str | None] = []

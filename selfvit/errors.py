@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from unicodedata import category
 
 SIGPIPE_CODE = 128 + 13
+# Errors about values, files, extras and losses.
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 @contextmanager
@@ -56,10 +58,9 @@ def _has_no_reader() -> bool:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return the types of errors about values, files, extras, configurations and losses."""
-    types: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, FloatingPointError)
     # An error of this module can only occur once the module is imported.
     hub_errors = sys.modules.get("huggingface_hub.errors")
-    return types if hub_errors is None else (*types, hub_errors.StrictDataclassError)
+    return USER_ERRORS if hub_errors is None else (*USER_ERRORS, hub_errors.StrictDataclassError)
 
 
 def _print_error(line: str) -> None:
@@ -126,6 +127,7 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
 
 
 __all__ = [
+    "USER_ERRORS",
     "one_line",
     "one_line_errors",
     "printable",

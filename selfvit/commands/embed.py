@@ -262,9 +262,12 @@ def _on_ray(embedder: Embedder, address: str | None) -> Embedder:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        # Ray raises the same error if there is no cluster and if the cluster refuses the token.
         raise ConnectionError(
-            f"there is no Ray cluster at {address!r}: {error}; start one with ray start --head."
+            f"there must be a Ray cluster at {address!r}, but: {error}; start one with ray start "
+            "--head. If it runs, it may need its token, as clusters of newer versions of Ray do: "
+            "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its first node."
         ) from error
     return RayEmbedder(embedder)
 

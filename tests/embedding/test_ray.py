@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -155,6 +157,40 @@ def test_a_dataset_of_ones_own_gets_vectors(cluster, tiny_checkpoint, images, wh
         embed_dataset(dataset.rename_columns({"pixels": "reason"}), str(tiny_checkpoint))
     with pytest.raises(ValueError, match="image_column .'photo'. must be a column"):
         embed_dataset(dataset, str(tiny_checkpoint), image_column="photo")
+
+
+def test_errors_are_those_of_one_process(cluster, tiny_checkpoint, images, tmp_path):
+    """They were tracebacks of Ray without the error itself, which Ray wraps and pickles."""
+    damaged = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=BATCH)
+    with torch.no_grad():
+        damaged.model.layernorm.weight.fill_(torch.nan)
+    intact = Embedder.from_pretrained(tiny_checkpoint, device="cpu", batch_size=BATCH)
+    shards = write_tar_shards(tmp_path / "tars", [10, 10])
+    stream = open_images(shards, streaming=True)
+    last = sorted(shards.rglob("*.tar"))[-1]
+    last.write_bytes(last.read_bytes()[:4000])
+    for embedder, source in ((damaged, open_images(images)), (intact, stream)):
+        with pytest.raises(ValueError) as expected:
+            write_embeddings(embedder, source, tmp_path / "one", progress=False, overwrite=True)
+        with pytest.raises(ValueError) as found:
+            options = {"progress": False, "overwrite": True}
+            write_embeddings(RayEmbedder(embedder, num_actors=1), source, tmp_path / "v", **options)
+        assert type(found.value) is type(expected.value)
+        assert str(found.value) == str(expected.value)
+
+
+def test_a_cluster_that_needs_a_token_is_named(tiny_checkpoint, images, tmp_path):
+    """It was a traceback, or the advice to start the cluster that runs."""
+    words = ["embed", tiny_checkpoint, "--data", images, "-o", tmp_path / "v"]
+    words += ["--runner", "ray", "--ray-address", "127.0.0.1:1"]
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    command = [sys.executable, "-m", "selfvit.cli", *map(str, words)]
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    message = failed.stderr.splitlines()[-1]
+    assert "no authentication token was found" in message
+    assert "set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token" in message
 
 
 def test_a_killed_driver_is_resumed(
