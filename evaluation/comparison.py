@@ -77,6 +77,7 @@ class Comparison:
         start: Name of the initial weights in the table: "before", or "untrained" for random ones.
         num_images: Number of images that were measured.
         num_available: Number of images that these are a sample of, or the same number.
+        without_verdict: Sentence in place of the verdict if no metric decides.
     """
 
     changes: tuple[Change, ...]
@@ -90,6 +91,7 @@ class Comparison:
     start: str = "before"
     num_images: int = 0
     num_available: int = 0
+    without_verdict: str = "No verdict: none of these metrics shows whether this model improved."
 
     @property
     def deciding(self) -> Change | None:
@@ -151,7 +153,7 @@ class Comparison:
         """Return one sentence: whether training helped, by which metric, and by how much."""
         change = self.deciding
         if change is None:
-            return "No verdict: none of these metrics shows whether this model improved."
+            return self.without_verdict
         title, (value, low, high) = metric_title(change.name), change.difference
         by = _difference(change.name, abs(value))
         between = f"{_signed(change.name, low)} to {_signed(change.name, high)}"
@@ -215,7 +217,8 @@ def compare(
         metric: Name of the metric that decides whether training helped (higher is better), or None.
         note: Remark about the metrics, or "".
         raw_pixels: Metrics of raw pixels, of the same images.
-        described: Fields of `Comparison` that describe it: start, num_images and num_available.
+        described: Fields of `Comparison` that describe it: start, num_images, num_available and
+            without_verdict.
 
     Raises:
         ValueError: If the data of the measurements differs, or `metric` was not measured.

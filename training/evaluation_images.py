@@ -18,9 +18,11 @@ from .config.run_config import RunConfig
 # First images of a stream, kept in memory without decoding: for evaluations, for a report alone.
 MAX_STREAM_IMAGES, MAX_STREAM_REPORT_IMAGES = 2000, 500
 SEEN_IN_TRAINING = (
-    "Measured on images that were trained on; the initial weights may not have seen them. Labels, "
-    "where a metric uses them, were not trained on. Choose other images with --eval-train and "
-    "--eval-test."
+    "Measured on images that were trained on; the initial weights may not have seen them."
+)
+LABELS_NOT_TRAINED_ON = (
+    f"{SEEN_IN_TRAINING} Labels, where a metric uses them, were not trained on. Choose other "
+    "images with --eval-train and --eval-test."
 )
 TEST_EQUALS_TRAIN = (
     "The accuracies are too high: --eval-test has the images of --eval-train, so each test image "
@@ -85,7 +87,7 @@ def open_evaluation_images(
         ImportError: If `eval_test` has labels and scikit-learn is not installed.
         ValueError: If the test images have a class that the images to learn from lack.
     """
-    if run.evaluation.eval_steps is None and not run.compares_with_start:
+    if not (run.evaluation.eval_steps or run.compares_with_start or run.evaluates_result):
         return None
     if run.evaluation.eval_train is not None and run.evaluation.eval_test is not None:
         same = run.evaluation.eval_train == run.evaluation.eval_test
@@ -107,13 +109,15 @@ def open_evaluation_images(
         source = first_images(source, min(run.evaluation.eval_limit, most))
     source = source.sample(run.evaluation.eval_limit)
     labels = source.labels() if find_spec("sklearn") else None
-    if labels is None or run.is_classifier or len(np.unique(labels[labels != NO_LABEL])) < 2:
+    if run.is_classifier:
         return EvaluationImages(source, note=SEEN_IN_TRAINING)
+    if labels is None or len(np.unique(labels[labels != NO_LABEL])) < 2:
+        return EvaluationImages(source, note=LABELS_NOT_TRAINED_ON)
     is_test = hold_out(labels, np.random.default_rng(0)) & (labels != NO_LABEL)
     if not is_test.any():
-        return EvaluationImages(source, note=SEEN_IN_TRAINING)
+        return EvaluationImages(source, note=LABELS_NOT_TRAINED_ON)
     train, test = (ChosenSource(source, np.flatnonzero(chosen)) for chosen in (~is_test, is_test))
-    return EvaluationImages(train, test, note=SEEN_IN_TRAINING)
+    return EvaluationImages(train, test, note=LABELS_NOT_TRAINED_ON)
 
 
 def choose_metric(run: RunConfig, images: EvaluationImages | None) -> str | None:

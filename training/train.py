@@ -178,6 +178,11 @@ def _start_lines(checked: CheckedRun, accelerator: Accelerator) -> list[str]:
             f"warning: {run.recipe} starts from random weights, and its values are for a "
             "pretrained encoder; --init-from CHECKPOINT names one."
         )
+    if run.is_classifier and not run.measures_accuracy:
+        lines.append(
+            "accuracy is not measured; give labeled images that are not trained on with "
+            "--eval-train and --eval-test"
+        )
     if num_channels != 3:
         plain = run.augmentation.describe_color()
         lines.append(f"augmentation for {num_channels} channels: {plain}")

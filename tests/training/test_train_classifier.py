@@ -164,3 +164,21 @@ def test_one_class_is_an_error_and_the_kind_of_problem_is_not_inherited(
     (start / "config.json").write_text(json.dumps({**config, "problem_type": "regression"}))
     words = command("linear_probe", start, two_classes, tmp_path / "run")
     assert build_run(parse_arguments(words, RECIPES), 24).model.problem_type is None
+
+
+@pytest.mark.parametrize("recipe", ["classify", "linear_probe"])
+def test_a_classifier_names_the_options_that_measure_its_accuracy_and_prints_it_with_them(
+    recipe, two_classes, tiny_checkpoint, tmp_path, capsys
+):
+    # classify ended with "No verdict", and linear_probe with nothing
+    steps = ("--max-steps", 2)
+    main(command(recipe, tiny_checkpoint, two_classes, tmp_path / "plain", *steps))
+    printed = capsys.readouterr().out
+    assert printed.count("Accuracy was not measured; give labeled images") == 1
+    assert "accuracy is not measured; give" in printed
+    assert "Labels" not in printed and "No verdict" not in printed
+    evaluated = ("--eval-train", two_classes, "--eval-test", two_classes)
+    main(command(recipe, tiny_checkpoint, two_classes, tmp_path / "other", *steps, *evaluated))
+    printed = capsys.readouterr().out
+    assert "not measured" not in printed
+    assert "The classifier is right for" in printed and "of 24 test images" in printed

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ...evaluation.bootstrap import estimate
 from ...evaluation.comparison import Comparison, Measurement, compare, format_comparison
 from ...evaluation.evaluate import format_metric, metric_title, save_metrics
 from ...sharing.provenance import display_name
@@ -26,6 +27,10 @@ from .best_checkpoint import BestCheckpoint
 from .cost import CostMeter
 
 MIN_IMAGES = 3  # fewer have no neighbors to compare
+ACCURACY_NOT_MEASURED = (
+    "Accuracy was not measured; give labeled images that were not trained on with --eval-train "
+    "and --eval-test."
+)
 
 
 class BeforeAfterReport(Callback):
@@ -84,8 +89,18 @@ class BeforeAfterReport(Callback):
         too_short = explain_too_short(self.run, state.num_steps)
         if self._initial is not None:
             self._report(state, too_short)
+        elif self._lacks_accuracy:
+            self.accelerator.print(ACCURACY_NOT_MEASURED)
+        elif self.run.measures_accuracy and self.accelerator.is_main_process:
+            measured = self.evaluation.measure(state.step)
+            self._print_accuracy(measured)
+            state.evaluation = state.evaluation or dict(measured.metrics)
         if too_short is not None:
             self.accelerator.print(f"This run was too short: {too_short}")
+
+    @property
+    def _lacks_accuracy(self) -> bool:
+        return self.run.is_classifier and not self.run.measures_accuracy
 
     def _report(self, state: TrainState, too_short: str | None) -> None:
         images, after = self._images(), self.evaluation
@@ -108,6 +123,7 @@ class BeforeAfterReport(Callback):
             start="untrained" if is_scratch else "before",
             num_images=count,
             num_available=available,
+            **({"without_verdict": ACCURACY_NOT_MEASURED} if self._lacks_accuracy else {}),
         )
         content = {
             "init_from": None if is_scratch else display_name(str(self.run.start.init_from)),
@@ -118,7 +134,20 @@ class BeforeAfterReport(Callback):
         }
         save_metrics(content, self.output / REPORT_FILE)
         self.accelerator.print(f"\n{format_comparison(self.comparison)}")
+        if "accuracy" not in self.comparison.after:
+            self._print_accuracy(measured[1])
         state.evaluation = state.evaluation or dict(measured[1].metrics)
+
+    def _print_accuracy(self, after: Measurement) -> None:
+        """Print the accuracy of a classifier; without a start to compare with, no table has it."""
+        accuracy = after.samples.get("accuracy")
+        if accuracy is None:
+            return
+        low, high = (format_metric("accuracy", end) for end in estimate(accuracy)[1:])
+        self.accelerator.print(
+            f"The classifier is right for {format_metric('accuracy', accuracy.value)} ({low} to "
+            f"{high}) of {len(accuracy.influences):,} test images."
+        )
 
     def _images(self) -> EvaluationImages:
         """Return the images to report on: those of the evaluations, or a sample."""

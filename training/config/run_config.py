@@ -155,6 +155,16 @@ class RunConfig:
         """Whether the run ends with a before/after report: it changes the encoder."""
         return self.schedule.freeze_encoder_ratio < 1 and self.evaluation.report_images != 0
 
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether the run is a classifier with images to measure its accuracy on."""
+        return self.is_classifier and self.evaluation.eval_test is not None
+
+    @property
+    def evaluates_result(self) -> bool:
+        """Whether the accuracy is measured at the end, and no report does it."""
+        return self.measures_accuracy and not self.compares_with_start
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by section, without the private ones."""
         model = self.model.to_diff_dict()
