@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bootstrap import LEVEL, NUM_RESAMPLES, Estimate, MetricSample, estimate, estimate_change
-from .evaluate import format_metric, is_fraction, metric_title
+from .evaluate import format_metric, is_accuracy, is_fraction, metric_title
 from .label_free import neighbor_overlap
 
 # N images · K neighbors
@@ -54,10 +54,10 @@ class Change:
 
     @property
     def direction(self) -> str:
-        """Return "higher" or "lower" if the interval excludes 0, otherwise "unclear"."""
-        if self.difference.low > 0:
+        """Return "higher" or "lower" if the printed interval excludes 0, otherwise "unclear"."""
+        if _as_printed(self.name, self.difference.low) > 0:
             return "higher"
-        return "lower" if self.difference.high < 0 else "unclear"
+        return "lower" if _as_printed(self.name, self.difference.high) < 0 else "unclear"
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,12 @@ class Comparison:
             an entry in `changes`.
         note: Remark about the metrics, or "".
         raw_pixels: Metrics of raw pixels, of the same images; empty if they were not measured.
+        raw_pixels_lead: Raw pixels minus the trained encoder in the deciding metric, or None.
         start: Name of the initial weights in the table: "before", or "untrained" for random ones.
         num_images: Number of images that were measured.
         num_available: Number of images that these are a sample of, or the same number.
         without_verdict: Sentence in place of the verdict if no metric decides.
+        is_too_short: Whether the run was too short for a verdict.
     """
 
     changes: tuple[Change, ...]
@@ -88,10 +90,12 @@ class Comparison:
     metrics_before: Mapping[str, float]
     note: str = ""
     raw_pixels: Mapping[str, Estimate] = field(default_factory=dict)
+    raw_pixels_lead: Estimate | None = None
     start: str = "before"
     num_images: int = 0
     num_available: int = 0
     without_verdict: str = "No verdict: none of these metrics shows whether this model improved."
+    is_too_short: bool = False
 
     @property
     def deciding(self) -> Change | None:
@@ -130,13 +134,18 @@ class Comparison:
 
     @property
     def raw_pixels_verdict(self) -> str:
-        """Return a sentence if raw pixels are as good as the encoder, otherwise ""."""
+        """Return a sentence if raw pixels are as good as the encoder or better, otherwise ""."""
         if self.deciding is None or self.passes_raw_pixels is not False:
             return ""
-        name = self.deciding.name
+        name, lead = self.deciding.name, self.raw_pixels_lead
         raw, after = self.raw_pixels[name].value, self.deciding.after.value
+        are = "may be better"  # the difference is within the noise
+        if format_metric(name, raw) == format_metric(name, after):
+            are = "are as good"
+        elif lead is not None and _as_printed(name, lead.low) > 0:
+            are = "are better"
         return (
-            f"Raw pixels are as good: {metric_title(name)} is {format_metric(name, raw)} for them "
+            f"Raw pixels {are}: {metric_title(name)} is {format_metric(name, raw)} for them "
             f"and {format_metric(name, after)} for the encoder. Train longer, on more images, or "
             "start from pretrained weights."
         )
@@ -162,6 +171,12 @@ class Comparison:
             if value != 0:
                 trend = f"{'rose' if value > 0 else 'fell'} by {by}"
             return f"No clear change: {title} {trend}, and the interval ({between}) includes 0."
+        if self.is_too_short:
+            trend = "rose" if value > 0 else "fell"
+            return (
+                f"No verdict, because the run was too short: {title} {trend} by {by} "
+                f"({100 * LEVEL:.0f} % interval {between})."
+            )
         interval = f"({100 * LEVEL:.0f} % interval {between})"
         if change.direction == "higher":
             return f"Training helped: {title} rose by {by} {interval}."
@@ -217,8 +232,8 @@ def compare(
         metric: Name of the metric that decides whether training helped (higher is better), or None.
         note: Remark about the metrics, or "".
         raw_pixels: Metrics of raw pixels, of the same images.
-        described: Fields of `Comparison` that describe it: start, num_images, num_available and
-            without_verdict.
+        described: Fields of `Comparison` that describe it: start, num_images, num_available,
+            without_verdict and is_too_short.
 
     Raises:
         ValueError: If the data of the measurements differs, or `metric` was not measured.
@@ -235,6 +250,9 @@ def compare(
         Change(name, *estimate_change(sample, after.samples[name]), len(sample.influences))
         for name, sample in before.samples.items()
     ]
+    raw_pixels, lead = raw_pixels or {}, None
+    if metric is not None and metric in raw_pixels:
+        lead = estimate_change(after.samples[metric], raw_pixels[metric])[2]
     kept = neighbor_overlap(before.neighbors, after.neighbors)
     return Comparison(
         changes=tuple(changes),
@@ -244,7 +262,8 @@ def compare(
         metric=metric,
         metrics_before=before.metrics,
         note=note,
-        raw_pixels={name: estimate(sample) for name, sample in (raw_pixels or {}).items()},
+        raw_pixels={name: estimate(sample) for name, sample in raw_pixels.items()},
+        raw_pixels_lead=lead,
         **described,
     )
 
@@ -274,6 +293,10 @@ def format_comparison(comparison: Comparison) -> str:
         f"{metric_title('neighbor_overlap')}: {kept} of the {comparison.num_neighbors} nearest, "
         f"among {comparison.num_overlap_images:,} images"
     )
+    tested = [change for change in comparison.changes if is_accuracy(change.name)]
+    if tested:
+        titles = ", ".join(metric_title(change.name) for change in tested)
+        lines.append(f"Number of test images: {tested[0].num_images:,} ({titles}).")
     lines.append(
         f"In parentheses: {100 * LEVEL:.0f} % bootstrap intervals over {comparison.extent}."
     )
@@ -290,9 +313,14 @@ def _difference(name: str, value: float) -> str:
     return f"{100 * value:.1f} points" if is_fraction(name) else format_metric(name, value)
 
 
+def _as_printed(name: str, value: float) -> float:
+    """Return a difference at the precision of the table."""
+    return float(_signed(name, value).replace(",", ""))
+
+
 def _signed(name: str, value: float) -> str:
     if is_fraction(name):
-        return f"{100 * value:+.1f}"
+        return f"{100 * value:+.1f}".replace("-0.0", "+0.0")
     text = format_metric(name, value)
     return text if text.startswith("-") else f"+{text}"
 

@@ -252,6 +252,11 @@ def metric_title(name: str) -> str:
     return f"k-NN, k = {name[4:]}" if name.startswith("knn_") else TITLES.get(name, name)
 
 
+def is_accuracy(name: str) -> bool:
+    """Return whether a metric is measured with labels."""
+    return name.startswith("knn_") or name in ("linear_probe", "accuracy")
+
+
 def is_fraction(name: str) -> bool:
     """Return whether a metric is a fraction of the images, which tables show in percent."""
     return name.startswith("knn_") or name in FRACTIONS

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from selfvit.evaluation.bootstrap import MetricSample
-from selfvit.evaluation.comparison import Measurement, compare, format_comparison
+from selfvit.evaluation.bootstrap import Estimate, MetricSample
+from selfvit.evaluation.comparison import Change, Measurement, compare, format_comparison
 
 
 def measurement(fraction: float, rank: float = 20.0, data: str = "images", seed: int = 0):
@@ -104,3 +105,42 @@ def test_raw_pixels_stand_beside_the_encoder_and_a_sentence_says_if_they_are_as_
     comparison = compare(before, after, "knn_20", raw_pixels=worse)
     assert comparison.passes_raw_pixels is True and comparison.raw_pixels_verdict == ""
     assert compare(before, after, "knn_20").passes_raw_pixels is None
+
+
+def test_a_change_whose_printed_interval_ends_at_zero_is_unclear():
+    # "+1.5 (+0.0 to +3.0)" was "higher"
+    def change(name, low, high):
+        difference = Estimate((low + high) / 2, low, high)
+        return Change(name, difference, difference, difference, num_images=9)
+
+    assert change("knn_20", 0.0004, 0.03).direction == "unclear"
+    assert change("knn_20", 0.0006, 0.03).direction == "higher"
+    assert change("knn_20", -0.03, -0.0004).direction == "unclear"
+    assert change("uniformity", -0.5, -0.0004).direction == "unclear"
+    assert change("uniformity", -0.5, -0.0006).direction == "lower"
+
+
+@pytest.mark.parametrize(
+    ("right", "sentence"), [(1000, "are better"), (801, "may be better"), (800, "are as good")]
+)
+def test_raw_pixels_are_only_as_good_if_they_are_close(right, sentence):
+    # 100.0 % of raw pixels were "as good" as 75.0 % of the encoder
+    def fraction(count):
+        samples = {"knn_20": MetricSample.mean_of(np.arange(1000) < count)}
+        return replace(measurement(0.7), samples=samples)
+
+    raw_pixels = fraction(right).samples
+    comparison = compare(fraction(700), fraction(800), "knn_20", raw_pixels=raw_pixels)
+    assert comparison.raw_pixels_verdict.startswith(f"Raw pixels {sentence}: k-NN")
+
+
+def test_a_run_that_was_too_short_has_no_verdict():
+    comparison = compare(measurement(0.7), measurement(0.6), "knn_20", is_too_short=True)
+    assert comparison.verdict.startswith(
+        "No verdict, because the run was too short: k-NN, k = 20 fell by 9.7 points"
+    )
+
+
+def test_the_table_gives_the_number_of_test_images():
+    comparison = compare(measurement(0.7), measurement(0.8), "knn_20")
+    assert "Number of test images: 1,000 (k-NN, k = 20)." in format_comparison(comparison)

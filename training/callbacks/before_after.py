@@ -123,6 +123,7 @@ class BeforeAfterReport(Callback):
             start="untrained" if is_scratch else "before",
             num_images=count,
             num_available=available,
+            is_too_short=too_short is not None,
             **({"without_verdict": ACCURACY_NOT_MEASURED} if self._lacks_accuracy else {}),
         )
         content = {
