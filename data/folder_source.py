@@ -82,6 +82,10 @@ class FolderSource(ImageSource):
         return short_hash(parts)
 
 
+class ListedSource(FolderSource):
+    """Image files named by a list or table, whose folders are no labels."""
+
+
 class ZipSource(FolderSource):
     """Image files in a zip file; a folder that contains all of them is not part of their names.
 
@@ -169,4 +173,4 @@ def kind_of_member(archive: Path, entry: zipfile.ZipInfo) -> str:
         return extension
 
 
-__all__ = ["FolderSource", "ZipSource", "kind_of_member", "members_of_zip"]
+__all__ = ["FolderSource", "ListedSource", "ZipSource", "kind_of_member", "members_of_zip"]

@@ -225,19 +225,38 @@ def label_free_measures(vectors: Tensor | np.ndarray) -> dict[str, float]:
     }
 
 
-def format_table(metrics: Mapping[str, float]) -> str:
+def why_no_accuracies(train: EmbeddedImages, test: EmbeddedImages | None) -> str:
+    """Return a sentence that names the images without labels; "" if there are accuracies.
+
+    Args:
+        train: Vectors that the classifiers are fitted on.
+        test: Vectors that the accuracies are measured on, or None.
+    """
+    if test is None:
+        return "No accuracies: they need labeled test images (--test)."
+    sides = {"training": train, "test": test}
+    unlabeled = [name for name, side in sides.items() if len(_labeled(side)[1]) == 0]
+    names = " and ".join(unlabeled)
+    return f"No accuracies: the {names} images have no labels." if unlabeled else ""
+
+
+def format_table(
+    metrics: Mapping[str, float],
+    no_accuracies: str = "No accuracies: they need labels for both training and test images.",
+) -> str:
     """Return an aligned plain-text table of metrics, with accuracies in percent.
 
     If there are no accuracies, the last line gives the reason.
 
     Args:
         metrics: Metrics by name, as returned by `evaluate_embeddings`.
+        no_accuracies: Last line without accuracies, for example of `why_no_accuracies`.
     """
     rows = [(metric_title(name), format_metric(name, value)) for name, value in metrics.items()]
     left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
     lines = [f"{title:<{left}}  {value:>{right}}" for title, value in rows]
-    if not any(name.startswith("knn_") or name == "linear_probe" for name in metrics):
-        lines.append("No accuracies: they need labels for both training and test images.")
+    if no_accuracies and not any(map(is_accuracy, metrics)):
+        lines.append(no_accuracies)
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import printable, shorten
-from ..folder_source import FolderSource, ZipSource, kind_of_member, members_of_zip
+from ..folder_source import FolderSource, ListedSource, ZipSource, kind_of_member, members_of_zip
 from ..inventory import Inventory, LeftOut
 from ..labels import Labels, first_folders, labels_of_folders, labels_of_values
 from ..remote.file_system import is_url
@@ -379,7 +379,7 @@ def open_list(
         notes.append(f"{num_repeated} lines of {file.name} repeat a file, which is taken once")
     inventory = Inventory(len(taken) + len(left_out), len(taken), left_out, notes)
     description = f"{len(taken)} image files listed in {file}"
-    return FolderSource(file.parent, taken, description, labels, inventory)
+    return ListedSource(file.parent, taken, description, labels, inventory)
 
 
 def source_of_files(files: Sequence[Path]) -> FolderSource:

@@ -66,6 +66,7 @@ def evaluate(
         evaluate_splits,
         format_table,
         save_metrics,
+        why_no_accuracies,
     )
 
     data = {"train": (train, train_split), "test": (test, test_split)}
@@ -84,7 +85,7 @@ def evaluate(
         progress=True,
     )
     metrics = evaluate_splits(sources["train"], sources.get("test"), *embedded)
-    typer.echo(format_table(metrics))
+    typer.echo(format_table(metrics, why_no_accuracies(*embedded)))
     if output is not None:
         save_metrics(metrics, output)
     found = zip(sources.items(), embedded, strict=False)

@@ -17,6 +17,7 @@ from selfvit.evaluation.evaluate import (
     format_table,
     label_free_measures,
     save_metrics,
+    why_no_accuracies,
 )
 from selfvit.evaluation.knn import weighted_knn_accuracy
 from selfvit.evaluation.label_free import feature_standard_deviation, rankme
@@ -118,6 +119,15 @@ def test_without_labels_there_are_label_free_metrics_and_a_note(unlabeled):
     assert list(metrics) == ["feature_std", "rankme", "num_train", "num_test", "num_skipped"]
     assert metrics["num_test"] == (0 if unlabeled == "no test" else 30)
     assert "No accuracies: they need labels" in format_table(metrics)
+    # the sentence did not say which images have no labels
+    reason = {
+        "train": "the training images have no labels.",
+        "test": "the test images have no labels.",
+        "both": "the training and test images have no labels.",
+        "no test": "they need labeled test images (--test).",
+    }[unlabeled]
+    why = why_no_accuracies(train, None if unlabeled == "no test" else test)
+    assert format_table(metrics, why).endswith(f"No accuracies: {reason}")
 
 
 def test_one_class_has_an_accuracy_of_knn_and_none_of_the_probe(caplog):

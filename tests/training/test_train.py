@@ -298,7 +298,7 @@ def test_a_classifier_without_labels_is_an_error_before_anything_is_written(tmp_
     for index in range(4):
         noise(30, 30, index).save(data / f"{index}.png")
     command = ["classify", *LOOP, *ENCODER, "--max-steps", "40", "--batch-size", "2"]
-    with pytest.raises(ValueError, match="has no labels, and classify needs them"):
+    with pytest.raises(ValueError, match="classify needs labels, but there are none for 4 image"):
         main([*command, "--data", str(data), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -156,8 +156,19 @@ def test_one_class_is_an_error_and_the_kind_of_problem_is_not_inherited(
 ):
     one = tmp_path / "one.csv"
     one.write_text("file_name,label\n" + "".join(f"{p},only\n" for p in two_classes.rglob("*.png")))
-    with pytest.raises(ValueError, match="has one class.*needs at least two"):
+    with pytest.raises(ValueError, match=r"needs at least two classes.*only one \(only\)"):
         main(command("linear_probe", tiny_checkpoint, one, tmp_path / "run"))
+    folder = tmp_path / "oneclass"  # was "has no labels"
+    shutil.copytree(two_classes / "dark", folder / "dark")
+    with pytest.raises(ValueError, match="two classes, but all of .* in one folder, 'dark';"):
+        main(command("classify", tiny_checkpoint, folder, tmp_path / "run"))
+    scores = tmp_path / "scores.csv"
+    rows = "".join(f"{path},x,y\n" for path in two_classes.rglob("*.png"))
+    scores.write_text(f"file_name,species,kind_name\n{rows}")
+    with pytest.raises(ValueError, match=r"but there are none for .*; name the column") as caught:
+        main(command("classify", tiny_checkpoint, scores, tmp_path / "run"))
+    assert "folder with its name" not in str(caught.value)
+    assert "not taken" not in str(caught.value)
     start = tmp_path / "start"
     shutil.copytree(tiny_checkpoint, start)
     config = json.loads((start / "config.json").read_text())

@@ -10,7 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from ...data.dataset_source import StreamingImageSource
+from ...data.folder_source import FolderSource, ListedSource
 from ...data.image_source import NO_LABEL, ChosenSource, ImageSource
+from ...errors import printable
 from ...sharing.publish import Target, check_target
 from ..checkpoints.card import check_card
 from ..config.run_config import RunConfig
@@ -136,22 +138,38 @@ def with_labels_of(source: ImageSource | StreamingImageSource, run: RunConfig) -
     if not run.is_classifier:
         return run
     if source.label_names is None:
-        fix = "put the images of each class into a folder with its name"
-        if isinstance(source, StreamingImageSource):
-            fix = "leave out --streaming, as only a ClassLabel column names a stream's classes"
-        raise ValueError(
-            f"{source.description} has no labels, and {run.recipe} needs them: {fix}, or name the "
-            f"column with --label-column.{' '.join(['', *source.inventory.notes])}"
-        )
+        raise ValueError(_no_labels(source, run.recipe))
     if len(source.label_names) < 2:
         raise ValueError(
-            f"{source.description} has one class ({source.label_names[0]}), and {run.recipe} needs "
-            "at least two; add images of another class."
+            f"{run.recipe} needs at least two classes, but there is only one "
+            f"({source.label_names[0]}) for {source.description}; add images of another class."
         )
     model = type(run.model)(**run.model.to_diff_dict())
     model.id2label = dict(enumerate(source.label_names))
     model.label2id = {name: index for index, name in enumerate(source.label_names)}
     return replace(run, model=model)
+
+
+def _no_labels(source: ImageSource | StreamingImageSource, recipe: str) -> str:
+    """Return the error for data without labels."""
+    fix = "name the column that holds the labels with --label-column"
+    if isinstance(source, StreamingImageSource):
+        fix = (
+            f"leave out --streaming, as only a ClassLabel column names a stream's classes, or {fix}"
+        )
+    elif isinstance(source, FolderSource) and not isinstance(source, ListedSource):
+        folders = {path.partition("/")[0] if "/" in path else "" for path in source.paths}
+        if len(folders) == 1 and folders != {""}:
+            return (
+                f"{recipe} needs at least two classes, but all of {source.description} are in one "
+                f"folder, {printable(folders.pop())!r}; put the images of another class into a "
+                "folder beside it, or give a folder whose subfolders are the classes."
+            )
+        fix = (
+            "put the images of each class into a folder with its name, or add a metadata.csv and "
+            f"{fix}"
+        )
+    return f"{recipe} needs labels, but there are none for {source.description}; {fix}."
 
 
 __all__ = ["check", "labeled_images", "with_labels_of"]
