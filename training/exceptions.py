@@ -53,7 +53,7 @@ class NotPublishedError(OSError):
 
 
 class RunInterrupted(SystemExit):
-    """The run saved a checkpoint and stopped, because a signal asked for it.
+    """The run saved a checkpoint or its result, and stopped, because a signal asked for it.
 
     This ends the process, with the exit code that shells use: 143 after SIGTERM, 130 after Ctrl-C.
 
@@ -65,10 +65,12 @@ class RunInterrupted(SystemExit):
 
     def __init__(self, number: int, step: int, num_steps: int):
         super().__init__(128 + number)
+        name = signal.Signals(number).name
         self.message = (
-            f"stopped by {signal.Signals(number).name} and saved after step {step} of {num_steps}; "
-            "continue with --resume."
+            f"stopped by {name} and saved after step {step} of {num_steps}; continue with --resume."
         )
+        if step == num_steps:
+            self.message = f"stopped by {name} after the last step; the model is saved."
 
 
 __all__ = [

@@ -109,7 +109,8 @@ def train(
     _open_run_folder(run, accelerator)
 
     state, checkpointer = _prepare(checked, model, accelerator)
-    callbacks = build_callbacks(checked, state, checkpointer, stop or StopSignal())
+    stop = stop or StopSignal()
+    callbacks = build_callbacks(checked, state, checkpointer, stop)
     try:
         notify(callbacks, "on_init", state)
         saved = _resume(checked, state, checkpointer)
@@ -123,16 +124,24 @@ def train(
         with freed_memory_kept(accelerator.device):
             fit(state, iter(state.loader), callbacks)
         if state.step == state.num_steps:
+            state.stop_signal = stop.agreed(accelerator)  # while the result was measured or saved
+        if state.step == state.num_steps and state.stop_signal is None:
             shut_down(accelerator)
+            stop.release()
             notify(callbacks, "on_result", state)
             return state.evaluation
     finally:
         close_all(callbacks)
+    raise _interrupted(state)
+
+
+def _interrupted(state: TrainState) -> RunInterrupted:
+    """Print that a signal stopped the run, and return the exception; collective."""
     assert state.stop_signal is not None
     interrupted = RunInterrupted(state.stop_signal, state.step, state.num_steps)
-    accelerator.print(interrupted.message)
-    shut_down(accelerator)
-    raise interrupted
+    state.accelerator.print(interrupted.message)
+    shut_down(state.accelerator)
+    return interrupted
 
 
 def _restore(callbacks: Sequence[Any], saved: dict[str, Any]) -> None:

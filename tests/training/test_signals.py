@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,6 +17,21 @@ from .processes import TIMEOUT, AtLogLine, Pause, start_training, start_two, wai
 from .tiny_runs import OBJECTIVES, arguments, assert_equal_tensors, log_of, weights_of
 
 OPTIONS = ("--max-steps", 9, "--batch-size", 4, "--save-steps", 100)
+
+
+@dataclass
+class AtFirstReportImage:
+    """Call a function when the first image is opened after the checkpoint of the last step."""
+
+    action: Callable[[], None]
+    is_saved: bool = False
+
+    def __call__(self, event, arguments):
+        if event == "os.rename" and "step-00000002" in str(arguments[1]):
+            self.is_saved = True
+        elif self.is_saved and event == "open" and str(arguments[0]).endswith(".png"):
+            self.is_saved = False
+            self.action()
 
 
 def assert_resumes_exactly(command, output, tmp_path):
@@ -75,6 +92,21 @@ def test_a_second_ctrl_c_ends_the_run_at_once(two_classes, tmp_path):
     assert training.exit_code() == 130
     assert "saved after" not in training.printed
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_ctrl_c_during_the_report_stops_measuring_and_saves_the_model(two_classes, tmp_path):
+    # it printed "saving at the end of this step", measured to the end, and exited with 0
+    output, pause = tmp_path / "out", Pause(tmp_path / "paused")
+    steps = ("--max-steps", 2, "--report-images", 20)
+    command = arguments("mae", two_classes, output, *OPTIONS, *steps)
+    training = start_training(command, tmp_path / "printed.txt", AtFirstReportImage(pause))
+    wait_until(pause.path.exists, training)
+    training.signal_group(signal.SIGINT)
+    assert training.exit_code() == 130, training.printed
+    stops = "measuring stops, and the model is saved; press Ctrl-C again to stop at once"
+    assert stops in training.printed and "at the end of this step" not in training.printed
+    assert "stopped by SIGINT after the last step; the model is saved." in training.printed
+    assert (output / "model.safetensors").exists() and not (output / "report.json").exists()
 
 
 @pytest.mark.parametrize("signaled", [0, 1])

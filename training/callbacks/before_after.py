@@ -21,6 +21,7 @@ from ..exceptions import NoImprovementError
 from ..report_size import report_size, sample_evaluation_images
 from ..run_length import explain_too_short
 from ..runtime.fsdp import FullModel
+from ..runtime.signals import StopSignal
 from ..state import TrainState
 from .base import Callback
 from .best_checkpoint import BestCheckpoint
@@ -48,6 +49,7 @@ class BeforeAfterReport(Callback):
         run: Configuration of the run.
         best: Best checkpoint, which the report mentions.
         cost: Training time so far.
+        stop: Signal handlers, which interrupt the measurement.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class BeforeAfterReport(Callback):
         run: RunConfig,
         best: BestCheckpoint,
         cost: CostMeter,
+        stop: StopSignal,
     ):
         self.accelerator = accelerator
         self.full_model = full_model
@@ -65,6 +68,7 @@ class BeforeAfterReport(Callback):
         self.run = run
         self.best = best
         self.cost = cost
+        self.stop = stop
         self.output = Path(run.start.output)
         self.comparison: Comparison | None = None
         self._initial: Any = None
@@ -87,6 +91,15 @@ class BeforeAfterReport(Callback):
         """Measure initial and trained weights, write report.json and print the table."""
         self.full_model.gather()
         too_short = explain_too_short(self.run, state.num_steps)
+        if state.stop_signal is None:
+            with self.stop.interrupting():
+                self._measure(state, too_short)
+        self._initial = None
+        if too_short is not None:
+            self.accelerator.print(f"This run was too short: {too_short}")
+
+    def _measure(self, state: TrainState, too_short: str | None) -> None:
+        """Report on the change, or on the accuracy of a classifier alone."""
         if self._initial is not None:
             self._report(state, too_short)
         elif self._lacks_accuracy:
@@ -95,8 +108,6 @@ class BeforeAfterReport(Callback):
             measured = self.evaluation.measure(state.step)
             self._print_accuracy(measured)
             state.evaluation = state.evaluation or dict(measured.metrics)
-        if too_short is not None:
-            self.accelerator.print(f"This run was too short: {too_short}")
 
     @property
     def _lacks_accuracy(self) -> bool:
@@ -112,7 +123,6 @@ class BeforeAfterReport(Callback):
         before = self.evaluation.of(self._initial, images)
         raw_pixels = before.measure_raw_pixels()
         measured = before.measure(0), after.measure(state.step)
-        self._initial = None
         is_scratch = self.run.start.init_from is None
         self.comparison = compare(
             measured[0] if self.run.start.init_scope == "all" else _without_accuracy(measured[0]),

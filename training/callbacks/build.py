@@ -48,7 +48,7 @@ def build_callbacks(
     logger = ProgressLogger(accelerator, run, checked.source.inventory.left_out)
     cost = CostMeter(accelerator, run.card.energy_meter)
     best = BestCheckpoint(writer, Path(run.start.output), checked.metric, evaluation.data)
-    report = BeforeAfterReport(accelerator, full_model, evaluation, run, best, cost)
+    report = BeforeAfterReport(accelerator, full_model, evaluation, run, best, cost, stop)
     saver = CheckpointSaver(checkpointer, card, cost, report, checked.source)
     callbacks: list[Callback] = [
         CollapseMonitor(accelerator, run, logger),

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves at the end of its step, and stops."""
+"""SIGTERM and Ctrl-C: a run saves at the end of its step or stops measuring, and ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,13 +24,16 @@ class StopSignal:
     """Context manager that handles SIGTERM and SIGINT, and restores the earlier handlers.
 
     Until `defer` is called, a signal ends the process at once, since there is nothing to save. From
-    then on it is recorded for `agreed`. A second Ctrl-C ends the process at once.
+    then on, until `release`, it is recorded for `agreed`. A second Ctrl-C ends the process at once.
+    What runs within `interrupting` is interrupted by the first signal.
     """
 
     def __init__(self) -> None:
         self._received = 0  # number of the signal
         self._received_at = 0.0
         self._deferring = False
+        self._interrupting = False
+        self._announcement = "saving at the end of this step, then stopping"
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -49,6 +54,24 @@ class StopSignal:
         """Record signals from now on, because there is something to save."""
         self._deferring = True
 
+    def release(self) -> None:
+        """End the process at once at a signal from now on, because everything is saved."""
+        self._deferring = False
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """End the block at a signal, which is recorded; what follows the block is saving."""
+        self._announcement = "measuring stops, and the model is saved"
+        self._interrupting = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._received:  # not from this handler
+                raise
+        finally:
+            self._interrupting = False
+            self._announcement = "saving the model, then stopping"
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_ctrl_c = number == signal.SIGINT
         now = time.monotonic()
@@ -63,7 +86,9 @@ class StopSignal:
             self._received, self._received_at = number, now
             more = "; press Ctrl-C again to stop at once" if is_ctrl_c else ""
             # not print: a signal handler may run in the middle of another print
-            os.write(2, f"\nsaving at the end of this step, then stopping{more}\n".encode())
+            os.write(2, f"\n{self._announcement}{more}\n".encode())
+            if self._interrupting:
+                raise KeyboardInterrupt
 
     def agreed(self, accelerator: Accelerator) -> int | None:
         """Return the signal to stop for, or None; collective, the same in all processes."""
