@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -295,6 +295,7 @@ def accuracy_hits(
     test: EmbeddedImages,
     ks: Sequence[int] = (10, 20),
     with_linear_probe: bool = True,
+    warn: Callable[[str], None] = logger.warning,
 ) -> dict[str, np.ndarray]:
     """Return which labeled test images each classifier classifies correctly.
 
@@ -303,6 +304,7 @@ def accuracy_hits(
         test: M vectors to classify.
         ks: Numbers of neighbors for k-NN, as in `evaluate_embeddings`.
         with_linear_probe: Whether to fit the linear probe, which is slow for long vectors.
+        warn: Function that gives a warning about a classifier that is skipped.
 
     Returns:
         Arrays of bool, one value per labeled test image, for "knn_<k>" and "linear_probe". Empty if
@@ -320,15 +322,15 @@ def accuracy_hits(
     arrays = (train_vectors, train_labels, test_vectors, test_labels)
     usable = [k for k in ks if k <= len(train_labels)]
     if len(usable) < len(ks):
-        logger.warning(
-            "k-NN with k = %s is skipped: there are only %d labeled training images.",
-            ", ".join(str(k) for k in ks if k not in usable),
-            len(train_labels),
+        skipped = ", ".join(str(k) for k in ks if k not in usable)
+        warn(
+            f"k-NN with k = {skipped} is skipped: there are only {len(train_labels)} labeled "
+            "training images."
         )
     by_k = weighted_knn_hits(*arrays, ks=usable) if usable else {}
     hits = {f"knn_{k}": hit for k, hit in by_k.items()}
     if with_linear_probe and (train_labels == train_labels[0]).all():
-        logger.warning("The linear probe is skipped: all training images have the same class.")
+        warn("The linear probe is skipped: all training images have the same class.")
         with_linear_probe = False
     return {**hits, "linear_probe": linear_probe_hits(*arrays)} if with_linear_probe else hits
 

@@ -7,6 +7,7 @@ uniformity (how evenly the vectors fill the sphere), and the nearest neighbors o
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ from .config.run_config import RunConfig
 from .dataloader.collate import collate, normalize
 from .dataloader.views import ViewDataset
 from .evaluation_images import EvaluationImages
+
+logger = logging.getLogger(__name__)
 
 # N images · E embedding
 
@@ -122,6 +125,7 @@ class Evaluation:
         self.processor = processor
         self.embedder = self._embedder(Embedder)
         self._latest: tuple[int, Measurement] | None = None
+        self._warned: set[str] = set()  # shared with the evaluations that `of` returns
 
     def _embedder(self, kind: type[Embedder]) -> Embedder:
         return kind(
@@ -133,7 +137,14 @@ class Evaluation:
 
     def of(self, model: Any, images: EvaluationImages | None) -> Evaluation:
         """Return the evaluation of another model or on other images, with the same settings."""
-        return Evaluation(model, self.processor, self.run, images, self.device)
+        other = Evaluation(model, self.processor, self.run, images, self.device)
+        other._warned = self._warned
+        return other
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     @property
     def data(self) -> str:
@@ -174,7 +185,7 @@ class Evaluation:
             is_same = self.images.test is self.images.images
             test = train if is_same else self.embedder.embed(self.images.test)
             test = with_known_classes(test, train)
-            hits = accuracy_hits(train, test) | self._classifier_hits(test)
+            hits = accuracy_hits(train, test, warn=self._warn_once) | self._classifier_hits(test)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
             metrics |= {"num_train": len(vectors), "num_test": len(test.vectors)}
         views = self._embed_views(self.embedder)
@@ -198,7 +209,7 @@ class Evaluation:
         if self.images.test is not None:
             train, test = map(embedder.embed, self.images.sources)
             test = with_known_classes(test, train)
-            hits = accuracy_hits(train, test, with_linear_probe=False)
+            hits = accuracy_hits(train, test, with_linear_probe=False, warn=self._warn_once)
             samples |= {name: MetricSample.mean_of(hit) for name, hit in hits.items()}
         views = self._embed_views(embedder)
         samples["view_retrieval"] = MetricSample.mean_of(view_retrieval(*views))

@@ -427,3 +427,13 @@ def test_require_improvement_without_a_report_is_an_error(two_classes, tmp_path)
     options = ("--max-steps", 1, "--require-improvement")
     with pytest.raises(ValueError, match="not --report-images 0"):
         main(arguments("dino", two_classes, tmp_path / "out", *options))
+
+
+def test_a_report_warns_once_of_a_skipped_classifier(
+    two_classes, tiny_checkpoint, tmp_path, caplog
+):
+    # raw pixels, before and after each gave the same warning
+    out = tmp_path / "out"
+    options = ("--max-steps", 1, "--report-images", 20)
+    main(command("dino_finetune", tiny_checkpoint, two_classes, out, *options))
+    assert caplog.text.count("k-NN with k = 20 is skipped") == 1
