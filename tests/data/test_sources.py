@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+import tarfile
+import zipfile
 
 import datasets
 import numpy as np
@@ -331,6 +333,41 @@ class TestAnySource:
             len({source.fingerprint, source.sample(4).fingerprint, source.sample(5).fingerprint})
             == 3
         )
+
+
+def write_data(folder, seed):
+    """Write the same image as a file, in lists and tables, in archives and as a dataset."""
+    (folder / "photos").mkdir(parents=True)
+    content = png(seed)
+    (folder / "photos" / "a.png").write_bytes(content)
+    (folder / "list.txt").write_text("photos/a.png\n")
+    (folder / "tables").mkdir()
+    pq.write_table(pa.table({"image": ["../photos/a.png"]}), folder / "tables" / "a.parquet")
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("a.png", content)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / "photos" / "a.png", "a.png")
+    rows = {"image": [{"bytes": content, "path": None}]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder / "saved")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["photos", "list.txt", "tables", "a.zip", "a.tar", "saved"])
+def test_a_source_of_a_relative_path_reads_the_same_images_in_another_folder(
+    name, streaming, tmp_path, monkeypatch
+):
+    # A worker of Ray read the images of the folder in which the node was started.
+    write_data(tmp_path / "here", seed=1)
+    write_data(tmp_path / "there", seed=2)
+    monkeypatch.chdir(tmp_path / "here")
+    source = open_images(name, streaming=streaming)
+    assert str(tmp_path) not in source.description
+    stored = pickle.dumps(source)
+    monkeypatch.chdir(tmp_path / "there")
+    source = pickle.loads(stored)
+    record = source[0] if isinstance(source, ImageSource) else next(source.read_shard(0))
+    assert_same_pixels(record, 1)
 
 
 def test_the_fingerprint_changes_when_a_file_is_renamed(tmp_path):
