@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -243,15 +244,34 @@ def resolve(folder: str | os.PathLike[str]) -> Path:
         ImportError: If the packages for the URL are missing.
         ValueError: If the URL is not a valid one.
     """
-    if is_remote(folder) or not is_url(folder):
-        return cast(Path, folder) if is_remote(folder) else Path(folder)
+    if is_remote(folder):
+        _check_segments(str(folder))
+        return cast(Path, folder)
+    if not is_url(folder):
+        return Path(folder)
     url = str(folder).rstrip("/")
+    _check_segments(url)
     check_package(url)
     try:
         from upath import UPath
     except ImportError as error:
         raise missing_package(url) from error
     return cast(Path, UPath(url))
+
+
+def _check_segments(url: str) -> None:
+    """Check that no segment of a URL is empty: s3fs lists nothing below such a URL.
+
+    Raises:
+        ValueError: If one is.
+    """
+    protocol, _, path = url.partition("://")
+    if "//" in path:
+        fixed = re.sub("/+", "/", path)
+        raise ValueError(
+            f"the URL of a folder of vectors must not have an empty segment, but {url!r} has one; "
+            f"use {f'{protocol}://{fixed}'!r}, or set the variable that is empty."
+        )
 
 
 def is_remote(path: Any) -> bool:

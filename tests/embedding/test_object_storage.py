@@ -394,6 +394,15 @@ class TestVectors:
         with pytest.raises(ValueError, match=r"built beside local vectors.*copy the folder"):
             build_index(Collection("memory://vectors/index"))
 
+    @pytest.mark.parametrize("url", ["s3://bucket//v", "s3://bucket/p//v"])
+    def test_a_url_with_an_empty_segment_is_refused(self, s3, bucket, embedder, url):
+        # s3fs lists nothing below it, so that a second run replaced the manifest of the first.
+        fixed = url.replace("//v", "/v")
+        with pytest.raises(ValueError, match=f"must not have an empty segment.*use '{fixed}'"):
+            write(embedder, bucket, url)
+        assert not s3.exists(f"{url}/manifest.json")
+        assert resolve(f"{fixed}/") == resolve(fixed)
+
     def test_a_missing_bucket_is_one_line(self, embedder, bucket):
         with pytest.raises(StorageError, match="bucket does not exist; create it first"):
             write(embedder, bucket, "s3://no-such-bucket/v")
