@@ -130,6 +130,11 @@ def open_images(
         raise ValueError("data must name at least one image file or folder.")
     if any([is_url(name) for name in names]):
         urls = [str(name) for name in names]
+        if video_fps is not None:
+            raise ValueError(
+                f"videos are not read from object storage, but data is {', '.join(urls)}; copy "
+                "them to a disk, or leave out --video-fps for images."
+            )
         remote = open_remote(urls, split, streaming=streaming, **columns)
         if isinstance(remote, StreamingImageSource):
             return remote

@@ -30,7 +30,6 @@ from .listing import (
     Listing,
     archives_note,
     is_archive,
-    videos_note,
 )
 from .metadata import values_of_metadata
 from .splits import ALL, choose_split_folder, split_folders, split_names
@@ -115,9 +114,9 @@ def choose_images(
     if prefix:
         paths = [path for path in paths if path.startswith(prefix)]
     if not paths:
-        contents = _list_contents(folder / prefix)
+        contents, videos = _list_contents(folder / prefix), listing.notes_on_videos()
         raise ValueError(
-            _without_images(f"{where}/{prefix}".rstrip("/"), left_out, contents, listing.videos)
+            _without_images(f"{where}/{prefix}".rstrip("/"), left_out, contents, *videos)
         )
     notes = [*listing.notes(), *chosen.notes]
     # a table beside the split folders may name images of all splits
@@ -453,10 +452,10 @@ def _why_not_taken(path: str) -> str | None:
 
 
 def _without_images(
-    where: str, left_out: Sequence[LeftOut], contents: str, videos: Sequence[str] = ()
+    where: str, left_out: Sequence[LeftOut], contents: str, videos: str | None = None
 ) -> str:
-    if videos:
-        return f"there are no images in {where!r}; {videos_note(videos)}."
+    if videos is not None:
+        return f"there are no images in {where!r}; {videos}."
     if left_out:
         first = left_out[0]
         return (

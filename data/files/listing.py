@@ -57,6 +57,7 @@ class Listing:
         archives: Archives of a kind that is not opened.
         links_above: Links to folders that contain the listed folder.
         videos: Videos by their extensions, sorted; links to missing files are among them.
+        is_remote: Whether the files are in object storage, from which no videos are read.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Listing:
     archives: list[str] = field(default_factory=list)
     links_above: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
+    is_remote: bool = False
 
     def notes(self) -> list[str]:
         """Return sentences about what the listing does not count."""
@@ -89,9 +91,17 @@ class Listing:
                 "links to folders that contain the data are not followed: "
                 f"{shorten(self.links_above, 3)}"
             )
-        if self.videos:
-            notes.append(videos_note(self.videos))
-        return notes
+        return [*notes, *self.notes_on_videos()]
+
+    def notes_on_videos(self) -> list[str]:
+        """Return a sentence about the videos, which are not read, if there are any."""
+        if not self.videos:
+            return []
+        are, them = ("s are", "them") if len(self.videos) > 1 else (" is", "it")
+        fix = f"selfvit embed --video-fps reads {them}"
+        if self.is_remote:
+            fix = f"copy {them} to a disk to embed the frames"
+        return [f"{len(self.videos)} video file{are} not read ({shorten(self.videos, 3)}); {fix}"]
 
 
 class _Walk:
@@ -303,7 +313,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def list_names(names: Iterable[str], kind_by_content: Callable[[str], str | None]) -> Listing:
-    """Sort the files of a place without folders and links, such as object storage, by their kind.
+    """Sort the files of object storage, which has no folders and links, by their kind.
 
     The rules are those of `list_images`.
 
@@ -313,6 +323,7 @@ def list_names(names: Iterable[str], kind_by_content: Callable[[str], str | None
             image format, or None.
     """
     walk = _Walk("")
+    walk.listing.is_remote = True
     system_folders: set[str] = set()
     for name in names:
         if not is_hidden(name):
@@ -366,17 +377,6 @@ def archives_note(names: Sequence[str]) -> str:
     return f"archives are not read: {shorten(names, 3)}; unpack them if they hold images"
 
 
-def videos_note(names: Sequence[str]) -> str:
-    """Return a sentence about videos that are not read.
-
-    Args:
-        names: Names of the videos.
-    """
-    plural = "s are" if len(names) > 1 else " is"
-    reads = f"selfvit embed --video-fps reads {'them' if len(names) > 1 else 'it'}"
-    return f"{len(names)} video file{plural} not read ({shorten(names, 3)}); {reads}"
-
-
 def _is_below(path: str, folders: set[str]) -> bool:
     """Return whether a path is one of the folders, or lies below one of them."""
     while True:
@@ -399,5 +399,4 @@ __all__ = [
     "is_hidden",
     "list_images",
     "list_names",
-    "videos_note",
 ]

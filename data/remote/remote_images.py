@@ -184,7 +184,7 @@ def _open_one(
             )
     if not listing.paths:
         reason = "not an image"
-        if listing.containers:
+        if listing.containers or listing.videos:
             reason = "a kind of file that is not read from object storage; copy it to a disk"
         elif listing.left_out:
             reason = listing.left_out[0].reason

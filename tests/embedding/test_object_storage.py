@@ -227,6 +227,21 @@ class TestImages:
         assert source.paths == sorted(names)
         assert all(source[place].image == content for place in range(len(source)))
 
+    def test_videos_are_named_and_not_read(self, images):
+        # --video-fps was ignored: the images beside the videos were embedded.
+        content = (images / "a/0002.png").read_bytes()
+        memory = fsspec.filesystem("memory")
+        memory.pipe({"/clips/a.mp4": b"", "/clips/b.png": content, "/films/c.mp4": b""})
+        for url in ("memory://clips", "memory://films/c.mp4"):
+            with pytest.raises(ValueError, match="not read from object storage.*copy them to a"):
+                open_images(url, video_fps=1)
+        note = r"1 video file is not read \(a.mp4\); copy it to a disk to embed the frames"
+        assert re.fullmatch(note, open_images("memory://clips").inventory.notes[-1])
+        with pytest.raises(ValueError, match="no images in .* copy it to a disk to embed"):
+            open_images("memory://films")
+        with pytest.raises(ValueError, match="not read from object storage; copy it to a disk"):
+            open_images("memory://films/c.mp4")
+
     def test_an_object_that_was_deleted_is_skipped(self, s3, embedder, images, tmp_path):
         image_files.noise(8, 8, seed=0).save(tmp_path / "0.png")
         image_files.noise(8, 8, seed=1).save(tmp_path / "1.png")
