@@ -136,6 +136,7 @@ class StreamingImageSource:
 
     id_column = "id"
     is_video = False  # whether the records are frames, which are decoded already and have times
+    numbers_rows = False  # whether rows without an id are named as without streaming
 
     def __init__(
         self,
@@ -223,8 +224,8 @@ class StreamingImageSource:
             num_parts: Number of readers that share the shard.
 
         Yields:
-            Records. Without an id column, the id of a record consists of the indices of the shard
-            and the row, both from 0.
+            Records. Without an id, the name of a record consists of the indices of the shard and
+            the row, both from 0; of Parquet files, it is the number of the row in all files.
 
         Raises:
             ValueError: If the shard cannot be read.
@@ -278,6 +279,7 @@ class DatasetStream(StreamingImageSource):
             sizes of its shards.
         folders: Folders that relative paths of images can start from.
         all_features: Types of all columns, if the dataset has only some of them.
+        row_groups: Number of rows of each row group of each file, if they are known.
 
     Raises:
         ValueError: If there is no such column, or if the names of its labels are not known.
@@ -293,6 +295,7 @@ class DatasetStream(StreamingImageSource):
         identity: Sequence[str],
         folders: Sequence[Path] = (),
         all_features: Mapping[str, Any] | None = None,
+        row_groups: Sequence[Sequence[int]] | None = None,
     ):
         features = dataset.features or dataset._resolve_features().features
         self._columns = choose_columns(features, image_column, label_column)
@@ -317,6 +320,11 @@ class DatasetStream(StreamingImageSource):
                 )
         self._dataset = keep_encoded(dataset, self._columns)
         self._folders = [folder.absolute() for folder in folders]
+        self._row_groups = row_groups
+        self._first_rows: list[int] | None = None  # number of the first row of each shard
+        if row_groups is not None:
+            self.numbers_rows = True
+            self._first_rows = list(itertools.accumulate(map(sum, row_groups), initial=0))
         inventory = Inventory(found=0, taken=0, notes=notes)
         super().__init__(description, label_names, identity, inventory)
         if label_names is not None:
@@ -332,6 +340,9 @@ class DatasetStream(StreamingImageSource):
         """The same stream divided into more shards, if possible: row groups of Parquet files."""
         finer = copy.copy(self)
         finer._dataset = self._dataset.reshard()
+        if self._row_groups is not None:
+            counts = itertools.chain.from_iterable(self._row_groups)
+            finer._first_rows = list(itertools.accumulate(counts, initial=0))
         return finer
 
     @property
@@ -355,8 +366,11 @@ class DatasetStream(StreamingImageSource):
         try:
             for count, batch in enumerate(batches, start):
                 row = {name: values[0] for name, values in batch.items()}
-                name = f"shard {shard} row {count * num_parts + part}"
-                yield _record(row, self._columns, name, self._label_of(row, name), self._folders)
+                number = count * num_parts + part
+                place = name = f"shard {shard} row {number}"
+                if self._first_rows is not None:
+                    name = str(self._first_rows[shard] + number)
+                yield _record(row, self._columns, name, self._label_of(row, place), self._folders)
         except StorageError:
             raise
         except (tarfile.TarError, pyarrow.ArrowException, OSError) as error:
@@ -367,13 +381,13 @@ class DatasetStream(StreamingImageSource):
         finally:
             batches.close()  # pyarrow threads that are still reading can block the exit of Python
 
-    def _label_of(self, row: Mapping[str, Any], name: str) -> int | None:
+    def _label_of(self, row: Mapping[str, Any], place: str) -> int | None:
         if self.label_names is None or (label := self._columns.label_of(row)) in (None, NO_LABEL):
             return None
         try:
             check_class(label, self._columns.label_name, self.label_names)
         except ValueError as error:
-            raise ValueError(f"{name} of {self.description}: {error}") from error
+            raise ValueError(f"{place} of {self.description}: {error}") from error
         return label
 
 

@@ -61,6 +61,7 @@ class ImageSource:
     """
 
     is_video = False
+    numbers_rows = False  # see `StreamingImageSource`
 
     def __init__(
         self,

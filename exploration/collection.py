@@ -8,6 +8,7 @@ import csv
 import functools
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Entries of a fingerprint that the vectors of a query need not have.
 NOT_OF_A_QUERY = ("vector_dtype", "patch_grid", "engine")
+NAME_IN_STREAM = re.compile(r"shard \d+ row \d+")  # of a row of a stream that has no id
 
 
 class Collection:
@@ -404,6 +406,11 @@ class CollectionImages:
             FileNotFoundError: If the images no longer hold it.
         """
         name, position = self._ids[row], self._positions[row]
+        if position is None and NAME_IN_STREAM.fullmatch(name):
+            raise FileNotFoundError(
+                f"images must have ids to be found again after --streaming, but {name!r} has none; "
+                "embed them without --streaming, or add a column id."
+            )
         if position is None:
             raise FileNotFoundError(
                 f"there is no image {name!r}, or another number of them, in the "

@@ -90,6 +90,10 @@ def open_parquet(
     }
     if streaming:
         folders = list(dict.fromkeys(file.parent for file in local))
+        chosen["row_groups"] = [
+            [entry.row_group(group).num_rows for group in range(entry.num_row_groups)]
+            for entry in metadata
+        ]
         stream = builder.as_streaming_dataset(split="train")
         return DatasetStream(
             stream, f"{name}, streamed", **chosen, identity=identity, folders=folders

@@ -65,7 +65,7 @@ class Manifest:
     Args:
         checkpoint: Values that the vectors depend on, see `checkpoint_fingerprint`.
         data: Fingerprint, description and number of positions of the source, the name of its id
-            column, and whether it is labeled and has videos.
+            column, and whether it is labeled, has videos, and is a stream that numbers its rows.
         parts: Complete parts.
         run: Random name of the run; the parts of a folder have that of its manifest.
         group: Token of the group of processes that writes it; "" for a single process.
@@ -140,8 +140,15 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[str]:
         """Return what differs in another manifest, one text for each value."""
-        mine = {**self.checkpoint, "data": self.data["fingerprint"]}
-        theirs = {**other.checkpoint, "data": other.data["fingerprint"]}
+        mine, theirs = (
+            {
+                **manifest.checkpoint,
+                "data": manifest.data["fingerprint"],
+                # older streams named rows of Parquet files in another way
+                "numbers_rows": manifest.data.get("numbers_rows", False),
+            }
+            for manifest in (self, other)
+        )
         unknown = {name for name in ENCODER_FIELDS if name not in mine}  # in older manifests
         return [
             name

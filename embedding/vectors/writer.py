@@ -191,6 +191,7 @@ def open_folder(
         "id_column": source.id_column,
         "is_labeled": source.label_names is not None,
         "is_video": source.is_video,
+        "numbers_rows": source.numbers_rows,
     }
     replaced = Manifest.load(output)
     stored = replaced if resume else None

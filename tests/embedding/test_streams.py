@@ -157,6 +157,15 @@ def test_other_shards_are_refused(embedder, tars, tmp_path):
         write(embedder, data, tmp_path / "v", resume=True)
 
 
+def test_a_parquet_stream_whose_rows_had_other_names_is_refused(embedder, tables, tmp_path):
+    write(embedder, tables, tmp_path / "v")
+    manifest = Manifest.load(tmp_path / "v")
+    assert manifest is not None and manifest.data.pop("numbers_rows")  # as in older folders
+    manifest.save(tmp_path / "v")
+    with pytest.raises(ValueError, match=r"these differ: numbers_rows \(False, now True\)"):
+        write(embedder, tables, tmp_path / "v", resume=True)
+
+
 def test_positions_are_split_at_the_ends_of_shards():
     start, stop = SHARD_POSITIONS - 3, 3 * SHARD_POSITIONS
     parts = split_at_shards([range(5), range(start, stop)])

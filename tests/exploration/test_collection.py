@@ -22,6 +22,7 @@ from selfvit.exploration.labeling import label
 from selfvit.exploration.search import search
 
 from .. import image_files
+from .conftest import write_vectors
 
 
 @pytest.fixture
@@ -97,6 +98,30 @@ def test_a_folder_that_names_no_images_and_no_checkpoint(folder):
         collection.images()
     with pytest.raises(ValueError, match="choose it with --checkpoint"):
         collection.embedder()
+
+
+def test_images_of_a_parquet_stream_are_found_and_others_without_ids_are_named(
+    tiny_checkpoint, tmp_path
+):
+    (data := tmp_path / "data").mkdir()
+    pictures = [image_files.noise(24, 24, seed=seed) for seed in range(5)]
+    for place, part in enumerate((pictures[:2], pictures[2:])):
+        content = [io.BytesIO() for _ in part]
+        for file, picture in zip(content, part, strict=True):
+            picture.save(file, "PNG")
+        table = pa.table({"image": [file.getvalue() for file in content]})
+        pq.write_table(table, data / f"{place}.parquet")
+    stream = open_images(data, streaming=True)
+    place = {"images": {"data": [str(data)]}}
+    embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu")
+    write_embeddings(embedder, stream, tmp_path / "v", metadata=place, progress=False)
+    images = Collection(tmp_path / "v").images()
+    for row, picture in enumerate(pictures):
+        assert images.picture(row).tobytes() == picture.tobytes()
+    write_vectors(tmp_path / "old", np.eye(2), ["shard 0 row 0", "shard 0 row 1"])
+    images = Collection(tmp_path / "old").images(data / "0.parquet")
+    with pytest.raises(FileNotFoundError, match="must have ids to be found again.*without --stre"):
+        images.record(1)
 
 
 def test_rows_of_one_name_are_not_mixed_up(tiny_checkpoint, tmp_path, monkeypatch):
