@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from ..data.dataset_source import AnySource
+from ..data.dataset_source import AnySource, StreamingImageSource
 from ..data.decoding import AnyImage, UnreadableImageError
 from ..data.inventory import SkippedImage
 from ..data.pixel_format import Findings, PixelCheck
-from ..data.reading import unreadable_reason
+from ..data.reading import Batches, unreadable_reason
 from ..data.reading_ahead import decode_in_threads
 from ..data.sources import Data, as_source
 from ..modeling.checkpoints.loading import DTYPES, load_strictly
@@ -34,7 +34,7 @@ from .engines.int8 import BATCH_SIZE, NUM_IMAGES, calibrate
 from .engines.interface import AUTO, Engine, Selection
 from .engines.quantization import Quantization
 from .engines.torch import CastEngine, TorchEngine
-from .preparation import Preparation, num_decoding_threads
+from .preparation import CroppedFrames, Preparation, num_decoding_threads
 from .preprocessing import pixel_format_of
 from .statistics import sample_images
 
@@ -316,14 +316,10 @@ class Embedder:
 
     def _calibrate(self, source: AnySource, progress: bool) -> None:
         """Calibrate the rounding on a sample of the images of a source."""
-        sample, preparation = sample_images(source, NUM_IMAGES), self.preparation
-        batches = preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
-        with closing(batches):
-            pixels = [
-                preparation.normalize(batch.pixels[0], self.model.device)
-                for _, batch in batches
-                if batch.pixels is not None
-            ]
+        pixels = [
+            self.preparation.normalize(batch, self.model.device)
+            for batch in self._sample_pixels(source)
+        ]
         pixel_values = torch.cat(pixels) if pixels else torch.empty(0)
         with (
             progress_bar(description="calibrating", disable=not progress) as bar,
@@ -333,6 +329,20 @@ class Embedder:
             engine = calibrate(self.model, pixel_values, bar.update)
         self._engine = engine
         self.request = replace(self.request, quantization=engine.selection.quantization)
+
+    def _sample_pixels(self, source: AnySource) -> Iterator[Tensor]:
+        """Yield batches of cropped pixels, (B, C, H, W), of a sample of the images of a source."""
+        preparation = self.preparation
+        if isinstance(source, StreamingImageSource) and source.is_video:
+            frames = sample_images(CroppedFrames(source, preparation), NUM_IMAGES)
+            for positions in Batches([range(len(frames))], BATCH_SIZE):
+                crops: list[Any] = [frames[position].image for position in positions]
+                yield preparation.stack_pixels(crops)
+            return
+        sample = sample_images(source, NUM_IMAGES)
+        batches = preparation.read(sample, [range(len(sample))], BATCH_SIZE, self.num_workers)
+        with closing(batches):
+            yield from (batch.pixels[0] for _, batch in batches if batch.pixels is not None)
 
     def _choose(self, candidates: list[Selection], pixel_values: Tensor | None) -> Engine:
         with torch.inference_mode(), eval_mode(self.model):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..data.reading import (
     read_images,
     read_spread_images,
     read_stream,
+    unreadable_reason,
 )
 from ..data.reading_ahead import read_ahead
 from .eight_bit import EightBitPreprocessing
@@ -146,6 +147,45 @@ class Preparation:
         return self.stack_pixels(pixels), list(findings), list(checksums)
 
 
+class CroppedFrames(StreamingImageSource):
+    """Stream of videos whose frames are cropped as soon as they are decoded.
+
+    The decoded frames of a shuffle buffer would take gigabytes. Frames that cannot be read are left
+    out.
+
+    Args:
+        source: Videos.
+        preparation: Preparation that crops the frames.
+    """
+
+    is_video = True
+
+    def __init__(self, source: StreamingImageSource, preparation: Preparation):
+        super().__init__(source.description, source.label_names, source.identity, source.inventory)
+        self._source = source
+        self._preparation = preparation
+
+    @property
+    def num_shards(self) -> int:
+        """Number of videos."""
+        return self._source.num_shards
+
+    def read_shard(
+        self, shard: int, *, start: int = 0, part: int = 0, num_parts: int = 1
+    ) -> Generator[ImageRecord, None, None]:
+        """Yield the records of a video, whose images are pixels for `stack_pixels`."""
+        options = {"start": start, "part": part, "num_parts": num_parts}
+        with closing(self._source.read_shard(shard, **options)) as records:
+            for record in records:
+                try:
+                    pixels: Any = self._preparation.crop(record.image)[0]
+                except Exception as error:
+                    if unreadable_reason(error) is None:
+                        raise
+                    continue
+                yield replace(record, image=pixels)
+
+
 def num_decoding_threads() -> int:
     """Return the number of threads that decode in the current process: as many as torch uses."""
     return min(MAX_DECODING_THREADS, torch.get_num_threads())
@@ -230,6 +270,7 @@ def _decode_and_preprocess(
 
 
 __all__ = [
+    "CroppedFrames",
     "Preparation",
     "num_decoding_threads",
     "preprocess",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from selfvit import SelfViTConfig, SelfViTModel
 from selfvit.cli import app
 from selfvit.data.sources import open_images
+from selfvit.data.videos.video_source import VideoStream
 from selfvit.embedding.embedder import Embedder
 from selfvit.embedding.engines import int8
 from selfvit.embedding.engines.encoder import FusedEncoder, PlainLinear
@@ -32,6 +34,7 @@ from selfvit.embedding.vectors.reader import read_vectors
 from selfvit.exploration.collection import Collection
 
 from .. import image_files
+from ..data.videos import write_video
 
 NUM_IMAGES = 72
 
@@ -130,6 +133,25 @@ class TestCalibration:
         rounding = Quantization({}, max_weight_here() + 1, "float32", 8, 24, fidelity)
         with pytest.raises(ValueError, match="overflow on this CPU above"):
             OpenVINOEngine(model_of(), Selection("openvino", torch.int8, rounding))
+
+    def test_videos_are_calibrated_on_without_keeping_decoded_frames(self, tmp_path, monkeypatch):
+        # The frames of a shuffle buffer were kept as decoded: 6 GB at 1920 x 1080.
+        frames: list[weakref.ref] = []
+        num_alive = []
+        read_shard = VideoStream.read_shard
+
+        def read(self, shard, **options):
+            for record in read_shard(self, shard, **options):
+                frames.append(weakref.ref(record.image))
+                num_alive.append(sum(frame() is not None for frame in frames))
+                yield record
+
+        monkeypatch.setattr(VideoStream, "read_shard", read)
+        embedder = embedder_of(model_of())
+        embedder.choose_engine(open_images(write_video(tmp_path / "v.mp4", 120), video_fps=25))
+        rounding = embedder.selection.quantization
+        assert (rounding.num_calibration, rounding.fidelity.num_images) == (40, 80)
+        assert len(frames) == 120 and max(num_alive) <= 3
 
     def test_vectors_in_8_bits_agree_with_those_of_the_rounded_layers(self, images):
         model, source = model_of(), open_images(images)
