@@ -105,12 +105,12 @@ def test_images_of_a_parquet_stream_are_found_and_others_without_ids_are_named(
 ):
     (data := tmp_path / "data").mkdir()
     pictures = [image_files.noise(24, 24, seed=seed) for seed in range(5)]
-    for place, part in enumerate((pictures[:2], pictures[2:])):
+    for number, part in enumerate((pictures[:2], pictures[2:])):
         content = [io.BytesIO() for _ in part]
         for file, picture in zip(content, part, strict=True):
             picture.save(file, "PNG")
         table = pa.table({"image": [file.getvalue() for file in content]})
-        pq.write_table(table, data / f"{place}.parquet")
+        pq.write_table(table, data / f"{number}.parquet")
     stream = open_images(data, streaming=True)
     place = {"images": {"data": [str(data)]}}
     embedder = Embedder.from_pretrained(tiny_checkpoint, device="cpu")
