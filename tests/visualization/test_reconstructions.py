@@ -136,9 +136,9 @@ class TestErrors:
     def test_the_error_for_a_checkpoint_without_a_decoder_names_a_recipe(self, tiny_checkpoint):
         with pytest.raises(ValueError, match="SelfViTForDINO checkpoint, without the decoder"):
             open_mae(tiny_checkpoint)
-        with pytest.raises(ValueError, match="selfvit train mae_demo"):
+        with pytest.raises(ValueError, match="selfvit train mae --data"):
             open_mae(tiny_checkpoint)
-        assert RECIPES["mae_demo"](None, None).architecture == "SelfViTForMAE"
+        assert RECIPES["mae"](None, None).architecture == "SelfViTForMAE"
 
     def test_a_saved_mae_encoder_has_no_decoder(self, checkpoint, tmp_path):
         model, _ = open_mae(checkpoint)
