@@ -25,6 +25,7 @@ from selfvit.visualization import embedding_map
 
 from .. import image_files
 from ..data.videos import write_video
+from ..figures import kept_figures
 from .conftest import embed
 
 
@@ -171,14 +172,7 @@ class TestCommand:
         self, folder, tmp_path, monkeypatch
     ):
         """Numbers were sorted as texts, "10" before "9", on colors that end where they begin."""
-        figures = []
-        save = embedding_map.save_png
-
-        def keep(figure, path):
-            figures.append(figure)
-            save(figure, path)
-
-        monkeypatch.setattr(embedding_map, "save_png", keep)
+        figures = kept_figures(monkeypatch, embedding_map)
         score = [None, float("nan"), *np.linspace(-1, 100, 38)]
         cluster = [None, *(np.arange(39) % 12).tolist()]
         columns = {"score": score, "cluster": cluster, "many": np.arange(40)}

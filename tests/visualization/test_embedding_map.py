@@ -13,6 +13,8 @@ from selfvit.visualization.embedding_map import (
     select_thumbnails,
 )
 
+from ..figures import kept_figures
+
 
 @pytest.fixture
 def vectors():
@@ -62,14 +64,7 @@ def test_names_of_classes_are_not_read_as_markup(vectors, tmp_path):
 
 def test_unlabeled_images_are_gray_and_named_so_in_the_legend(vectors, tmp_path, monkeypatch):
     """They had the name of the last class, as -1 is the last place of the names."""
-    figures = []
-    save = embedding_map.save_png
-
-    def keep(figure, path):
-        figures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(embedding_map, "save_png", keep)
+    figures = kept_figures(monkeypatch, embedding_map)
     labels = np.where(LABELS == 1, -1, LABELS)
     plot_embedding_map(vectors, None, labels, ["cat", "dog", "owl"], tmp_path / "map.png")
     (axes,) = figures[0].axes
