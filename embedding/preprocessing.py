@@ -240,6 +240,14 @@ def needed_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
     return (size["height"], size["width"]) if size.get("height") and size.get("width") else None
 
 
+def output_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """Return (height, width) of all images that a processor returns, None if it depends on them."""
+    settings: Any = processor
+    crops = getattr(settings, "do_center_crop", False)
+    size = dict((settings.crop_size if crops else settings.size) or {})
+    return (size["height"], size["width"]) if size.get("height") and size.get("width") else None
+
+
 def _is_extreme(shape: Sequence[int], settings: Any) -> bool:
     """Return whether a stock processor would resize far more than it crops."""
     size = dict(getattr(settings, "size", None) or {})
@@ -290,6 +298,7 @@ __all__ = [
     "crop_pixels",
     "needed_size",
     "normalize_pixels",
+    "output_size",
     "pixel_format_of",
     "pixel_values_of",
     "resized_processor",

@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ...configuration.configuration_selfvit import SelfViTConfig
+from ...embedding.preprocessing import output_size
 from ...modeling.checkpoints.weight_files import WEIGHTS
 from ...modeling.modeling_selfvit import SelfViTModel
 from ...modeling.position_embeddings import resize_positions
@@ -153,12 +154,11 @@ def check_timm(config: SelfViTConfig) -> None:
 
 def _fit_to_processor(config: SelfViTConfig, processor: Any) -> SelfViTConfig:
     """Return the configuration for the size that a processor gives, if patches can divide it."""
-    size = dict(processor.crop_size if processor.do_center_crop else processor.size)
-    sides: list[Any] = [size.get("height"), size.get("width")]
-    if any(side is None or side % config.patch_size for side in sides):
+    size = output_size(processor)
+    if size is None or any(side % config.patch_size for side in size):
         return config  # `_preprocessing` raises the error
     fitted = copy.deepcopy(config)
-    fitted.image_size = sides
+    fitted.image_size = list(size)
     return fitted
 
 

@@ -8,7 +8,7 @@ from PIL.Image import Resampling
 from transformers import AutoConfig, AutoImageProcessor
 
 from ...configuration.configuration_selfvit import SelfViTConfig
-from ...embedding.preprocessing import pixel_format_of
+from ...embedding.preprocessing import output_size, pixel_format_of
 from ...modeling.checkpoints.resolve import resolve_checkpoint
 from .run_config import RunConfig
 
@@ -36,8 +36,8 @@ def read_preprocessing(checkpoint: str, patch_size: int) -> dict[str, Any]:
 
     A run that starts from a checkpoint keeps its preprocessing. The image size may differ from that
     of the position embeddings: DINOv2 has positions for 518 pixels, and its processor gives 224.
-    It is left out if it is no multiple of the patch size. Without an image processor, the result is
-    empty.
+    It is left out if it is not a multiple of the patch size. Without an image processor, the result
+    is empty.
     """
     try:
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(checkpoint))
@@ -50,9 +50,9 @@ def read_preprocessing(checkpoint: str, patch_size: int) -> dict[str, Any]:
         taken["resample"] = Resampling(processor.resample).name.lower()
     if pixel_range is not None:
         taken["pixel_range"] = list(pixel_range)
-    size = processor.crop_size if crops else processor.size
-    height, width = size.get("height", 1), size.get("width", 1)
-    if height % patch_size == 0 and width % patch_size == 0:
+    size = output_size(processor)
+    if size is not None and not any(side % patch_size for side in size):
+        height, width = size
         taken["image_size"] = height if height == width else [height, width]
     if crops and "shortest_edge" in processor.size:
         taken["crop_ratio"] = processor.size["shortest_edge"] / processor.crop_size["height"]
