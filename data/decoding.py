@@ -274,8 +274,10 @@ def _decode_pillow(
     pixels = np.array(converted)  # a copy, which may be changed
     unread: tuple[str, ...] = ()
     if pixel_format.num_channels in (1, 3):
-        unread = (FOURTH_BAND,) * _has_fourth_band(image)
-        unread += (TRANSPARENCY,) * _is_transparent(image, fills)
+        if _has_fourth_band(image):
+            unread = (FOURTH_BAND,)
+        if _is_transparent(image, fills):
+            unread = (*unread, TRANSPARENCY)
     return DecodedPixels(pixels if pixels.ndim == 3 else pixels[..., None], unread=unread)
 
 
@@ -298,7 +300,7 @@ def _is_transparent(image: Image.Image, fills: bool) -> bool:
 
 
 def _has_fourth_band(image: Image.Image) -> bool:
-    """Return whether Pillow has left out a band of a TIFF file that is no transparency."""
+    """Return whether Pillow has left out a band of a TIFF file that is not transparency."""
     tags: Any = getattr(image, "tag_v2", {})
     return image.mode == "RGB" and tags.get(EXTRA_SAMPLES_TAG) == (UNSPECIFIED,)
 

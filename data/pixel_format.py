@@ -24,8 +24,8 @@ UNREAD = {
     TRANSPARENCY: "{name} has transparent pixels{others}. Transparency is not read: the colors "
     "stored in these pixels are visible, often black. Save such images on a background if that "
     "matters.",
-    FOURTH_BAND: "{name} has a fourth band that is no transparency{others}. It is not read; only a "
-    "model of four channels reads it (--num-channels 4).",
+    FOURTH_BAND: "{name} has a fourth band that is not transparency{others}. It is not read; only "
+    "a model of four channels reads it (--num-channels 4).",
     FRAMES: "{name} has several frames or pages{others}. Only the first one is read; save each one "
     "as a file of its own if that matters.",
     NAN: "{name} has pixels without a value (NaN){others}. They are read as black; replace them in "

@@ -171,13 +171,10 @@ class Comparison:
             if value != 0:
                 trend = f"{'rose' if value > 0 else 'fell'} by {by}"
             return f"No clear change: {title} {trend}, and the interval ({between}) includes 0."
+        interval = f"({100 * LEVEL:.0f} % interval {between})"
         if self.is_too_short:
             trend = "rose" if value > 0 else "fell"
-            return (
-                f"No verdict, because the run was too short: {title} {trend} by {by} "
-                f"({100 * LEVEL:.0f} % interval {between})."
-            )
-        interval = f"({100 * LEVEL:.0f} % interval {between})"
+            return f"No verdict, because the run was too short: {title} {trend} by {by} {interval}."
         if change.direction == "higher":
             return f"Training helped: {title} rose by {by} {interval}."
         return f"Training made the features worse: {title} fell by {by} {interval}."

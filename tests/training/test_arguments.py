@@ -123,7 +123,10 @@ def test_values_and_flags_are_not_changed_by_normalization():
         (["dino_dem"], "no recipe or YAML file 'dino_dem'. Did you mean 'dino_demo'"),
         (["dino_dem"], "Recipes: dino, dinov2"),
         (["dino_demo", "--learning-rat", "3"], "Did you mean --.*learning-rate"),
-        (["dino_demo", "stray"], "'stray' is no option; images to train on are named with --data"),
+        (
+            ["dino_demo", "stray"],
+            "'stray' is not an option; images to train on are named with --data",
+        ),
         (["--output", "run", "--resume"], "selfvit train RUN/training.yaml --resume"),
         (["dino_demo", "--max-steps", "many"], "argument --max-steps: invalid int value"),
         (["dino_demo", "--image-size", "1", "2", "3"], "give one number, or height and width"),

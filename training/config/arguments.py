@@ -204,7 +204,7 @@ class TrainParser(argparse.ArgumentParser):
         name = word.partition("=")[0]
         close = difflib.get_close_matches(name, self._option_string_actions, cutoff=0.6)
         if not word.startswith("-"):
-            return f"{word!r} is no option; images to train on are named with --data"
+            return f"{word!r} is not an option; images to train on are named with --data"
         if not close:
             return f"there is no option {word!r}"
         return f"there is no option {word!r}. Did you mean {' or '.join(close)}?"
