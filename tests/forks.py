@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,23 @@ def start_fork(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function in a fork of this process, and return the fork, a multiprocessing.Process.
 
     Earlier tests leave objects here, and the fork has a copy of them. It must not free them: some
-    wait for threads that the fork does not have.
+    wait for threads that the fork does not have. It takes SIGINT as a process in a terminal does,
+    but not before `function` is called: the KeyboardInterrupt would go up through pytest, which
+    would report from the fork that the tests were interrupted.
     """
     process = multiprocessing.get_context("fork").Process(
         target=_call, args=(function, args, kwargs)
     )
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
 def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     function(*args, **kwargs)

@@ -138,6 +138,33 @@ class TestKilledWorkers:
         assert run(*arguments, "--resume").exit_code == 0
         assert np.array_equal(vectors(tmp_path / "v"), vectors(embedded))
 
+    def test_ctrl_c_in_a_worker_that_is_being_forked_does_not_reach_the_code_of_the_main_process(
+        self, many, tiny_checkpoint, tmp_path
+    ):
+        def stream():
+            fork = os.fork
+
+            def interrupted_fork():
+                if (pid := fork()) == 0:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return pid
+
+            os.fork = interrupted_fork
+            embedder = Embedder.from_pretrained(
+                tiny_checkpoint, batch_size=256, num_workers=2, device="cpu"
+            )
+            try:
+                assert (
+                    sum(len(batch.vectors) for batch in embedder.stream(open_images(many))) == 1500
+                )
+            finally:
+                (tmp_path / str(os.getpid())).touch()
+
+        process = start_fork(stream)
+        process.join(60)
+        assert process.exitcode == 0
+        assert [path.name for path in tmp_path.iterdir()] == [str(process.pid)]
+
     def test_killed_again_and_again_the_vectors_stay_the_same(
         self, many, embedded, tiny_checkpoint
     ):

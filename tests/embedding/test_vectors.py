@@ -175,7 +175,7 @@ class TestParts:
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
-        # workers of pytest-xdist ignore SIGINT
+        # background jobs of a shell ignore SIGINT
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with pytest.raises(KeyboardInterrupt):
