@@ -70,13 +70,16 @@ def rankme_influences(vectors: Tensor | np.ndarray) -> np.ndarray:
         ValueError: If there are no vectors.
     """
     vectors = _as_float64(vectors)
-    squares, directions = np.linalg.eigh(vectors.T @ vectors)  # (E,), (E, E)
+    is_wide = vectors.shape[0] < vectors.shape[1]
+    # the left (N) or the right (E) singular vectors, whichever are fewer
+    squares, basis = np.linalg.eigh(vectors @ vectors.T if is_wide else vectors.T @ vectors)
     singular_values = np.sqrt(np.maximum(squares, 0))
     in_use = singular_values > 1e-7 * max(singular_values.max(), np.finfo(np.float64).tiny)
-    singular_values = singular_values[in_use]
+    singular_values, basis = singular_values[in_use], basis[:, in_use]
+    projections = basis * singular_values if is_wide else vectors @ basis  # x_i v_k: (N, rank)
     shares = singular_values / singular_values.sum()
     entropy = -(shares * np.log(shares)).sum()
-    moves = (vectors @ directions[:, in_use]) ** 2 / (2 * singular_values)  # (N, rank)
+    moves = projections**2 / (2 * singular_values)
     slopes = -(np.log(shares) + entropy) / singular_values.sum()  # dH / ds_k
     return len(vectors) * np.exp(entropy) * (moves @ slopes)
 
