@@ -22,7 +22,7 @@ demo: .venv/installed  ## train on images of clothes, embed, evaluate and draw; 
 test: .venv/installed
 	# transformers' own model tests are not in its wheel, so they are downloaded once.
 	$(BIN)/python -m tests.conventions.transformers_source
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 
 lint: .venv/installed
 	$(BIN)/ruff check .
