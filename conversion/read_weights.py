@@ -28,6 +28,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..errors import one_line, shorten
 from ..modeling.checkpoints.hub_revision import split_revision
+from ..modeling.checkpoints.resolve import check_no_url
 from ..modeling.checkpoints.weight_files import INDEXES, SINGLE_FILES, shard_names
 from ..sharing.provenance import CARD
 from .file_contents import find_problem
@@ -174,6 +175,7 @@ def _find_weights(folder: Path) -> Path:
 
 def _download(name: str) -> tuple[Path, str]:
     """Return the local folder of a Hub repository, and its id."""
+    check_no_url(name)
     if name.startswith((".", "/", "~")) or re.search(r"\.(pth|pt|bin|ckpt|tar|safetensors)$", name):
         raise FileNotFoundError(f"there is no file or folder {name!r}.")
     repository, revision = split_revision(name if "/" in name else _timm_repository(name))

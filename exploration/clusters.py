@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..embedding.vectors.storage import is_remote
 from .collection import Collection, CollectionImages, check_rows, names_of
 from .partition import (
     NOISE,
@@ -201,11 +200,8 @@ def _check_arguments(
                 f"num_clusters ({num_clusters}) must be at most the number of different vectors "
                 f"({num_distinct}); use {num_distinct} or fewer."
             )
-    if write and is_remote(collection.folder):
-        raise ValueError(
-            f"the column is written beside the vectors, but {str(collection.folder)!r} is in "
-            "object storage; copy the folder to this machine."
-        )
+    if write:
+        collection.check_local()
 
 
 def _stability(

@@ -26,7 +26,7 @@ from ..embedding.vectors.columns import fingerprint_of, read_columns, write_colu
 from ..embedding.vectors.folder import METADATA
 from ..embedding.vectors.manifest import Manifest
 from ..embedding.vectors.reader import read_part, read_vectors
-from ..embedding.vectors.storage import read_text, resolve
+from ..embedding.vectors.storage import is_remote, read_text, resolve
 
 if TYPE_CHECKING:
     from ..embedding.embedder import Embedder
@@ -176,6 +176,24 @@ class Collection:
         """Columns that were added to the vectors, for example clusters, by name."""
         added = read_columns(self.folder, self.fingerprint)
         return {name: column.to_pylist() for name, column in added.items()}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the vectors are on this machine, so that columns can be added to them."""
+        return not is_remote(self.folder)
+
+    def check_local(self) -> None:
+        """Check that columns can be added to the vectors.
+
+        Raises:
+            ValueError: If they are in object storage.
+        """
+        if not self.is_local:
+            raise ValueError(
+                f"columns are written beside the vectors, but {str(self.folder)!r} is in object "
+                "storage; copy the folder to this machine, or write a table only: --output "
+                "FILE.csv, or write=False in Python."
+            )
 
     def write_columns(self, name: str, columns: Mapping[str, Any]) -> Path:
         """Add columns to the vectors, see `embedding.vectors.columns.write_columns`.

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..data.files.tables import check_repeated_label, path_column, read_label_column, read_list
 from ..data.labels import labels_of_values
-from ..embedding.vectors.storage import is_remote
 from ..errors import shorten
 from .classifier import (
     NO_FOLD,
@@ -131,11 +130,8 @@ def label(
     _require_scikit_learn()
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 2, "a classification")
-    if write and is_remote(collection.folder):
-        raise ValueError(
-            f"the columns are written beside the vectors, but {str(collection.folder)!r} is in "
-            "object storage; copy the folder to this machine."
-        )
+    if write:
+        collection.check_local()
     given, notes = _match(collection, *_read_labels(labels, image_column, label_column))
     names = _classes_of(given)
     rows = np.array(sorted(given))

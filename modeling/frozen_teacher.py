@@ -21,6 +21,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from ..errors import one_line, shorten
 from .checkpoints.hub_revision import split_revision
 from .checkpoints.loading import quiet_loading
+from .checkpoints.resolve import check_no_url
 from .checkpoints.weight_files import weights_digest
 
 # Hierarchical networks merge 2 x 2 patches up to three times.
@@ -159,6 +160,7 @@ def open_teacher(name: str, revision: str | None = None) -> FrozenTeacher:
             "a distillation needs a teacher, and none is named; give --teacher FOLDER, or a Hub id "
             "such as facebook/dinov2-base (distill_config.teacher in Python)."
         )
+    check_no_url(name)
     source, tag = split_revision(name)
     folder = Path(source).expanduser()
     is_folder = folder.is_dir()

@@ -6,6 +6,7 @@ Every folder of the package may import this module; it needs the standard librar
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Iterable, Iterator
@@ -119,6 +120,19 @@ def without_line_breaks(text: str) -> str:
     )
 
 
+def hub_id_in(url: str) -> str | None:
+    """Return the USER/NAME of a page of the Hub, whose address was given in its place.
+
+    Args:
+        url: Address, such as https://huggingface.co/facebook/dinov2-small/tree/main.
+
+    Returns:
+        None for other addresses.
+    """
+    page = re.match(r"https?://(?:huggingface|hf)\.co/(?:datasets/)?([\w.-]+/[\w.-]+)", url)
+    return None if page is None else page[1]
+
+
 def shorten(names: Iterable[str], limit: int = 8) -> str:
     """Join names into one line, at most `limit` of them: "a, b and 3 more"."""
     names = list(names)
@@ -128,6 +142,7 @@ def shorten(names: Iterable[str], limit: int = 8) -> str:
 
 __all__ = [
     "USER_ERRORS",
+    "hub_id_in",
     "one_line",
     "one_line_errors",
     "printable",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import shorten
+from ...errors import hub_id_in, shorten
 from ..dataset_source import StreamingImageSource
 from ..files.image_files import ChosenImages, choose_images
 from ..files.image_formats import SIGNATURE_BYTES, format_of
@@ -135,6 +135,9 @@ def _list(url: str) -> tuple[dict[str, int | None], bool]:
     Raises:
         FileNotFoundError: If there is none.
     """
+    hub_id = hub_id_in(url)
+    if hub_id is not None and "/resolve/" not in url:
+        raise FileNotFoundError(f"{url!r} is a page of the Hub; name the dataset {hub_id}.")
     system, root = file_system(url)
     try:
         with storage_errors(url):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ...errors import hub_id_in
 from .hub_revision import download_revision, split_revision
 from .weight_files import INDEXES, SINGLE_FILES
 
@@ -38,14 +39,33 @@ def resolve_checkpoint(checkpoint: str | os.PathLike[str]) -> str:
         returned unchanged.
 
     Raises:
-        FileNotFoundError: If the repository or the revision does not exist.
+        FileNotFoundError: If the repository or the revision does not exist, or the name is a URL.
         ValueError: If other weights cannot be converted, with the words of `convert`.
     """
+    check_no_url(str(checkpoint))
     repo_id, revision = split_revision(checkpoint)
     location = repo_id if revision is None else download_revision(repo_id, revision)
     if _converters and _is_foreign(location, is_downloaded=revision is not None):
         return _converters[0](str(checkpoint))
     return location
+
+
+def check_no_url(name: str) -> None:
+    """Check that weights are not named by a URL.
+
+    Args:
+        name: Name of a file or folder, or a Hub id.
+
+    Raises:
+        FileNotFoundError: If it is a URL; the message has the Hub id of a page of the Hub.
+    """
+    if "://" in name:
+        hub_id = hub_id_in(name)
+        fix = "copy them to this machine" if hub_id is None else f"use {hub_id}"
+        raise FileNotFoundError(
+            f"weights are read from a disk or from a repository on the Hub, not from the URL "
+            f"{name!r}; {fix}."
+        )
 
 
 def _is_foreign(location: str, *, is_downloaded: bool) -> bool:
@@ -83,4 +103,4 @@ def _is_selfvit(config: Path) -> bool:
     return isinstance(content, dict) and content.get("model_type") == "selfvit"
 
 
-__all__ = ["resolve_checkpoint", "set_converter"]
+__all__ = ["check_no_url", "resolve_checkpoint", "set_converter"]

@@ -113,9 +113,10 @@ def _path_or_url(output: str) -> Any:
 def _refuse_url(output: Any) -> Any:
     """Refuse a URL where the output is a path, which drops a slash: s3:/bucket is a folder here."""
     if isinstance(output, Path) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(output)):
+        url = str(output).replace(":/", "://", 1)
         raise ValueError(
-            f"--output {str(output)!r} must be a local path, as only embed writes to a URL; write "
-            "to a disk and copy it."
+            f"--output {url!r} must be a local path, as only embed writes to a URL; write to a "
+            "disk and copy it."
         )
     return output
 

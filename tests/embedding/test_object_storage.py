@@ -409,6 +409,26 @@ class TestVectors:
         with pytest.raises(ValueError, match=r"built beside local vectors.*copy the folder"):
             build_index(Collection("memory://vectors/index"))
 
+    @pytest.mark.parametrize(
+        "words", [("cluster", "--num-clusters", 3), ("label", "--labels", "few.csv")]
+    )
+    def test_columns_of_remote_vectors_are_written_to_a_table_only(
+        self, words, embedder, images, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        vectors = "memory://vectors/columns"
+        write(embedder, images, vectors, overwrite=True)
+        names = read_vectors(vectors)["path"].to_pylist()
+        rows = [f"{name},{row % 2}" for row, name in enumerate(names[:8])]
+        Path("few.csv").write_text("\n".join(["path,label", *rows]))
+        command, *options = map(str, words)
+        refused = CliRunner().invoke(app, [command, vectors, *options])
+        assert refused.exit_code == 2 and "write a table only: --output" in refused.output
+        written = CliRunner().invoke(app, [command, vectors, *options, "--output", "table.csv"])
+        assert written.exit_code == 0, written.output
+        assert "column" not in written.output and "table: table.csv" in written.output
+        assert len(Path("table.csv").read_text().splitlines()) == len(names) + 1
+
     @pytest.mark.parametrize("url", ["s3://bucket//v", "s3://bucket/p//v"])
     def test_a_url_with_an_empty_segment_is_refused(self, s3, bucket, embedder, url):
         # s3fs lists nothing below it, so that a second run replaced the manifest of the first.

@@ -17,10 +17,12 @@ def read_config(checkpoint: str) -> SelfViTConfig:
     """Return the configuration of a selfvit checkpoint.
 
     Raises:
+        FileNotFoundError: As in `resolve_checkpoint`.
         ValueError: If there is no checkpoint, or it is of another model type.
     """
+    location = resolve_checkpoint(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(resolve_checkpoint(checkpoint))
+        config = AutoConfig.from_pretrained(location)
     except OSError as error:
         raise ValueError(f"{checkpoint} is not a checkpoint: {error}") from error
     if not isinstance(config, SelfViTConfig):

@@ -51,7 +51,7 @@ def cluster(
     """Divide the images of VECTORS into clusters, and write them as the column "cluster".
 
     The largest cluster is 0. Images that HDBSCAN leaves out as noise have no cluster. --output
-    writes a table of paths and clusters as well.
+    writes a table of paths and clusters as well; of vectors in object storage, the table only.
     """
     from ...exploration.clusters import cluster as find
     from ...exploration.clusters import draw_clusters
@@ -70,6 +70,7 @@ def cluster(
         min_cluster_size=min_cluster_size,
         num_seeds=num_seeds,
         seed=seed,
+        write=collection.is_local or output is None,
     )
     if output is not None:
         collection.write_csv(output, {"cluster": result.column})
@@ -79,7 +80,8 @@ def cluster(
         collection_options.print_json(result.to_dict())
         return
     _report(result, num_seeds)
-    typer.echo(f"column: cluster in {collection.folder}")
+    if collection.is_local:
+        typer.echo(f"column: cluster in {collection.folder}")
     if output is not None:
         typer.echo(f"table: {output}")
     if sheet is not None:

@@ -36,7 +36,8 @@ def label(
 
     The columns "prediction" and "probability" are written beside the vectors. The accuracy is
     measured by cross-validation on the labeled images; the most uncertain images to label next are
-    printed. --output writes a table of paths, predictions and probabilities as well.
+    printed. --output writes a table of paths, predictions and probabilities as well; of vectors in
+    object storage, the table only.
     """
     from ...exploration.collection import Collection
     from ...exploration.labeling import label as classify
@@ -53,6 +54,7 @@ def label(
         seed=seed,
         image_column=image_column,
         label_column=label_column,
+        write=collection.is_local or output is None,
     )
     if output is not None:
         columns = {
@@ -64,7 +66,8 @@ def label(
         collection_options.print_json(result.to_dict())
         return
     _report(result)
-    typer.echo(f"columns: prediction, probability in {collection.folder}")
+    if collection.is_local:
+        typer.echo(f"columns: prediction, probability in {collection.folder}")
     if output is not None:
         typer.echo(f"table: {output}")
 
