@@ -32,6 +32,7 @@ from ..modeling.checkpoints.resolve import check_no_url
 from ..modeling.checkpoints.weight_files import INDEXES, SINGLE_FILES, shard_names
 from ..sharing.provenance import CARD
 from .file_contents import find_problem
+from .suggestions import suggestion
 
 # In search order; an index lists the shards.
 WEIGHTS = tuple(name for pair in zip(SINGLE_FILES, INDEXES, strict=True) for name in pair)
@@ -196,13 +197,15 @@ def _timm_repository(name: str) -> str:
     try:
         from timm.models import get_pretrained_cfg
     except ImportError as error:
-        raise FileNotFoundError(f"{missing}, which is not installed.") from error
+        reason = f"{missing}, which is not installed. {suggestion(name)}"
+        raise FileNotFoundError(reason.rstrip()) from error
     try:
         found = get_pretrained_cfg(name)
     except RuntimeError:
         found = None
     if found is None or not found.hf_hub_id:
-        raise FileNotFoundError(f"{missing} that has weights on the Hub. Give a path.")
+        reason = suggestion(name) or "Give a path."
+        raise FileNotFoundError(f"{missing} that has weights on the Hub. {reason}")
     repository = found.hf_hub_id
     return repository if "/" in repository and repository != "timm/" else f"timm/{name}"
 

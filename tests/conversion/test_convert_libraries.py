@@ -259,7 +259,25 @@ def test_a_timm_name_is_found_in_the_hub_cache(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="neither in the cache"):
         convert("vit_small_patch16_224.dino", tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="no such model in timm"):
-        convert("vit_nonsense", tmp_path / "other")
+        convert("nonsense", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("dinov2_vits14", "dinov2_vits14 of torch.hub is facebook/dinov2-small on the Hub."),
+        ("dinov3_vitb16", "is facebook/dinov3-vitb16-pretrain-lvd1689m on the Hub."),
+        ("my_modell", "Did you mean my_model?"),
+        ("vit_small_patch16_224.dinoo", "Did you mean vit_small_patch16_224.dino"),
+        ("nonsense", "has weights on the Hub. Give a path."),
+    ],
+)
+def test_a_name_that_stands_for_nothing_gets_a_suggestion(name, hint, tmp_path, monkeypatch):
+    (tmp_path / "my_model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such model in timm") as error:
+        convert(name, "out")
+    assert hint in str(error.value)
 
 
 # torchvision
