@@ -21,7 +21,8 @@ class PMSNConfig(ObjectiveConfig):
     prediction at temperature t that is sharpened by s, as in the reference code, equals a
     prediction at temperature t * s. The momentum of the teacher rises linearly.
 
-    Sinkhorn iterations make the targets uniform on average, which contradicts a power-law prior.
+    Sinkhorn iterations make the targets uniform on average, which contradicts a power-law prior; a
+    run with both prints a warning.
 
     Args:
         prior: Distribution that the mean prediction is drawn toward. "uniform": all prototypes
@@ -71,6 +72,17 @@ class PMSNConfig(ObjectiveConfig):
     patch_drop_ratio: float | int = 0.15  # Appendix A.1, ViT-S/16
     teacher_momentum: float | int = 0.996  # Appendix A.1
     teacher_momentum_end: float | int = 1.0  # Appendix A.1
+
+    def contradictions(self) -> list[str]:
+        """Return a sentence if the targets are made uniform and the predictions are not."""
+        is_uniform = self.prior == "uniform" or self.power_law_exponent == 0
+        if is_uniform or self.sinkhorn_iterations == 0 or self.regularization_weight == 0:
+            return []
+        return [
+            f"sinkhorn_iterations ({self.sinkhorn_iterations}) makes the targets uniform over the "
+            "prototypes, and the prior (power_law) draws the predictions away from uniform; use "
+            "--prior uniform or --sinkhorn-iterations 0."
+        ]
 
     def validate_architecture(self) -> None:
         """Check the range of each field."""

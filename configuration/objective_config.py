@@ -40,6 +40,10 @@ class ObjectiveConfig(PreTrainedConfig):
         """Return the values in use of fields that may be None, by name."""
         return {}
 
+    def contradictions(self) -> list[str]:
+        """Return sentences about values that work against each other, which a run warns of."""
+        return []
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the configuration from a dict, and check the fields among `kwargs`, too.

@@ -334,6 +334,16 @@ def test_overwrite_does_not_delete_the_checkpoint_that_the_run_starts_from(two_c
         assert (folder / "model.safetensors").exists()
 
 
+def test_values_of_an_objective_that_contradict_each_other_are_warned_of(
+    two_classes, tmp_path, capsys
+):
+    balanced = ("--sinkhorn-iterations", 3, "--batch-size", 8, "--dry-run")
+    warning = "warning: sinkhorn_iterations (3) makes the targets uniform"
+    for prior in ("power_law", "uniform"):
+        main(arguments("pmsn", two_classes, tmp_path / "out", *balanced, "--prior", prior))
+        assert (warning in capsys.readouterr().out) == (prior == "power_law")
+
+
 def test_every_trainable_class_has_a_recipe():
     from selfvit.training.recipes import RECIPES
 
