@@ -74,7 +74,7 @@ class PMSNConfig(ObjectiveConfig):
     teacher_momentum_end: float | int = 1.0  # Appendix A.1
 
     def contradictions(self) -> list[str]:
-        """Return a sentence if the targets are made uniform and the predictions are not."""
+        """Return a sentence if Sinkhorn iterations work against a power-law prior."""
         is_uniform = self.prior == "uniform" or self.power_law_exponent == 0
         if is_uniform or self.sinkhorn_iterations == 0 or self.regularization_weight == 0:
             return []

@@ -41,7 +41,7 @@ class ObjectiveConfig(PreTrainedConfig):
         return {}
 
     def contradictions(self) -> list[str]:
-        """Return sentences about values that work against each other, which a run warns of."""
+        """Return sentences on values that work against each other, for warnings of a run."""
         return []
 
     @classmethod

@@ -30,7 +30,7 @@ from typing import Any
 import torch.multiprocessing
 
 from ..errors import shorten
-from .workers import initialize_worker
+from .workers import blocked_interrupts, initialize_worker, unblock_interrupts
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class ReadingWorkers:
         process = torch.multiprocessing.Process(
             target=_work, args=(ours, theirs, slot, self._reading, os.getpid()), daemon=True
         )
-        with _no_garbage_collection(), _no_interrupts():  # the worker enables both again
+        with _no_garbage_collection(), blocked_interrupts():  # the worker enables both again
             process.start()
         theirs.close()  # a dead worker then closes the pipe
         return _Worker(process, ours, slot)
@@ -360,23 +360,6 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Block SIGINT in this thread and in a process that it starts.
-
-    Until multiprocessing has called the function of a forked process, a KeyboardInterrupt in it
-    would continue with the `except` and `finally` of the main process.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, which does not fork
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _how(exit_code: int | None, times: str = "") -> str:
     if exit_code is None:  # other code in this process has waited for the process
         return f"died {times}".rstrip()
@@ -397,8 +380,7 @@ def _work(main_end: Any, pipe: Any, slot: Any, reading: Reading, main_process: i
     main_end.close()  # a copy; with it open, the death of the main process would not close the pipe
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of the terminal
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    unblock_interrupts()
     try:
         while True:
             while not pipe.poll(SECONDS_BETWEEN_CHECKS):

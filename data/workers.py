@@ -1,11 +1,16 @@
-"""Initialization of worker processes that decode images."""
+"""Start and initialization of worker processes that decode images."""
 
 from __future__ import annotations
 
 import gc
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+CAN_BLOCK = hasattr(signal, "pthread_sigmask")  # not on Windows, which does not fork
 
 
 def initialize_worker(worker_id: int = 0) -> None:
@@ -25,4 +30,27 @@ def initialize_worker(worker_id: int = 0) -> None:
         sys.modules["cv2"].setNumThreads(0)
 
 
-__all__ = ["initialize_worker"]
+@contextmanager
+def blocked_interrupts() -> Iterator[None]:
+    """Block SIGINT in this thread, and in a process that it starts until `unblock_interrupts`.
+
+    Until multiprocessing has called the function of a forked process, a KeyboardInterrupt in it
+    would continue with the `except` and `finally` of the main process.
+    """
+    if not CAN_BLOCK:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_interrupts() -> None:
+    """Unblock SIGINT in a process that was started with `blocked_interrupts`."""
+    if CAN_BLOCK:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+__all__ = ["blocked_interrupts", "initialize_worker", "unblock_interrupts"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..embedding.vectors.columns import check_takes_columns
 from .collection import Collection, CollectionImages, check_rows, names_of
 from .partition import (
     NOISE,
@@ -201,7 +202,7 @@ def _check_arguments(
                 f"({num_distinct}); use {num_distinct} or fewer."
             )
     if write:
-        collection.check_local()
+        check_takes_columns(collection.folder)
 
 
 def _stability(

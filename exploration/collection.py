@@ -182,19 +182,6 @@ class Collection:
         """Whether the vectors are on this machine, so that columns can be added to them."""
         return not is_remote(self.folder)
 
-    def check_local(self) -> None:
-        """Check that columns can be added to the vectors.
-
-        Raises:
-            ValueError: If they are in object storage.
-        """
-        if not self.is_local:
-            raise ValueError(
-                f"columns are written beside the vectors, but {str(self.folder)!r} is in object "
-                "storage; copy the folder to this machine, or write a table only: --output "
-                "FILE.csv, or write=False in Python."
-            )
-
     def write_columns(self, name: str, columns: Mapping[str, Any]) -> Path:
         """Add columns to the vectors, see `embedding.vectors.columns.write_columns`.
 

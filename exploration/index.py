@@ -13,7 +13,6 @@ import numpy as np
 
 from ..atomic_output import atomic_output
 from ..embedding.vectors import folder
-from ..embedding.vectors.storage import is_remote
 from .collection import Collection, check_rows, directions_of
 from .neighbors import nearest
 
@@ -68,7 +67,7 @@ def build_index(collection: Collection, seed: int = 0) -> IndexDescription:
     """
     faiss = require_faiss()
     check_rows(collection, 2, "an index")
-    if is_remote(collection.folder):
+    if not collection.is_local:
         raise ValueError(
             f"the index is built beside local vectors, but {str(collection.folder)!r} is in object "
             "storage; copy the folder to this machine."

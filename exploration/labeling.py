@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.files.tables import check_repeated_label, path_column, read_label_column, read_list
 from ..data.labels import labels_of_values
+from ..embedding.vectors.columns import check_takes_columns
 from ..errors import shorten
 from .classifier import (
     NO_FOLD,
@@ -131,7 +132,7 @@ def label(
     collection = vectors if isinstance(vectors, Collection) else Collection(vectors)
     check_rows(collection, 2, "a classification")
     if write:
-        collection.check_local()
+        check_takes_columns(collection.folder)
     given, notes = _match(collection, *_read_labels(labels, image_column, label_column))
     names = _classes_of(given)
     rows = np.array(sorted(given))

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.feather
 
 from ..atomic_output import atomic_output
-from ..embedding.vectors.storage import is_remote
 from ..visualization.embedding_map import project_to_plane
 from .collection import Collection, check_rows
 from .neighbors import nearest
@@ -112,7 +111,7 @@ def lay_out(
         num_placed,
         note,
     )
-    if not is_remote(collection.folder):
+    if collection.is_local:
         store_positions(collection, positions, method=method, seed=seed)
     return layout
 
@@ -195,7 +194,7 @@ def last_settings(collection: Collection) -> dict[str, Any]:
 def _read_stored(collection: Collection) -> tuple[dict[str, Any], pa.Table] | None:
     """Return settings and table of the last map; None if there is none."""
     path = collection.folder / STORED_MAP
-    if is_remote(collection.folder) or not path.is_file():
+    if not (collection.is_local and path.is_file()):
         return None
     try:
         table = pyarrow.feather.read_table(str(path))

@@ -121,7 +121,7 @@ def without_line_breaks(text: str) -> str:
 
 
 def hub_id_in(url: str) -> str | None:
-    """Return the USER/NAME of a page of the Hub, whose address was given in its place.
+    """Return the USER/NAME in the address of a page of the Hub.
 
     Args:
         url: Address, such as https://huggingface.co/facebook/dinov2-small/tree/main.

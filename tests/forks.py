@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from selfvit.data.workers import blocked_interrupts, unblock_interrupts
+
 
 def start_fork(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function in a fork of this process, and return the fork, a multiprocessing.Process.
@@ -18,16 +20,13 @@ def start_fork(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     process = multiprocessing.get_context("fork").Process(
         target=_call, args=(function, args, kwargs)
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
+    with blocked_interrupts():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
 def _call(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     gc.freeze()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    unblock_interrupts()
     function(*args, **kwargs)

@@ -182,9 +182,8 @@ def _start_lines(checked: CheckedRun, accelerator: Accelerator) -> list[str]:
     too_short = explain_too_short(run, checked.plan.num_steps)
     if too_short is not None:
         lines.append(f"warning: {too_short}")
-    parts = [getattr(run.model, name) for name in run.model.sub_configs_defaults]
-    objectives = [part for part in parts if part is not None]
-    lines += [f"warning: {text}" for part in objectives for text in part.contradictions()]
+    for objective in run.objectives().values():
+        lines += [f"warning: {text}" for text in objective.contradictions()]
     if run.is_classifier and run.start.init_from is None:
         lines.append(
             f"warning: {run.recipe} starts from random weights, and its values are for a "

@@ -16,7 +16,7 @@ import pyarrow.feather
 from ...atomic_output import atomic_output
 from ...data.remote.file_system import StorageError
 from .manifest import Manifest
-from .storage import check_local, is_remote, opened
+from .storage import is_remote, opened
 
 COLUMNS_PATTERN = "*.feather"
 OWN_KEYS = b"selfvit."  # start of the keys in the metadata of files that selfvit wrote
@@ -39,13 +39,30 @@ def write_columns(folder: Path, fingerprint: str, name: str, columns: Mapping[st
         OSError: If it cannot be written.
         ValueError: If the folder is in object storage.
     """
-    check_local(folder)
+    check_takes_columns(folder)
     table = pa.table({key: pa.array(values) for key, values in columns.items()})
     table = table.replace_schema_metadata({VECTORS: fingerprint.encode()})
     path = folder / f"{name}.feather"
     with atomic_output(path) as unfinished:
         pyarrow.feather.write_feather(table, str(unfinished), compression="uncompressed")
     return path
+
+
+def check_takes_columns(folder: Path) -> None:
+    """Check that columns can be written beside the vectors.
+
+    Args:
+        folder: Folder of vectors.
+
+    Raises:
+        ValueError: If it is in object storage.
+    """
+    if is_remote(folder):
+        raise ValueError(
+            f"columns are written beside the vectors, but {str(folder)!r} is in object storage; "
+            "copy the folder to this machine, or write a table only: --output FILE.csv, or "
+            "write=False in Python."
+        )
 
 
 def read_columns(folder: Path, fingerprint: str) -> dict[str, pa.ChunkedArray]:
@@ -119,6 +136,7 @@ def fingerprint_of(manifest: Manifest) -> str:
 
 __all__ = [
     "COLUMNS_PATTERN",
+    "check_takes_columns",
     "fingerprint_of",
     "is_own_feather",
     "read_column_files",

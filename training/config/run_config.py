@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from ...configuration.configuration_selfvit import INHERITED_FIELDS, SelfViTConfig
 from ...configuration.format_version import WRITTEN_BY
+from ...configuration.objective_config import ObjectiveConfig
 from ...data.pixel_format import PixelFormat
 from ..augmentations.base import Augmentation
 from ..augmentations.registry import AUGMENTATIONS
@@ -228,7 +229,7 @@ class RunConfig:
         except TypeError as error:
             raise ValueError(f"a name in the run's YAML is unknown: {error}.") from error
 
-    def objectives(self) -> dict[str, PreTrainedConfig]:
+    def objectives(self) -> dict[str, ObjectiveConfig]:
         """Return the objective's part of `model` by its name; empty for a classifier."""
         parts = {name: getattr(self.model, name) for name in SelfViTConfig.sub_configs_defaults}
         return {name: part for name, part in parts.items() if part is not None}
